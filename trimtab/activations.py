@@ -1,0 +1,136 @@
+"""Captured activations of attention heads, as pure tensors with labels, and their place on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trimtab.errors import BadDataset, BadValue, ShapeError
+from trimtab.storage import load_result, save_result
+
+
+class Head(NamedTuple):
+    """One attention head: decoder layer and head, both counted from 0."""
+
+    layer: int
+    head: int
+
+
+class HeadExamples(NamedTuple):
+    """One head's examples, ready for any scikit-learn estimator and its group-wise splitters."""
+
+    X: Float[np.ndarray, "example d_head"]
+    y: Bool[np.ndarray, "example"]
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeadActivations:
+    """Activations of every head for a set of labelled statements.
+
+    With `site="heads"` they are taken at the input of the attention output projection; with `site="residual"`
+    they are the layers' outputs, held as one head of width d_model.
+    """
+
+    values: Float[Tensor, "example layer head d_head"]
+    """float32 unless the model runs in float64; on the CPU."""
+    labels: Bool[Tensor, "example"]
+    """True for true (or positive) statements."""
+    groups: tuple[str, ...]
+    """The question of each example; splits and intervals go by it."""
+    layers: tuple[int, ...]
+    """The decoder layer each index along `layer` stands for (hybrid models skip some)."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """Model fingerprint, position, site, token counts."""
+
+    def __post_init__(self) -> None:
+        n, n_layers = self.values.shape[:2]
+        if not len(self.labels) == len(self.groups) == n or len(self.layers) != n_layers:
+            raise ShapeError(
+                f"activations of {n} examples and {n_layers} layers came with {len(self.labels)} labels, "
+                f"{len(self.groups)} groups and {len(self.layers)} layer numbers; the counts must agree"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def n_heads(self) -> int:
+        """Heads per layer."""
+        return self.values.shape[2]
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head."""
+        return self.values.shape[3]
+
+    def head(self, layer: int, head: int) -> HeadExamples:
+        """Return `(X, y, groups)` of one head, as numpy arrays."""
+        if layer not in self.layers or not 0 <= head < self.n_heads:
+            raise BadValue(
+                f"no head {head} in layer {layer}: these activations hold layers {self.layers[0]}-"
+                f"{self.layers[-1]} with {self.n_heads} heads each"
+            )
+        x = self.values[:, self.layers.index(layer), head]
+        return HeadExamples(x.numpy(), self.labels.numpy(), np.asarray(self.groups))
+
+    def select(self, keep: Bool[Tensor, "example"]) -> HeadActivations:
+        """Return only the examples where `keep` is true."""
+        groups = tuple(g for g, k in zip(self.groups, keep.tolist(), strict=True) if k)
+        return replace(self, values=self.values[keep], labels=self.labels[keep], groups=groups)
+
+    def split(self, *, test: float = 0.2, seed: int = 0) -> tuple[HeadActivations, HeadActivations]:
+        """Return (rest, test) such that no question stands on both sides; `test` is a share of the questions."""
+        questions = sorted(set(self.groups))
+        n_test = round(test * len(questions))
+        if not 0 < n_test < len(questions):
+            raise BadDataset(
+                f"a test share of {test} of {len(questions)} questions leaves one side empty; give more questions"
+            )
+        order = np.random.default_rng(seed).permutation(len(questions))
+        held = {questions[i] for i in order[:n_test]}
+        mask = torch.tensor([g in held for g in self.groups])
+        return self.select(~mask), self.select(mask)
+
+    def require_finite(self) -> HeadActivations:
+        """Return self; raises `BadValue` naming the layers if some values are NaN or infinite."""
+        finite = torch.stack([self.values[:, i].isfinite().all() for i in range(len(self.layers))])
+        if not bool(finite.all()):
+            bad = [layer for layer, ok in zip(self.layers, finite.tolist(), strict=True) if not ok]
+            raise BadValue(
+                f"activations hold NaN or infinite values in layer(s) {', '.join(map(str, bad))}; "
+                "load the model in float32 (or bfloat16) and check its weights"
+            )
+        return self
+
+    def require_both_labels(self) -> HeadActivations:
+        """Return self; raises `BadDataset` if there are no examples or all carry the same label."""
+        if len(self) == 0:
+            raise BadDataset("no examples: directions and probes need true and false statements")
+        if bool(self.labels.all()) or not bool(self.labels.any()):
+            only = "true" if bool(self.labels[0]) else "false"
+            raise BadDataset(f"all {len(self)} statements are {only}: add statements of the other kind")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the activations to a folder (safetensors and JSON), atomically."""
+        record = {"groups": self.groups, "layers": self.layers, "record": self.record}
+        save_result(path, "activations", record, {"values": self.values, "labels": self.labels})
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadActivations:
+        """Return activations that `save` wrote; raises `Incompatible` for anything else."""
+        record, tensors = load_result(path, "activations")
+        return cls(
+            values=tensors["values"],
+            labels=tensors["labels"],
+            groups=tuple(record["groups"]),
+            layers=tuple(record["layers"]),
+            record=record["record"],
+        )

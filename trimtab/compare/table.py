@@ -1,0 +1,142 @@
+"""table: the same questions and meters for edits that were already made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trimtab.datasets import QuestionSet
+from trimtab.edits import Edit, Prompted
+from trimtab.errors import BadValue
+from trimtab.evaluate import Judge, drift, exact_judge, generate_answers, multiple_choice
+from trimtab.evaluate.multiple_choice import Convention
+from trimtab.intervals import Estimate, bootstrap_mean
+
+METRICS = ("true_info", "true", "info", "unmatched", "mc1", "mc2", "ce", "kl")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One edit's measurements, each with its 95 % interval."""
+
+    name: str
+    true_info: Estimate
+    true: Estimate
+    info: Estimate
+    unmatched: Estimate
+    mc1: Estimate
+    mc2: Estimate
+    ce: Estimate | None
+    """None where the model itself is unchanged (prompting)."""
+    kl: Estimate | None
+    edit: dict[str, Any]
+    """The edit's description."""
+    cost: dict[str, Any]
+    details: dict[str, Any]
+    """Per-question rows."""
+
+    def as_dict(self, *, details: bool = False) -> dict[str, Any]:
+        """Return plain values for JSON, with the per-question rows if asked for."""
+        metrics = {m: None if (e := getattr(self, m)) is None else e.as_dict() for m in METRICS}
+        rest = {"edit": self.edit, "cost": self.cost, **({"details": self.details} if details else {})}
+        return {"name": self.name, **metrics, **rest}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows measured on the same questions with the same meters."""
+
+    rows: tuple[Row, ...]
+    setting: dict[str, Any]
+    """Questions, convention and their fingerprints."""
+
+    def __getitem__(self, name: str) -> Row:
+        """Return the row of this name."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise BadValue(f"no row {name!r}; the table has {', '.join(r.name for r in self.rows)}")
+
+    def as_dict(self, *, details: bool = False) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"rows": [row.as_dict(details=details) for row in self.rows], "setting": self.setting}
+
+    def to_markdown(self) -> str:
+        """Return the table as Markdown; percentages with intervals in brackets, CE and KL in nats."""
+        heads = ["", "True*Info", "True", "Info", "unmatched", "MC1", "MC2", "CE", "KL"]
+        lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+        lines += ["| " + " | ".join([row.name, *cells(row)]) + " |" for row in self.rows]
+        return "\n".join(lines)
+
+
+def cells(row: Row) -> list[str]:
+    """Return the row's metrics as text."""
+    return [_cell(getattr(row, m), percent=m not in ("ce", "kl")) for m in METRICS]
+
+
+def table(
+    model: Any,
+    tokenizer: Any,
+    questions: QuestionSet,
+    edits: Sequence[Edit],
+    *,
+    judge: Judge = exact_judge,
+    convention: Convention = "plain",
+    texts: Sequence[str] | None = None,
+    max_new_tokens: int = 50,
+) -> Table:
+    """Return a table with one row per edit, all measured on the same questions and neutral texts.
+
+    Raises:
+        BadValue: no edits, or two of one name.
+    """
+    names = [edit.name for edit in edits]
+    if not names or len(set(names)) < len(names):
+        raise BadValue(f"a table needs edits of different names, got {', '.join(names) or 'none'}")
+    rows = []
+    for edit in edits:
+        said = generate_answers(model, tokenizer, questions, edit, judge=judge, max_new_tokens=max_new_tokens)
+        chosen = multiple_choice(model, tokenizer, questions, edit, convention=convention)
+        moved = None if isinstance(edit, Prompted) else drift(model, tokenizer, edit, texts=texts)
+        rows.append(
+            Row(
+                name=edit.name,
+                true_info=said.true_info,
+                true=said.true,
+                info=said.informative,
+                unmatched=said.unmatched,
+                mc1=chosen.mc1,
+                mc2=chosen.mc2,
+                ce=moved.ce if moved else None,
+                kl=moved.kl if moved else None,
+                edit=edit.describe(),
+                cost=asdict(edit.cost),
+                details={
+                    "generated": said.as_dict()["rows"],
+                    "multiple_choice": chosen.as_dict()["rows"],
+                    "drift": moved.as_dict()["per_text"] if moved else None,
+                },
+            )
+        )
+    setting = {"questions": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}
+    return Table(tuple(rows), {**setting, "convention": convention})
+
+
+def pooled(rows: Sequence[Row], name: str) -> Row:
+    """Return the mean row of several draws of the same kind; intervals are over draws, not questions."""
+
+    def mean(metric: str) -> Estimate | None:
+        values = [getattr(row, metric) for row in rows]
+        return None if None in values else bootstrap_mean(values)
+
+    metrics: dict[str, Any] = {m: mean(m) for m in METRICS}
+    draws = {"kind": "draws", "draws": [row.edit for row in rows]}
+    return Row(name=name, **metrics, edit=draws, cost=rows[0].cost, details={"draws": [r.as_dict() for r in rows]})
+
+
+def _cell(value: Estimate | None, *, percent: bool) -> str:
+    if value is None:
+        return "-"
+    show: Callable[[float], str] = (lambda v: f"{100 * v:.1f}") if percent else (lambda v: f"{v:.3f}")
+    return f"{show(value)} [{show(value.low)}, {show(value.high)}]"

@@ -1,0 +1,22 @@
+"""Questions with true and false answers: what ships, what the field uses, and the user's own files."""
+
+from trimtab.datasets.files import contrast_pairs, from_file
+from trimtab.datasets.folklore import folklore
+from trimtab.datasets.prose import neutral_texts
+from trimtab.datasets.questions import Question, QuestionSet, SftExample, Statement, one_line, plain
+from trimtab.datasets.truthfulqa import iti_folds, truthfulqa
+
+__all__ = [
+    "Question",
+    "QuestionSet",
+    "SftExample",
+    "Statement",
+    "contrast_pairs",
+    "folklore",
+    "from_file",
+    "iti_folds",
+    "neutral_texts",
+    "one_line",
+    "plain",
+    "truthfulqa",
+]

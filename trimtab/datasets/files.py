@@ -1,0 +1,125 @@
+"""Question files of the user's own: JSONL, JSON or CSV; every mistake is named by file, line and field."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trimtab.datasets.questions import Question, QuestionSet
+from trimtab.errors import BadDataset
+
+FIELDS = ("question", "correct", "incorrect", "best_answer", "category", "source", "explanation")
+
+
+def from_file(path: str | Path) -> QuestionSet:
+    """Return the questions of a `.jsonl` or `.csv` file.
+
+    Fields: `question`, `correct`, `incorrect` (lists of texts in JSONL; texts separated by `;` in CSV), and if
+    wanted `best_answer`, `category`, `source`, `explanation`. Files whose rows have `positive` and `negative`
+    are read as contrast pairs (see `contrast_pairs`).
+
+    Raises:
+        BadDataset: the file cannot be read, is empty or malformed; the message names line and field.
+    """
+    rows = list(read_rows(path))
+    if rows and {"positive", "negative"} <= set(rows[0][1]):
+        return _pairs(path, rows)
+    questions = tuple(_question(path, line, row) for line, row in rows)
+    return _set(path, questions, "plain")
+
+
+def contrast_pairs(path: str | Path) -> QuestionSet:
+    """Return contrast pairs of any behaviour from a `.jsonl` or `.csv` file.
+
+    Fields: `positive` and `negative` texts, and if wanted the `prompt` that both continue. They become questions
+    with one true (positive) and one false (negative) answer, so that all that works on questions works on them.
+
+    Raises:
+        BadDataset: as `from_file`.
+    """
+    return _pairs(path, list(read_rows(path)))
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield (line number, row) of a JSONL or CSV file."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as cause:
+        why = "is not UTF-8 text" if isinstance(cause, UnicodeDecodeError) else "cannot be read"
+        raise BadDataset(f"{path} {why}; expected a .jsonl or .csv file of questions") from cause
+    if path.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            for row in reader:
+                yield reader.line_num, _complete(path, reader.line_num, row)
+        except csv.Error as cause:
+            raise BadDataset(f"{path}, line {reader.line_num}: not valid CSV ({cause})") from cause
+    elif path.suffix == ".jsonl":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, _json_object(path, number, line)
+    else:
+        raise BadDataset(f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl or .csv")
+
+
+def _complete(path: Path, line: int, row: Mapping[str | None, Any]) -> Mapping[str, Any]:
+    if None in row or None in row.values():
+        raise BadDataset(f"{path}, line {line}: the number of fields differs from the header's")
+    return {str(k).strip(): v for k, v in row.items()}
+
+
+def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(text)
+    except ValueError as cause:
+        raise BadDataset(f"{path}, line {line}: not valid JSON ({cause})") from cause
+    if not isinstance(row, dict):
+        raise BadDataset(f"{path}, line {line}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _question(path: str | Path, line: int, row: Mapping[str, Any]) -> Question:
+    answers = {}
+    for field in ("correct", "incorrect"):
+        value = _field(path, line, row, field, (str, list))
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(";") if part.strip()]
+        answers[field] = tuple(value)
+    texts = {f: str(row.get(f) or "") for f in FIELDS[3:]}
+    try:
+        return Question(str(_field(path, line, row, "question", (str,))), **answers, **texts)
+    except BadDataset as cause:
+        raise BadDataset(f"{path}, line {line}: {cause}") from cause
+
+
+def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> QuestionSet:
+    questions = []
+    for line, row in rows:
+        positive, negative = (str(_field(path, line, row, f, (str,))) for f in ("positive", "negative"))
+        try:
+            questions.append(Question(str(row.get("prompt") or ""), (positive,), (negative,)))
+        except BadDataset as cause:
+            raise BadDataset(f"{path}, line {line}: {cause}") from cause
+    return _set(path, tuple(questions), "bare")
+
+
+def _field(path: str | Path, line: int, row: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
+    value = row.get(name)
+    if value is None:
+        raise BadDataset(f"{path}, line {line}: field {name!r} is missing; found {', '.join(map(str, row)) or 'none'}")
+    if not isinstance(value, kinds) or not value:
+        expected = " or ".join({str: "a text", list: "a list of texts"}[k] for k in kinds)
+        raise BadDataset(f"{path}, line {line}: field {name!r} must be {expected}, not empty; got {value!r:.60}")
+    return value
+
+
+def _set(path: str | Path, questions: tuple[Question, ...], form: str) -> QuestionSet:
+    try:
+        return QuestionSet(questions, name=Path(path).stem, default_format=form)
+    except BadDataset as cause:
+        raise BadDataset(f"{path}: {cause}") from cause

@@ -1,0 +1,143 @@
+"""TruthfulQA (Lin, Hilton & Evans 2021), from its CSV, its multiple-choice JSON, or the hub; and ITI's two folds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trimtab.datasets.files import read_rows
+from trimtab.datasets.questions import Question, QuestionSet
+from trimtab.errors import BadDataset, BadValue
+
+HUB_ID = "truthfulqa/truthful_qa"
+N_QUESTIONS = 817
+
+
+def truthfulqa(source: str | Path = HUB_ID) -> QuestionSet:
+    """Return TruthfulQA's questions, in the hub's order.
+
+    `source` is a path to `TruthfulQA.csv` or to `mc_task.json`, or the hub's id (which needs Hugging Face's
+    `datasets` and the network). The CSV's answers get a final period, as the multiple-choice files have; the
+    multiple-choice sources have no categories.
+
+    Raises:
+        BadDataset: the file cannot be read or has other fields.
+    """
+    path = Path(source)
+    if path.suffix == ".csv":
+        return _from_csv(path)
+    if path.suffix == ".json":
+        return _from_multiple_choice(path, _read_json(path))
+    if str(source) == HUB_ID:
+        return _from_hub()
+    raise BadDataset(f"TruthfulQA from {source}: expected a .csv or .json file, or the hub id {HUB_ID!r}")
+
+
+class Fold(NamedTuple):
+    """Row numbers (from 0, in the hub's order) of one fold."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+
+
+def iti_folds() -> list[Fold]:
+    """Return the two folds of ITI's published code with seed 42: 326/82/409 and 327/82/408 questions.
+
+    The halves are contiguous; four fifths of the other half are drawn for training. numpy's legacy generator
+    gives fold 0 directly. Between the folds the published run took 303 more 32-bit words from it (found by
+    search against the published split), so only seed 42 can be reproduced.
+    """
+    rng = np.random.RandomState(42)
+    halves = np.array_split(np.arange(N_QUESTIONS), 2)
+    folds = []
+    for held, rest in ((halves[0], halves[1]), (halves[1], halves[0])):
+        if folds:
+            rng.bytes(4 * 303)
+        train = rng.choice(rest, size=int(len(rest) * 0.8), replace=False)
+        validation = [i for i in rest.tolist() if i not in set(train.tolist())]
+        folds.append(Fold(train.tolist(), validation, held.tolist()))
+    return folds
+
+
+def _from_csv(path: Path) -> QuestionSet:
+    questions = []
+    for line, row in read_rows(path):
+        try:
+            question = Question(
+                row["Question"].strip(),
+                tuple(_closed(a) for a in row["Correct Answers"].split(";") if a.strip()),
+                tuple(_closed(a) for a in row["Incorrect Answers"].split(";") if a.strip()),
+                best_answer=_closed(row["Best Answer"]),
+                category=row["Category"],
+                source=row["Source"],
+            )
+        except KeyError as cause:
+            raise BadDataset(f"{path}, line {line}: field {cause} is missing; is this TruthfulQA.csv?") from cause
+        except BadDataset as cause:
+            raise BadDataset(f"{path}, line {line}: {cause}") from cause
+        questions.append(question)
+    return QuestionSet(_in_hub_order(questions), name="truthfulqa")
+
+
+def _closed(answer: str) -> str:
+    answer = answer.strip()
+    return answer if answer.endswith(".") else answer + "."
+
+
+def _in_hub_order(questions: list[Question]) -> tuple[Question, ...]:
+    # the CSV's order differs between its revisions; ITI's folds are row numbers in the hub's order
+    order = json.loads(files("trimtab.datasets").joinpath("data/truthfulqa_order.json").read_text())
+    place = {digest: i for i, digest in enumerate(order)}
+    last = len(place)
+    return tuple(sorted(questions, key=lambda q: place.get(question_digest(q.question), last)))
+
+
+def question_digest(question: str) -> str:
+    """Return the short hash by which the shipped order knows a question."""
+    return hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:8]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise BadDataset(f"{path} cannot be read as JSON ({cause}); expected TruthfulQA's mc_task.json") from cause
+
+
+def _from_multiple_choice(path: Path, rows: Any) -> QuestionSet:
+    questions = []
+    for number, row in enumerate(rows if isinstance(rows, list) else []):
+        try:
+            choices = row["mc2_targets"]
+            best = next(answer for answer, label in row["mc1_targets"].items() if label == 1)
+            questions.append(_question(row["question"], list(choices), list(choices.values()), best))
+        except (KeyError, TypeError, AttributeError, StopIteration) as cause:
+            raise BadDataset(f"{path}, row {number}: fields question, mc1_targets and mc2_targets expected") from cause
+    return QuestionSet(tuple(questions), name="truthfulqa")
+
+
+def _from_hub() -> QuestionSet:
+    try:
+        import datasets as hf_datasets
+    except ImportError as cause:
+        raise BadValue("TruthfulQA from the hub needs `pip install datasets`; or give the path of its CSV") from cause
+    rows = hf_datasets.load_dataset(HUB_ID, "multiple_choice")["validation"]
+    questions = []
+    for row in rows:
+        one, two = row["mc1_targets"], row["mc2_targets"]
+        best = one["choices"][one["labels"].index(1)]
+        questions.append(_question(row["question"], two["choices"], two["labels"], best))
+    return QuestionSet(tuple(questions), name="truthfulqa")
+
+
+def _question(question: str, choices: list[str], labels: list[int], best: str) -> Question:
+    by_label = {
+        kind: tuple(c for c, label in zip(choices, labels, strict=True) if label == kind) for kind in (1, 0)
+    }
+    return Question(question.strip(), by_label[1], by_label[0], best_answer=best)

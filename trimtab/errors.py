@@ -1,0 +1,27 @@
+"""The errors that a user's mistake raises; every message says what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class TrimtabError(Exception):
+    """Base of all errors that trimtab raises on purpose; the command line prints it and exits with code 2."""
+
+
+class UnsupportedModel(TrimtabError):
+    """The model (or its folder) cannot be loaded, or its attention heads cannot be found and verified."""
+
+
+class BadDataset(TrimtabError):
+    """A data file or question set is empty, malformed, or lacks what the task needs."""
+
+
+class BadValue(TrimtabError):
+    """An argument, or a number inside a tensor, has a value that cannot be used."""
+
+
+class ShapeError(TrimtabError):
+    """A tensor's shape does not fit the model or the other tensors."""
+
+
+class Incompatible(TrimtabError):
+    """Two things that do not belong together: a shift and another model, a folder and another kind of result."""

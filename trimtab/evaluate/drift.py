@@ -1,0 +1,91 @@
+"""Drift: how far an edit moves the model on neutral text, as cross-entropy and KL divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.datasets import neutral_texts
+from trimtab.edits import Edit, NoEdit
+from trimtab.errors import BadDataset
+from trimtab.evaluate.scoring import last_logits
+from trimtab.intervals import Estimate, bootstrap_mean
+from trimtab.models.heads import inference
+from trimtab.models.tokens import Batch, input_device, length_batches, pad_id
+from trimtab.progress import tracked
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Means over tokens, in nats, with 95 % bootstrap intervals over texts."""
+
+    ce: Estimate
+    """Cross-entropy of the edited model on the texts."""
+    kl: Estimate
+    """KL(unedited || edited) of the next-token distributions."""
+    per_text: tuple[tuple[float, float], ...]
+    """(CE, KL) of each text."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"ce": self.ce.as_dict(), "kl": self.kl.as_dict(), "per_text": [list(p) for p in self.per_text]}
+
+
+def drift(
+    model: Any,
+    tokenizer: Any,
+    edit: Edit | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    max_tokens: int = 128,
+    batch_size: int = 32,
+) -> Drift:
+    """Return CE and KL(unedited || edited) on neutral texts, with the edit acting at all positions.
+
+    As in ITI's evaluation (Li et al. 2023, section 5.1), except that the texts are fixed and the log-softmax is in
+    float32. A prompting edit does not change the model: its KL is 0.
+
+    Args:
+        texts: neutral text (not questions and answers), 200 or more; trimtab's own neutral prose if not given.
+        max_tokens: how much of each text is used.
+
+    Raises:
+        BadDataset: no text has two tokens or more.
+    """
+    edit = NoEdit() if edit is None else edit
+    texts = neutral_texts() if texts is None else texts
+    ids = [tokenizer(text)["input_ids"][:max_tokens] for text in texts]
+    ids = [i for i in ids if len(i) > 1]
+    if not ids:
+        raise BadDataset("no neutral text of two tokens or more to measure drift on")
+    pairs: list[tuple[float, float]] = [(0.0, 0.0)] * len(ids)
+    batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
+    for batch in tracked(batches, "measuring drift"):
+        plain = _logprobs(model, batch, NoEdit())
+        edited = plain if isinstance(edit, NoEdit) else _logprobs(model, batch, edit)
+        for place, pair in zip(batch.indices, _ce_and_kl(plain, edited, batch), strict=True):
+            pairs[place] = pair
+    # every text weighs the same: texts are cut to equal length, and intervals resample texts
+    return Drift(bootstrap_mean([c for c, _ in pairs]), bootstrap_mean([k for _, k in pairs]), tuple(pairs))
+
+
+def _logprobs(model: Any, batch: Batch, edit: Edit) -> Float[Tensor, "batch seq vocab"]:
+    with edit.applied(model, positions="all") as edited, inference(edited):
+        logits = last_logits(edited, batch, keep=batch.input_ids.shape[1])[:, :-1]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _ce_and_kl(
+    plain: Float[Tensor, "batch seq vocab"], edited: Float[Tensor, "batch seq vocab"], batch: Batch
+) -> list[tuple[float, float]]:
+    real = batch.attention_mask[:, 1:].bool()
+    ce = -edited.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+    kl = (plain.exp() * (plain - edited)).sum(-1)
+    count = real.sum(1)
+    means = (x.masked_fill(~real, 0).sum(1) / count for x in (ce, kl))
+    return list(zip(*(m.tolist() for m in means), strict=True))

@@ -1,0 +1,172 @@
+"""Generated answers and what a judge makes of them: True, Info and True*Info."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.datasets import Question
+from trimtab.edits import Edit, NoEdit
+from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.judges import Judge, Verdict, exact_judge
+from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
+from trimtab.models.heads import inference
+from trimtab.models.tokens import context_length, input_device, length_batches, pad_id
+from trimtab.progress import tracked
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One question, what was generated, and the verdict."""
+
+    question: str
+    prompt: str
+    answer: str
+    true: float
+    informative: float
+    matched: bool
+
+
+@dataclass(frozen=True)
+class GeneratedAnswers:
+    """Scores over questions with 95 % bootstrap intervals, and the answers they were made of."""
+
+    true: Estimate
+    """Mean of the judge's True."""
+    informative: Estimate
+    """Mean of the judge's Info."""
+    true_info: Estimate
+    """mean(True) x mean(Info), resampled jointly (Li et al. 2023, section 5.1)."""
+    unmatched: Estimate
+    """Share of answers that an exact judge does not know; they count as neither true nor informative."""
+    rows: tuple[AnswerRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        names = ("true", "informative", "true_info", "unmatched")
+        return {**{n: getattr(self, n).as_dict() for n in names}, "rows": [asdict(row) for row in self.rows]}
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    edit: Edit | None = None,
+    *,
+    judge: Judge = exact_judge,
+    max_new_tokens: int = 50,
+    batch_size: int = 32,
+) -> GeneratedAnswers:
+    """Return the edited model's greedy answers with the judge's verdicts.
+
+    Each question is asked as `Q: ...\\nA:` (or as an edit that changes the prompt asks it), left-padded in batches
+    with a KV cache; the answer ends where the next question or paragraph starts.
+
+    Raises:
+        BadDataset: there are no questions.
+        BadValue: prompt and answer do not fit the model's context; the judge returns something else than a verdict.
+    """
+    edit = NoEdit() if edit is None else edit
+    if not questions:
+        raise BadDataset("no questions to ask")
+    prompts = [edit.prompt(q.question) or f"Q: {q.question}\nA:" for q in questions]
+    answers = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    rows = []
+    for question, prompt, answer in zip(questions, prompts, answers, strict=True):
+        verdict = _checked(judge(question, answer), judge)
+        rows.append(AnswerRow(question.question, prompt, answer, *verdict))
+    return summarised(rows)
+
+
+def complete(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    edit: Edit,
+    *,
+    max_new_tokens: int = 50,
+    batch_size: int = 32,
+) -> list[str]:
+    """Return the greedy continuation of every prompt, up to the next question, paragraph or end token."""
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    _require_room(model, ids, prompts, max_new_tokens)
+    pad = pad_id(tokenizer)
+    batches = list(length_batches(ids, batch_size=batch_size, pad=pad, device=input_device(model), side="left"))
+    texts = [""] * len(prompts)
+    with edit.applied(model) as edited, inference(edited):
+        for batch in tracked(batches, "generating answers"):
+            out = edited.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+                stopping_criteria=[_AnswerEnd(tokenizer, batch.input_ids.shape[1])],
+            )
+            new = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+            for place, text in zip(batch.indices, new, strict=True):
+                texts[place] = cut(text)
+    return texts
+
+
+def cut(text: str) -> str:
+    """Return the answer: the text before the next `Q:` or blank line, stripped."""
+    return text.split("Q:")[0].strip().split("\n\n")[0].strip()
+
+
+def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
+    """Return the scores of judged answers."""
+    both = np.array([[r.true, r.informative] for r in rows])
+    return GeneratedAnswers(
+        true=bootstrap_mean(both[:, 0]),
+        informative=bootstrap_mean(both[:, 1]),
+        true_info=bootstrap(both, lambda means: means[..., 0] * means[..., 1]),
+        unmatched=bootstrap_mean([float(not r.matched) for r in rows]),
+        rows=tuple(rows),
+    )
+
+
+class _AnswerEnd:
+    """Stops a row once its new text holds a blank line or the next question."""
+
+    def __init__(self, tokenizer: Any, prompt_length: int) -> None:
+        self.tokenizer, self.prompt_length = tokenizer, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
+        return torch.tensor([self._done(t) for t in texts], device=input_ids.device)
+
+    @staticmethod
+    def _done(text: str) -> bool:
+        started = text.lstrip()
+        return "Q:" in started or "\n\n" in started
+
+
+def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[str], new: int) -> None:
+    context = context_length(model)
+    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+    if context is not None and len(ids[longest]) + new > context:
+        raise BadValue(
+            f"a prompt of {len(ids[longest])} tokens and {new} new ones do not fit the model's context of {context}: "
+            f"{prompts[longest][:60]!r}...; shorten the prompt or ask for fewer tokens"
+        )
+
+
+def _checked(verdict: Verdict, judge: Judge) -> Verdict:
+    name = getattr(judge, "__name__", type(judge).__name__)
+    try:
+        true, informative = float(verdict[0]), float(verdict[1])
+        matched = bool(verdict[2]) if len(verdict) > 2 else True
+    except (TypeError, ValueError, IndexError, KeyError) as cause:
+        raise BadValue(f"judge {name} returned {verdict!r:.80}; expected Verdict(true, informative)") from cause
+    if not (0 <= true <= 1 and 0 <= informative <= 1):
+        raise BadValue(f"judge {name} returned {verdict!r:.80}; true and informative must lie between 0 and 1")
+    return Verdict(true, informative, matched)

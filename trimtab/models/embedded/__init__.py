@@ -1,0 +1,1 @@
+"""The small model that ships with trimtab: a demonstration world whose truth is known."""

@@ -1,0 +1,192 @@
+"""The only file that registers hooks: reading and replacing module inputs and outputs, and adding to heads."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.activations import Head
+from trimtab.edits import Positions, TokenMask
+from trimtab.errors import BadValue, Incompatible, ShapeError
+
+Replace: TypeAlias = Callable[[Tensor], Tensor | None]
+"""Gets a module's first input or output; returns what stands in its place, or None to leave it."""
+
+
+@contextlib.contextmanager
+def on_inputs(hooks: Iterable[tuple[nn.Module, Replace]]) -> Iterator[None]:
+    """Call each function on its module's first input at every forward inside the block."""
+    with contextlib.ExitStack() as stack:
+        for module, function in hooks:
+            handle = module.register_forward_pre_hook(_on_first_input(function), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def on_outputs(hooks: Iterable[tuple[nn.Module, Replace]]) -> Iterator[None]:
+    """Call each function on its module's (first) output at every forward inside the block."""
+    with contextlib.ExitStack() as stack:
+        for module, function in hooks:
+            handle = module.register_forward_hook(_on_first_output(function))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def add_to_heads(
+    model: Any,
+    deltas: Mapping[Head, Float[Tensor, "d_head"]],
+    positions: Positions = "generated",
+    *,
+    heads: Sequence[Any] | None = None,
+) -> Iterator[None]:
+    """Add a vector to chosen heads' activations, at the input of the attention output projection.
+
+    Where it acts is `positions`: `"generated"` is the last position of each forward and demands a KV cache for
+    forwards over several positions; a mask must have the forward's shape. `heads` are the model's sites, found
+    by `find_heads` if not given.
+
+    Raises:
+        BadValue: a head the model does not have; `"generated"` in a forward without a cache or with right padding.
+        ShapeError: a delta or a mask of the wrong shape.
+        Incompatible: the model was compiled before, or a forward ran in which the hooks did not fire.
+    """
+    from trimtab.models.heads import decoder_of, find_heads  # heads.py finds sites with this file's hooks
+
+    if is_compiled(model):
+        raise Incompatible(
+            "the model was compiled before the edit was applied, so its hooks would be ignored silently; "
+            "apply the edit first and compile inside the block, or use the uncompiled model"
+        )
+    sites = {site.layer: site for site in (find_heads(model) if heads is None else heads)}
+    vectors = _layer_vectors(sites, deltas)
+    decoder = decoder_of(model)
+    adders = {layer: _Adder(vector, positions) for layer, vector in vectors.items()}
+    forwards = _ForwardCheck(decoder, positions)
+    handle = decoder.register_forward_pre_hook(forwards, with_kwargs=True)
+    try:
+        with on_inputs((sites[layer].module, adder) for layer, adder in adders.items()):
+            yield
+    finally:
+        handle.remove()
+    silent = [layer for layer, adder in adders.items() if not adder.fired]
+    if forwards.count and silent:
+        raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
+
+
+def is_compiled(model: Any) -> bool:
+    """Return whether `torch.compile` (or `generate`'s own compilation) already holds a graph of this model."""
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call", None) is not None:
+        return True
+    return any(module._compiled_call_impl is not None for module in model.modules())
+
+
+def _on_first_input(function: Replace) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
+        if args:
+            new = function(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        name = next(iter(kwargs))
+        new = function(kwargs[name])
+        return None if new is None else (args, {**kwargs, name: new})
+
+    return hook
+
+
+def _on_first_output(function: Replace) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
+        first = output[0] if isinstance(output, tuple) else output
+        new = function(first)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
+
+
+def _layer_vectors(sites: Mapping[int, Any], deltas: Mapping[Head, Tensor]) -> dict[int, Tensor]:
+    vectors: dict[int, Tensor] = {}
+    for (layer, head), delta in deltas.items():
+        site = sites.get(layer)
+        if site is None or not 0 <= head < site.n_heads:
+            last = max(sites)
+            n_heads = next(iter(sites.values())).n_heads
+            raise BadValue(f"no head {head} in layer {layer}: the model has layers 0-{last} of {n_heads} heads")
+        if delta.shape != (site.d_head,):
+            raise ShapeError(f"delta for layer {layer} head {head}: expected {(site.d_head,)}, got {tuple(delta.shape)}")
+        whole = vectors.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=delta.dtype))
+        whole[head] += delta.cpu()
+    return {layer: whole.flatten() for layer, whole in vectors.items() if bool(whole.any())}
+
+
+class _Adder:
+    """Adds one layer's vector at the positions; keeps a copy of it for each device and dtype it meets."""
+
+    def __init__(self, vector: Float[Tensor, "width"], positions: Positions) -> None:
+        self.vector, self.positions = vector, positions
+        self.placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.fired = False
+
+    def __call__(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+        self.fired = True
+        place = (x.device, x.dtype)
+        if place not in self.placed:
+            self.placed[place] = self.vector.to(device=x.device, dtype=x.dtype)
+        vector = self.placed[place]
+        if isinstance(self.positions, str):
+            if self.positions == "all" or x.shape[1] == 1:
+                return x + vector
+            return torch.cat([x[:, :-1], x[:, -1:] + vector], dim=1)
+        mask = mask_of(self.positions, x.shape[:2]).to(x.device)
+        if mask.dtype == torch.bool:
+            return torch.where(mask[..., None], x + vector, x)
+        return x + mask[..., None].to(x.dtype) * vector
+
+
+def mask_of(positions: Tensor | TokenMask, shape: Sequence[int]) -> Tensor:
+    """Return the mask for a forward of this (batch, seq) shape; raises `ShapeError` if it has another."""
+    mask = positions.value if isinstance(positions, TokenMask) else positions
+    if mask is None:
+        raise ShapeError("the TokenMask has no value: set mask.value before each forward")
+    if tuple(mask.shape) != tuple(shape):
+        raise ShapeError(
+            f"the mask is {tuple(mask.shape)}, the forward is {tuple(shape)} (batch, seq); give one entry per token"
+        )
+    return mask
+
+
+class _ForwardCheck:
+    """Counts the decoder's forwards and refuses those in which "generated" has no meaning."""
+
+    def __init__(self, decoder: nn.Module, positions: Positions) -> None:
+        if isinstance(positions, str) and positions not in ("generated", "all"):
+            raise BadValue(f"positions must be 'generated', 'all' or a mask (batch, seq), got {positions!r}")
+        self.signature = inspect.signature(decoder.forward)
+        self.positions = positions
+        self.count = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        self.count += 1
+        if not isinstance(self.positions, str) or self.positions == "all":
+            return
+        given = self.signature.bind_partial(*args, **kwargs).arguments
+        given = {**given, **given.pop("kwargs", {})}
+        tokens = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None or tokens.shape[1] == 1:
+            return
+        if given.get("past_key_values") is None:
+            raise BadValue(
+                f"positions='generated' in one forward over {tokens.shape[1]} positions without a cache would edit the "
+                "last one only; pass a mask (batch, seq) of the positions to edit, or positions='all'"
+            )
+        padding = given.get("attention_mask")
+        if isinstance(padding, Tensor) and padding.ndim == 2 and not bool(padding[:, -1].all()):
+            raise BadValue("positions='generated' needs left padding: some rows of this batch end in padding")

@@ -1,0 +1,105 @@
+"""From texts to padded batches of tokens, keeping track of where the answer stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from trimtab.errors import BadValue
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """A tokenised text and the span of its answer."""
+
+    ids: list[int]
+    start: int
+    """The first token that holds a character of the answer."""
+    end: int
+    """One past the last token that holds a character of the answer."""
+
+
+def tokenize_answer(tokenizer: Any, text: str, answer_start: int) -> AnswerTokens:
+    """Return prompt and answer tokenised jointly, split at the character where the answer starts.
+
+    Tokenizers may merge across the border: a token belongs to the answer if it holds any of its characters.
+    Special tokens are added as the tokenizer does by default.
+
+    Raises:
+        BadValue: the answer is empty after tokenisation.
+    """
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        inside = [i for i, (a, b) in enumerate(spans) if b > answer_start and b > a]
+    else:
+        ids, before = tokenizer(text)["input_ids"], tokenizer(text[:answer_start].rstrip())["input_ids"]
+        shared = next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), len(before))
+        special = set(tokenizer.all_special_ids)
+        inside = [i for i in range(shared, len(ids)) if ids[i] not in special]
+    if not inside or inside[0] == 0:
+        what = "no answer token" if not inside else "no prompt token before the answer"
+        raise BadValue(f"{what} in {text[-60:]!r}; give a non-empty prompt and answer")
+    return AnswerTokens(ids, inside[0], inside[-1] + 1)
+
+
+def require_fits(model: Any, lengths: Sequence[int], texts: Sequence[str]) -> None:
+    """Raise `BadValue`, naming the text, if a sequence is longer than the model's context."""
+    context = context_length(model)
+    longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
+    if context is not None and longest is not None and lengths[longest] > context:
+        raise BadValue(
+            f"a text of {lengths[longest]} tokens does not fit the model's context of {context}: "
+            f"{texts[longest][:60]!r}...; shorten it (fewer examples in the prompt, shorter answers)"
+        )
+
+
+def context_length(model: Any) -> int | None:
+    """Return the number of positions the model was made for, or None if its config does not say."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the token to pad with: the tokenizer's, else its end token, else 0 (padding is masked in any case)."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token sequences padded to one length."""
+
+    indices: list[int]
+    """The sequences' places in what was given."""
+    input_ids: Int[Tensor, "batch seq"]
+    attention_mask: Int[Tensor, "batch seq"]
+
+
+def length_batches(
+    sequences: Sequence[Sequence[int]], *, batch_size: int, pad: int, device: torch.device, side: str = "right"
+) -> Iterator[Batch]:
+    """Yield the sequences in batches of similar length, longest first, so that memory runs out early or not at all."""
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        rows = [torch.tensor(sequences[i], dtype=torch.long) for i in chosen]
+        ones = [torch.ones(len(r), dtype=torch.long) for r in rows]
+        yield Batch(
+            chosen,
+            pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side).to(device),
+            pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side).to(device),
+        )
+
+
+def input_device(model: Any) -> torch.device:
+    """Return the device on which the model takes tokens."""
+    return model.get_input_embeddings().weight.device

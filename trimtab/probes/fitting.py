@@ -1,0 +1,92 @@
+"""Fitting a linear probe for every head; validation is by question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from trimtab.activations import HeadActivations
+from trimtab.errors import BadValue
+from trimtab.probes.results import HeadProbes, measured
+from trimtab.progress import tracked
+
+
+def fit_logistic(
+    acts: HeadActivations,
+    *,
+    validation: float | HeadActivations = 0.2,
+    C: float = 1.0,
+    seed: int = 0,
+) -> HeadProbes:
+    """Return an L2-regularised logistic regression per head (Li et al. 2023, section 3.1).
+
+    The optimum of scikit-learn's default objective (no standardisation, intercept not penalised), found by its
+    newton-cholesky solver at a tight tolerance: its default lbfgs stops early on correlated features.
+
+    Args:
+        validation: the share of questions to hold out for the accuracies, or activations of other questions.
+        C: inverse strength of the penalty.
+        seed: of the draw of validation questions.
+
+    Raises:
+        BadDataset: one class only, or too few questions to hold some out.
+        BadValue: NaN activations, or C not positive.
+    """
+    if not C > 0:
+        raise BadValue(f"C must be positive, got {C}")
+    train, held = _parts(acts, validation, seed)
+    y = train.labels.numpy()
+    coef = torch.empty(train.values.shape[1:], dtype=torch.float64)
+    intercept = torch.empty(coef.shape[:2], dtype=torch.float64)
+    for index in tracked(list(np.ndindex(*intercept.shape)), "fitting probes"):
+        x = train.values[:, *index].double().numpy()
+        probe = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-8, max_iter=200).fit(x, y)
+        coef[index] = torch.from_numpy(probe.coef_[0])
+        intercept[index] = float(probe.intercept_[0])
+    record = {"kind": "logistic", "C": C, "seed": seed, "n_train": len(train), "activations": acts.record}
+    return measured(coef, intercept, held, record)
+
+
+def fit_mass_mean(
+    acts: HeadActivations, *, validation: float | HeadActivations = 0.2, seed: int = 0
+) -> HeadProbes:
+    """Return per head the difference of class means as a probe, its threshold midway between the means.
+
+    Marks & Tegmark (2023), section 5, without the covariance tilt. Arguments and errors as for `fit_logistic`.
+    """
+    train, held = _parts(acts, validation, seed)
+    coef, middle = _mean_difference(train)
+    intercept = -torch.einsum("lhd,lhd->lh", coef, middle)
+    record = {"kind": "mass_mean", "seed": seed, "n_train": len(train), "activations": acts.record}
+    return measured(coef, intercept, held, record)
+
+
+def shuffled(acts: HeadActivations, *, seed: int = 0) -> HeadActivations:
+    """Return the activations with their labels permuted: a control in which no probe should read anything."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(acts)))
+    return replace(acts, labels=acts.labels[order], record={**acts.record, "shuffled_labels": seed})
+
+
+def _mean_difference(
+    acts: HeadActivations,
+) -> tuple[Float[Tensor, "layer head d_head"], Float[Tensor, "layer head d_head"]]:
+    true, false = (acts.values[acts.labels == k].double().mean(0) for k in (True, False))
+    return true - false, (true + false) / 2
+
+
+def _parts(
+    acts: HeadActivations, validation: float | HeadActivations, seed: int
+) -> tuple[HeadActivations, HeadActivations]:
+    acts.require_both_labels().require_finite()
+    if isinstance(validation, HeadActivations):
+        shared = set(acts.groups) & set(validation.groups)
+        if shared:
+            raise BadValue(f"{len(shared)} validation questions are also training questions; give others")
+        return acts, validation.require_both_labels().require_finite()
+    train, held = acts.split(test=validation, seed=seed)
+    return train.require_both_labels(), held.require_both_labels()

@@ -1,0 +1,104 @@
+"""fit_shift: from activations and probes to directions, their spread, and the heads to shift."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from trimtab.activations import Head, HeadActivations
+from trimtab.edits import Cost, stopwatch
+from trimtab.errors import BadValue, ShapeError
+from trimtab.probes import HeadProbes
+from trimtab.steer.shifts import HeadShift
+
+Direction = Literal["mass_mean", "probe", "random"]
+
+
+def fit_shift(
+    acts: HeadActivations,
+    probes: HeadProbes,
+    *,
+    top_k: int = 8,
+    direction: Direction = "mass_mean",
+    sigma_statements: HeadActivations | None = None,
+    seed: int = 0,
+) -> HeadShift:
+    """Return a shift of strength 1 on the heads that the probes read best.
+
+    Args:
+        acts: training activations (`site="heads"`), example layer head d_head.
+        probes: their accuracies rank the heads; their coefficients are the directions if asked for.
+        top_k: number of heads, K in the paper.
+        direction: `"mass_mean"`: mean(true) - mean(false); `"probe"`: the probe's coefficients; `"random"`: the
+            control, isotropic directions scaled so that each head's shift has the norm it has for mass_mean.
+        sigma_statements: activations on which the spread along a direction is measured; the training ones if not
+            given. The original code uses another prompt bank; strengths are not portable between banks.
+        seed: of the random directions.
+
+    Raises:
+        BadDataset, BadValue: one class only; NaN; more heads asked for than there are; an unknown direction.
+        ShapeError: activations and probes of different geometry.
+    """
+    if direction not in ("mass_mean", "probe", "random"):
+        raise BadValue(f"unknown direction {direction!r}; choose mass_mean, probe or random")
+    if acts.record.get("site", "heads") != "heads":
+        raise BadValue("a head shift needs activations captured with site='heads', got site='residual'")
+    acts.require_both_labels().require_finite()
+    if acts.values.shape[1:] != probes.coef.shape:
+        raise ShapeError(
+            f"activations {tuple(acts.values.shape[1:])} and probes {tuple(probes.coef.shape)} differ (layer head "
+            "d_head); fit the probes on these activations"
+        )
+    with stopwatch() as seconds:
+        heads = probes.top(top_k)
+        bank = acts if sigma_statements is None else sigma_statements
+        mean_units = torch.stack([_mass_mean(acts, head) for head in heads])
+        if direction == "probe":
+            units = torch.stack([_unit(probes.coef[acts.layers.index(h.layer), h.head], h) for h in heads])
+        elif direction == "random":
+            generator = torch.Generator().manual_seed(seed)
+            units = normalize(torch.randn(mean_units.shape, generator=generator, dtype=torch.float64), dim=1)
+        else:
+            units = mean_units
+        # random directions keep the norm of the real shift, so that only the direction differs
+        sigma = _sigma(bank, heads, mean_units if direction == "random" else units)
+    record: dict[str, Any] = {
+        "model": acts.record["model"] if "model" in acts.record else None,
+        "direction": direction,
+        "position": acts.record.get("position"),
+        "n_statements": len(acts),
+        "sigma_bank": "training statements" if sigma_statements is None else "given statements",
+        "accuracy": [float(probes.accuracy[acts.layers.index(h.layer), h.head]) for h in heads],
+        "validation_questions": list(probes.validation_questions),
+        "seed": seed,
+    }
+    if record["model"] is None:
+        del record["model"]
+    name = {"mass_mean": "ITI", "probe": "ITI (probe weights)", "random": "Random direction"}[direction]
+    cost = Cost(seconds[0], units.numel(), 0)
+    return HeadShift(heads, units.float(), sigma.float(), 1.0, name, cost, record)
+
+
+def _mass_mean(acts: HeadActivations, head: Head) -> Float[Tensor, "d_head"]:
+    x = acts.values[:, acts.layers.index(head.layer), head.head].double()
+    return _unit(x[acts.labels].mean(0) - x[~acts.labels].mean(0), head)
+
+
+def _unit(vector: Float[Tensor, "d_head"], head: Head) -> Float[Tensor, "d_head"]:
+    vector = vector.double()
+    if float(vector.norm()) == 0:
+        raise BadValue(f"layer {head.layer} head {head.head} has a zero direction: its activations do not vary")
+    return vector / vector.norm()
+
+
+def _sigma(
+    bank: HeadActivations, heads: tuple[Head, ...], units: Float[Tensor, "k d_head"]
+) -> Float[Tensor, "k"]:
+    projections = [
+        bank.values[:, bank.layers.index(h.layer), h.head].double() @ unit for h, unit in zip(heads, units, strict=True)
+    ]
+    return torch.stack(projections).std(dim=1, correction=0)

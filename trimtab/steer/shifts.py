@@ -1,0 +1,150 @@
+"""HeadShift: vectors added to chosen heads while the model runs (Inference-Time Intervention)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.activations import Head
+from trimtab.edits import Cost, Positions
+from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.fingerprint import require_same_model
+from trimtab.models.hooks import add_to_heads
+from trimtab.storage import load_result, save_result
+
+
+@dataclass(frozen=True)
+class HeadShift:
+    """Adds `strength * sigma * direction` to each chosen head's activation (Li et al. 2023, eq. 3).
+
+    An Edit. `shift.scaled(8)` has eight times the strength; negative strengths push the other way; the sum of two
+    shifts is a shift.
+    """
+
+    heads: tuple[Head, ...]
+    """Best first, so that `first(k)` is the shift on the k best heads."""
+    directions: Float[Tensor, "k d_head"]
+    """Unit vectors."""
+    sigma: Float[Tensor, "k"]
+    """Standard deviation (ddof 0) of the activations along each direction."""
+    strength: float = 1.0
+    """alpha in the paper."""
+    name: str = "ITI"
+    cost: Cost = Cost()
+    record: dict[str, Any] = field(default_factory=dict)
+    """The model's fingerprint under "model", how the shift was fitted, and the sweep that chose its strength."""
+    leaves_prompt_unedited: bool = True
+
+    def __post_init__(self) -> None:
+        k = len(self.heads)
+        if self.directions.shape[0] != k or self.sigma.shape != (k,):
+            raise ShapeError(
+                f"{k} heads came with directions {tuple(self.directions.shape)} and sigma {tuple(self.sigma.shape)}; "
+                "expected one row each"
+            )
+
+    @property
+    def deltas(self) -> dict[Head, Float[Tensor, "d_head"]]:
+        """What is added to each head."""
+        rows = self.strength * self.sigma[:, None] * self.directions
+        return dict(zip(self.heads, rows, strict=True))
+
+    def scaled(self, factor: float) -> HeadShift:
+        """Return the shift with its strength multiplied."""
+        factor = float(factor)
+        if not abs(factor) < float("inf"):
+            raise BadValue(f"strength must be a finite number, got {factor}")
+        return replace(self, strength=self.strength * factor)
+
+    def first(self, k: int) -> HeadShift:
+        """Return the shift on its k best heads."""
+        if not 1 <= k <= len(self.heads):
+            raise BadValue(f"first {k} heads asked for; the shift has {len(self.heads)}")
+        return replace(self, heads=self.heads[:k], directions=self.directions[:k], sigma=self.sigma[:k])
+
+    def renamed(self, name: str) -> HeadShift:
+        """Return the shift under another name for tables."""
+        return replace(self, name=name)
+
+    def __add__(self, other: HeadShift) -> HeadShift:
+        """Return the shift that adds both; a head in both gets the sum of the two vectors."""
+        if self.record.get("model", {}).get("geometry") != other.record.get("model", {}).get("geometry"):
+            raise Incompatible(f"cannot add {self.name} and {other.name}: they were made for different models")
+        total = dict(self.deltas)
+        for head, delta in other.deltas.items():
+            total[head] = total[head] + delta if head in total else delta
+        vectors = torch.stack(list(total.values()))
+        norms = vectors.norm(dim=1)
+        unit = torch.nn.functional.normalize(vectors, dim=1)
+        cost = Cost(
+            self.cost.seconds + other.cost.seconds,
+            vectors.numel(),
+            self.cost.bytes_on_disk + other.cost.bytes_on_disk,
+        )
+        record = {"model": self.record.get("model"), "sum_of": [self.describe(), other.describe()]}
+        return HeadShift(tuple(total), unit, norms, 1.0, f"{self.name} + {other.name}", cost, record)
+
+    @contextlib.contextmanager
+    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:
+        """Yield the same model, steered at `positions` until the block ends.
+
+        Raises:
+            Incompatible: the shift was made for another checkpoint or geometry, or did not act.
+            BadValue: `"generated"` where it has no meaning (see `add_to_heads`).
+        """
+        if "model" in self.record:
+            require_same_model(self.record["model"], model, f"the shift {self.name!r}")
+        if self.strength == 0:
+            yield model
+            return
+        with add_to_heads(model, self.deltas, positions):
+            yield model
+
+    def prompt(self, question: str) -> str | None:  # noqa: ARG002
+        """Return None: a shift leaves the prompt to the measurement."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return heads, strength and how the shift was made, as plain values."""
+        return {
+            "kind": "head shift",
+            "name": self.name,
+            "heads": [list(head) for head in self.heads],
+            "strength": self.strength,
+            **{k: v for k, v in self.record.items() if k not in ("model", "sweep")},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the shift to a folder (safetensors and JSON), atomically."""
+        record = {
+            "heads": [list(h) for h in self.heads],
+            "strength": self.strength,
+            "name": self.name,
+            "seconds": self.cost.seconds,
+            "record": self.record,
+        }
+        save_result(path, "shift", record, {"directions": self.directions, "sigma": self.sigma})
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadShift:
+        """Return a shift that `save` wrote; raises `Incompatible` for anything else."""
+        record, tensors = load_result(path, "shift")
+        if not {"directions", "sigma"} <= set(tensors):
+            raise Incompatible(f"the shift at {path} lacks its directions or sigma; fit it again")
+        size = sum(file.stat().st_size for file in Path(path).iterdir())
+        return cls(
+            heads=tuple(Head(*h) for h in record["heads"]),
+            directions=tensors["directions"],
+            sigma=tensors["sigma"],
+            strength=record["strength"],
+            name=record["name"],
+            cost=Cost(record["seconds"], tensors["directions"].numel(), size),
+            record=record["record"],
+        )

@@ -1,0 +1,154 @@
+"""choose_strength: sweep head count and strength on validation questions, within a budget of drift."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
+
+from trimtab.datasets import QuestionSet, neutral_texts
+from trimtab.edits import NoEdit
+from trimtab.errors import BadValue, Incompatible
+from trimtab.evaluate import Judge, drift, exact_judge, generate_answers, multiple_choice
+from trimtab.progress import tracked
+from trimtab.steer.shifts import HeadShift
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ALPHAS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+N_NEUTRAL = 64
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a sweep and what it did on the validation questions."""
+
+    top_k: int
+    strength: float
+    kl: float
+    score: float | None
+    """The metric; None where the KL was over the budget, since the setting could not be chosen."""
+
+
+def choose_strength(
+    model: Any,
+    tokenizer: Any,
+    questions: QuestionSet,
+    shift: HeadShift,
+    *,
+    kl_budget: float = 0.1,
+    metric: Literal["true_info", "mc1"] = "true_info",
+    alphas: Sequence[float] = ALPHAS,
+    top_ks: Sequence[int] | None = None,
+    judge: Judge = exact_judge,
+    texts: Sequence[str] | None = None,
+) -> HeadShift:
+    """Return the shift with the head count and strength that do best on validation questions within the budget.
+
+    For every K the strengths are tried from weak to strong, and the sweep of that K ends at the first one whose
+    KL(unedited || edited) on neutral text is over the budget. The record of the result keeps every trial under
+    "sweep" (see `sweep_figure`).
+
+    Args:
+        questions: training questions; those that the shift's probes were validated on are used, or all of them if
+            the shift does not say.
+        kl_budget: in nats per token, shift at all positions.
+        metric: `"true_info"` of generated answers by `judge`, or `"mc1"`.
+        alphas: strengths to try, in units of the given shift's strength; negative ones push the other way.
+        top_ks: head counts to try, each the shift's best; its whole, half and quarter if not given.
+        texts: neutral texts; trimtab's own if not given.
+
+    Raises:
+        BadValue: no setting stays within the budget; no positive or negative strengths given.
+        Incompatible: the shift changes nothing at any strength.
+    """
+    validation = _validation_part(questions, shift)
+    alphas = sorted((a for a in alphas if a != 0), key=abs)
+    if not alphas or metric not in ("true_info", "mc1") or not kl_budget > 0:
+        raise BadValue(f"choose_strength needs nonzero alphas, a positive kl_budget and a known metric; got {metric!r}")
+    whole = len(shift.heads)
+    ks = sorted({whole, max(1, whole // 2), max(1, whole // 4)} if top_ks is None else set(top_ks))
+    texts = neutral_texts(N_NEUTRAL) if texts is None else texts
+
+    def score(edit: Any) -> float:
+        if metric == "mc1":
+            return float(multiple_choice(model, tokenizer, validation, edit).mc1)
+        return float(generate_answers(model, tokenizer, validation, edit, judge=judge).true_info)
+
+    trials, over = [Trial(0, 0.0, 0.0, score(NoEdit()))], set()
+    for k, alpha in tracked(list(product(ks, alphas)), "choosing K and strength"):
+        if k in over:
+            continue
+        edit = shift.first(k).scaled(alpha)
+        kl = float(drift(model, tokenizer, edit, texts=texts).kl)
+        within = kl <= kl_budget
+        trials.append(Trial(k, alpha, kl, score(edit) if within else None))
+        if not within:
+            over.add(k)
+    best = _best(trials, kl_budget)
+    if best.score is not None and trials[0].score is not None and best.score <= trials[0].score:
+        warnings.warn(
+            f"no setting within a KL of {kl_budget} beats the unedited model's {metric} of {trials[0].score:.3f} on "
+            f"{len(validation)} validation questions; the best has {best.score:.3f}",
+            stacklevel=2,
+        )
+    sweep = {
+        "metric": metric,
+        "kl_budget": kl_budget,
+        "n_validation": len(validation),
+        "trials": [asdict(t) for t in trials],
+        "chosen": asdict(best),
+    }
+    chosen = shift.first(best.top_k).scaled(best.strength)
+    return replace(chosen, record={**shift.record, "sweep": sweep})
+
+
+def sweep_figure(shift: HeadShift) -> Figure:
+    """Return a figure of a chosen shift's sweep: the metric and the KL against strength, a line per head count."""
+    from matplotlib.figure import Figure
+
+    sweep = shift.record.get("sweep")
+    if sweep is None:
+        raise BadValue("this shift has no sweep: it did not come from choose_strength")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    baseline, *trials = sweep["trials"]
+    for k in sorted({t["top_k"] for t in trials}):
+        rows = sorted((t for t in trials if t["top_k"] == k), key=lambda t: t["strength"])
+        scored = [t for t in rows if t["score"] is not None]
+        left.plot([t["strength"] for t in scored], [t["score"] for t in scored], marker="o", label=f"K = {k}")
+        right.plot([t["strength"] for t in rows], [t["kl"] for t in rows], marker="o", label=f"K = {k}")
+    left.axhline(baseline["score"], color="grey", linestyle="--", label="unedited")
+    best = sweep["chosen"]
+    left.plot(best["strength"], best["score"], marker="*", markersize=16, color="black", linestyle="", label="chosen")
+    label = {"true_info": "True*Info", "mc1": "MC1"}[sweep["metric"]]
+    left.set(xlabel="strength alpha", ylabel=label, ylim=(0, 1), title=f"{sweep['n_validation']} validation questions")
+    right.axhline(sweep["kl_budget"], color="grey", linestyle="--", label="budget")
+    right.set(xlabel="strength alpha", ylabel="KL (nats per token)", yscale="log", title="Drift on neutral text")
+    left.legend(fontsize="small")
+    right.legend(fontsize="small")
+    return figure
+
+
+def _validation_part(questions: QuestionSet, shift: HeadShift) -> QuestionSet:
+    held = set(shift.record.get("validation_questions", ()))
+    part = [i for i, q in enumerate(questions) if q.question in held]
+    return questions.select(part) if part else questions
+
+
+def _best(trials: Sequence[Trial], kl_budget: float) -> Trial:
+    tried = trials[1:]
+    if all(t.kl == 0 for t in tried):
+        raise Incompatible("the shift changes nothing at any strength: it does not act on this model")
+    within = [t for t in tried if t.score is not None]
+    if not within:
+        least = min(tried, key=lambda t: t.kl)
+        raise BadValue(
+            f"no setting stays within a KL of {kl_budget}: the smallest is {least.kl:.3g} at strength {least.strength} on "
+            f"{least.top_k} heads; raise kl_budget or try smaller alphas"
+        )
+    # equal scores go to the smaller drift
+    return max(within, key=lambda t: (t.score, -t.kl))
