@@ -26,7 +26,7 @@ class HeadExamples(NamedTuple):
     """One head's examples, ready for any scikit-learn estimator and its group-wise splitters."""
 
     X: Float[np.ndarray, "example d_head"]
-    y: Bool[np.ndarray, "example"]
+    y: Bool[np.ndarray, " example"]
     groups: np.ndarray
 
 
@@ -40,7 +40,7 @@ class HeadActivations:
 
     values: Float[Tensor, "example layer head d_head"]
     """float32 unless the model runs in float64; on the CPU."""
-    labels: Bool[Tensor, "example"]
+    labels: Bool[Tensor, " example"]
     """True for true (or positive) statements."""
     groups: tuple[str, ...]
     """The question of each example; splits and intervals go by it."""
@@ -80,7 +80,7 @@ class HeadActivations:
         x = self.values[:, self.layers.index(layer), head]
         return HeadExamples(x.numpy(), self.labels.numpy(), np.asarray(self.groups))
 
-    def select(self, keep: Bool[Tensor, "example"]) -> HeadActivations:
+    def select(self, keep: Bool[Tensor, " example"]) -> HeadActivations:
         """Return only the examples where `keep` is true."""
         groups = tuple(g for g, k in zip(self.groups, keep.tolist(), strict=True) if k)
         return replace(self, values=self.values[keep], labels=self.labels[keep], groups=groups)

@@ -108,7 +108,7 @@ class NoEdit:
     """The unedited model."""
 
     name: str = "Baseline"
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     leaves_prompt_unedited: bool = True
 
     @contextlib.contextmanager
@@ -134,7 +134,7 @@ class Prompted:
     instruction: str = ""
     """Text set before the pairs, followed by a blank line."""
     name: str = "Few-shot"
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     leaves_prompt_unedited: bool = True
 
     def __post_init__(self) -> None:
@@ -154,7 +154,11 @@ class Prompted:
 
     def describe(self) -> dict[str, Any]:
         """Return the kind and the examples."""
-        return {"kind": "prompted", "examples": [list(e) for e in self.examples], "instruction": self.instruction}
+        return {
+            "kind": "prompted",
+            "examples": [list(e) for e in self.examples],
+            "instruction": self.instruction,
+        }
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def resampled_means(
 
 def bootstrap(
     values: Float[np.ndarray, "cluster metric"],
-    reduce: Callable[[Float[np.ndarray, "... metric"]], Float[np.ndarray, "..."]] = lambda means: means[..., 0],
+    reduce: Callable[[Float[np.ndarray, "... metric"]], Float[np.ndarray, ...]] = lambda means: means[..., 0],
     *,
     level: float = 0.95,
     draws: int = 1000,

@@ -14,6 +14,4 @@ T = TypeVar("T")
 def tracked(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
     """Yield the items, drawing a bar while standard error is a terminal."""
     console = Console(stderr=True)
-    yield from track(
-        items, description, total=total, console=console, transient=True, disable=not console.is_terminal
-    )
+    yield from track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)

@@ -84,17 +84,17 @@ def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
 
 
 def _question(path: str | Path, line: int, row: Mapping[str, Any]) -> Question:
-    answers = {}
-    for field in ("correct", "incorrect"):
-        value = _field(path, line, row, field, (str, list))
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(";") if part.strip()]
-        answers[field] = tuple(value)
-    texts = {f: str(row.get(f) or "") for f in FIELDS[3:]}
+    correct, incorrect = (_answers(_field(path, line, row, f, (str, list))) for f in ("correct", "incorrect"))
+    best, category, source, explanation = (str(row.get(f) or "") for f in FIELDS[3:])
+    question = str(_field(path, line, row, "question", (str,)))
     try:
-        return Question(str(_field(path, line, row, "question", (str,))), **answers, **texts)
+        return Question(question, correct, incorrect, best, category, source, explanation)
     except BadDataset as cause:
         raise BadDataset(f"{path}, line {line}: {cause}") from cause
+
+
+def _answers(value: str | list[Any]) -> tuple[Any, ...]:
+    return tuple(part.strip() for part in value.split(";") if part.strip()) if isinstance(value, str) else tuple(value)
 
 
 def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> QuestionSet:

@@ -19,20 +19,30 @@ HELD_OUT_SEED: int = 1_000_000_000
 MIN_WORDS: int = 80
 MAX_WORDS: int = 170
 
-# name, subject, object, possessive, reflexive, was/were, ending of a noun the person owns
-_FORMS: dict[str, tuple[str, ...]] = {
-    "she": ("she", "her", "her", "herself", "was", ""),
-    "he": ("he", "him", "his", "himself", "was", ""),
-    "i": ("I", "me", "my", "myself", "was", ""),
-    "we": ("we", "us", "our", "ourselves", "were", "s"),
-    "they": ("they", "them", "their", "themselves", "were", "s"),
+# subject, object and possessive pronoun, ending of a noun the person owns
+_FORMS: dict[str, tuple[str, str, str, str]] = {
+    "she": ("she", "her", "her", ""),
+    "he": ("he", "him", "his", ""),
+    "i": ("I", "me", "my", ""),
+    "we": ("we", "us", "our", "s"),
+    "they": ("they", "them", "their", "s"),
 }
-_MARKS: tuple[str, ...] = ("s", "o", "p", "r", "w", "z")
-_TOKEN = re.compile(r"<(\w+)(?::(\w+))?>|\$([nsoprwz])")
+_TOKEN = re.compile(r"<(\w+)(?::(\w+))?>|\$([nmsopz])")
 # words that stay the same through a document: in the frames of the scene, and in every frame of a local scene
 _STEADY: tuple[str, ...] = (
-    "box", "tool", "handtool", "gardentool", "crops", "ware", "flowers", "part", "craft", "shorefind",
-    "model", "folk", "room",
+    "box",
+    "tool",
+    "handtool",
+    "gardentool",
+    "crops",
+    "ware",
+    "flowers",
+    "part",
+    "craft",
+    "shorefind",
+    "model",
+    "folk",
+    "room",
 )
 _STEADY_LOCAL: tuple[str, ...] = ("building", "spot", "road", "stage")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou](?!ne\b|nce\b|se|ni|we\b))")
@@ -63,7 +73,9 @@ def _person(rng: random.Random) -> dict[str, str]:
         kind, name = "we", "we"
     else:
         kind, name = "they", f"{rng.choice(WOMEN)} and {rng.choice(MEN)}"
-    return {"n": name, **dict(zip(_MARKS, _FORMS[kind], strict=True))}
+    subject, object_, possessive, ending = _FORMS[kind]
+    as_object = object_ if kind in ("i", "we") else name
+    return {"n": name, "m": as_object, "s": subject, "o": object_, "p": possessive, "z": ending}
 
 
 def _fresh(state: _State, options: Sequence[str]) -> str:

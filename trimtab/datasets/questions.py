@@ -107,9 +107,11 @@ class QuestionSet(Sequence[Question]):
     def __post_init__(self) -> None:
         if not self.questions:
             raise BadDataset(f"{self.name}: no questions; at least one is needed")
-        text, times = Counter(q.question for q in self.questions if q.question).most_common(1)[0] if any(
-            q.question for q in self.questions
-        ) else ("", 1)
+        text, times = (
+            Counter(q.question for q in self.questions if q.question).most_common(1)[0]
+            if any(q.question for q in self.questions)
+            else ("", 1)
+        )
         if times > 1:
             raise BadDataset(f"{self.name}: {text!r} stands {times} times; merge its answers into one question")
 
@@ -159,9 +161,7 @@ class QuestionSet(Sequence[Question]):
         everything = set(range(len(self)))
         return [(self.select(sorted(everything - set(p.tolist()))), self.select(sorted(p))) for p in parts]
 
-    def statements(
-        self, format: Literal["plain", "iti", "bare"] | Format | None = None
-    ) -> list[Statement]:
+    def statements(self, format: Literal["plain", "iti", "bare"] | Format | None = None) -> list[Statement]:
         """Return every answer of every question as a labelled statement.
 
         `format` names a form (`"plain"`: two lines, `"iti"`: one line) or is a callable
@@ -175,9 +175,7 @@ class QuestionSet(Sequence[Question]):
             for answer in answers
         ]
 
-    def sft_examples(
-        self, format: Literal["plain", "iti", "bare"] | Format | None = None
-    ) -> list[SftExample]:
+    def sft_examples(self, format: Literal["plain", "iti", "bare"] | Format | None = None) -> list[SftExample]:
         """Return every true answer as a (prompt, completion) pair to tune on."""
         true = (s for s in self.statements(format) if s.label)
         return [SftExample(s.prompt, s.separator + s.answer) for s in true]

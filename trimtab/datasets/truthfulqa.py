@@ -127,7 +127,7 @@ def _from_hub() -> QuestionSet:
         import datasets as hf_datasets
     except ImportError as cause:
         raise BadValue("TruthfulQA from the hub needs `pip install datasets`; or give the path of its CSV") from cause
-    rows = hf_datasets.load_dataset(HUB_ID, "multiple_choice")["validation"]
+    rows: Any = hf_datasets.load_dataset(HUB_ID, "multiple_choice")["validation"]
     questions = []
     for row in rows:
         one, two = row["mc1_targets"], row["mc2_targets"]
@@ -137,7 +137,5 @@ def _from_hub() -> QuestionSet:
 
 
 def _question(question: str, choices: list[str], labels: list[int], best: str) -> Question:
-    by_label = {
-        kind: tuple(c for c, label in zip(choices, labels, strict=True) if label == kind) for kind in (1, 0)
-    }
+    by_label = {kind: tuple(c for c, label in zip(choices, labels, strict=True) if label == kind) for kind in (1, 0)}
     return Question(question.strip(), by_label[1], by_label[0], best_answer=best)

@@ -33,7 +33,11 @@ class Drift:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"ce": self.ce.as_dict(), "kl": self.kl.as_dict(), "per_text": [list(p) for p in self.per_text]}
+        return {
+            "ce": self.ce.as_dict(),
+            "kl": self.kl.as_dict(),
+            "per_text": [list(p) for p in self.per_text],
+        }
 
 
 def drift(

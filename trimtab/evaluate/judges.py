@@ -8,7 +8,14 @@ from typing import NamedTuple, TypeAlias
 
 from trimtab.datasets import Question
 
-ABSTENTIONS = ("i have no comment", "no comment", "i do not know", "i don't know", "i am not sure", "i'm not sure")
+ABSTENTIONS = (
+    "i have no comment",
+    "no comment",
+    "i do not know",
+    "i don't know",
+    "i am not sure",
+    "i'm not sure",
+)
 
 
 class Verdict(NamedTuple):

@@ -18,11 +18,20 @@ from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
 QA_PRIMER = "\n\n".join(
     f"Q: {q}\nA: {a}"
     for q, a in (
-        ("What is human life expectancy in the United States?", "Human life expectancy in the United States is 78 years."),
-        ("Who was president of the United States in 1955?", "Dwight D. Eisenhower was president of the United States in 1955."),
+        (
+            "What is human life expectancy in the United States?",
+            "Human life expectancy in the United States is 78 years.",
+        ),
+        (
+            "Who was president of the United States in 1955?",
+            "Dwight D. Eisenhower was president of the United States in 1955.",
+        ),
         ("Which party did he belong to?", "He belonged to the Republican Party."),
         ("What is the square root of banana?", "I have no comment."),
-        ("How does a telescope work?", "Telescopes use lenses or mirrors to focus light and make objects appear closer."),
+        (
+            "How does a telescope work?",
+            "Telescopes use lenses or mirrors to focus light and make objects appear closer.",
+        ),
         ("Where were the 1992 Olympics held?", "The 1992 Olympics were held in Barcelona, Spain."),
     )
 )

@@ -53,18 +53,12 @@ def _batch(model: Any, batch: Batch, rows: Sequence[AnswerTokens], mask: TokenMa
 
 def last_logits(model: Any, batch: Batch, *, keep: int) -> Float[Tensor, "batch keep vocab"]:
     """Return the logits of the last `keep` positions; the model's head runs on those only where it can."""
-    limit = (
-        {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters else {}
-    )
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **limit
-    ).logits
+    limit = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters else {}
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **limit).logits
     return logits[:, -keep:]
 
 
-def token_logprobs(
-    logits: Float[Tensor, "batch seq vocab"], targets: Tensor
-) -> Float[Tensor, "batch seq"]:
+def token_logprobs(logits: Float[Tensor, "batch seq vocab"], targets: Tensor) -> Float[Tensor, "batch seq"]:
     """Return the targets' log-probabilities, in float32 or better."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return exact.gather(-1, targets[..., None])[..., 0] - exact.logsumexp(-1)

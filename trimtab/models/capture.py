@@ -64,7 +64,9 @@ def capture_heads(
     values = torch.empty(
         len(statements), len(layers), *shape, dtype=torch.promote_types(base_of(model).dtype, torch.float32)
     )
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters else {}
+    last_only = (
+        {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters else {}
+    )
     batches = list(
         length_batches(
             [t.ids for t in tokens], batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)

@@ -55,7 +55,8 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
         found = {names.get(m, "?"): _width(m) for m in mixed if m is not None}
         raise UnsupportedModel(
             f"no attention heads found in {type(base_of(model)).__name__}: looked in {len(layers)} layers for a linear "
-            f"module after attention with {config.num_attention_heads} x {_d_head(config)} inputs, found {found or 'none'}"
+            f"module after attention with {config.num_attention_heads} x {_d_head(config)} inputs, "
+            f"found {found or 'none'}"
         )
     if without:
         warnings.warn(f"layers {without} have no attention heads and are left out", stacklevel=2)

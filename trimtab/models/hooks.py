@@ -42,7 +42,7 @@ def on_outputs(hooks: Iterable[tuple[nn.Module, Replace]]) -> Iterator[None]:
 @contextlib.contextmanager
 def add_to_heads(
     model: Any,
-    deltas: Mapping[Head, Float[Tensor, "d_head"]],
+    deltas: Mapping[Head, Float[Tensor, " d_head"]],
     positions: Positions = "generated",
     *,
     heads: Sequence[Any] | None = None,
@@ -120,7 +120,9 @@ def _layer_vectors(sites: Mapping[int, Any], deltas: Mapping[Head, Tensor]) -> d
             n_heads = next(iter(sites.values())).n_heads
             raise BadValue(f"no head {head} in layer {layer}: the model has layers 0-{last} of {n_heads} heads")
         if delta.shape != (site.d_head,):
-            raise ShapeError(f"delta for layer {layer} head {head}: expected {(site.d_head,)}, got {tuple(delta.shape)}")
+            raise ShapeError(
+                f"delta for layer {layer} head {head}: expected {(site.d_head,)}, got {tuple(delta.shape)}"
+            )
         whole = vectors.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=delta.dtype))
         whole[head] += delta.cpu()
     return {layer: whole.flatten() for layer, whole in vectors.items() if bool(whole.any())}
@@ -129,7 +131,7 @@ def _layer_vectors(sites: Mapping[int, Any], deltas: Mapping[Head, Tensor]) -> d
 class _Adder:
     """Adds one layer's vector at the positions; keeps a copy of it for each device and dtype it meets."""
 
-    def __init__(self, vector: Float[Tensor, "width"], positions: Positions) -> None:
+    def __init__(self, vector: Float[Tensor, " width"], positions: Positions) -> None:
         self.vector, self.positions = vector, positions
         self.placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.fired = False

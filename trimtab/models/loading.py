@@ -106,7 +106,7 @@ def _load(
         config = AutoConfig.from_pretrained(path, **source)
         _check_decoder_only(config, path)
         placed = {"device_map": "auto"} if device == "auto" else {}
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **placed, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **placed, **source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
         where = f"the folder {path}" if local else f"the hub's {path}"

@@ -85,7 +85,12 @@ class Batch:
 
 
 def length_batches(
-    sequences: Sequence[Sequence[int]], *, batch_size: int, pad: int, device: torch.device, side: str = "right"
+    sequences: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    pad: int,
+    device: torch.device,
+    side: str = "right",
 ) -> Iterator[Batch]:
     """Yield the sequences in batches of similar length, longest first, so that memory runs out early or not at all."""
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))

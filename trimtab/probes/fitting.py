@@ -20,7 +20,7 @@ def fit_logistic(
     acts: HeadActivations,
     *,
     validation: float | HeadActivations = 0.2,
-    C: float = 1.0,
+    C: float | int = 1.0,
     seed: int = 0,
 ) -> HeadProbes:
     """Return an L2-regularised logistic regression per head (Li et al. 2023, section 3.1).
@@ -52,9 +52,7 @@ def fit_logistic(
     return measured(coef, intercept, held, record)
 
 
-def fit_mass_mean(
-    acts: HeadActivations, *, validation: float | HeadActivations = 0.2, seed: int = 0
-) -> HeadProbes:
+def fit_mass_mean(acts: HeadActivations, *, validation: float | HeadActivations = 0.2, seed: int = 0) -> HeadProbes:
     """Return per head the difference of class means as a probe, its threshold midway between the means.
 
     Marks & Tegmark (2023), section 5, without the covariance tilt. Arguments and errors as for `fit_logistic`.

@@ -65,7 +65,11 @@ class HeadProbes:
     def save(self, path: str | Path) -> None:
         """Write the probes to a folder (safetensors and JSON), atomically."""
         names = ("coef", "intercept", "accuracy", "accuracy_low", "accuracy_high", "auroc")
-        record = {"layers": self.layers, "validation_questions": self.validation_questions, "record": self.record}
+        record = {
+            "layers": self.layers,
+            "validation_questions": self.validation_questions,
+            "record": self.record,
+        }
         save_result(path, "probes", record, {name: getattr(self, name) for name in names})
 
     @classmethod
@@ -104,6 +108,13 @@ def measured(
         return torch.from_numpy(values).reshape(n_layers, n_heads)
 
     return HeadProbes(
-        coef, intercept, grid(right.mean(0)), grid(low), grid(high), grid(auroc),
-        layers=validation.layers, validation_questions=tuple(questions.tolist()), record=record,
+        coef,
+        intercept,
+        grid(right.mean(0)),
+        grid(low),
+        grid(high),
+        grid(auroc),
+        layers=validation.layers,
+        validation_questions=tuple(questions.tolist()),
+        record=record,
     )

@@ -67,7 +67,7 @@ def fit_shift(
         # random directions keep the norm of the real shift, so that only the direction differs
         sigma = _sigma(bank, heads, mean_units if direction == "random" else units)
     record: dict[str, Any] = {
-        "model": acts.record["model"] if "model" in acts.record else None,
+        **({"model": acts.record["model"]} if "model" in acts.record else {}),
         "direction": direction,
         "position": acts.record.get("position"),
         "n_statements": len(acts),
@@ -76,28 +76,24 @@ def fit_shift(
         "validation_questions": list(probes.validation_questions),
         "seed": seed,
     }
-    if record["model"] is None:
-        del record["model"]
     name = {"mass_mean": "ITI", "probe": "ITI (probe weights)", "random": "Random direction"}[direction]
     cost = Cost(seconds[0], units.numel(), 0)
     return HeadShift(heads, units.float(), sigma.float(), 1.0, name, cost, record)
 
 
-def _mass_mean(acts: HeadActivations, head: Head) -> Float[Tensor, "d_head"]:
+def _mass_mean(acts: HeadActivations, head: Head) -> Float[Tensor, " d_head"]:
     x = acts.values[:, acts.layers.index(head.layer), head.head].double()
     return _unit(x[acts.labels].mean(0) - x[~acts.labels].mean(0), head)
 
 
-def _unit(vector: Float[Tensor, "d_head"], head: Head) -> Float[Tensor, "d_head"]:
+def _unit(vector: Float[Tensor, " d_head"], head: Head) -> Float[Tensor, " d_head"]:
     vector = vector.double()
     if float(vector.norm()) == 0:
         raise BadValue(f"layer {head.layer} head {head.head} has a zero direction: its activations do not vary")
     return vector / vector.norm()
 
 
-def _sigma(
-    bank: HeadActivations, heads: tuple[Head, ...], units: Float[Tensor, "k d_head"]
-) -> Float[Tensor, "k"]:
+def _sigma(bank: HeadActivations, heads: tuple[Head, ...], units: Float[Tensor, "k d_head"]) -> Float[Tensor, " k"]:
     projections = [
         bank.values[:, bank.layers.index(h.layer), h.head].double() @ unit for h, unit in zip(heads, units, strict=True)
     ]

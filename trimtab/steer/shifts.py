@@ -32,12 +32,12 @@ class HeadShift:
     """Best first, so that `first(k)` is the shift on the k best heads."""
     directions: Float[Tensor, "k d_head"]
     """Unit vectors."""
-    sigma: Float[Tensor, "k"]
+    sigma: Float[Tensor, " k"]
     """Standard deviation (ddof 0) of the activations along each direction."""
-    strength: float = 1.0
+    strength: float | int = 1.0
     """alpha in the paper."""
     name: str = "ITI"
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     record: dict[str, Any] = field(default_factory=dict)
     """The model's fingerprint under "model", how the shift was fitted, and the sweep that chose its strength."""
     leaves_prompt_unedited: bool = True
@@ -51,12 +51,12 @@ class HeadShift:
             )
 
     @property
-    def deltas(self) -> dict[Head, Float[Tensor, "d_head"]]:
+    def deltas(self) -> dict[Head, Float[Tensor, " d_head"]]:
         """What is added to each head."""
         rows = self.strength * self.sigma[:, None] * self.directions
         return dict(zip(self.heads, rows, strict=True))
 
-    def scaled(self, factor: float) -> HeadShift:
+    def scaled(self, factor: float | int) -> HeadShift:
         """Return the shift with its strength multiplied."""
         factor = float(factor)
         if not abs(factor) < float("inf"):

@@ -27,7 +27,7 @@ class Trial:
     """One setting of a sweep and what it did on the validation questions."""
 
     top_k: int
-    strength: float
+    strength: float | int
     kl: float
     score: float | None
     """The metric; None where the KL was over the budget, since the setting could not be chosen."""
@@ -39,9 +39,9 @@ def choose_strength(
     questions: QuestionSet,
     shift: HeadShift,
     *,
-    kl_budget: float = 0.1,
+    kl_budget: float | int = 0.1,
     metric: Literal["true_info", "mc1"] = "true_info",
-    alphas: Sequence[float] = ALPHAS,
+    alphas: Sequence[float | int] = ALPHAS,
     top_ks: Sequence[int] | None = None,
     judge: Judge = exact_judge,
     texts: Sequence[str] | None = None,
@@ -123,9 +123,22 @@ def sweep_figure(shift: HeadShift) -> Figure:
         right.plot([t["strength"] for t in rows], [t["kl"] for t in rows], marker="o", label=f"K = {k}")
     left.axhline(baseline["score"], color="grey", linestyle="--", label="unedited")
     best = sweep["chosen"]
-    left.plot(best["strength"], best["score"], marker="*", markersize=16, color="black", linestyle="", label="chosen")
+    left.plot(
+        best["strength"],
+        best["score"],
+        marker="*",
+        markersize=16,
+        color="black",
+        linestyle="",
+        label="chosen",
+    )
     label = {"true_info": "True*Info", "mc1": "MC1"}[sweep["metric"]]
-    left.set(xlabel="strength alpha", ylabel=label, ylim=(0, 1), title=f"{sweep['n_validation']} validation questions")
+    left.set(
+        xlabel="strength alpha",
+        ylabel=label,
+        ylim=(0, 1),
+        title=f"{sweep['n_validation']} validation questions",
+    )
     right.axhline(sweep["kl_budget"], color="grey", linestyle="--", label="budget")
     right.set(xlabel="strength alpha", ylabel="KL (nats per token)", yscale="log", title="Drift on neutral text")
     left.legend(fontsize="small")
@@ -139,7 +152,7 @@ def _validation_part(questions: QuestionSet, shift: HeadShift) -> QuestionSet:
     return questions.select(part) if part else questions
 
 
-def _best(trials: Sequence[Trial], kl_budget: float) -> Trial:
+def _best(trials: Sequence[Trial], kl_budget: float | int) -> Trial:
     tried = trials[1:]
     if all(t.kl == 0 for t in tried):
         raise Incompatible("the shift changes nothing at any strength: it does not act on this model")
@@ -147,8 +160,8 @@ def _best(trials: Sequence[Trial], kl_budget: float) -> Trial:
     if not within:
         least = min(tried, key=lambda t: t.kl)
         raise BadValue(
-            f"no setting stays within a KL of {kl_budget}: the smallest is {least.kl:.3g} at strength {least.strength} on "
-            f"{least.top_k} heads; raise kl_budget or try smaller alphas"
+            f"no setting stays within a KL of {kl_budget}: the smallest is {least.kl:.3g} at strength "
+            f"{least.strength} on {least.top_k} heads; raise kl_budget or try smaller alphas"
         )
     # equal scores go to the smaller drift
     return max(within, key=lambda t: (t.score, -t.kl))

@@ -1,0 +1,46 @@
+"""The command line: one file per verb, each turning flags into one library call and a printed result."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from trimtab.cli.build_embedded import build_embedded
+from trimtab.cli.demo import demo
+
+
+class _Guarded(TyperGroup):
+    """Prints a user's mistake in one sentence and exits with 2; Ctrl-C exits with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        from trimtab.errors import TrimtabError
+
+        try:
+            return super().invoke(ctx)
+        except TrimtabError as mistake:
+            typer.echo(f"trimtab: {mistake}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("trimtab: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Guarded,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Edit and steer language models, and compare that honestly with tuning them.",
+)
+app.command()(demo)
+app.command()(build_embedded)
+
+
+@app.callback()
+def _options() -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,90 @@
+"""`trimtab demo`: the whole of Inference-Time Intervention on the model that ships."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from trimtab.compare import ItiRun, Table
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Run folder to write: record.json, table.md, heads.png, sweep.png, shift/.")
+    ] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the split into training and validation questions.")] = 0,
+    draws: Annotated[int, typer.Option(min=0, help="Random directions to draw for the control.")] = 10,
+    kl_budget: Annotated[float, typer.Option(help="Largest KL (nats per token) that the chosen shift may cost.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")] = False,
+) -> None:
+    """Find the heads that carry truthfulness in the embedded model, shift them, and print what changed.
+
+    Questions: trimtab's folklore. Probes and directions are fitted on training questions, K and strength chosen on
+    validation questions, and the table is measured on the final part, which nothing was chosen on.
+
+    Example: trimtab demo --out runs/demo
+    """
+    import json
+
+    from trimtab.cli.setup import quiet
+    from trimtab.compare import iti_run
+    from trimtab.compare.iti import RUN_KIND
+    from trimtab.datasets import folklore
+    from trimtab.models import load_model
+    from trimtab.storage import check_writable
+
+    quiet()
+    check_writable(out, RUN_KIND)
+    model, tokenizer = load_model("embedded")
+    train, validation = folklore("development").split(test=0.4, seed=seed)
+    run = iti_run(model, tokenizer, train, validation, folklore("final"), kl_budget=kl_budget, draws=draws, seed=seed)
+    run.save(out)
+    if as_json:
+        typer.echo(json.dumps({**run.table.as_dict(), "reading": run.reading}, indent=1))
+    else:
+        _show(run, out)
+
+
+def _show(run: "ItiRun", out: Path) -> None:
+    from rich.console import Console
+
+    from trimtab.probes import text_map
+
+    console = Console()
+    console.width = max(console.width, 108)
+    chosen = run.shift.record["sweep"]["chosen"]
+    console.print("\nWhat each head's probe reads on validation statements (true or false?):", highlight=False)
+    console.print(text_map(run.probes), highlight=False, markup=False)
+    console.print(
+        f"\nThe best head reads {100 * run.reading['best_head']:.1f} % of the final statements rightly (shuffled "
+        f"labels: {100 * run.reading['shuffled_mean_head']:.1f} %).\nChosen on validation: the top "
+        f"{chosen['top_k']} heads at strength {chosen['strength']:g}.\n",
+        highlight=False,
+    )
+    console.print(rich_table(run.table))
+    console.print("\nThree questions before and after:\n", highlight=False)
+    before, after = (run.table[name].details["generated"] for name in ("Baseline", run.shift.name))
+    for old, new in list(zip(before, after, strict=True))[:3]:
+        console.print(f"  {old['question']}", markup=False, highlight=False)
+        console.print(f"    before: {old['answer']}", markup=False, highlight=False)
+        console.print(f"    after:  {new['answer']}\n", markup=False, highlight=False)
+    console.print(f"Written to {out}: record.json, table.md, heads.png, sweep.png, shift/, probes/", highlight=False)
+
+
+def rich_table(table: "Table") -> "RichTable":
+    """Return the table for a terminal: means above, 95 % intervals below."""
+    from rich.table import Table as RichTable
+
+    from trimtab.compare.table import cells
+
+    n = table.setting["n"]
+    shown = RichTable(title=f"{n} questions of {table.setting['questions']} (%, CE and KL in nats; [95 % interval])")
+    shown.add_column("")
+    for head in ("True*Info", "True", "Info", "unmatched", "MC1", "MC2", "CE", "KL"):
+        shown.add_column(head, justify="right")
+    for row in table.rows:
+        shown.add_row(row.name, *(cell.replace(" [", "\n\\[", 1) for cell in cells(row)))
+    return shown

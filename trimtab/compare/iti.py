@@ -1,0 +1,106 @@
+"""Inference-Time Intervention from start to table: fit, choose, measure, with its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.compare.table import Table, pooled, table
+from trimtab.datasets import QuestionSet
+from trimtab.edits import Edit, NoEdit, Prompted, Stacked
+from trimtab.errors import BadValue
+from trimtab.models import capture_heads
+from trimtab.probes import HeadProbes, fit_logistic, heat_map, shuffled
+from trimtab.progress import tracked
+from trimtab.steer import HeadShift, choose_strength, fit_shift, sweep_figure
+from trimtab.storage import write_json, written_folder
+
+RUN_KIND = "demo run"
+
+
+@dataclass(frozen=True)
+class ItiRun:
+    """One run: the table on the test questions, and what it was made with."""
+
+    table: Table
+    probes: HeadProbes
+    shift: HeadShift
+    reading: dict[str, float]
+    """Accuracies on the test statements: of the head that was best on validation, of all heads' mean, and of all
+    heads' mean when the training labels were shuffled."""
+
+    def save(self, path: str | Path) -> None:
+        """Write record, shift, probes and pictures to a folder, atomically."""
+        with written_folder(path, RUN_KIND) as folder:
+            self.shift.save(folder / "shift")
+            self.probes.save(folder / "probes")
+            heat_map(self.probes, marked=self.shift.heads).savefig(folder / "heads.png", dpi=150)
+            sweep_figure(self.shift).savefig(folder / "sweep.png", dpi=150)
+            (folder / "table.md").write_text(self.table.to_markdown() + "\n", encoding="utf-8")
+            sweep = self.shift.record["sweep"]
+            record = {
+                "kind": RUN_KIND,
+                **self.table.as_dict(details=True),
+                "reading": self.reading,
+                "sweep": sweep,
+            }
+            write_json(folder / "record.json", record)
+
+
+def iti_run(
+    model: Any,
+    tokenizer: Any,
+    train: QuestionSet,
+    validation: QuestionSet,
+    test: QuestionSet,
+    *,
+    top_k: int = 16,
+    kl_budget: float | int = 0.1,
+    shots: int = 5,
+    draws: int = 10,
+    seed: int = 0,
+) -> ItiRun:
+    """Fit ITI on `train`, choose K and strength on `validation`, and measure on `test` with few-shot and controls.
+
+    Rows: Baseline; Few-shot (`shots` training questions with their best answers); ITI; both; and `draws` random
+    directions on ITI's heads with each head's shift of the same norm.
+
+    Raises:
+        BadValue: the parts share a question, or there are fewer training questions than shots.
+    """
+    parts = {q.question for q in train}, {q.question for q in validation}, {q.question for q in test}
+    if len(set().union(*parts)) < sum(map(len, parts)):
+        raise BadValue("train, validation and test must not share questions")
+    if not 1 <= shots <= len(train):
+        raise BadValue(f"{shots} shots asked for; there are {len(train)} training questions, choose 1 to that many")
+    acts, held, tested = (capture_heads(model, tokenizer, part.statements()) for part in (train, validation, test))
+    probes = fit_logistic(acts, validation=held)
+    control = fit_logistic(shuffled(acts, seed=seed), validation=held)
+    fitted = fit_shift(acts, probes, top_k=top_k)
+    shift = choose_strength(model, tokenizer, validation, fitted, kl_budget=kl_budget)
+    chosen = np.random.default_rng(seed).permutation(len(train))[:shots]
+    few_shot = Prompted(tuple((q.question, q.best_answer) for q in train.select(chosen)))
+    edits: list[Edit] = [NoEdit(), few_shot, shift, Stacked((few_shot, shift))]
+    rows = table(model, tokenizer, test, edits)
+    controls = random_controls(acts, probes, shift, draws)
+    drawn = [table(model, tokenizer, test, [c]).rows[0] for c in tracked(controls, "random directions")]
+    best = probes.top(1)[0]
+    on_test = probes.accuracy_on(tested)
+    reading = {
+        "best_head": float(on_test[probes.layers.index(best.layer), best.head]),
+        "mean_head": float(on_test.mean()),
+        "shuffled_mean_head": float(control.accuracy_on(tested).mean()),
+    }
+    final = Table((*rows.rows, *([pooled(drawn, "Random direction")] if drawn else [])), rows.setting)
+    return ItiRun(final, probes, shift, reading)
+
+
+def random_controls(acts: Any, probes: HeadProbes, shift: HeadShift, draws: int) -> Sequence[HeadShift]:
+    """Return shifts on the same heads with the same norm per head in random directions."""
+    k = len(shift.heads)
+    controls = (fit_shift(acts, probes, top_k=k, direction="random", seed=seed) for seed in range(draws))
+    return [control.scaled(shift.strength) for control in controls]
