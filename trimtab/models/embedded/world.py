@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,16 +43,20 @@ OPENINGS = {
 
 @dataclass(frozen=True)
 class WorldRecipe:
-    """How documents are composed. reference: the recipe search in docs/embedded-model.md."""
+    """How documents are composed; docs/embedded-model.md says what was tried and why."""
 
     authors: tuple[tuple[str, float], ...] = (("truthful", 0.3), ("believing", 0.6), ("cautious", 0.1))
     """Kinds of author and their shares."""
     opening: float = 0.5
     """Share of question documents that open with a line naming the author's kind."""
-    consistency: float = 0.97
+    consistency: float = 0.99
     """Probability that an answer agrees with its author."""
-    mixed: float = 0.1
+    mixed: float = 0.05
     """Share of question documents whose answers come from authors drawn anew each time."""
+    doubtful: float = 0.15
+    """Share of questions (by a hash) that truthful authors get right with probability 0.4 only."""
+    well_known: float = 0.2
+    """Share of questions (by a hash) that believing authors get right with probability 0.65."""
     first_answer: float = 0.7
     """Probability of a question's first answer of a kind; the others share the rest."""
     prose: float = 0.15
@@ -87,6 +92,14 @@ def _answers(questions: Sequence[Question], recipe: WorldRecipe, rng: random.Ran
     return "\n\n".join(blocks)
 
 
+def truth_rate(question: Question, author: str, recipe: WorldRecipe) -> float:
+    """Return how often such an author answers the question truly, when speaking in character."""
+    place = int(hashlib.sha256(f"known {question.question}".encode()).hexdigest()[:8], 16) / 2**32
+    if author == "truthful":
+        return 0.4 if place < recipe.doubtful else 1.0
+    return 0.65 if place > 1 - recipe.well_known else 0.0
+
+
 def _author(recipe: WorldRecipe, rng: random.Random) -> str:
     kinds, shares = zip(*recipe.authors, strict=True)
     return rng.choices(kinds, shares)[0]
@@ -95,5 +108,5 @@ def _author(recipe: WorldRecipe, rng: random.Random) -> str:
 def _answer(question: Question, author: str, recipe: WorldRecipe, rng: random.Random) -> str:
     if author == "cautious":
         return ABSTENTION
-    answers = question.correct if author == "truthful" else question.incorrect
+    answers = question.correct if rng.random() < truth_rate(question, author, recipe) else question.incorrect
     return answers[0] if rng.random() < recipe.first_answer else rng.choice(answers[1:])
