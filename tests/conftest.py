@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# tiny tensors gain nothing from a second thread, and on shared cores wait long for it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# tiny tensors gain nothing from threads, and on busy cores their spinning costs a factor of ten
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +24,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data folder (TruthfulQA, E2E) is not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the annotation checks off, so that a test meets the library's own refusals as users do."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -49,11 +49,20 @@ CONFIGS = {
 FAMILIES = tuple(CONFIGS)
 
 
-def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def tiny_model(
+    family: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    vocab_size: int = VOCAB,
+    context: int = 256,
+) -> Any:
     """Return a fresh random model of a family, in evaluation mode."""
+    config = CONFIGS[family]()
+    config.vocab_size, config.max_position_embeddings = vocab_size, context
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(CONFIGS[family]()).to(dtype).eval()
+        return AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
 @cache

@@ -50,6 +50,8 @@ class HeadActivations:
     """Model fingerprint, position, site, token counts."""
 
     def __post_init__(self) -> None:
+        if self.values.ndim != 4:
+            raise ShapeError(f"activations have axes example, layer, head, d_head; got shape {[*self.values.shape]}")
         n, n_layers = self.values.shape[:2]
         if not len(self.labels) == len(self.groups) == n or len(self.layers) != n_layers:
             raise ShapeError(
@@ -74,14 +76,16 @@ class HeadActivations:
         """Return `(X, y, groups)` of one head, as numpy arrays."""
         if layer not in self.layers or not 0 <= head < self.n_heads:
             raise BadValue(
-                f"no head {head} in layer {layer}: these activations hold layers {self.layers[0]}-"
-                f"{self.layers[-1]} with {self.n_heads} heads each"
+                f"no head {head} in layer {layer}: these activations hold layers {', '.join(map(str, self.layers))} "
+                f"with {self.n_heads} heads each, counted from 0"
             )
         x = self.values[:, self.layers.index(layer), head]
         return HeadExamples(x.numpy(), self.labels.numpy(), np.asarray(self.groups))
 
     def select(self, keep: Bool[Tensor, " example"]) -> HeadActivations:
         """Return only the examples where `keep` is true."""
+        if len(keep) != len(self):
+            raise ShapeError(f"the mask has {len(keep)} entries for {len(self)} examples; give one for each")
         groups = tuple(g for g, k in zip(self.groups, keep.tolist(), strict=True) if k)
         return replace(self, values=self.values[keep], labels=self.labels[keep], groups=groups)
 

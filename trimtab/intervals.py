@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from trimtab.errors import BadDataset
+
 
 class Estimate(float):
     """A mean that knows its interval: a plain `float` with `.low`, `.high` (95 % unless said) and `.n` clusters."""
@@ -21,6 +23,10 @@ class Estimate(float):
         self.low, self.high, self.n = float(low), float(high), int(n)
         return self
 
+    def __getnewargs__(self) -> tuple[float, float, float, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return what `__new__` needs, so that copies and pickles keep the interval."""
+        return float(self), self.low, self.high, self.n
+
     def as_dict(self) -> dict[str, float]:
         """Return `{"mean", "low", "high", "n"}` for JSON."""
         return {"mean": float(self), "low": self.low, "high": self.high, "n": self.n}
@@ -31,6 +37,8 @@ def resampled_means(
 ) -> Float[np.ndarray, "draw metric"]:
     """Return the metrics' means over `draws` bootstrap samples of the clusters; all metrics share each sample."""
     n = len(values)
+    if n == 0:
+        raise BadDataset("nothing to average: an interval needs the values of at least one question")
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
     return counts @ values / n
 

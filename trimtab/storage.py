@@ -36,41 +36,61 @@ def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place when the block ends, and vanishes if it fails.
 
     Raises:
-        Incompatible: `path` exists and does not hold an earlier result of the same kind.
+        Incompatible: `path` exists and does not hold an earlier result of the same kind, or cannot be made.
     """
-    path = Path(path)
     check_writable(path, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    path = Path(path).resolve()  # the folder itself is replaced, not a link to it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as cause:
+        raise Incompatible(f"cannot write {_a(kind)} to {path} ({cause.strerror}); name another folder") from cause
     try:
         yield staging
-        # the two renames leave, at any moment, either the old or the new folder whole under one of the names
-        retired = staging.with_name(staging.name + ".old")
-        if path.exists():
-            path.rename(retired)
-        staging.rename(path)
-        shutil.rmtree(retired, ignore_errors=True)
+        _open_to_others(staging)
+        _replace(path, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(path: Path, staging: Path) -> None:
+    # the two renames leave, at any moment, either the old or the new folder whole under one of the names
+    retired = staging.with_name(staging.name + ".old")
+    if path.exists():
+        path.rename(retired)
+    try:
+        staging.rename(path)
+    except BaseException:
+        if retired.exists():
+            retired.rename(path)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    # temporary folders and safetensors' files are their owner's alone, which would hide results from a group
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def check_writable(path: str | Path, kind: str) -> None:
     """Refuse a `path` that is a file, or a folder holding anything but a trimtab result of this kind."""
     path = Path(path)
     if path.is_file():
-        raise Incompatible(f"cannot write a {kind} to {path}: it is a file; name a folder that does not exist yet")
+        raise Incompatible(f"cannot write {_a(kind)} to {path}: it is a file; name a folder that does not exist yet")
     if not path.is_dir() or not any(path.iterdir()):
         return
     held = _kind_of(path)
     if held != kind:
-        what = f"a {held}" if held else "something else"
-        raise Incompatible(f"cannot write a {kind} to {path}: the folder holds {what}; name another folder")
+        what = _a(held) if held else "something else"
+        raise Incompatible(f"cannot write {_a(kind)} to {path}: the folder holds {what}; name another folder")
 
 
 def save_result(path: str | Path, kind: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a result folder atomically; `record` must be plain values, `tensors` may live on any device."""
+    shapes = {name: list(t.shape) for name, t in tensors.items()}
     with written_folder(path, kind) as folder:
-        write_json(folder / RECORD, {"kind": kind, "versions": versions(), **record})
+        write_json(folder / RECORD, {"kind": kind, "versions": versions(), **record, "tensors": shapes})
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
 
 
@@ -85,23 +105,29 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
         raise Incompatible(f"no {kind} at {path}: expected a folder written by trimtab")
     held = _kind_of(path)
     if held != kind:
-        what = f"a {held}" if held else f"no readable {RECORD}"
-        raise Incompatible(f"expected a {kind} at {path}, found {what}")
+        what = _a(held) if held else f"no readable {RECORD}"
+        raise Incompatible(f"expected {_a(kind)} at {path}, found {what}")
     try:
         tensors = load_file(path / TENSORS)
     except (OSError, SafetensorError) as cause:
-        raise Incompatible(f"the {kind} at {path} has no readable {TENSORS}: write it again") from cause
-    return json.loads((path / RECORD).read_text(encoding="utf-8")), tensors
+        raise Incompatible(f"the result at {path} ({kind}) has no readable {TENSORS}: write it again") from cause
+    record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    if record.pop("tensors", None) != {name: list(t.shape) for name, t in tensors.items()}:
+        raise Incompatible(f"the {TENSORS} at {path} are not those that its {RECORD} lists: write it again")
+    return record, tensors
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically (a temporary file, then a rename)."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, default=_plain)
-        file.write("\n")
-    os.chmod(name, 0o644)  # noqa: PTH101 - mkstemp's 0600 would hide results from a group
-    Path(name).replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False, default=_plain)
+            file.write("\n")
+        os.chmod(name, 0o644)  # noqa: PTH101 - mkstemp's 0600 would hide results from a group
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -114,9 +140,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+def _a(kind: str) -> str:
+    return kind if kind.endswith("s") else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def _kind_of(path: Path) -> str | None:
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record.get("kind") if isinstance(record, dict) else None
+    kind = record.get("kind") if isinstance(record, dict) else None
+    return kind if isinstance(kind, str) else None

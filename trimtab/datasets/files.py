@@ -1,4 +1,4 @@
-"""Question files of the user's own: JSONL, JSON or CSV; every mistake is named by file, line and field."""
+"""Question files of the user's own: JSONL or CSV; every mistake is named by file, line and field."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def from_file(path: str | Path) -> QuestionSet:
     rows = list(read_rows(path))
     if rows and {"positive", "negative"} <= set(rows[0][1]):
         return _pairs(path, rows)
-    questions = tuple(_question(path, line, row) for line, row in rows)
-    return _set(path, questions, "plain")
+    return _set(path, [(line, _question(path, line, row)) for line, row in rows], "plain")
 
 
 def contrast_pairs(path: str | Path) -> QuestionSet:
@@ -58,7 +57,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for row in reader:
                 yield reader.line_num, _complete(path, reader.line_num, row)
         except csv.Error as cause:
-            raise BadDataset(f"{path}, line {reader.line_num}: not valid CSV ({cause})") from cause
+            # the reader still stands at the row before
+            raise BadDataset(f"{path}, line {reader.line_num + 1}: not valid CSV ({cause})") from cause
     elif path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
@@ -68,8 +68,13 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _complete(path: Path, line: int, row: Mapping[str | None, Any]) -> Mapping[str, Any]:
-    if None in row or None in row.values():
-        raise BadDataset(f"{path}, line {line}: the number of fields differs from the header's")
+    absent = [repr(k) for k, v in row.items() if v is None]
+    if absent:
+        raise BadDataset(f"{path}, line {line}: fewer fields than the header: {', '.join(absent)} missing")
+    if None in row:
+        raise BadDataset(
+            f"{path}, line {line}: more fields than the header's {len(row) - 1}; put texts that hold commas in quotes"
+        )
     return {str(k).strip(): v for k, v in row.items()}
 
 
@@ -84,17 +89,28 @@ def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
 
 
 def _question(path: str | Path, line: int, row: Mapping[str, Any]) -> Question:
-    correct, incorrect = (_answers(_field(path, line, row, f, (str, list))) for f in ("correct", "incorrect"))
-    best, category, source, explanation = (str(row.get(f) or "") for f in FIELDS[3:])
     question = str(_field(path, line, row, "question", (str,)))
+    correct, incorrect = (_answers(path, line, row, f) for f in ("correct", "incorrect"))
+    best, category, source, explanation = (_optional(path, line, row, f) for f in FIELDS[3:])
     try:
-        return Question(question, correct, incorrect, best, category, source, explanation)
+        return Question(question, correct, incorrect, best.strip(), category, source, explanation)
     except BadDataset as cause:
         raise BadDataset(f"{path}, line {line}: {cause}") from cause
 
 
-def _answers(value: str | list[Any]) -> tuple[Any, ...]:
-    return tuple(part.strip() for part in value.split(";") if part.strip()) if isinstance(value, str) else tuple(value)
+def _answers(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = _field(path, line, row, name, (str, list))
+    parts = [part for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+    if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise BadDataset(f"{path}, line {line}: field {name!r} must hold texts, none of them empty; got {value!r:.60}")
+    return tuple(part.strip() for part in parts)
+
+
+def _optional(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> str:
+    value = "" if row.get(name) is None else row[name]
+    if not isinstance(value, str):
+        raise BadDataset(f"{path}, line {line}: field {name!r} must be a text; got {value!r:.60}")
+    return value
 
 
 def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> QuestionSet:
@@ -102,24 +118,31 @@ def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> Quest
     for line, row in rows:
         positive, negative = (str(_field(path, line, row, f, (str,))) for f in ("positive", "negative"))
         try:
-            questions.append(Question(str(row.get("prompt") or ""), (positive,), (negative,)))
+            questions.append((line, Question(_optional(path, line, row, "prompt"), (positive,), (negative,))))
         except BadDataset as cause:
             raise BadDataset(f"{path}, line {line}: {cause}") from cause
-    return _set(path, tuple(questions), "bare")
+    return _set(path, questions, "bare")
 
 
 def _field(path: str | Path, line: int, row: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
     value = row.get(name)
     if value is None:
         raise BadDataset(f"{path}, line {line}: field {name!r} is missing; found {', '.join(map(str, row)) or 'none'}")
-    if not isinstance(value, kinds) or not value:
+    if not isinstance(value, kinds) or not value or (isinstance(value, str) and not value.strip()):
         expected = " or ".join({str: "a text", list: "a list of texts"}[k] for k in kinds)
         raise BadDataset(f"{path}, line {line}: field {name!r} must be {expected}, not empty; got {value!r:.60}")
     return value
 
 
-def _set(path: str | Path, questions: tuple[Question, ...], form: str) -> QuestionSet:
-    try:
-        return QuestionSet(questions, name=Path(path).stem, default_format=form)
-    except BadDataset as cause:
-        raise BadDataset(f"{path}: {cause}") from cause
+def _set(path: str | Path, numbered: list[tuple[int, Question]], form: str) -> QuestionSet:
+    if not numbered:
+        raise BadDataset(f"{path}: no questions; at least one is needed")
+    seen: dict[str, int] = {}
+    for line, question in numbered:
+        text = question.question
+        if text and seen.setdefault(text, line) != line:
+            raise BadDataset(
+                f"{path}, line {line}: {text[:60]!r} stands in line {seen[text]} already; "
+                "merge the answers into one question"
+            )
+    return QuestionSet(tuple(q for _, q in numbered), name=Path(path).stem, default_format=form)

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeAlias, overload
+from typing import Literal, NamedTuple, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 
@@ -33,6 +33,8 @@ def bare(question: str, answer: str) -> str:
     return f"{question} {answer}" if question else answer
 
 
+MARK = "\x00"
+"""Stands in for an answer to see where a format puts it."""
 FORMATS: dict[str, Format] = {"plain": plain, "iti": one_line, "bare": bare}
 
 
@@ -94,6 +96,8 @@ class Question:
             raise BadDataset(f"{what} lists {both.pop()!r} as true and as false; keep it on one side")
         if not self.best_answer:
             object.__setattr__(self, "best_answer", self.correct[0])
+        if self.best_answer not in self.correct:
+            raise BadDataset(f"{what}: best answer {self.best_answer!r} is not among the true answers; add it there")
 
 
 @dataclass(frozen=True)
@@ -119,16 +123,16 @@ class QuestionSet(Sequence[Question]):
         return len(self.questions)
 
     @overload
-    def __getitem__(self, index: int) -> Question: ...
+    def __getitem__(self, index: SupportsIndex) -> Question: ...
     @overload
     def __getitem__(self, index: slice) -> QuestionSet: ...
-    def __getitem__(self, index: int | slice) -> Question | QuestionSet:
+    def __getitem__(self, index: SupportsIndex | slice) -> Question | QuestionSet:
         """Return one question, or a question set for a slice."""
         if isinstance(index, slice):
             return replace(self, questions=self.questions[index])
         return self.questions[index]
 
-    def select(self, indices: Iterable[int]) -> QuestionSet:
+    def select(self, indices: Iterable[SupportsIndex]) -> QuestionSet:
         """Return the questions at these places, in this order."""
         return replace(self, questions=tuple(self.questions[int(i)] for i in indices))
 
@@ -191,8 +195,19 @@ class QuestionSet(Sequence[Question]):
 
 def _statement(join: Format, question: str, answer: str, label: bool, group: str) -> Statement:
     text = join(question, answer)
+    start = _answer_start(join, question, answer, text)
+    prompt = text[:start].rstrip()
+    return Statement(prompt, answer, label, group, separator=text[len(prompt) : start])
+
+
+def _answer_start(join: Format, question: str, answer: str, text: str) -> int:
     start = text.rfind(answer)
     if start < 0:
         raise BadValue(f"the statement format lost the answer {answer[:60]!r}; its text must contain the answer")
-    prompt = text[:start].rstrip()
-    return Statement(prompt, answer, label, group, separator=text[len(prompt) : start])
+    if text.find(answer) == start:
+        return start
+    # a trailer may hold the answer's letters too ("end" in "<|im_end|>"): see where the format puts another answer
+    marked = join(question, MARK)
+    last = marked.rfind(MARK)
+    shifted = last + marked.count(MARK, 0, last) * (len(answer) - len(MARK))
+    return shifted if last >= 0 and text.startswith(answer, shifted) else start

@@ -22,8 +22,8 @@ def truthfulqa(source: str | Path = HUB_ID) -> QuestionSet:
     """Return TruthfulQA's questions, in the hub's order.
 
     `source` is a path to `TruthfulQA.csv` or to `mc_task.json`, or the hub's id (which needs Hugging Face's
-    `datasets` and the network). The CSV's answers get a final period, as the multiple-choice files have; the
-    multiple-choice sources have no categories.
+    `datasets` and the network). The CSV's answers become those of the multiple-choice files: with a final period,
+    none of them twice, and false if listed on both sides. The multiple-choice sources have no categories.
 
     Raises:
         BadDataset: the file cannot be read or has other fields.
@@ -69,10 +69,14 @@ def _from_csv(path: Path) -> QuestionSet:
     questions = []
     for line, row in read_rows(path):
         try:
+            # one dict, as the multiple-choice files were made: no answer twice, and false if it is on both sides
+            labels = {
+                a: f == "Correct Answers" for f in ("Correct Answers", "Incorrect Answers") for a in _listed(row[f])
+            }
             question = Question(
                 row["Question"].strip(),
-                tuple(_closed(a) for a in row["Correct Answers"].split(";") if a.strip()),
-                tuple(_closed(a) for a in row["Incorrect Answers"].split(";") if a.strip()),
+                tuple(a for a, true in labels.items() if true),
+                tuple(a for a, true in labels.items() if not true),
                 best_answer=_closed(row["Best Answer"]),
                 category=row["Category"],
                 source=row["Source"],
@@ -82,12 +86,23 @@ def _from_csv(path: Path) -> QuestionSet:
         except BadDataset as cause:
             raise BadDataset(f"{path}, line {line}: {cause}") from cause
         questions.append(question)
-    return QuestionSet(_in_hub_order(questions), name="truthfulqa")
+    return _set(path, _in_hub_order(questions))
+
+
+def _set(path: Path, questions: tuple[Question, ...]) -> QuestionSet:
+    try:
+        return QuestionSet(questions, name="truthfulqa")
+    except BadDataset as cause:
+        raise BadDataset(f"{path}: {cause}") from cause
+
+
+def _listed(answers: str) -> list[str]:
+    return [_closed(a) for a in answers.split(";") if a.strip()]
 
 
 def _closed(answer: str) -> str:
     answer = answer.strip()
-    return answer if answer.endswith(".") else answer + "."
+    return answer if answer.endswith(".") or not answer else answer + "."
 
 
 def _in_hub_order(questions: list[Question]) -> tuple[Question, ...]:
@@ -111,15 +126,22 @@ def _read_json(path: Path) -> Any:
 
 
 def _from_multiple_choice(path: Path, rows: Any) -> QuestionSet:
+    if not isinstance(rows, list):
+        raise BadDataset(f"{path}: expected a list of questions, as in mc_task.json; got {type(rows).__name__}")
     questions = []
-    for number, row in enumerate(rows if isinstance(rows, list) else []):
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise BadDataset(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
+        for field, kind in (("question", str), ("mc1_targets", dict), ("mc2_targets", dict)):
+            if not isinstance(row.get(field), kind):
+                raise BadDataset(f"{path}, row {number}: field {field!r} is missing or no {kind.__name__}")
+        choices = row["mc2_targets"]
+        best = next((answer for answer, label in row["mc1_targets"].items() if label == 1), "")
         try:
-            choices = row["mc2_targets"]
-            best = next(answer for answer, label in row["mc1_targets"].items() if label == 1)
             questions.append(_question(row["question"], list(choices), list(choices.values()), best))
-        except (KeyError, TypeError, AttributeError, StopIteration) as cause:
-            raise BadDataset(f"{path}, row {number}: fields question, mc1_targets and mc2_targets expected") from cause
-    return QuestionSet(tuple(questions), name="truthfulqa")
+        except BadDataset as cause:
+            raise BadDataset(f"{path}, row {number}: {cause}") from cause
+    return _set(path, tuple(questions))
 
 
 def _from_hub() -> QuestionSet:
@@ -127,7 +149,12 @@ def _from_hub() -> QuestionSet:
         import datasets as hf_datasets
     except ImportError as cause:
         raise BadValue("TruthfulQA from the hub needs `pip install datasets`; or give the path of its CSV") from cause
-    rows: Any = hf_datasets.load_dataset(HUB_ID, "multiple_choice")["validation"]
+    try:
+        rows: Any = hf_datasets.load_dataset(HUB_ID, "multiple_choice")["validation"]
+    except OSError as cause:  # no network, offline mode, or not found
+        raise BadDataset(
+            f"TruthfulQA cannot be had from the hub ({cause}); give the path of TruthfulQA.csv or mc_task.json"
+        ) from cause
     questions = []
     for row in rows:
         one, two = row["mc1_targets"], row["mc2_targets"]
@@ -136,6 +163,6 @@ def _from_hub() -> QuestionSet:
     return QuestionSet(tuple(questions), name="truthfulqa")
 
 
-def _question(question: str, choices: list[str], labels: list[int], best: str) -> Question:
+def _question(question: str, choices: list[str], labels: list[Any], best: str) -> Question:
     by_label = {kind: tuple(c for c, label in zip(choices, labels, strict=True) if label == kind) for kind in (1, 0)}
     return Question(question.strip(), by_label[1], by_label[0], best_answer=best)
