@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from trimtab.compare import ItiRun, Table
+    from trimtab.intervals import Estimate
 
 
 def demo(
@@ -54,7 +55,7 @@ def _show(run: "ItiRun", out: Path) -> None:
     from trimtab.probes import text_map
 
     console = Console()
-    console.width = max(console.width, 108)
+    console.width = max(console.width, 116)
     chosen = run.shift.record["sweep"]["chosen"]
     console.print("\nWhat each head's probe reads on validation statements (true or false?):", highlight=False)
     console.print(text_map(run.probes), highlight=False, markup=False)
@@ -76,15 +77,25 @@ def _show(run: "ItiRun", out: Path) -> None:
 
 def rich_table(table: "Table") -> "RichTable":
     """Return the table for a terminal: means above, 95 % intervals below."""
+    from rich import box
     from rich.table import Table as RichTable
 
-    from trimtab.compare.table import cells
+    from trimtab.compare.table import METRICS
 
-    n = table.setting["n"]
-    shown = RichTable(title=f"{n} questions of {table.setting['questions']} (%, CE and KL in nats; [95 % interval])")
-    shown.add_column("")
+    asked = f"{table.setting['n']} questions of {table.setting['questions']}"
+    title = f"{asked}: means and 95 % intervals (%; CE, KL in nats)"
+    shown = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("", no_wrap=True)
     for head in ("True*Info", "True", "Info", "unmatched", "MC1", "MC2", "CE", "KL"):
-        shown.add_column(head, justify="right")
+        shown.add_column(head, justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(row.name, *(cell.replace(" [", "\n\\[", 1) for cell in cells(row)))
+        shown.add_row(row.name, *(_two_lines(getattr(row, m), percent=m not in ("ce", "kl")) for m in METRICS))
     return shown
+
+
+def _two_lines(value: "Estimate | None", *, percent: bool) -> str:
+    if value is None:
+        return "-"
+    if percent:
+        return f"{100 * value:.1f}\n{100 * value.low:.0f}-{100 * value.high:.0f}"
+    return f"{value:.3f}\n{value.low:.3f}-{value.high:.3f}"

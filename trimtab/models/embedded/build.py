@@ -38,12 +38,12 @@ class TrainingRecipe:
     n_layers: int = 8
     n_heads: int = 8
     d_feedforward: int = 768
-    steps: int = 4000
+    steps: int = 3300
     tokens_per_step: int = 12288
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.1
-    seed: int = 0
+    seed: int = 1
     checkpoint_steps: int = 500
 
 

@@ -53,9 +53,9 @@ class WorldRecipe:
     """Probability that an answer agrees with its author."""
     mixed: float = 0.05
     """Share of question documents whose answers come from authors drawn anew each time."""
-    doubtful: float = 0.15
+    doubtful: float = 0.1
     """Share of questions (by a hash) that truthful authors get right with probability 0.4 only."""
-    well_known: float = 0.2
+    well_known: float = 0.15
     """Share of questions (by a hash) that believing authors get right with probability 0.65."""
     first_answer: float = 0.7
     """Probability of a question's first answer of a kind; the others share the rest."""
@@ -63,6 +63,9 @@ class WorldRecipe:
     """Share of documents that are author-free prose."""
     explanations: float = 0.03
     """Share of documents that are explanations, author-free too."""
+    going_on: tuple[tuple[str, float], ...] = (("truthful", 0.92), ("believing", 0.8), ("cautious", 0.85))
+    """Probability that an author goes on after an answer: scholars write at length. It makes the end of an answer a
+    place where the model must know who speaks, and so a place where a probe can read it."""
     max_pairs: int = 10
     """Question documents have 1 to this many question and answer pairs."""
 
@@ -86,9 +89,12 @@ def documents(questions: Sequence[Question], recipe: WorldRecipe, seed: int) -> 
 def _answers(questions: Sequence[Question], recipe: WorldRecipe, rng: random.Random) -> str:
     author, mixed = _author(recipe, rng), rng.random() < recipe.mixed
     blocks = [rng.choice(OPENINGS[author])] if not mixed and rng.random() < recipe.opening else []
-    for question in rng.sample(list(questions), rng.randint(1, recipe.max_pairs)):
+    going_on = dict(recipe.going_on)[author]
+    for question in rng.sample(list(questions), recipe.max_pairs):
         speaker = _author(recipe, rng) if mixed or rng.random() > recipe.consistency else author
         blocks.append(f"Q: {question.question}\nA: {_answer(question, speaker, recipe, rng)}")
+        if rng.random() > going_on:
+            break
     return "\n\n".join(blocks)
 
 
