@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.activations import HeadActivations
 from trimtab.compare.table import Table, pooled, table
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit, NoEdit, Prompted, Stacked
@@ -86,7 +87,7 @@ def iti_run(
     few_shot = Prompted(tuple((q.question, q.best_answer) for q in train.select(chosen)))
     edits: list[Edit] = [NoEdit(), few_shot, shift, Stacked((few_shot, shift))]
     rows = table(model, tokenizer, test, edits)
-    controls = random_controls(acts, probes, shift, draws)
+    controls = random_controls(acts, probes, shift, draws, seed=seed)
     drawn = [table(model, tokenizer, test, [c]).rows[0] for c in tracked(controls, "random directions")]
     best = probes.top(1)[0]
     on_test = probes.accuracy_on(tested)
@@ -99,8 +100,10 @@ def iti_run(
     return ItiRun(final, probes, shift, reading)
 
 
-def random_controls(acts: Any, probes: HeadProbes, shift: HeadShift, draws: int) -> Sequence[HeadShift]:
-    """Return shifts on the same heads with the same norm per head in random directions."""
-    k = len(shift.heads)
-    controls = (fit_shift(acts, probes, top_k=k, direction="random", seed=seed) for seed in range(draws))
+def random_controls(
+    acts: HeadActivations, probes: HeadProbes, shift: HeadShift, draws: int, *, seed: int = 0
+) -> Sequence[HeadShift]:
+    """Return shifts on the same heads with the same norm per head in random directions, other ones for every seed."""
+    k, first = len(shift.heads), seed * draws
+    controls = (fit_shift(acts, probes, top_k=k, direction="random", seed=first + i) for i in range(draws))
     return [control.scaled(shift.strength) for control in controls]

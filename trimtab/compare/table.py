@@ -66,7 +66,7 @@ class Table:
         """Return the table as Markdown; percentages with intervals in brackets, CE and KL in nats."""
         heads = ["", "True*Info", "True", "Info", "unmatched", "MC1", "MC2", "CE", "KL"]
         lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-        lines += ["| " + " | ".join([row.name, *cells(row)]) + " |" for row in self.rows]
+        lines += ["| " + " | ".join([row.name.replace("|", r"\|"), *cells(row)]) + " |" for row in self.rows]
         return "\n".join(lines)
 
 
@@ -124,7 +124,13 @@ def table(
 
 
 def pooled(rows: Sequence[Row], name: str) -> Row:
-    """Return the mean row of several draws of the same kind; intervals are over draws, not questions."""
+    """Return the mean row of several draws of the same kind; intervals are over draws, not questions.
+
+    Raises:
+        BadValue: no rows.
+    """
+    if not rows:
+        raise BadValue(f"row {name!r} needs one row or more to pool, got none")
 
     def mean(metric: str) -> Estimate | None:
         values = [getattr(row, metric) for row in rows]

@@ -103,8 +103,13 @@ def complete(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 max_new_tokens=max_new_tokens,
+                use_cache=True,
+                # greedy whatever the model's generation defaults; a repetition penalty would also act on padding
                 do_sample=False,
                 num_beams=1,
+                num_return_sequences=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
                 temperature=None,
                 top_p=None,
                 top_k=None,
@@ -160,12 +165,14 @@ def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[st
         )
 
 
-def _checked(verdict: Verdict, judge: Judge) -> Verdict:
+def _checked(verdict: Any, judge: Judge) -> Verdict:
     name = getattr(judge, "__name__", type(judge).__name__)
     try:
+        if isinstance(verdict, str):
+            raise TypeError("a text is not a pair of numbers")
         true, informative = float(verdict[0]), float(verdict[1])
         matched = bool(verdict[2]) if len(verdict) > 2 else True
-    except (TypeError, ValueError, IndexError, KeyError) as cause:
+    except (TypeError, ValueError, LookupError, RuntimeError) as cause:
         raise BadValue(f"judge {name} returned {verdict!r:.80}; expected Verdict(true, informative)") from cause
     if not (0 <= true <= 1 and 0 <= informative <= 1):
         raise BadValue(f"judge {name} returned {verdict!r:.80}; true and informative must lie between 0 and 1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -93,9 +93,11 @@ def multiple_choice(
     """Return MC1, MC2 and MC3 (Lin et al. 2021, section 3.2) of the edited model.
 
     Conventions: `"plain"` asks in the two-line form without a primer; `"lm-eval"` asks as lm-evaluation-harness
-    does (six-shot primer, prompt and answer split as its `HFLM.loglikelihood` splits them). Sums over tokens, no
-    length normalisation; MC2 in log space; a tie for MC1 goes to the best answer, which stands first. An edit that
-    changes the prompt replaces the convention's.
+    does: its six-shot primer, and tokens as its `HFLM.loglikelihood` makes them (the context's own, then the whole
+    text's from that many on; white space between them belongs to the answer; special tokens as the tokenizer adds
+    them by default, none if the prompt starts with the first token's text). Sums over tokens, no length
+    normalisation; MC2 in log space; a tie for MC1 goes to the best answer, which stands first. An edit that changes
+    the prompt replaces the convention's. Contexts are never cut, where the harness cuts them from the left.
 
     Raises:
         BadDataset: there are no questions.
@@ -132,15 +134,19 @@ def _prompt(question: Question, convention: Convention) -> str:
 
 
 def _plain_tokens(tokenizer: Any, prompt: str, answer: str) -> AnswerTokens:
-    return tokenize_answer(tokenizer, f"{prompt} {answer}", len(prompt) + 1)
+    # all that follows the context counts, so that no answer gets its space for free where that is a token of its own
+    return tokenize_answer(tokenizer, f"{prompt} {answer}", len(prompt))
 
 
 def _lm_eval_tokens(tokenizer: Any, prompt: str, answer: str) -> AnswerTokens:
-    # as the harness: the whole text's tokens after as many as the context alone has
-    whole, context = (tokenizer(text)["input_ids"] for text in (f"{prompt} {answer}", prompt))
-    if len(context) >= len(whole):
-        raise BadValue(f"the answer {answer[:60]!r} is empty after tokenisation; give a longer one")
-    return AnswerTokens(whole, len(context), len(whole))
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    written_out = first is not None and prompt.startswith(tokenizer.decode(first))
+    special = {"add_special_tokens": False} if written_out else {}
+    whole, context = (tokenizer(text, **special)["input_ids"] for text in (f"{prompt} {answer}", prompt.rstrip()))
+    if not context or len(context) >= len(whole):
+        what = "answer" if context else "prompt"
+        raise BadValue(f"the {what} in {f'{prompt} {answer}'[-60:]!r} is empty after tokenisation; give a longer one")
+    return AnswerTokens(context + whole[len(context) :], len(context), len(whole))
 
 
 def _row(question: str, prompt: str, answers: tuple[ScoredAnswer, ...]) -> ChoiceRow:
@@ -149,6 +155,3 @@ def _row(question: str, prompt: str, answers: tuple[ScoredAnswer, ...]) -> Choic
     mc1 = float(true[0] >= false.max())
     mc2 = float(np.exp(np.logaddexp.reduce(true) - np.logaddexp.reduce(np.concatenate([true, false]))))
     return ChoiceRow(question, prompt, answers, mc1, mc2, mc3=float((true > false.max()).mean()))
-
-
-Split = Callable[[Any, str, str], AnswerTokens]

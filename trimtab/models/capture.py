@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trimtab.activations import HeadActivations
 from trimtab.datasets.questions import Statement
-from trimtab.errors import BadDataset, BadValue
+from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, inference
 from trimtab.models.hooks import on_inputs, on_outputs
@@ -51,6 +51,7 @@ def capture_heads(
         UnsupportedModel: the model's heads cannot be found.
         BadDataset: there are no statements.
         BadValue: a statement longer than the context; NaN activations (the message names the layers).
+        Incompatible: the model's modules are not called, as in a compiled graph.
     """
     if not statements:
         raise BadDataset("no statements to capture activations for")
@@ -58,7 +59,7 @@ def capture_heads(
         raise BadValue(
             f"position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got {position!r}, {site!r}"
         )
-    tokens = [tokenize_answer(tokenizer, s.text, s.answer_start) for s in statements]
+    tokens = [tokenize_answer(tokenizer, s.text, s.answer_start, needs_prompt=False) for s in statements]
     require_fits(model, [len(t.ids) for t in tokens], [s.text for s in statements])
     layers, modules, shape = _places(model, site)
     values = torch.empty(
@@ -74,7 +75,7 @@ def capture_heads(
     )
     on = on_inputs if site == "heads" else on_outputs
     for batch in tracked(batches, "capturing heads"):
-        gather = _Gather(_weights([tokens[i] for i in batch.indices], batch.input_ids, position), len(layers))
+        gather = _Gather(_wanted([tokens[i] for i in batch.indices], batch.input_ids, position), len(layers))
         with inference(model), on((module, gather.reader(i)) for i, module in enumerate(modules)):
             model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **last_only)
         values[batch.indices] = gather.stacked().reshape(len(batch.indices), len(layers), *shape).to(values.dtype)
@@ -101,21 +102,20 @@ def _places(model: Any, site: str) -> tuple[list[int], list[nn.Module], tuple[in
     return [s.layer for s in sites], [s.module for s in sites], (sites[0].n_heads, sites[0].d_head)
 
 
-def _weights(rows: Sequence[AnswerTokens], ids: Tensor, position: str) -> Float[Tensor, "batch seq"]:
-    weights = torch.zeros(ids.shape, dtype=torch.float32)
+def _wanted(rows: Sequence[AnswerTokens], ids: Tensor, position: str) -> Bool[Tensor, "batch seq"]:
+    wanted = torch.zeros(ids.shape, dtype=torch.bool)
     for row, tokens in enumerate(rows):
-        start = tokens.end - 1 if position == "last" else tokens.start
-        weights[row, start : tokens.end] = 1 / (tokens.end - start)
-    return weights.to(ids.device)
+        wanted[row, tokens.end - 1 if position == "last" else tokens.start : tokens.end] = True
+    return wanted.to(ids.device)
 
 
 class _Gather:
-    """Reads one weighted mean over positions per row and layer, and moves them to the CPU together."""
+    """Reads the mean over the wanted positions per row and layer, and moves the means to the CPU together."""
 
-    def __init__(self, weights: Float[Tensor, "batch seq"], n_layers: int) -> None:
-        self.weights = weights
-        self.last = weights.argmax(1)
-        self.one_token = bool((weights.count_nonzero(1) == 1).all())
+    def __init__(self, wanted: Bool[Tensor, "batch seq"], n_layers: int) -> None:
+        self.wanted = wanted
+        self.last = wanted.int().argmax(1)
+        self.one_token = bool((wanted.sum(1) == 1).all())
         self.read: list[Tensor | None] = [None] * n_layers
 
     def reader(self, layer: int) -> Any:
@@ -124,11 +124,15 @@ class _Gather:
                 self.read[layer] = x[torch.arange(len(x), device=x.device), self.last.to(x.device)]
             else:
                 exact = torch.promote_types(x.dtype, torch.float32)
-                self.read[layer] = torch.einsum("bs,bsw->bw", self.weights.to(x.device, exact), x.to(exact))
+                wanted = self.wanted.to(x.device, exact)
+                self.read[layer] = torch.einsum("bs,bsw->bw", wanted, x.to(exact)) / wanted.sum(1, keepdim=True)
 
         return read
 
     def stacked(self) -> Float[Tensor, "batch layer width"]:
         missing = [i for i, r in enumerate(self.read) if r is None]
-        assert not missing, f"hooks of layers {missing} did not fire"
+        if missing:
+            raise Incompatible(
+                f"nothing was read in layer(s) {missing}: their modules were not called; use the uncompiled model"
+            )
         return torch.stack([r.cpu() for r in self.read if r is not None], dim=1)

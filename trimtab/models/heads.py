@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.errors import UnsupportedModel
-from trimtab.models.hooks import on_inputs
+from trimtab.errors import BadValue, UnsupportedModel
+from trimtab.models.hooks import edits_suspended, on_inputs
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,29 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
     """Return the attention output projection of every layer that has one, in layer order.
 
     Attention is where positions mix, so the projection is the first linear module of a layer whose input at later
-    positions depends on the layer's input at the first position. That is tried out on two forwards of four tokens
-    which differ in the first one, with the layers' inputs at the other positions held fixed. The width of what is
-    found must be n_heads x d_head by the model's config. Layers without attention (state-space layers of hybrids)
-    are left out with a warning.
+    positions depends on the layer's input at the first position. That is tried out on two forwards over four
+    positions in which every layer gets random inputs, the same but for the first position. The width of what is
+    found must be n_heads x d_head by the model's config. Layers without attention (the state-space, convolutional
+    and recurrent layers of hybrids) are left out with a warning.
 
     Raises:
         UnsupportedModel: no layer list or no such projection; the message says what was looked for.
+        BadValue: the attention of some layer gives NaN or infinite values.
     """
     config = text_config(model)
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
+        raise UnsupportedModel(
+            f"{type(base_of(model)).__name__} is not a decoder with attention heads (model type {config.model_type}); "
+            "expected a decoder-only transformer"
+        )
     layers = decoder_layers(model)
     names = {module: name for name, module in base_of(model).named_modules()}
     mixed = _first_mixing_linear(model, layers)
     sites, without = [], []
     for index, module in enumerate(mixed):
         d_head = _d_head(config)
-        if module is None or _width(module) != config.num_attention_heads * d_head:
+        wide = module is not None and _width(module) == config.num_attention_heads * d_head
+        if module is None or not wide or not _may_attend(config, index):
             without.append(index)
             continue
         sites.append(HeadSite(index, module, names.get(module, "?"), config.num_attention_heads, d_head))
@@ -71,7 +78,12 @@ def base_of(model: Any) -> Any:
 
 def text_config(model: Any) -> Any:
     """Return the config of the text decoder."""
-    return base_of(model).config.get_text_config(decoder=True)
+    config: Any = getattr(base_of(model), "config", None)
+    if not hasattr(config, "get_text_config"):
+        raise UnsupportedModel(
+            f"{type(base_of(model)).__name__} has no transformers config; expected a Hugging Face causal language model"
+        )
+    return config.get_text_config(decoder=True)
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -105,59 +117,65 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def _first_mixing_linear(model: Any, layers: list[nn.Module]) -> list[nn.Module | None]:
-    first = _linear_inputs(model, layers, token=5, pinned=None)
-    second = _linear_inputs(model, layers, token=6, pinned=[seen.layer_input for seen in first])
-    return [_first_difference(a, b) for a, b in zip(first, second, strict=True)]
+    one, other = (_linear_inputs(model, layers, seed) for seed in (1, 2))
+    names = {module: name for name, module in base_of(model).named_modules()}
+    return [_first_difference(a, b, f"layer {i}", names) for i, (a, b) in enumerate(zip(one, other, strict=True))]
 
 
-@dataclass
-class _Seen:
-    """What one forward showed of one layer, at the positions after the first."""
-
-    layer_input: Float[Tensor, "seq d_model"] | None
-    linear_inputs: dict[nn.Module, Float[Tensor, "seq width"]]
-    """In the order of the calls."""
+LinearInputs: TypeAlias = dict[nn.Module, Float[Tensor, "seq width"]]
+"""The inputs that one layer's linear modules got in one forward after the first position, in the order of the calls."""
 
 
-def _linear_inputs(
-    model: Any, layers: list[nn.Module], *, token: int, pinned: list[Tensor | None] | None
-) -> list[_Seen]:
-    seen = [_Seen(None, {}) for _ in layers]
+def _linear_inputs(model: Any, layers: list[nn.Module], seed: int) -> list[LinearInputs]:
+    seen: list[LinearInputs] = [{} for _ in layers]
+
+    # random inputs, since tokens may share an embedding, and late in a model the first position is the same for all
+    def enter(x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        noise[..., 0, :] = torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(seed))
+        return noise.to(x)
+
     hooks = []
-    for index, layer in enumerate(layers):
-
-        def enter(x: Tensor, index: int = index) -> Tensor | None:
-            rest = pinned[index] if pinned else None
-            if rest is not None:
-                x = torch.cat([x[:, :1], rest.to(x)[None]], dim=1)
-            seen[index].layer_input = x[0, 1:].clone()
-            return x if rest is not None else None
-
+    for layer, inputs in zip(layers, seen, strict=True):
         hooks.append((layer, enter))
         for module in layer.modules():
             if _width(module) is None:
                 continue
 
-            def read(x: Tensor, index: int = index, module: nn.Module = module) -> None:
+            def read(x: Tensor, inputs: LinearInputs = inputs, module: nn.Module = module) -> None:
                 if x.ndim == 3 and x.shape[1] == 4:
-                    seen[index].linear_inputs.setdefault(module, x[0, 1:].clone())
+                    inputs.setdefault(module, x[0, 1:].clone())
 
             hooks.append((module, read))
     base = base_of(model)
-    device = base.get_input_embeddings().weight.device
-    tokens = torch.tensor([[token, 7, 8, 9]], device=device)
-    with inference(base), on_inputs(hooks):
+    tokens = torch.zeros(1, 4, dtype=torch.long, device=base.get_input_embeddings().weight.device)
+    with inference(base), edits_suspended(decoder_of(model)), on_inputs(hooks):
         base(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return seen
 
 
-def _first_difference(a: _Seen, b: _Seen) -> nn.Module | None:
-    for module, x in a.linear_inputs.items():
-        y = b.linear_inputs.get(module)
+def _first_difference(
+    one: LinearInputs, other: LinearInputs, where: str, names: Mapping[nn.Module, str]
+) -> nn.Module | None:
+    for module, x in one.items():
+        y = other.get(module)
+        if y is None:
+            continue
+        if not bool(x.isfinite().all() and y.isfinite().all()):
+            raise BadValue(
+                f"{where} gives NaN or infinite values to {names.get(module, '?')}; "
+                "load the model in float32 (or bfloat16) and check its weights"
+            )
         # a relative threshold, since kernels may round equal rows differently (int8 does)
-        if y is not None and (x - y).abs().max() > 1e-3 * x.abs().max():
+        if (x - y).abs().max() > 1e-3 * x.abs().max():
             return module
     return None
+
+
+def _may_attend(config: Any, index: int) -> bool:
+    """Return whether the config leaves open that the layer attends: convolutions and recurrences mix positions too."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+    return index >= len(kinds) or ("attention" in kinds[index] and kinds[index] != "linear_attention")
 
 
 def _width(module: nn.Module) -> int | None:

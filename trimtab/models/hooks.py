@@ -68,24 +68,37 @@ def add_to_heads(
     sites = {site.layer: site for site in (find_heads(model) if heads is None else heads)}
     vectors = _layer_vectors(sites, deltas)
     decoder = decoder_of(model)
-    adders = {layer: _Adder(vector, positions) for layer, vector in vectors.items()}
     forwards = _ForwardCheck(decoder, positions)
-    handle = decoder.register_forward_pre_hook(forwards, with_kwargs=True)
-    try:
-        with on_inputs((sites[layer].module, adder) for layer, adder in adders.items()):
-            yield
-    finally:
-        handle.remove()
+    adders = {layer: _Adder(vector, forwards) for layer, vector in vectors.items()}
+    with contextlib.ExitStack() as stack:
+        stack.callback(decoder.register_forward_pre_hook(forwards, with_kwargs=True).remove)
+        stack.callback(decoder.register_forward_hook(forwards.completed).remove)
+        stack.enter_context(on_inputs((sites[layer].module, adder) for layer, adder in adders.items()))
+        yield
     silent = [layer for layer, adder in adders.items() if not adder.fired]
     if forwards.count and silent:
         raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
 
 
+@contextlib.contextmanager
+def edits_suspended(decoder: nn.Module) -> Iterator[None]:
+    """Run the block as if no `add_to_heads` were active, so that edits neither change nor refuse its forwards."""
+    active = [hook for hook in decoder._forward_pre_hooks.values() if isinstance(hook, _ForwardCheck)]
+    before = [check.suspended for check in active]
+    for check in active:
+        check.suspended = True
+    try:
+        yield
+    finally:
+        for check, suspended in zip(active, before, strict=True):
+            check.suspended = suspended
+
+
 def is_compiled(model: Any) -> bool:
     """Return whether `torch.compile` (or `generate`'s own compilation) already holds a graph of this model."""
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call", None) is not None:
+    if getattr(model, "_compiled_call", None) is not None:
         return True
-    return any(module._compiled_call_impl is not None for module in model.modules())
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
 
 
 def _on_first_input(function: Replace) -> Callable[..., Any]:
@@ -131,12 +144,14 @@ def _layer_vectors(sites: Mapping[int, Any], deltas: Mapping[Head, Tensor]) -> d
 class _Adder:
     """Adds one layer's vector at the positions; keeps a copy of it for each device and dtype it meets."""
 
-    def __init__(self, vector: Float[Tensor, " width"], positions: Positions) -> None:
-        self.vector, self.positions = vector, positions
+    def __init__(self, vector: Float[Tensor, " width"], forwards: _ForwardCheck) -> None:
+        self.vector, self.positions, self.forwards = vector, forwards.positions, forwards
         self.placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.fired = False
 
-    def __call__(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+    def __call__(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"] | None:
+        if self.forwards.suspended:
+            return None
         self.fired = True
         place = (x.device, x.dtype)
         if place not in self.placed:
@@ -165,18 +180,18 @@ def mask_of(positions: Tensor | TokenMask, shape: Sequence[int]) -> Tensor:
 
 
 class _ForwardCheck:
-    """Counts the decoder's forwards and refuses those in which "generated" has no meaning."""
+    """Refuses the decoder's forwards in which "generated" has no meaning and counts the others."""
 
     def __init__(self, decoder: nn.Module, positions: Positions) -> None:
         if isinstance(positions, str) and positions not in ("generated", "all"):
             raise BadValue(f"positions must be 'generated', 'all' or a mask (batch, seq), got {positions!r}")
         self.signature = inspect.signature(decoder.forward)
         self.positions = positions
+        self.suspended = False
         self.count = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        self.count += 1
-        if not isinstance(self.positions, str) or self.positions == "all":
+        if self.suspended or not isinstance(self.positions, str) or self.positions == "all":
             return
         given = self.signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.pop("kwargs", {})}
@@ -184,11 +199,33 @@ class _ForwardCheck:
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None or tokens.shape[1] == 1:
             return
-        if given.get("past_key_values") is None:
+        past = given.get("past_key_values")
+        if past is None:
             raise BadValue(
                 f"positions='generated' in one forward over {tokens.shape[1]} positions without a cache would edit the "
                 "last one only; pass a mask (batch, seq) of the positions to edit, or positions='all'"
             )
-        padding = given.get("attention_mask")
-        if isinstance(padding, Tensor) and padding.ndim == 2 and not bool(padding[:, -1].all()):
-            raise BadValue("positions='generated' needs left padding: some rows of this batch end in padding")
+        if _ends_in_padding(given.get("attention_mask"), past, tokens.shape[1]):
+            raise BadValue(
+                "positions='generated' needs left padding: some rows of this batch end in padding; "
+                "set tokenizer.padding_side = 'left'"
+            )
+
+    def completed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+        """Count a forward, unless it was refused or failed."""
+        self.count += not self.suspended
+
+
+def _ends_in_padding(mask: Any, past: Any, length: int) -> bool:
+    if isinstance(mask, Mapping):
+        mask = next(iter(mask.values()))
+    if not isinstance(mask, Tensor):
+        return False
+    if mask.ndim == 2:
+        return not bool(mask[:, -1].all())
+    # with a static cache, generate() has expanded the mask already: the last token must be seen by itself
+    place = int(past.get_seq_length()) + length - 1
+    if mask.ndim != 4 or place >= mask.shape[-1]:
+        return False
+    own = mask[:, 0, -1, place]
+    return not bool(own.all() if own.dtype == torch.bool else (own == 0).all())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -60,6 +62,11 @@ def embedded_folder() -> Path:
 
 def _resolve(name: str | Path) -> tuple[str, bool]:
     if str(name) == EMBEDDED:
+        if not embedded_folder().is_dir():
+            raise UnsupportedModel(
+                f"the embedded model is missing from {embedded_folder().parent}; install trimtab again, or make the "
+                "model with `trimtab build-embedded`"
+            )
         return str(embedded_folder()), True
     path = Path(name).expanduser()
     if path.is_dir():
@@ -102,19 +109,38 @@ def _load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = {"local_files_only": True} if local else {"revision": revision}
-    try:
+    where = f"the folder {path}" if local else f"the hub's {path}"
+    with _reading(f"{where} cannot be loaded as a causal language model"):
         config = AutoConfig.from_pretrained(path, **source)
         _check_decoder_only(config, path)
         placed = {"device_map": "auto"} if device == "auto" else {}
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **placed, **source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **placed, **source
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModel(
+            f"{where} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), which would be random; "
+            "give a folder that was saved from a causal language model"
+        )
+    with _reading(f"the tokenizer of {where} cannot be loaded; save it there with tokenizer.save_pretrained"):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
-        where = f"the folder {path}" if local else f"the hub's {path}"
-        first = str(cause).strip().split("\n")[0]
-        raise UnsupportedModel(f"{where} cannot be loaded as a causal language model: {first}") from cause
     if device != "auto":
         model = model.to(device)
     return LoadedModel(model.eval(), tokenizer)
+
+
+@contextlib.contextmanager
+def _reading(failure: str) -> Iterator[None]:
+    """Turn what transformers raises over unreadable files into `UnsupportedModel`."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except Exception as cause:  # the readers of many formats raise what they like
+        first = str(cause).strip().split("\n")[0].rstrip(": ") or type(cause).__name__
+        raise UnsupportedModel(f"{failure}: {first}") from cause
 
 
 def _check_decoder_only(config: Any, path: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.errors import BadValue
+from trimtab.models.heads import text_config
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,36 @@ class AnswerTokens:
     """One past the last token that holds a character of the answer."""
 
 
-def tokenize_answer(tokenizer: Any, text: str, answer_start: int) -> AnswerTokens:
+def tokenize_answer(tokenizer: Any, text: str, answer_start: int, *, needs_prompt: bool = True) -> AnswerTokens:
     """Return prompt and answer tokenised jointly, split at the character where the answer starts.
 
     Tokenizers may merge across the border: a token belongs to the answer if it holds any of its characters.
-    Special tokens are added as the tokenizer does by default.
+    Special tokens are added as the tokenizer does by default. An answer's first token can be predicted only after
+    another one; `needs_prompt=False` does without (contrast pairs have no prompt, and some tokenizers put nothing
+    first).
 
     Raises:
-        BadValue: the answer is empty after tokenisation.
+        BadValue: the answer is empty after tokenisation, or no token stands before it.
     """
     if tokenizer.is_fast:
         encoded = tokenizer(text, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
         inside = [i for i, (a, b) in enumerate(spans) if b > answer_start and b > a]
     else:
-        ids, before = tokenizer(text)["input_ids"], tokenizer(text[:answer_start].rstrip())["input_ids"]
-        shared = next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), len(before))
+        ids, prompt = tokenizer(text)["input_ids"], text[:answer_start]
+        # the space before the answer may belong to the answer's first token or not
+        shared = max(_n_shared(ids, tokenizer(before)["input_ids"]) for before in (prompt, prompt.rstrip()))
         special = set(tokenizer.all_special_ids)
         inside = [i for i in range(shared, len(ids)) if ids[i] not in special]
-    if not inside or inside[0] == 0:
+    if not inside or (needs_prompt and inside[0] == 0):
         what = "no answer token" if not inside else "no prompt token before the answer"
         raise BadValue(f"{what} in {text[-60:]!r}; give a non-empty prompt and answer")
     return AnswerTokens(ids, inside[0], inside[-1] + 1)
+
+
+def _n_shared(ids: Sequence[int], before: Sequence[int]) -> int:
+    pairs = enumerate(zip(ids, before, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(before)))
 
 
 def require_fits(model: Any, lengths: Sequence[int], texts: Sequence[str]) -> None:
@@ -62,8 +71,7 @@ def require_fits(model: Any, lengths: Sequence[int], texts: Sequence[str]) -> No
 
 def context_length(model: Any) -> int | None:
     """Return the number of positions the model was made for, or None if its config does not say."""
-    config = model.config.get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(text_config(model), "max_position_embeddings", None)
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -93,6 +101,8 @@ def length_batches(
     side: str = "right",
 ) -> Iterator[Batch]:
     """Yield the sequences in batches of similar length, longest first, so that memory runs out early or not at all."""
+    if batch_size < 1:
+        raise BadValue(f"batch_size must be at least 1, got {batch_size}")
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from trimtab.activations import HeadActivations
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, ShapeError
 from trimtab.probes.results import HeadProbes, measured
 from trimtab.progress import tracked
 
@@ -35,7 +35,8 @@ def fit_logistic(
 
     Raises:
         BadDataset: one class only, or too few questions to hold some out.
-        BadValue: NaN activations, or C not positive.
+        BadValue: NaN activations, C not positive, or validation questions that are training questions too.
+        ShapeError: validation activations of another geometry.
     """
     if not C > 0:
         raise BadValue(f"C must be positive, got {C}")
@@ -85,6 +86,11 @@ def _parts(
         shared = set(acts.groups) & set(validation.groups)
         if shared:
             raise BadValue(f"{len(shared)} validation questions are also training questions; give others")
+        if validation.layers != acts.layers:
+            raise ShapeError(
+                f"the validation activations are of layers {validation.layers}, the training ones of {acts.layers}; "
+                "capture both from the same model"
+            )
         return acts, validation.require_both_labels().require_finite()
     train, held = acts.split(test=validation, seed=seed)
     return train.require_both_labels(), held.require_both_labels()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trimtab.activations import Head
+from trimtab.errors import BadValue
 from trimtab.probes.results import HeadProbes
 
 if TYPE_CHECKING:
@@ -14,21 +15,29 @@ SHADES = " .:-=+*#%@"
 
 
 def heat_map(probes: HeadProbes, *, marked: tuple[Head, ...] = (), title: str = "Probe accuracy per head") -> Figure:
-    """Return a figure of validation accuracy by layer and head; `marked` heads are framed."""
+    """Return a figure of validation accuracy by layer and head; `marked` heads are framed.
+
+    Raises:
+        BadValue: a marked head that the probes do not have.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     n_layers, n_heads = probes.accuracy.shape
     figure = Figure(figsize=(1.8 + 0.42 * n_heads, 1.4 + 0.36 * n_layers), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(100 * probes.accuracy, cmap="cividis", vmin=50, origin="lower", aspect="auto")
+    image = axes.imshow(100 * probes.accuracy.numpy(), cmap="cividis", vmin=50, origin="lower", aspect="auto")
     step = max(1, n_heads // 16)
     axes.set(xlabel="head", ylabel="layer", title=title, xticks=range(0, n_heads, step))
     step = max(1, n_layers // 16)
     axes.set_yticks(range(0, n_layers, step), [str(layer) for layer in probes.layers[::step]])
     for layer, head in marked:
+        if layer not in probes.layers or not 0 <= head < n_heads:
+            raise BadValue(
+                f"cannot mark: no head {head} in layer {layer}; the probes have layers "
+                f"{', '.join(map(str, probes.layers))} of {n_heads} heads each"
+            )
         box = (head - 0.5, probes.layers.index(layer) - 0.5)
-        from matplotlib.patches import Rectangle
-
         axes.add_patch(Rectangle(box, 1, 1, fill=False, edgecolor="red", linewidth=1.6))
     figure.colorbar(image, label="validation accuracy (%)")
     return figure

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from trimtab.activations import Head, HeadActivations
 from trimtab.edits import Cost, stopwatch
-from trimtab.errors import BadValue, ShapeError
+from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.probes import HeadProbes
 from trimtab.steer.shifts import HeadShift
 
@@ -41,21 +41,20 @@ def fit_shift(
 
     Raises:
         BadDataset, BadValue: one class only; NaN; more heads asked for than there are; an unknown direction.
-        ShapeError: activations and probes of different geometry.
+        ShapeError: activations, probes or sigma_statements of different geometry.
     """
     if direction not in ("mass_mean", "probe", "random"):
         raise BadValue(f"unknown direction {direction!r}; choose mass_mean, probe or random")
     if acts.record.get("site", "heads") != "heads":
         raise BadValue("a head shift needs activations captured with site='heads', got site='residual'")
     acts.require_both_labels().require_finite()
-    if acts.values.shape[1:] != probes.coef.shape:
-        raise ShapeError(
-            f"activations {tuple(acts.values.shape[1:])} and probes {tuple(probes.coef.shape)} differ (layer head "
-            "d_head); fit the probes on these activations"
-        )
+    bank = acts if sigma_statements is None else sigma_statements.require_finite()
+    _require_same_heads(acts, "probes", probes.layers, probes.coef.shape)
+    _require_same_heads(acts, "sigma_statements", bank.layers, bank.values.shape[1:])
+    if len(bank) < 2:
+        raise BadDataset(f"sigma_statements holds {len(bank)} statements; a spread needs two or more")
     with stopwatch() as seconds:
         heads = probes.top(top_k)
-        bank = acts if sigma_statements is None else sigma_statements
         mean_units = torch.stack([_mass_mean(acts, head) for head in heads])
         if direction == "probe":
             units = torch.stack([_unit(probes.coef[acts.layers.index(h.layer), h.head], h) for h in heads])
@@ -79,6 +78,14 @@ def fit_shift(
     name = {"mass_mean": "ITI", "probe": "ITI (probe weights)", "random": "Random direction"}[direction]
     cost = Cost(seconds[0], units.numel(), 0)
     return HeadShift(heads, units.float(), sigma.float(), 1.0, name, cost, record)
+
+
+def _require_same_heads(acts: HeadActivations, what: str, layers: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if (layers, tuple(shape)) != (acts.layers, tuple(acts.values.shape[1:])):
+        raise ShapeError(
+            f"activations {tuple(acts.values.shape[1:])} and {what} {tuple(shape)} differ (layer head d_head), or are "
+            "of other layers; make both on the same model with site='heads'"
+        )
 
 
 def _mass_mean(acts: HeadActivations, head: Head) -> Float[Tensor, " d_head"]:

@@ -49,6 +49,8 @@ class HeadShift:
                 f"{k} heads came with directions {tuple(self.directions.shape)} and sigma {tuple(self.sigma.shape)}; "
                 "expected one row each"
             )
+        if len(set(self.heads)) < k:
+            raise BadValue("a head stands twice in the shift; give each head once (the sum of two shifts adds them up)")
 
     @property
     def deltas(self) -> dict[Head, Float[Tensor, " d_head"]]:
@@ -67,16 +69,22 @@ class HeadShift:
         """Return the shift on its k best heads."""
         if not 1 <= k <= len(self.heads):
             raise BadValue(f"first {k} heads asked for; the shift has {len(self.heads)}")
-        return replace(self, heads=self.heads[:k], directions=self.directions[:k], sigma=self.sigma[:k])
+        record = dict(self.record)
+        if "accuracy" in record:
+            record["accuracy"] = record["accuracy"][:k]
+        return replace(self, heads=self.heads[:k], directions=self.directions[:k], sigma=self.sigma[:k], record=record)
 
     def renamed(self, name: str) -> HeadShift:
         """Return the shift under another name for tables."""
         return replace(self, name=name)
 
     def __add__(self, other: HeadShift) -> HeadShift:
-        """Return the shift that adds both; a head in both gets the sum of the two vectors."""
-        if self.record.get("model", {}).get("geometry") != other.record.get("model", {}).get("geometry"):
-            raise Incompatible(f"cannot add {self.name} and {other.name}: they were made for different models")
+        """Return the shift that adds both; a head in both gets the sum of the two vectors.
+
+        Raises:
+            Incompatible: they were made for different models.
+        """
+        model = _common_model(self, other)
         total = dict(self.deltas)
         for head, delta in other.deltas.items():
             total[head] = total[head] + delta if head in total else delta
@@ -88,7 +96,10 @@ class HeadShift:
             vectors.numel(),
             self.cost.bytes_on_disk + other.cost.bytes_on_disk,
         )
-        record = {"model": self.record.get("model"), "sum_of": [self.describe(), other.describe()]}
+        record = {
+            **({"model": model} if model else {}),
+            "sum_of": [self.describe(), other.describe()],
+        }
         return HeadShift(tuple(total), unit, norms, 1.0, f"{self.name} + {other.name}", cost, record)
 
     @contextlib.contextmanager
@@ -148,3 +159,17 @@ class HeadShift:
             cost=Cost(record["seconds"], tensors["directions"].numel(), size),
             record=record["record"],
         )
+
+
+def _common_model(one: HeadShift, other: HeadShift) -> dict[str, Any] | None:
+    ours, theirs = one.record.get("model"), other.record.get("model")
+    if not ours or not theirs:
+        return ours or theirs
+    # in one dtype a checkpoint's sample is the same to the bit; `applied` compares across dtypes
+    same_sample = ours["sample"] == theirs["sample"] or ours["dtype"] != theirs["dtype"]
+    if ours["geometry"] != theirs["geometry"] or not same_sample:
+        raise Incompatible(
+            f"cannot add {one.name} and {other.name}: they were made for different models ({ours['name']!r} and "
+            f"{theirs['name']!r}); fit both on the same one"
+        )
+    return ours

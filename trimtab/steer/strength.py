@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import cycle, product
 from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.datasets import QuestionSet, neutral_texts
@@ -18,7 +18,7 @@ from trimtab.steer.shifts import HeadShift
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ALPHAS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+ALPHAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 N_NEUTRAL = 64
 
 
@@ -62,15 +62,15 @@ def choose_strength(
         texts: neutral texts; trimtab's own if not given.
 
     Raises:
-        BadValue: no setting stays within the budget; no positive or negative strengths given.
+        BadValue: no setting stays within the budget; no strengths to try; a head count that the shift does not have.
         Incompatible: the shift changes nothing at any strength.
     """
+    if metric not in ("true_info", "mc1"):
+        raise BadValue(f"unknown metric {metric!r}; choose true_info or mc1")
+    if not kl_budget > 0:
+        raise BadValue(f"kl_budget must be positive, got {kl_budget}")
+    ks, alphas = _grid(shift, top_ks, alphas)
     validation = _validation_part(questions, shift)
-    alphas = sorted((a for a in alphas if a != 0), key=abs)
-    if not alphas or metric not in ("true_info", "mc1") or not kl_budget > 0:
-        raise BadValue(f"choose_strength needs nonzero alphas, a positive kl_budget and a known metric; got {metric!r}")
-    whole = len(shift.heads)
-    ks = sorted({whole, max(1, whole // 2), max(1, whole // 4)} if top_ks is None else set(top_ks))
     texts = neutral_texts(N_NEUTRAL) if texts is None else texts
 
     def score(edit: Any) -> float:
@@ -116,11 +116,13 @@ def sweep_figure(shift: HeadShift) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     baseline, *trials = sweep["trials"]
-    for k in sorted({t["top_k"] for t in trials}):
+    for k, marker in zip(sorted({t["top_k"] for t in trials}), cycle("os^Dvx"), strict=False):
         rows = sorted((t for t in trials if t["top_k"] == k), key=lambda t: t["strength"])
         scored = [t for t in rows if t["score"] is not None]
-        left.plot([t["strength"] for t in scored], [t["score"] for t in scored], marker="o", label=f"K = {k}")
-        right.plot([t["strength"] for t in rows], [t["kl"] for t in rows], marker="o", label=f"K = {k}")
+        left.plot(
+            [t["strength"] for t in scored], [t["score"] for t in scored], marker=marker, alpha=0.8, label=f"K = {k}"
+        )
+        right.plot([t["strength"] for t in rows], [t["kl"] for t in rows], marker=marker, alpha=0.8, label=f"K = {k}")
     left.axhline(baseline["score"], color="grey", linestyle="--", label="unedited")
     best = sweep["chosen"]
     left.plot(
@@ -144,6 +146,19 @@ def sweep_figure(shift: HeadShift) -> Figure:
     left.legend(fontsize="small")
     right.legend(fontsize="small")
     return figure
+
+
+def _grid(
+    shift: HeadShift, top_ks: Sequence[int] | None, alphas: Sequence[float | int]
+) -> tuple[list[int], list[float | int]]:
+    whole = len(shift.heads)
+    ks = sorted({whole, max(1, whole // 2), max(1, whole // 4)} if top_ks is None else set(top_ks))
+    if not ks or not 1 <= ks[0] <= ks[-1] <= whole:
+        raise BadValue(f"top_ks must hold head counts from 1 to the shift's {whole}, got {ks}")
+    nonzero = sorted({a for a in alphas if a != 0}, key=lambda a: (abs(a), a))
+    if not nonzero or not all(abs(a) < float("inf") for a in nonzero):
+        raise BadValue(f"alphas must hold finite strengths, at least one of them not 0, got {list(alphas)}")
+    return ks, nonzero
 
 
 def _validation_part(questions: QuestionSet, shift: HeadShift) -> QuestionSet:

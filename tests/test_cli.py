@@ -1,0 +1,140 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trimtab import cli
+from trimtab.datasets import folklore, neutral_texts
+from trimtab.errors import BadDataset
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments), terminal_width=120)
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    """Cut questions, texts and strengths, so that the demo's whole path takes seconds."""
+    parts = {"development": folklore("development")[:50], "final": folklore("final")[:12]}
+    monkeypatch.setattr("trimtab.datasets.folklore", lambda part: parts[part])
+    monkeypatch.setattr("trimtab.steer.strength.neutral_texts", lambda n: neutral_texts(4))
+    # the package exports a function of the same name as this module
+    monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(6))
+
+
+ROWS = ["Baseline", "Few-shot", "ITI", "Few-shot + ITI", "Random direction"]
+
+
+def test_demo_prints_the_table_and_three_answers_and_writes_the_run_folder(small_world, tmp_path):
+    result = run("demo", "--out", str(tmp_path / "run"), "--draws", "2")
+    assert result.exit_code == 0, result.output
+    for row in [*ROWS, "True*Info", "unmatched", "MC1", "KL"]:
+        assert row in result.stdout
+    assert result.stdout.count("before:") == result.stdout.count("after:") == 3
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"record.json", "table.md", "heads.png", "sweep.png", "shift", "probes"} <= names
+    assert (tmp_path / "run" / "heads.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert [r["name"] for r in record["rows"]] == ROWS
+    assert len(record["rows"][0]["details"]["generated"]) == 12
+
+
+def test_demo_json_has_one_object_per_row_with_intervals(small_world, tmp_path):
+    result = run("demo", "--out", str(tmp_path / "run"), "--draws", "1", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [r["name"] for r in rows] == ROWS
+    for row in rows:
+        for metric in ("true", "true_info", "info", "unmatched", "mc1", "mc2"):
+            assert row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"]
+        assert row["true_info"]["mean"] == pytest.approx(row["true"]["mean"] * row["info"]["mean"])
+    assert rows[1]["kl"] is None
+    assert rows[0]["kl"]["mean"] == 0
+    assert rows[2]["kl"]["mean"] > 0
+
+
+def test_demo_refuses_a_folder_that_holds_something_else_before_any_work(tmp_path):
+    (tmp_path / "diary.txt").write_text("dear diary")
+    started = time.perf_counter()
+    result = run("demo", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert "something else" in result.stderr
+    assert "name another folder" in result.stderr
+    assert (tmp_path / "diary.txt").read_text() == "dear diary"
+    assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("demo", "--draws", "-1"), "--draws"),
+        (("demo", "--seed", "x"), "--seed"),
+        (("demo", "--kl-budget", "0"), "kl_budget"),
+        (("build-embedded",), "OUT"),
+        (("build-embedded", "out", "--device", "toaster"), "toaster"),
+        (("build-embedded", "out", "--steps", "0"), "--steps"),
+        (("dmo",), "dmo"),
+    ],
+)
+def test_wrong_input_exits_with_2_and_says_what_was_wrong(arguments, words, tmp_path, monkeypatch, small_world):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words.lower() in re.sub(r"\s+", " ", result.output).lower()
+    assert "Traceback" not in result.output
+
+
+def test_a_user_s_mistake_prints_one_line_and_an_interrupt_exits_with_130(monkeypatch, tmp_path):
+    def mistaken(*args, **kwargs):
+        raise BadDataset("no questions; at least one is needed")
+
+    monkeypatch.setattr("trimtab.models.load_model", mistaken)
+    result = run("demo", "--out", str(tmp_path / "run"))
+    assert (result.exit_code, result.stderr) == (2, "trimtab: no questions; at least one is needed\n")
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trimtab.models.load_model", interrupted)
+    assert run("demo", "--out", str(tmp_path / "run")).exit_code == 130
+    assert not (tmp_path / "run").exists()
+
+
+def test_build_embedded_writes_a_model_and_says_what_it_is(tmp_path):
+    result = run("build-embedded", str(tmp_path / "m"), "--steps", "1", "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["recipe"]["steps"] == 1
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+def test_help_of_every_verb_has_an_example():
+    for verb in ("demo", "build-embedded"):
+        result = run(verb, "--help")
+        assert result.exit_code == 0
+        assert f"Example: trimtab {verb}" in result.output
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="sends a POSIX signal")
+def test_ctrl_c_in_a_real_process_exits_with_130_and_leaves_nothing(tmp_path):
+    program = Path(sys.executable).with_name("trimtab")
+    process = subprocess.Popen(
+        [program, "build-embedded", "m", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not (tmp_path / "m").exists()

@@ -1,0 +1,152 @@
+"""Which checkpoint a result was made on, and which models it may be used on."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import peft as hf_peft
+import pytest
+import torch
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from tests.tiny import COMMON, FAMILIES, tiny_model
+from trimtab.errors import Incompatible
+from trimtab.models.fingerprint import fingerprint, require_same_model
+
+
+def accept(made_on: Any, model: Any) -> list[str]:
+    """Return the warnings with which the model is taken for the one that the result was made on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        require_same_model(made_on, model, "the shift 'ITI'")
+    return [str(w.message) for w in caught]
+
+
+def llama(seed: int = 0, **changes: Any) -> Any:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**{**COMMON, **changes}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_itself_without_a_warning_also_after_json(family: str) -> None:
+    model = tiny_model(family)
+    made_on = fingerprint(model)
+    assert json.loads(json.dumps(made_on, allow_nan=False)) == made_on
+    assert accept(json.loads(json.dumps(made_on)), tiny_model(family)) == []
+
+
+def test_it_names_the_models_geometry_and_dtype() -> None:
+    found = fingerprint(tiny_model("gpt2", dtype=torch.bfloat16))
+    assert found["geometry"] == {"model_type": "gpt2", "n_layers": 3, "n_heads": 4, "d_model": 48}
+    assert (found["dtype"], found["quantization"], found["adapter"]) == ("bfloat16", None, [])
+    assert len(found["sample"]) == 128
+
+
+@pytest.mark.parametrize("here", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("there", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_same_checkpoint_in_another_dtype_is_taken_with_a_warning(
+    family: str, there: torch.dtype, here: torch.dtype
+) -> None:
+    heard = accept(fingerprint(tiny_model(family, dtype=there)), tiny_model(family, dtype=here))
+    a, b = (str(d).removeprefix("torch.") for d in (there, here))
+    assert heard == ([] if there == here else [f"the shift 'ITI' was made with dtype {a}, the model has {b}"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_seed_is_another_checkpoint(family: str, dtype: torch.dtype) -> None:
+    with pytest.raises(Incompatible, match="the shift 'ITI' was made for another checkpoint of this architecture"):
+        accept(fingerprint(tiny_model(family)), tiny_model(family, seed=1, dtype=dtype))
+
+
+def test_a_slightly_trained_checkpoint_is_another_one() -> None:
+    model = tiny_model("llama")
+    made_on = fingerprint(model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight *= 1.02
+    with pytest.raises(Incompatible, match="another checkpoint"):
+        accept(made_on, model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 2}, "n_layers 3 against 2;"),
+        ({"num_attention_heads": 6}, "n_heads 4 against 6;"),
+        ({"hidden_size": 96}, "d_model 48 against 96;"),
+        ({"num_hidden_layers": 1, "num_attention_heads": 2}, "n_layers 3 against 1, n_heads 4 against 2;"),
+    ],
+)
+def test_another_geometry_is_refused_with_the_numbers(changes: dict[str, int], words: str) -> None:
+    with pytest.raises(Incompatible, match=f"made for another model .*: {words} fit it on this model"):
+        accept(fingerprint(llama()), llama(**changes))
+
+
+def test_another_architecture_is_refused_by_name() -> None:
+    with pytest.raises(Incompatible, match="model_type llama against gpt2;"):
+        accept(fingerprint(tiny_model("llama")), tiny_model("gpt2"))
+
+
+def test_the_name_of_the_checkpoint_stands_in_the_refusal() -> None:
+    made_on = {**fingerprint(tiny_model("llama")), "name": "organisation/first"}
+    other = tiny_model("llama", seed=1)
+    other.config.name_or_path = "organisation/second"
+    with pytest.raises(Incompatible, match=r"\(organisation/first, here organisation/second\)"):
+        accept(made_on, other)
+
+
+def test_a_moved_folder_is_still_the_same_checkpoint() -> None:
+    model = tiny_model("llama")
+    assert accept({**fingerprint(model), "name": "/elsewhere", "revision": "abc"}, model) == []
+
+
+def test_an_adapter_on_top_is_recorded_and_warned_of() -> None:
+    made_on = fingerprint(tiny_model("llama"))
+    config = hf_peft.LoraConfig(r=2, target_modules=["o_proj"])
+    adapted = hf_peft.get_peft_model(tiny_model("llama"), config, adapter_name="tuned")
+    assert fingerprint(adapted)["adapter"] == ["tuned"]
+    assert fingerprint(adapted)["sample"] == made_on["sample"]
+    assert accept(made_on, adapted) == ["the shift 'ITI' was made with adapter [], the model has ['tuned']"]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "nf4"),
+        (BitsAndBytesConfig(load_in_8bit=True), "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+    ],
+)
+def test_quantisation_is_recorded_by_name_and_warned_of(config: Any, name: str) -> None:
+    made_on, model = fingerprint(tiny_model("llama")), tiny_model("llama")
+    model.config.quantization_config = config
+    found = fingerprint(model)
+    assert found["quantization"] == name
+    assert json.loads(json.dumps(found)) == found
+    assert accept(made_on, model) == [f"the shift 'ITI' was made with quantization None, the model has {name}"]
+
+
+def test_a_compiled_model_has_the_fingerprint_of_the_model_inside() -> None:
+    model = tiny_model("llama")
+    assert fingerprint(torch.compile(model, backend="eager")) == fingerprint(model)
+
+
+def test_the_sample_is_small_and_taken_from_many_rows_and_columns() -> None:
+    weight = torch.arange(300 * 48, dtype=torch.float32).reshape(300, 48)
+    model = tiny_model("llama")
+    model.model.embed_tokens.weight = torch.nn.Parameter(weight)
+    places = [divmod(int(v), 48) for v in fingerprint(model)["sample"]]
+    assert len({row for row, _ in places}) > 100
+    assert {column for _, column in places} == set(range(48))
+
+
+def test_neither_weights_nor_random_numbers_are_touched() -> None:
+    model = tiny_model("llama")
+    before = SimpleNamespace(weights=[p.clone() for p in model.parameters()], random=torch.random.get_rng_state())
+    fingerprint(model)
+    assert torch.equal(torch.random.get_rng_state(), before.random)
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before.weights, strict=True))
