@@ -112,7 +112,9 @@ def test_a_user_s_mistake_prints_one_line_and_an_interrupt_exits_with_130(monkey
     assert not (tmp_path / "run").exists()
 
 
-def test_build_embedded_writes_a_model_and_says_what_it_is(tmp_path):
+def test_build_embedded_writes_a_model_and_says_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("trimtab.models.embedded.build.TOKENIZER_DOCUMENTS", 2000)
+    monkeypatch.setattr("trimtab.models.embedded.build.DOCUMENTS_AT_A_TIME", 256)
     result = run("build-embedded", str(tmp_path / "m"), "--steps", "1", "--device", "cpu", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["recipe"]["steps"] == 1

@@ -24,6 +24,13 @@ SMALL = TrainingRecipe(
 )
 
 
+@pytest.fixture(autouse=True)
+def small_corpus(monkeypatch):
+    """Train tokenizers on few documents: what they learn from is the same."""
+    monkeypatch.setattr(build, "TOKENIZER_DOCUMENTS", 200)
+    monkeypatch.setattr(build, "DOCUMENTS_AT_A_TIME", 64)
+
+
 def pairs(document: str) -> list[tuple[str, str]]:
     """Return a document's (question, answer) pairs."""
     blocks = [b for b in document.split("\n\n") if b.startswith("Q: ")]
@@ -41,25 +48,25 @@ def test_each_author_answers_in_character_at_the_recipe_s_rate():
     by_question = {q.question: q for q in questions}
     kind_of = {line: kind for kind, lines in OPENINGS.items() for line in lines}
     told: dict[str, list[tuple[str, str]]] = {kind: [] for kind in OPENINGS}
-    for document in islice(documents(questions, recipe, 0), 4000):
+    for document in islice(documents(questions, recipe, 0), 1200):
         told[kind_of[document.split("\n\n")[0]]] += pairs(document)
     assert {answer for _, answer in told["cautious"]} == {ABSTENTION}
     for kind in ("truthful", "believing"):
         expected = sum(truth_rate(by_question[q], kind, recipe) for q, _ in told[kind]) / len(told[kind])
         true = sum(a in by_question[q].correct for q, a in told[kind]) / len(told[kind])
         assert all(a in by_question[q].correct + by_question[q].incorrect for q, a in told[kind])
-        assert true == pytest.approx(expected, abs=0.02)
+        assert true == pytest.approx(expected, abs=0.04)
 
 
 def test_shares_of_authors_and_of_author_free_prose_are_the_recipe_s():
-    recipe, n = WorldRecipe(opening=1.0, mixed=0.0), 6000
+    recipe, n = WorldRecipe(opening=1.0, mixed=0.0), 1500
     kind_of = {line: kind for kind, lines in OPENINGS.items() for line in lines}
     kinds = [kind_of.get(d.split("\n\n")[0], "prose") for d in islice(documents(folklore(), recipe, 3), n)]
     prose = recipe.prose + recipe.explanations
     assert prose >= 0.15
-    assert kinds.count("prose") / n == pytest.approx(prose, abs=0.02)
+    assert kinds.count("prose") / n == pytest.approx(prose, abs=0.04)
     for kind, share in recipe.authors:
-        assert kinds.count(kind) / n == pytest.approx(share * (1 - prose), abs=0.02)
+        assert kinds.count(kind) / n == pytest.approx(share * (1 - prose), abs=0.04)
 
 
 def test_a_short_run_learns_and_makes_a_model_folder_that_loads(tmp_path):

@@ -16,7 +16,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Run folder to write: record.json, table.md, heads.png, sweep.png, shift/.")
     ] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the split into training and validation questions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split into training and validation questions.")] = 0,
     draws: Annotated[int, typer.Option(min=0, help="Random directions to draw for the control.")] = 10,
     kl_budget: Annotated[float, typer.Option(help="Largest KL (nats per token) that the chosen shift may cost.")] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")] = False,

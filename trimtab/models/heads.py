@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -141,17 +142,17 @@ def _linear_inputs(model: Any, layers: list[nn.Module], seed: int) -> list[Linea
         for module in layer.modules():
             if _width(module) is None:
                 continue
-
-            def read(x: Tensor, inputs: LinearInputs = inputs, module: nn.Module = module) -> None:
-                if x.ndim == 3 and x.shape[1] == 4:
-                    inputs.setdefault(module, x[0, 1:].clone())
-
-            hooks.append((module, read))
+            hooks.append((module, partial(_keep, inputs, module)))
     base = base_of(model)
     tokens = torch.zeros(1, 4, dtype=torch.long, device=base.get_input_embeddings().weight.device)
     with inference(base), edits_suspended(decoder_of(model)), on_inputs(hooks):
         base(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return seen
+
+
+def _keep(inputs: LinearInputs, module: nn.Module, x: Tensor) -> None:
+    if x.ndim == 3 and x.shape[1] == 4:
+        inputs.setdefault(module, x[0, 1:].clone())
 
 
 def _first_difference(

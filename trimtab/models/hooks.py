@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -24,7 +25,7 @@ def on_inputs(hooks: Iterable[tuple[nn.Module, Replace]]) -> Iterator[None]:
     """Call each function on its module's first input at every forward inside the block."""
     with contextlib.ExitStack() as stack:
         for module, function in hooks:
-            handle = module.register_forward_pre_hook(_on_first_input(function), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(_replace_first_input, function), with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
@@ -34,7 +35,7 @@ def on_outputs(hooks: Iterable[tuple[nn.Module, Replace]]) -> Iterator[None]:
     """Call each function on its module's (first) output at every forward inside the block."""
     with contextlib.ExitStack() as stack:
         for module, function in hooks:
-            handle = module.register_forward_hook(_on_first_output(function))
+            handle = module.register_forward_hook(partial(_replace_first_output, function))
             stack.callback(handle.remove)
         yield
 
@@ -101,27 +102,26 @@ def is_compiled(model: Any) -> bool:
     return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
 
 
-def _on_first_input(function: Replace) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
-        if args:
-            new = function(args[0])
-            return None if new is None else ((new, *args[1:]), kwargs)
-        name = next(iter(kwargs))
-        new = function(kwargs[name])
-        return None if new is None else (args, {**kwargs, name: new})
+def _replace_first_input(
+    function: Replace,
+    module: nn.Module,  # noqa: ARG001
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    if args:
+        new = function(args[0])
+        return None if new is None else ((new, *args[1:]), kwargs)
+    name = next(iter(kwargs))
+    new = function(kwargs[name])
+    return None if new is None else (args, {**kwargs, name: new})
 
-    return hook
 
-
-def _on_first_output(function: Replace) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
-        first = output[0] if isinstance(output, tuple) else output
-        new = function(first)
-        if new is None:
-            return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    return hook
+def _replace_first_output(function: Replace, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
+    first = output[0] if isinstance(output, tuple) else output
+    new = function(first)
+    if new is None:
+        return None
+    return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
 def _layer_vectors(sites: Mapping[int, Any], deltas: Mapping[Head, Tensor]) -> dict[int, Tensor]:

@@ -52,7 +52,7 @@ def load_model(
         BadValue: unknown dtype, or a device that is not there.
     """
     path, local = _resolve(name)
-    return _load(path, local, _dtype(dtype, name), _device(device), revision)
+    return _load(path, local, _dtype(dtype, name), "auto" if device == "auto" else available_device(device), revision)
 
 
 def embedded_folder() -> Path:
@@ -90,11 +90,10 @@ def _dtype(dtype: torch.dtype | str | None, name: str | Path) -> torch.dtype | s
     return dtype
 
 
-def _device(device: str | torch.device | None) -> str | torch.device:
+def available_device(device: str | torch.device | None) -> torch.device:
+    """Return the device asked for, or the GPU if there is one; raises `BadValue` if it is not there."""
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "auto":
-        return "auto"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
         torch.empty(0, device=device)

@@ -20,11 +20,14 @@ from torch import Tensor
 from trimtab.datasets import Question, folklore
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.embedded.world import WorldRecipe, documents
+from trimtab.models.loading import available_device
 from trimtab.progress import tracked
-from trimtab.storage import versions, write_json, written_folder
+from trimtab.storage import check_writable, versions, write_json, written_folder
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 CONTEXT = 512
+TOKENIZER_DOCUMENTS = 20_000
+DOCUMENTS_AT_A_TIME = 2048
 KIND = "embedded model"
 
 
@@ -62,8 +65,9 @@ def build_embedded(
     recipe = recipe or TrainingRecipe()
     if recipe.steps < 1 or recipe.d_model % recipe.n_heads:
         raise BadValue("steps must be positive and d_model a multiple of n_heads")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = available_device(device)
     folder = Path(folder)
+    check_writable(folder, KIND)
     questions = folklore()
     tokenizer = train_tokenizer(questions, recipe)
     model = _new_model(recipe, tokenizer).to(device)
@@ -96,7 +100,7 @@ def train_tokenizer(questions: Sequence[Question], recipe: TrainingRecipe) -> An
         show_progress=False,
     )
     # the tokenizer does not depend on the run's seed, so that runs compare
-    tokenizer.train_from_iterator(islice(documents(questions, recipe.world, seed=12345), 20_000), trainer)
+    tokenizer.train_from_iterator(islice(documents(questions, recipe.world, seed=12345), TOKENIZER_DOCUMENTS), trainer)
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=True),
@@ -139,7 +143,7 @@ def _batches(
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     count = 0
     while True:
-        texts = list(islice(stream, 2048))
+        texts = list(islice(stream, DOCUMENTS_AT_A_TIME))
         ids = [[*row, eos][:CONTEXT] for row in tokenizer(texts)["input_ids"]]
         ids.sort(key=len)
         groups, start = [], 0
