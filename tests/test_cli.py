@@ -42,7 +42,7 @@ def test_demo_prints_the_table_and_three_answers_and_writes_the_run_folder(small
     assert result.exit_code == 0, result.output
     for row in [*ROWS, "True*Info", "unmatched", "MC1", "KL"]:
         assert row in result.stdout
-    assert result.stdout.count("before:") == result.stdout.count("after:") == 3
+    assert result.stdout.count("    before: ") == result.stdout.count("    after: ") == 3
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert {"record.json", "table.md", "heads.png", "sweep.png", "shift", "probes"} <= names
     assert (tmp_path / "run" / "heads.png").read_bytes().startswith(b"\x89PNG")
