@@ -80,16 +80,16 @@ def rich_table(table: "Table") -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
 
-    from trimtab.compare.table import METRICS
+    from trimtab.compare.table import HEADINGS
 
     asked = f"{table.setting['n']} questions of {table.setting['questions']}"
     title = f"{asked}: means and 95 % intervals (%; CE, KL in nats)"
     shown = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
-    for head in ("True*Info", "True", "Info", "unmatched", "MC1", "MC2", "CE", "KL"):
+    for head in HEADINGS.values():
         shown.add_column(head, justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(row.name, *(_two_lines(getattr(row, m), percent=m not in ("ce", "kl")) for m in METRICS))
+        shown.add_row(row.name, *(_two_lines(getattr(row, m), percent=m not in ("ce", "kl")) for m in HEADINGS))
     return shown
 
 

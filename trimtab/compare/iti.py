@@ -33,6 +33,8 @@ class ItiRun:
     reading: dict[str, float]
     """Accuracies on the test statements: of the head that was best on validation, of all heads' mean, and of all
     heads' mean when the training labels were shuffled."""
+    controls: tuple[HeadShift, ...]
+    """The random shifts behind the last row, in the order of its draws."""
 
     def save(self, path: str | Path) -> None:
         """Write record, shift, probes and pictures to a folder, atomically."""
@@ -97,7 +99,7 @@ def iti_run(
         "shuffled_mean_head": float(control.accuracy_on(tested).mean()),
     }
     final = Table((*rows.rows, *([pooled(drawn, "Random direction")] if drawn else [])), rows.setting)
-    return ItiRun(final, probes, shift, reading)
+    return ItiRun(final, probes, shift, reading, tuple(controls))
 
 
 def random_controls(

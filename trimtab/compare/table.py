@@ -13,7 +13,17 @@ from trimtab.evaluate import Judge, drift, exact_judge, generate_answers, multip
 from trimtab.evaluate.multiple_choice import Convention
 from trimtab.intervals import Estimate, bootstrap_mean
 
-METRICS = ("true_info", "true", "info", "unmatched", "mc1", "mc2", "ce", "kl")
+HEADINGS = {
+    "true_info": "True*Info",
+    "true": "True",
+    "info": "Info",
+    "unmatched": "unmatched",
+    "mc1": "MC1",
+    "mc2": "MC2",
+    "ce": "CE",
+    "kl": "KL",
+}
+METRICS = tuple(HEADINGS)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return the table as Markdown; percentages with intervals in brackets, CE and KL in nats."""
-        heads = ["", "True*Info", "True", "Info", "unmatched", "MC1", "MC2", "CE", "KL"]
+        heads = ["", *HEADINGS.values()]
         lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
         lines += ["| " + " | ".join([row.name.replace("|", r"\|"), *cells(row)]) + " |" for row in self.rows]
         return "\n".join(lines)

@@ -111,13 +111,9 @@ class QuestionSet(Sequence[Question]):
     def __post_init__(self) -> None:
         if not self.questions:
             raise BadDataset(f"{self.name}: no questions; at least one is needed")
-        text, times = (
-            Counter(q.question for q in self.questions if q.question).most_common(1)[0]
-            if any(q.question for q in self.questions)
-            else ("", 1)
-        )
-        if times > 1:
-            raise BadDataset(f"{self.name}: {text!r} stands {times} times; merge its answers into one question")
+        for text, times in Counter(q.question for q in self.questions if q.question).most_common(1):
+            if times > 1:
+                raise BadDataset(f"{self.name}: {text!r} stands {times} times; merge its answers into one question")
 
     def __len__(self) -> int:
         return len(self.questions)

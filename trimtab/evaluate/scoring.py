@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.edits import Edit, TokenMask
-from trimtab.models.heads import base_of, inference
+from trimtab.models.heads import inference, logits_limit
 from trimtab.models.tokens import AnswerTokens, Batch, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
@@ -53,7 +52,7 @@ def _batch(model: Any, batch: Batch, rows: Sequence[AnswerTokens], mask: TokenMa
 
 def last_logits(model: Any, batch: Batch, *, keep: int) -> Float[Tensor, "batch keep vocab"]:
     """Return the logits of the last `keep` positions; the model's head runs on those only where it can."""
-    limit = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters else {}
+    limit = logits_limit(model, keep)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **limit).logits
     return logits[:, -keep:]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from trimtab.activations import HeadActivations
 from trimtab.datasets.questions import Statement
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of, decoder_layers, find_heads, inference
+from trimtab.models.heads import base_of, decoder_layers, find_heads, inference, logits_limit, text_config
 from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.models.tokens import (
     AnswerTokens,
@@ -65,9 +64,7 @@ def capture_heads(
     values = torch.empty(
         len(statements), len(layers), *shape, dtype=torch.promote_types(base_of(model).dtype, torch.float32)
     )
-    last_only = (
-        {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters else {}
-    )
+    last_only = logits_limit(model, 1)
     batches = list(
         length_batches(
             [t.ids for t in tokens], batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)
@@ -97,7 +94,7 @@ def capture_heads(
 def _places(model: Any, site: str) -> tuple[list[int], list[nn.Module], tuple[int, int]]:
     if site == "residual":
         modules = decoder_layers(model)
-        return list(range(len(modules))), modules, (1, base_of(model).config.get_text_config().hidden_size)
+        return list(range(len(modules))), modules, (1, text_config(model).hidden_size)
     sites = find_heads(model)
     return [s.layer for s in sites], [s.module for s in sites], (sites[0].n_heads, sites[0].d_head)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,10 +51,9 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
         )
     layers = decoder_layers(model)
     names = {module: name for name, module in base_of(model).named_modules()}
-    mixed = _first_mixing_linear(model, layers)
-    sites, without = [], []
+    mixed = _first_mixing_linear(model, layers, names)
+    sites, without, d_head = [], [], _d_head(config)
     for index, module in enumerate(mixed):
-        d_head = _d_head(config)
         wide = module is not None and _width(module) == config.num_attention_heads * d_head
         if module is None or not wide or not _may_attend(config, index):
             without.append(index)
@@ -63,7 +63,7 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
         found = {names.get(m, "?"): _width(m) for m in mixed if m is not None}
         raise UnsupportedModel(
             f"no attention heads found in {type(base_of(model)).__name__}: looked in {len(layers)} layers for a linear "
-            f"module after attention with {config.num_attention_heads} x {_d_head(config)} inputs, "
+            f"module after attention with {config.num_attention_heads} x {d_head} inputs, "
             f"found {found or 'none'}"
         )
     if without:
@@ -85,6 +85,12 @@ def text_config(model: Any) -> Any:
             f"{type(base_of(model)).__name__} has no transformers config; expected a Hugging Face causal language model"
         )
     return config.get_text_config(decoder=True)
+
+
+def logits_limit(model: Any, keep: int) -> dict[str, int]:
+    """Return the argument that makes the model's head run on the last `keep` positions only, if it has one."""
+    takes = "logits_to_keep" in inspect.signature(base_of(model).forward).parameters
+    return {"logits_to_keep": keep} if takes else {}
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -117,9 +123,8 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _first_mixing_linear(model: Any, layers: list[nn.Module]) -> list[nn.Module | None]:
+def _first_mixing_linear(model: Any, layers: list[nn.Module], names: Mapping[nn.Module, str]) -> list[nn.Module | None]:
     one, other = (_linear_inputs(model, layers, seed) for seed in (1, 2))
-    names = {module: name for name, module in base_of(model).named_modules()}
     return [_first_difference(a, b, f"layer {i}", names) for i, (a, b) in enumerate(zip(one, other, strict=True))]
 
 
