@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test check format clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trimtab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "trimtab needs Python 3.11 or newer: make PYTHON=python3.12 ..."'
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
@@ -20,7 +20,7 @@ demo: $(VENV)/.base
 	$(BIN)/trimtab demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
