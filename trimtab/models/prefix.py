@@ -67,6 +67,7 @@ def run_rows(
     edits: Sequence[Edit] | None = None,
     token_budget: int | None = None,
     max_rows: int | None = None,
+    logits: bool = True,
     task: str = "computing",
 ) -> Computed:
     """Run all rows under every edit, handing each forward to `read`, and return what it took.
@@ -80,6 +81,7 @@ def run_rows(
         edits: the unedited model alone if not given.
         token_budget: how many tokens, cached ones included, one forward may hold; halved whenever memory runs out.
         max_rows: at most so many rows in one forward.
+        logits: whether the wanted places' logits are needed; if not, the model's head runs on one place only.
 
     Raises:
         BadValue: a budget below 1.
@@ -89,7 +91,7 @@ def run_rows(
             raise BadValue(f"{name} must be at least 1, got {value}")
     edits = (NoEdit(),) if edits is None else edits
     tree, computed = TokenTree.grown(rows), Computed()
-    limits = _Limits.of(model, token_budget, max_rows)
+    limits = _Limits.of(model, token_budget, max_rows, logits)
     shared = [i for i, edit in enumerate(edits) if edit.leaves_prompt_unedited]
 
     def one_pass(model: Any, entries: Mapping[int, Enter], mask: TokenMask) -> None:
@@ -121,12 +123,13 @@ class _Limits:
     max_rows: int
     shelf: int
     """How many tokens of prompts' caches may be held at once."""
+    logits: bool = True
 
     @classmethod
-    def of(cls, model: Any, token_budget: int | None, max_rows: int | None) -> _Limits:
+    def of(cls, model: Any, token_budget: int | None, max_rows: int | None, logits: bool = True) -> _Limits:
         on_gpu = base_of(model).device.type == "cuda"
         budget = token_budget or (16384 if on_gpu else 4096)
-        return cls(budget, 512 if on_gpu else 256, max_rows or 1 << 30, 8 * budget)
+        return cls(budget, 512 if on_gpu else 256, max_rows or 1 << 30, 8 * budget, logits)
 
     def shrink(self) -> None:
         """Halve what is held at once."""
@@ -317,7 +320,7 @@ class _Pass:
                 flat.append(place * length + order[np.searchsorted(held, wanted, sorter=order)])
                 counts.append(len(wanted))
         where = torch.from_numpy(np.concatenate(flat))
-        keep = length - int((where % length).min())
+        keep = length - int((where % length).min()) if self.limits.logits else 1
         rows = tuple(row for group in batch for row in group)
         return Step(rows, (len(batch), length), keep, where.to(nodes.device), tuple(counts))
 
