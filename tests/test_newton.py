@@ -13,7 +13,9 @@ from trimtab.probes import fit_logistic
 from trimtab.probes.newton import newton_logistic
 
 
-def features(kind: str, *, heads: int = 3, n: int = 400, d: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def features(
+    kind: str, *, heads: int = 3, n: int = 400, d: int = 16, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, heads, d, generator=generator, dtype=torch.float64)
     if kind == "correlated":  # the spectrum on which lbfgs stops early, and one dimension far larger than the rest

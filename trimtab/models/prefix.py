@@ -128,7 +128,7 @@ class _Limits:
     @classmethod
     def of(cls, model: Any, token_budget: int | None, max_rows: int | None, logits: bool = True) -> _Limits:
         on_gpu = base_of(model).device.type == "cuda"
-        budget = token_budget or (16384 if on_gpu else 4096)
+        budget = token_budget or (16384 if on_gpu else 2048)
         return cls(budget, 512 if on_gpu else 256, max_rows or 1 << 30, 8 * budget, logits)
 
     def shrink(self) -> None:
@@ -280,9 +280,7 @@ class _Pass:
         self._count(nodes, torch.zeros_like(nodes, dtype=torch.bool))
         return self.forward(self.model, nodes, past, keep=1, remember=True)[1]
 
-    def _answers(
-        self, model: Any, index: int, batch: list[tuple[int, ...]], known: bool, past: Past | None
-    ) -> None:
+    def _answers(self, model: Any, index: int, batch: list[tuple[int, ...]], known: bool, past: Past | None) -> None:
         chosen = [self._nodes(group) for group in batch]
         if known:
             chosen = [nodes[self.tree.own[nodes]] for nodes in chosen]
