@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: random models, tokenizer, questions, the harness's batching, ratios with intervals."""
+"""What the speed benchmarks share: random models, tokenizer, questions, the harness's batching, ratios."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared prefixes: the tree's law, equality with one plain forward a row in many families, what is counted, and memory."""
+"""Shared prefixes: the tree's law, equality with plain forwards in many families, what is counted, memory."""
 
 from __future__ import annotations
 
@@ -38,17 +38,24 @@ from trimtab.models.tokens import AnswerTokens, tokenize_answer
 
 SMALL = {"vocab_size": VOCAB, "initializer_range": 0.15}
 # windows far shorter than the texts, so that they matter
+OPT = {"hidden_size": 48, "ffn_dim": 64, "num_attention_heads": 4, "max_position_embeddings": 256, "init_std": 0.15}
+GROUPED = {**COMMON, "num_key_value_heads": 2, "sliding_window": 8}
+FALCON = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "alibi": True}
+GPT_NEO = {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
 OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
-    "opt": (lambda: OPTConfig(**SMALL, hidden_size=48, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256, init_std=0.15, word_embed_proj_dim=48), "packed"),
+    "opt": (lambda: OPTConfig(**SMALL, **OPT, num_hidden_layers=3, word_embed_proj_dim=48), "packed"),
     "bloom": (lambda: BloomConfig(**SMALL, hidden_size=48, n_layer=3, n_head=4), "padded"),
     "mpt": (lambda: MptConfig(**SMALL, d_model=48, n_layers=3, n_heads=4, max_seq_len=256), "padded"),
-    "falcon with alibi": (lambda: FalconConfig(**SMALL, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, alibi=True), "padded"),
-    "mistral, window 8": (lambda: MistralConfig(**COMMON, num_key_value_heads=2, sliding_window=8), "packed"),
-    "gemma2, window 8": (lambda: Gemma2Config(**COMMON, num_key_value_heads=2, head_dim=16, sliding_window=8), "packed"),
-    "gemma3, window 8": (lambda: Gemma3TextConfig(**COMMON, num_key_value_heads=2, head_dim=16, sliding_window=8), "packed"),
-    "gpt-neo, window 8": (lambda: GPTNeoConfig(**SMALL, hidden_size=48, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=4, window_size=8, max_position_embeddings=256, bos_token_id=1, eos_token_id=2), "padded"),
+    "falcon with alibi": (lambda: FalconConfig(**SMALL, **FALCON), "padded"),
+    "mistral, window 8": (lambda: MistralConfig(**GROUPED), "packed"),
+    "gemma2, window 8": (lambda: Gemma2Config(**GROUPED, head_dim=16), "packed"),
+    "gemma3, window 8": (lambda: Gemma3TextConfig(**GROUPED, head_dim=16), "packed"),
+    "gpt-neo, window 8": (
+        lambda: GPTNeoConfig(**SMALL, **GPT_NEO, window_size=8, max_position_embeddings=256),
+        "padded",
+    ),
     "mamba": (lambda: MambaConfig(vocab_size=VOCAB, hidden_size=48, num_hidden_layers=3), "plain"),
-}  # fmt: skip
+}
 EVERY = {**{name: (make, "packed") for name, make in CONFIGS.items()}, **OTHERS}
 
 

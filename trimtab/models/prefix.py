@@ -193,7 +193,7 @@ class _Pass:
             return [(i,) for unit in units for i in unit]
         groups: list[tuple[int, ...]] = []
         size = 0
-        for unit in (part for unit in units if unit for part in self._parts(unit)):
+        for unit in (part for whole in units if whole for part in self._parts(whole)):
             new = len(self._nodes(unit))
             fits = groups and size + new <= self.limits.row_length
             if fits and len(groups[-1]) + len(unit) <= self.limits.max_rows:
