@@ -51,16 +51,18 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
         )
     layers = decoder_layers(model)
     names = {module: name for name, module in base_of(model).named_modules()}
-    mixed = _first_mixing_linear(model, layers, names)
-    sites, without, d_head = [], [], _d_head(config)
-    for index, module in enumerate(mixed):
-        wide = module is not None and _width(module) == config.num_attention_heads * d_head
-        if module is None or not wide or not _may_attend(config, index):
+    one, other = (_linear_inputs(model, layers, seed) for seed in (1, 2))
+    sites, without, found, d_head = [], [], {}, _d_head(config)
+    for index in range(len(layers)):
+        mixing = _mixing_linears(one[index], other[index], f"layer {index}", names)
+        for module in mixing if _may_attend(config, index) else ():
+            found[names.get(module, "?")] = _width(module)
+            if _width(module) == config.num_attention_heads * d_head and not _convolves(module, names, model):
+                sites.append(HeadSite(index, module, names.get(module, "?"), config.num_attention_heads, d_head))
+                break
+        else:
             without.append(index)
-            continue
-        sites.append(HeadSite(index, module, names.get(module, "?"), config.num_attention_heads, d_head))
     if not sites:
-        found = {names.get(m, "?"): _width(m) for m in mixed if m is not None}
         raise UnsupportedModel(
             f"no attention heads found in {type(base_of(model)).__name__}: looked in {len(layers)} layers for a linear "
             f"module after attention with {config.num_attention_heads} x {d_head} inputs, "
@@ -123,11 +125,6 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _first_mixing_linear(model: Any, layers: list[nn.Module], names: Mapping[nn.Module, str]) -> list[nn.Module | None]:
-    one, other = (_linear_inputs(model, layers, seed) for seed in (1, 2))
-    return [_first_difference(a, b, f"layer {i}", names) for i, (a, b) in enumerate(zip(one, other, strict=True))]
-
-
 LinearInputs: TypeAlias = dict[nn.Module, Float[Tensor, "seq width"]]
 """The inputs that one layer's linear modules got in one forward after the first position, in the order of the calls."""
 
@@ -160,28 +157,46 @@ def _keep(inputs: LinearInputs, module: nn.Module, x: Tensor) -> None:
         inputs.setdefault(module, x[0, 1:].clone())
 
 
-def _first_difference(
+def _mixing_linears(
     one: LinearInputs, other: LinearInputs, where: str, names: Mapping[nn.Module, str]
-) -> nn.Module | None:
+) -> Iterator[nn.Module]:
+    """Yield the linear modules that follow attention and nothing else, in the order of the calls.
+
+    The first one whose input depends on earlier positions does. A later one does if the module around it starts
+    with linear modules that still see one position each, as the branches of parallel attention and state spaces do.
+    """
+    alone: set[str] = set()
+    first = True
     for module, x in one.items():
         y = other.get(module)
         if y is None:
             continue
+        name = names.get(module, "?")
         if not bool(x.isfinite().all() and y.isfinite().all()):
             raise BadValue(
-                f"{where} gives NaN or infinite values to {names.get(module, '?')}; "
+                f"{where} gives NaN or infinite values to {name}; "
                 "load the model in float32 (or bfloat16) and check its weights"
             )
         # a relative threshold, since kernels may round equal rows differently (int8 does)
-        if (x - y).abs().max() > 1e-3 * x.abs().max():
-            return module
-    return None
+        if not (x - y).abs().max() > 1e-3 * x.abs().max():
+            alone.add(name.rpartition(".")[0])
+        elif first or name.rpartition(".")[0] in alone:
+            first = False
+            yield module
 
 
 def _may_attend(config: Any, index: int) -> bool:
     """Return whether the config leaves open that the layer attends: convolutions and recurrences mix positions too."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-    return index >= len(kinds) or ("attention" in kinds[index] and kinds[index] != "linear_attention")
+    return index >= len(kinds) or (
+        kinds[index] != "linear_attention" and ("attention" in kinds[index] or kinds[index] == "hybrid")
+    )
+
+
+def _convolves(module: nn.Module, names: Mapping[nn.Module, str], model: Any) -> bool:
+    """Return whether the module ends a state-space or convolutional mixer, which has a convolution over positions."""
+    around = base_of(model).get_submodule(names[module].rpartition(".")[0])
+    return any(isinstance(part, nn.Conv1d) for part in around.modules())
 
 
 def _width(module: nn.Module) -> int | None:
