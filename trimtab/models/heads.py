@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.hooks import edits_suspended, on_inputs
+from trimtab.models.named_heads import layer_around, require_modules, verified_width
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class HeadSite:
     d_head: int
 
 
-def find_heads(model: Any) -> tuple[HeadSite, ...]:
+def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -> tuple[HeadSite, ...]:
     """Return the attention output projection of every layer that has one, in layer order.
 
     Attention is where positions mix, so the projection is the first linear module of a layer whose input at later
@@ -39,10 +40,16 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
     found must be n_heads x d_head by the model's config. Layers without attention (the state-space, convolutional
     and recurrent layers of hybrids) are left out with a warning.
 
+    Args:
+        heads: for a model of your own whose heads are not found: `{layer: (module name, number of heads)}`, the
+            module being the one that the concatenated heads go into. It must pass the same trial.
+
     Raises:
         UnsupportedModel: no layer list or no such projection; the message says what was looked for.
-        BadValue: the attention of some layer gives NaN or infinite values.
+        BadValue: the attention of some layer gives NaN or infinite values; a name that the model does not have.
     """
+    if heads is not None:
+        return _named(model, heads)
     config = text_config(model)
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModel(
@@ -51,7 +58,8 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
         )
     layers = decoder_layers(model)
     names = {module: name for name, module in base_of(model).named_modules()}
-    one, other = (_linear_inputs(model, layers, seed) for seed in (1, 2))
+    linears = [[m for m in layer.modules() if _width(m) is not None] for layer in layers]
+    one, other = (_linear_inputs(model, layers, linears, seed) for seed in (1, 2))
     sites, without, found, d_head = [], [], {}, _d_head(config)
     for index in range(len(layers)):
         mixing = _mixing_linears(one[index], other[index], f"layer {index}", names)
@@ -71,6 +79,25 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
     if without:
         warnings.warn(f"layers {without} have no attention heads and are left out", stacklevel=2)
     return tuple(sites)
+
+
+def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, ...]:
+    base = base_of(model)
+    modules = require_modules(base, heads)
+    names = {module: name for name, module in base.named_modules()}
+    paths = {name for name, _ in heads.values()}
+    layers = [layer_around(base, name, paths - {name}) for name, _ in heads.values()]
+    linears = [
+        [m for m in around.modules() if _width(m) is not None or m is named or _is_matrix(m)]
+        for around, named in zip(layers, modules.values(), strict=True)
+    ]
+    one, other = (_linear_inputs(model, layers, linears, seed) for seed in (1, 2))
+    sites = []
+    for i, (layer, (name, n_heads)) in enumerate(heads.items()):
+        where, module = f"layer {layer}: module {name!r}", modules[layer]
+        mixing = list(_mixing_linears(one[i], other[i], f"layer {layer}", names))
+        sites.append(HeadSite(layer, module, name, n_heads, verified_width(module, where, n_heads, one[i], mixing)))
+    return tuple(sorted(sites, key=lambda site: site.layer))
 
 
 def base_of(model: Any) -> Any:
@@ -129,7 +156,9 @@ LinearInputs: TypeAlias = dict[nn.Module, Float[Tensor, "seq width"]]
 """The inputs that one layer's linear modules got in one forward after the first position, in the order of the calls."""
 
 
-def _linear_inputs(model: Any, layers: list[nn.Module], seed: int) -> list[LinearInputs]:
+def _linear_inputs(
+    model: Any, layers: list[nn.Module], linears: list[list[nn.Module]], seed: int
+) -> list[LinearInputs]:
     seen: list[LinearInputs] = [{} for _ in layers]
 
     # random inputs, since tokens may share an embedding, and late in a model the first position is the same for all
@@ -139,12 +168,9 @@ def _linear_inputs(model: Any, layers: list[nn.Module], seed: int) -> list[Linea
         return noise.to(x)
 
     hooks = []
-    for layer, inputs in zip(layers, seen, strict=True):
+    for layer, modules, inputs in zip(layers, linears, seen, strict=True):
         hooks.append((layer, enter))
-        for module in layer.modules():
-            if _width(module) is None:
-                continue
-            hooks.append((module, partial(_keep, inputs, module)))
+        hooks += [(module, partial(_keep, inputs, module)) for module in modules]
     base = base_of(model)
     tokens = torch.zeros(1, 4, dtype=torch.long, device=base.get_input_embeddings().weight.device)
     with inference(base), edits_suspended(decoder_of(model)), on_inputs(hooks):
@@ -162,11 +188,11 @@ def _mixing_linears(
 ) -> Iterator[nn.Module]:
     """Yield the linear modules that follow attention and nothing else, in the order of the calls.
 
-    The first one whose input depends on earlier positions does. A later one does if the module around it starts
-    with linear modules that still see one position each, as the branches of parallel attention and state spaces do.
+    The first one whose input depends on earlier positions does. One in another branch (parallel attention and state
+    spaces) does too: the module around it starts with linear modules that still see one position each.
     """
     alone: set[str] = set()
-    first = True
+    spent: set[str] = set()
     for module, x in one.items():
         y = other.get(module)
         if y is None:
@@ -177,12 +203,14 @@ def _mixing_linears(
                 f"{where} gives NaN or infinite values to {name}; "
                 "load the model in float32 (or bfloat16) and check its weights"
             )
+        around = name.rpartition(".")[0]
         # a relative threshold, since kernels may round equal rows differently (int8 does)
         if not (x - y).abs().max() > 1e-3 * x.abs().max():
-            alone.add(name.rpartition(".")[0])
-        elif first or name.rpartition(".")[0] in alone:
-            first = False
+            alone.add(around)
+            continue
+        if not spent or around in alone - spent:
             yield module
+        spent.add(around)
 
 
 def _may_attend(config: Any, index: int) -> bool:
@@ -206,6 +234,10 @@ def _width(module: nn.Module) -> int | None:
         if isinstance(width, int):
             return width
     return None
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return not list(module.children()) and any(p.ndim > 1 for p in module.parameters(recurse=False))
 
 
 def _d_head(config: Any) -> int:
