@@ -280,9 +280,7 @@ class _Pass:
         self._count(nodes, torch.zeros_like(nodes, dtype=torch.bool))
         return self.forward(self.model, nodes, past, keep=1, remember=True)[1]
 
-    def _answers(
-        self, model: Any, index: int, batch: list[tuple[int, ...]], known: bool, past: Past | None
-    ) -> None:
+    def _answers(self, model: Any, index: int, batch: list[tuple[int, ...]], known: bool, past: Past | None) -> None:
         chosen = [self._nodes(group) for group in batch]
         if known:
             chosen = [nodes[self.tree.own[nodes]] for nodes in chosen]
