@@ -186,13 +186,13 @@ def test_a_store_that_is_whole_is_not_captured_again(store: ActivationStore, mon
 
 
 def run(path: Path) -> None:
-    statements = tiny_questions(60).statements()
+    statements = tiny_questions(16).statements()
     capture_to_store(tiny_model("llama"), tiny_tokenizer(), statements, path, per_shard=2, batch_size=2)
 
 
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    for moment in torch.rand(4, generator=torch.Generator().manual_seed(0)).tolist():
+    for moment in torch.rand(3, generator=torch.Generator().manual_seed(0)).tolist():
         process = multiprocessing.get_context("fork").Process(target=run, args=(path,))
         process.start()
         had = len(shards(path))
@@ -202,8 +202,8 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_numbers(tmp_path: Pa
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        assert had < len(shards(path)) < 120
-    statements = tiny_questions(60).statements()
+        assert had < len(shards(path))
+    statements = tiny_questions(16).statements()
     (path / ".shard-left-behind").write_bytes(b"half a shard")
     found = capture_to_store(tiny_model("llama"), tiny_tokenizer(), statements, path, batch_size=2)
     expected = capture_heads(tiny_model("llama"), tiny_tokenizer(), statements).values
