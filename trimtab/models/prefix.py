@@ -128,7 +128,7 @@ class _Limits:
     @classmethod
     def of(cls, model: Any, token_budget: int | None, max_rows: int | None, logits: bool = True) -> _Limits:
         on_gpu = base_of(model).device.type == "cuda"
-        budget = token_budget or (16384 if on_gpu else 4096)
+        budget = token_budget or (16384 if on_gpu else 2048)
         return cls(budget, 512 if on_gpu else 256, max_rows or 1 << 30, 8 * budget, logits)
 
     def shrink(self) -> None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from trimtab.activations import HeadActivations
 from trimtab.errors import BadValue, ShapeError
 from trimtab.probes.by_layer import by_layer
+from trimtab.probes.newton import newton_logistic
 from trimtab.probes.results import HeadProbes, measured
 from trimtab.progress import tracked
 from trimtab.store import ActivationStore
@@ -24,18 +25,20 @@ def fit_logistic(
     validation: float | HeadActivations | ActivationStore = 0.2,
     C: float | int = 1.0,
     seed: int = 0,
+    device: str | torch.device | None = None,
 ) -> HeadProbes:
     """Return an L2-regularised logistic regression per head (Li et al. 2023, section 3.1).
 
     The optimum of scikit-learn's default objective (no standardisation, intercept not penalised), found by its
-    newton-cholesky solver at a tight tolerance: its default lbfgs stops early on correlated features.
-
+    newton-cholesky solver at a tight tolerance: its default lbfgs stops early on correlated features. On a GPU all
+    heads of a layer are fitted at once, one layer at a time (see `newton_logistic`).
     Activations in a store are read one layer at a time.
 
     Args:
         validation: the share of questions to hold out for the accuracies, or activations of other questions.
         C: inverse strength of the penalty.
         seed: of the draw of validation questions.
+        device: where to fit; the GPU if there is one, else the CPU, if not given.
 
     Raises:
         BadDataset: one class only, or too few questions to hold some out.
@@ -45,18 +48,33 @@ def fit_logistic(
     if not C > 0:
         raise BadValue(f"C must be positive, got {C}")
     if isinstance(acts, ActivationStore) or isinstance(validation, ActivationStore):
-        return by_layer(lambda a, b: fit_logistic(a, validation=b, C=C, seed=seed), acts, validation, seed)
+        return by_layer(
+            lambda a, b: fit_logistic(a, validation=b, C=C, seed=seed, device=device), acts, validation, seed
+        )
     train, held = _parts(acts, validation, seed)
-    y = train.labels.numpy()
     coef = torch.empty(train.values.shape[1:], dtype=torch.float64)
     intercept = torch.empty(coef.shape[:2], dtype=torch.float64)
-    for index in tracked(list(np.ndindex(*intercept.shape)), "fitting probes"):
-        x = train.values[:, *index].double().numpy()
-        probe = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-8, max_iter=200).fit(x, y)
-        coef[index] = torch.from_numpy(probe.coef_[0])
-        intercept[index] = float(probe.intercept_[0])
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else torch.device(device)
+    for layer in tracked(range(len(coef)), "fitting probes"):
+        if place.type == "cpu":
+            coef[layer], intercept[layer] = _fit_layer(train.values[:, layer], train.labels, C)
+        else:
+            fitted = newton_logistic(train.values[:, layer].to(place), train.labels, C=C)
+            coef[layer], intercept[layer] = fitted.coef.cpu(), fitted.intercept.cpu()
     record = {"kind": "logistic", "C": C, "seed": seed, "n_train": len(train), "activations": acts.record}
     return measured(coef, intercept, held, record)
+
+
+def _fit_layer(
+    x: Float[Tensor, "example head d_head"], labels: Bool[Tensor, " example"], C: float | int
+) -> tuple[Float[Tensor, "head d_head"], Float[Tensor, " head"]]:
+    solver = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-8, max_iter=200)
+    coef = torch.empty(x.shape[1:], dtype=torch.float64)
+    intercept = torch.empty(len(coef), dtype=torch.float64)
+    for head in range(len(coef)):
+        probe = solver.fit(x[:, head].double().numpy(), labels.numpy())
+        coef[head], intercept[head] = torch.from_numpy(probe.coef_[0]), float(probe.intercept_[0])
+    return coef, intercept
 
 
 def fit_mass_mean(
