@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -105,7 +106,10 @@ def _dtype(dtype: torch.dtype | str | None, name: str | Path) -> torch.dtype | s
 def available_device(device: str | torch.device | None) -> torch.device:
     """Return the device asked for, or the GPU if there is one; raises `BadValue` if it is not there."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # each process of a launch has its own GPU
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
