@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.hooks import edits_suspended, on_inputs
 from trimtab.models.named_heads import layer_around, require_modules, verified_width
+from trimtab.models.offload import input_device
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _linear_inputs(
         hooks.append((layer, enter))
         hooks += [(module, partial(_keep, inputs, module)) for module in modules]
     base = base_of(model)
-    tokens = torch.zeros(1, 4, dtype=torch.long, device=base.get_input_embeddings().weight.device)
+    tokens = torch.zeros(1, 4, dtype=torch.long, device=input_device(base))
     with inference(base), edits_suspended(decoder_of(model)), on_inputs(hooks):
         base(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return seen
