@@ -16,6 +16,7 @@ ROOMS = [
     {"errors"},
     {"storage", "intervals", "progress"},
     {"activations"},
+    {"store"},
     {"edits", "datasets", "probes"},
     {"models"},
     {"evaluate"},

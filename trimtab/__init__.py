@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         TrimtabError,
         UnsupportedModel,
     )
-    from trimtab.models import add_to_heads, capture_heads, find_heads, load_model
+    from trimtab.models import add_to_heads, capture_heads, capture_to_store, find_heads, load_model
+    from trimtab.store import ActivationStore
 
 _HOMES = {
     "compare": "",
@@ -40,6 +41,7 @@ _HOMES = {
     "models": "",
     "probes": "",
     "steer": "",
+    "ActivationStore": "store",
     "Head": "activations",
     "HeadActivations": "activations",
     "Cost": "edits",
@@ -57,11 +59,13 @@ _HOMES = {
     "UnsupportedModel": "errors",
     "add_to_heads": "models.hooks",
     "capture_heads": "models.capture",
+    "capture_to_store": "models.capture_store",
     "find_heads": "models.heads",
     "load_model": "models.loading",
 }
 
 __all__ = [
+    "ActivationStore",
     "BadDataset",
     "BadValue",
     "Cost",
@@ -79,6 +83,7 @@ __all__ = [
     "UnsupportedModel",
     "add_to_heads",
     "capture_heads",
+    "capture_to_store",
     "compare",
     "datasets",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,13 +73,20 @@ class HeadActivations:
         """Width of a head."""
         return self.values.shape[3]
 
+    @property
+    def geometry(self) -> tuple[int, int, int]:
+        """Layers, heads per layer, width of a head."""
+        return len(self.layers), self.n_heads, self.d_head
+
+    def layer(self, layer: int) -> HeadActivations:
+        """Return one layer's activations; nothing is copied."""
+        require_head(layer, 0, self.layers, self.n_heads)
+        i = self.layers.index(layer)
+        return replace(self, values=self.values[:, i : i + 1], layers=(layer,))
+
     def head(self, layer: int, head: int) -> HeadExamples:
         """Return `(X, y, groups)` of one head, as numpy arrays."""
-        if layer not in self.layers or not 0 <= head < self.n_heads:
-            raise BadValue(
-                f"no head {head} in layer {layer}: these activations hold layers {', '.join(map(str, self.layers))} "
-                f"with {self.n_heads} heads each, counted from 0"
-            )
+        require_head(layer, head, self.layers, self.n_heads)
         x = self.values[:, self.layers.index(layer), head]
         return HeadExamples(x.numpy(), self.labels.numpy(), np.asarray(self.groups))
 
@@ -91,15 +99,7 @@ class HeadActivations:
 
     def split(self, *, test: float = 0.2, seed: int = 0) -> tuple[HeadActivations, HeadActivations]:
         """Return (rest, test) such that no question stands on both sides; `test` is a share of the questions."""
-        questions = sorted(set(self.groups))
-        n_test = round(test * len(questions))
-        if not 0 < n_test < len(questions):
-            raise BadDataset(
-                f"a test share of {test} of {len(questions)} questions leaves one side empty; give more questions"
-            )
-        order = np.random.default_rng(seed).permutation(len(questions))
-        held = {questions[i] for i in order[:n_test]}
-        mask = torch.tensor([g in held for g in self.groups])
+        mask = held_out(self.groups, test, seed)
         return self.select(~mask), self.select(mask)
 
     def require_finite(self) -> HeadActivations:
@@ -115,11 +115,7 @@ class HeadActivations:
 
     def require_both_labels(self) -> HeadActivations:
         """Return self; raises `BadDataset` if there are no examples or all carry the same label."""
-        if len(self) == 0:
-            raise BadDataset("no examples: directions and probes need true and false statements")
-        if bool(self.labels.all()) or not bool(self.labels.any()):
-            only = "true" if bool(self.labels[0]) else "false"
-            raise BadDataset(f"all {len(self)} statements are {only}: add statements of the other kind")
+        require_both_labels(self.labels)
         return self
 
     def save(self, path: str | Path) -> None:
@@ -138,3 +134,34 @@ class HeadActivations:
             layers=tuple(record["layers"]),
             record=record["record"],
         )
+
+
+def require_head(layer: int, head: int, layers: tuple[int, ...], n_heads: int) -> None:
+    """Raise `BadValue` for a layer or head that is not among these."""
+    if layer not in layers or not 0 <= head < n_heads:
+        raise BadValue(
+            f"no head {head} in layer {layer}: these activations hold layers {', '.join(map(str, layers))} "
+            f"with {n_heads} heads each, counted from 0"
+        )
+
+
+def held_out(groups: Sequence[str], test: float, seed: int) -> Bool[Tensor, " example"]:
+    """Return the mask of a share of the questions, drawn by `seed`; raises `BadDataset` if one side were empty."""
+    questions = sorted(set(groups))
+    n_test = round(test * len(questions))
+    if not 0 < n_test < len(questions):
+        raise BadDataset(
+            f"a test share of {test} of {len(questions)} questions leaves one side empty; give more questions"
+        )
+    order = np.random.default_rng(seed).permutation(len(questions))
+    held = {questions[i] for i in order[:n_test]}
+    return torch.tensor([g in held for g in groups])
+
+
+def require_both_labels(labels: Bool[Tensor, " example"]) -> None:
+    """Raise `BadDataset` if there are no examples or all carry the same label."""
+    if len(labels) == 0:
+        raise BadDataset("no examples: directions and probes need true and false statements")
+    if bool(labels.all()) or not bool(labels.any()):
+        only = "true" if bool(labels[0]) else "false"
+        raise BadDataset(f"all {len(labels)} statements are {only}: add statements of the other kind")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,6 +36,8 @@ def versions() -> dict[str, str]:
 def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place when the block ends, and vanishes if it fails.
 
+    Of several processes of one launch, the first one's folder takes the place.
+
     Raises:
         Incompatible: `path` exists and does not hold an earlier result of the same kind, or cannot be made.
     """
@@ -54,6 +57,8 @@ def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
 
 
 def _replace(path: Path, staging: Path) -> None:
+    if _is_another_process():
+        return
     # the two renames leave, at any moment, either the old or the new folder whole under one of the names
     retired = staging.with_name(staging.name + ".old")
     if path.exists():
@@ -65,6 +70,11 @@ def _replace(path: Path, staging: Path) -> None:
             retired.rename(path)
         raise
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _is_another_process() -> bool:
+    # of the processes of one launch the first one writes, since all have the same results
+    return dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
 
 
 def _open_to_others(folder: Path) -> None:

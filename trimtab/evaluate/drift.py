@@ -16,6 +16,7 @@ from trimtab.errors import BadDataset
 from trimtab.evaluate.scoring import last_logits
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.heads import inference
+from trimtab.models.processes import spread
 from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
@@ -77,7 +78,7 @@ def drifts(
     """Return `drift` of every edit; the unedited model runs once for all of them.
 
     At any time two tables of next-token distributions over one batch are held, whatever the number of texts and
-    edits.
+    edits. Under a launcher every process measures a stretch of the texts.
 
     Raises:
         BadDataset: no text has two tokens or more.
@@ -88,6 +89,16 @@ def drifts(
     ids = [i for i in ids if len(i) > 1]
     if not ids:
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
+    rows = spread(ids, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
+    pairs = list(zip(*rows, strict=True))
+    # every text weighs the same: texts are cut to equal length, and intervals resample texts
+    return tuple(Drift(bootstrap_mean([c for c, _ in p]), bootstrap_mean([k for _, k in p]), tuple(p)) for p in pairs)
+
+
+def _per_text(
+    model: Any, tokenizer: Any, ids: Sequence[list[int]], edits: Sequence[Edit], batch_size: int
+) -> list[tuple[tuple[float, float], ...]]:
+    """Return for each text (CE, KL) under every edit."""
     pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     for batch in tracked(batches, "measuring drift"):
@@ -96,8 +107,7 @@ def drifts(
             edited = plain if isinstance(edit, NoEdit) else _logprobs(model, batch, edit)
             for place, pair in zip(batch.indices, _ce_and_kl(plain, edited, batch), strict=True):
                 found[place] = pair
-    # every text weighs the same: texts are cut to equal length, and intervals resample texts
-    return tuple(Drift(bootstrap_mean([c for c, _ in p]), bootstrap_mean([k for _, k in p]), tuple(p)) for p in pairs)
+    return list(zip(*pairs, strict=True))
 
 
 def _logprobs(model: Any, batch: Batch, edit: Edit) -> Float[Tensor, "batch seq vocab"]:

@@ -16,6 +16,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge
 from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
 from trimtab.models.heads import inference
+from trimtab.models.processes import spread
 from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
@@ -95,12 +96,25 @@ def complete(
     max_new_tokens: int = 50,
     batch_size: int = 32,
 ) -> list[str]:
-    """Return the greedy continuation of every prompt, up to the next question, paragraph or end token."""
+    """Return the greedy continuation of every prompt, up to the next question, paragraph or end token.
+
+    Under a launcher every process continues a stretch of the prompts, and all get all texts.
+    """
     ids = [encode(tokenizer, prompt) for prompt in prompts]
     _require_room(model, ids, prompts, max_new_tokens)
+
+    def part(ids: Sequence[list[int]]) -> list[str]:
+        return _continued(model, tokenizer, ids, edit, max_new_tokens, batch_size)
+
+    return spread(ids, part)
+
+
+def _continued(
+    model: Any, tokenizer: Any, ids: Sequence[list[int]], edit: Edit, max_new_tokens: int, batch_size: int
+) -> list[str]:
     pad = pad_id(tokenizer)
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad, device=input_device(model), side="left"))
-    texts = [""] * len(prompts)
+    texts = [""] * len(ids)
     with edit.applied(model) as edited, inference(edited):
         for batch in tracked(batches, "generating answers"):
             out = edited.generate(

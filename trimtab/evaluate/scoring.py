@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.edits import Edit
 from trimtab.models.heads import logits_limit
 from trimtab.models.prefix import Step, kept_logits, kept_places, run_rows
+from trimtab.models.processes import spread
 from trimtab.models.token_tree import TreeRow
 from trimtab.models.tokens import AnswerTokens, Batch, pad_id
 
@@ -58,12 +59,32 @@ def score_answers(
 
     An edit acts on every position that predicts an answer token: from the last prompt token on. What stands before
     is computed once, for all answers to a prompt and for all edits that leave the prompt unedited. Log-softmax is in
-    float32 (float64 for a float64 model).
+    float32 (float64 for a float64 model). Under a launcher every process scores a stretch of the answers, and all get
+    all numbers.
 
     Args:
         batch_size: at most so many answers in one forward; as many as the token budget holds if not given.
         token_budget: how many tokens one forward may hold (see `run_rows`).
     """
+    parts = spread(
+        answers, lambda part: [_score(model, tokenizer, part, edits, batch_size=batch_size, token_budget=token_budget)]
+    )
+    return Scores(
+        tuple(tuple(x for part in parts for x in part.logprobs[i]) for i in range(len(edits))),
+        sum(part.tokens_computed for part in parts),
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
+def _score(
+    model: Any,
+    tokenizer: Any,
+    answers: Sequence[AnswerTokens],
+    edits: Sequence[Edit],
+    *,
+    batch_size: int | None,
+    token_budget: int | None,
+) -> Scores:
     # the last token predicts nothing that counts, and neither does what a tokenizer puts after it
     rows = [TreeRow(a.ids[: a.end - 1], a.start - 1, a.start - 1) for a in answers]
     sums = [[0.0] * len(answers) for _ in edits]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ def capture_heads(
     site: Literal["heads", "residual"] = "heads",
     batch_size: int | None = None,
     token_budget: int | None = None,
+    heads: Mapping[int, tuple[str, int]] | None = None,
 ) -> HeadActivations:
     """Return the activations of every head for every statement.
 
@@ -43,6 +44,7 @@ def capture_heads(
         site: `"heads"` reads the input of the attention output projection (Li et al. 2023, eq. 2).
         batch_size: at most so many statements in one forward; as many as the token budget holds if not given.
         token_budget: how many tokens one forward may hold (see `run_rows`).
+        heads: for a model of your own: `{layer: (module name, number of heads)}`, as `find_heads` takes it.
 
     Raises:
         UnsupportedModel: the model's heads cannot be found.
@@ -58,7 +60,7 @@ def capture_heads(
         )
     tokens = [tokenize_answer(tokenizer, s.text, s.answer_start, needs_prompt=False) for s in statements]
     require_fits(model, [len(t.ids) for t in tokens], [s.text for s in statements])
-    layers, modules, shape = _places(model, site)
+    layers, modules, shape = _places(model, site, heads)
     values = torch.empty(
         len(statements), len(layers), *shape, dtype=torch.promote_types(base_of(model).dtype, torch.float32)
     )
@@ -85,6 +87,7 @@ def capture_heads(
         "position": position,
         "site": site,
         "tokens_computed": took.tokens,
+        **({} if heads is None else {"named_heads": [[layer, *named] for layer, named in heads.items()]}),
     }
     return HeadActivations(
         values=values,
@@ -95,11 +98,13 @@ def capture_heads(
     ).require_finite()
 
 
-def _places(model: Any, site: str) -> tuple[list[int], list[nn.Module], tuple[int, int]]:
+def _places(
+    model: Any, site: str, heads: Mapping[int, tuple[str, int]] | None
+) -> tuple[list[int], list[nn.Module], tuple[int, int]]:
     if site == "residual":
         modules = decoder_layers(model)
         return list(range(len(modules))), modules, (1, text_config(model).hidden_size)
-    sites = find_heads(model)
+    sites = find_heads(model, heads)
     return [s.layer for s in sites], [s.module for s in sites], (sites[0].n_heads, sites[0].d_head)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trimtab.errors import Incompatible
 from trimtab.models.heads import base_of, text_config
+from trimtab.models.offload import stored_weight
 
 WITHIN_A_DTYPE, ACROSS_DTYPES = 1e-5, 2**-7
 """Relative tolerances: records keep six digits; bfloat16 keeps 8 bits, so values differ by up to 2^-8."""
@@ -32,9 +33,9 @@ def fingerprint(model: Any) -> dict[str, Any]:
         "revision": getattr(base.config, "_commit_hash", None),
         "geometry": {
             "model_type": config.model_type,
-            "n_layers": config.num_hidden_layers,
-            "n_heads": config.num_attention_heads,
-            "d_model": config.hidden_size,
+            "n_layers": getattr(config, "num_hidden_layers", None),
+            "n_heads": getattr(config, "num_attention_heads", None),
+            "d_model": getattr(config, "hidden_size", None),
         },
         "sample": _sample(base),
         "dtype": str(base.dtype).removeprefix("torch."),
@@ -107,9 +108,10 @@ def _sample(base: Any) -> dict[str, list[float]]:
 def _plain_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
     for name, weight in base.named_parameters():
         quantized = getattr(weight, "quant_state", None) is not None or not weight.is_floating_point()
-        if weight.is_meta or weight.numel() == 0 or quantized:
+        stored = stored_weight(base, name) if weight.is_meta else weight
+        if stored is None or weight.numel() == 0 or quantized:
             continue
-        yield name.replace(".base_layer", ""), weight
+        yield name.replace(".base_layer", ""), stored
 
 
 def _quantization_name(config: Mapping[str, Any] | None) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -79,6 +81,12 @@ def add_to_heads(
     silent = [layer for layer, adder in adders.items() if not adder.fired]
     if forwards.count and silent:
         raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
+    if not forwards.count and adders and _graphs_compiled():
+        warnings.warn(
+            "no forward of the model was seen while the edit was in place; if one ran, it was inside a function "
+            "compiled before, which ignores the edit: compile it inside the block",
+            stacklevel=3,
+        )
 
 
 @contextlib.contextmanager
@@ -99,7 +107,17 @@ def is_compiled(model: Any) -> bool:
     """Return whether `torch.compile` (or `generate`'s own compilation) already holds a graph of this model."""
     if getattr(model, "_compiled_call", None) is not None:
         return True
-    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
+    return any(
+        hasattr(part, "_orig_mod")
+        or part._compiled_call_impl is not None
+        or hasattr(part.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for part in model.modules()
+    )
+
+
+def _graphs_compiled() -> bool:
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    return dynamo is not None and dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def _replace_first_input(

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import text_config
+from trimtab.models.offload import input_device as input_device  # it is looked for here, beside batches
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,3 @@ def length_batches(
             pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side).to(device),
             pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side).to(device),
         )
-
-
-def input_device(model: Any) -> torch.device:
-    """Return the device on which the model takes tokens."""
-    return model.get_input_embeddings().weight.device

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from trimtab.activations import HeadActivations
 from trimtab.errors import BadValue, ShapeError
+from trimtab.probes.by_layer import by_layer
 from trimtab.probes.newton import newton_logistic
 from trimtab.probes.results import HeadProbes, measured
 from trimtab.progress import tracked
+from trimtab.store import ActivationStore
 
 
 def fit_logistic(
-    acts: HeadActivations,
+    acts: HeadActivations | ActivationStore,
     *,
-    validation: float | HeadActivations = 0.2,
+    validation: float | HeadActivations | ActivationStore = 0.2,
     C: float | int = 1.0,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -30,6 +32,7 @@ def fit_logistic(
     The optimum of scikit-learn's default objective (no standardisation, intercept not penalised), found by its
     newton-cholesky solver at a tight tolerance: its default lbfgs stops early on correlated features. On a GPU all
     heads of a layer are fitted at once, one layer at a time (see `newton_logistic`).
+    Activations in a store are read one layer at a time.
 
     Args:
         validation: the share of questions to hold out for the accuracies, or activations of other questions.
@@ -44,6 +47,10 @@ def fit_logistic(
     """
     if not C > 0:
         raise BadValue(f"C must be positive, got {C}")
+    if isinstance(acts, ActivationStore) or isinstance(validation, ActivationStore):
+        return by_layer(
+            lambda a, b: fit_logistic(a, validation=b, C=C, seed=seed, device=device), acts, validation, seed
+        )
     train, held = _parts(acts, validation, seed)
     coef = torch.empty(train.values.shape[1:], dtype=torch.float64)
     intercept = torch.empty(coef.shape[:2], dtype=torch.float64)
@@ -70,11 +77,18 @@ def _fit_layer(
     return coef, intercept
 
 
-def fit_mass_mean(acts: HeadActivations, *, validation: float | HeadActivations = 0.2, seed: int = 0) -> HeadProbes:
+def fit_mass_mean(
+    acts: HeadActivations | ActivationStore,
+    *,
+    validation: float | HeadActivations | ActivationStore = 0.2,
+    seed: int = 0,
+) -> HeadProbes:
     """Return per head the difference of class means as a probe, its threshold midway between the means.
 
     Marks & Tegmark (2023), section 5, without the covariance tilt. Arguments and errors as for `fit_logistic`.
     """
+    if isinstance(acts, ActivationStore) or isinstance(validation, ActivationStore):
+        return by_layer(lambda a, b: fit_mass_mean(a, validation=b, seed=seed), acts, validation, seed)
     train, held = _parts(acts, validation, seed)
     coef, middle = _mean_difference(train)
     intercept = -torch.einsum("lhd,lhd->lh", coef, middle)

@@ -14,17 +14,18 @@ from trimtab.edits import Cost, stopwatch
 from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.probes import HeadProbes
 from trimtab.steer.shifts import HeadShift
+from trimtab.store import ActivationStore
 
 Direction = Literal["mass_mean", "probe", "random"]
 
 
 def fit_shift(
-    acts: HeadActivations,
+    acts: HeadActivations | ActivationStore,
     probes: HeadProbes,
     *,
     top_k: int = 8,
     direction: Direction = "mass_mean",
-    sigma_statements: HeadActivations | None = None,
+    sigma_statements: HeadActivations | ActivationStore | None = None,
     seed: int = 0,
 ) -> HeadShift:
     """Return a shift of strength 1 on the heads that the probes read best.
@@ -50,7 +51,7 @@ def fit_shift(
     acts.require_both_labels().require_finite()
     bank = acts if sigma_statements is None else sigma_statements.require_finite()
     _require_same_heads(acts, "probes", probes.layers, probes.coef.shape)
-    _require_same_heads(acts, "sigma_statements", bank.layers, bank.values.shape[1:])
+    _require_same_heads(acts, "sigma_statements", bank.layers, bank.geometry)
     if len(bank) < 2:
         raise BadDataset(f"sigma_statements holds {len(bank)} statements; a spread needs two or more")
     with stopwatch() as seconds:
@@ -66,7 +67,7 @@ def fit_shift(
         # random directions keep the norm of the real shift, so that only the direction differs
         sigma = _sigma(bank, heads, mean_units if direction == "random" else units)
     record: dict[str, Any] = {
-        **({"model": acts.record["model"]} if "model" in acts.record else {}),
+        **{key: acts.record[key] for key in ("model", "named_heads") if key in acts.record},
         "direction": direction,
         "position": acts.record.get("position"),
         "n_statements": len(acts),
@@ -80,16 +81,18 @@ def fit_shift(
     return HeadShift(heads, units.float(), sigma.float(), 1.0, name, cost, record)
 
 
-def _require_same_heads(acts: HeadActivations, what: str, layers: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if (layers, tuple(shape)) != (acts.layers, tuple(acts.values.shape[1:])):
+def _require_same_heads(
+    acts: HeadActivations | ActivationStore, what: str, layers: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    if (layers, tuple(shape)) != (acts.layers, acts.geometry):
         raise ShapeError(
-            f"activations {tuple(acts.values.shape[1:])} and {what} {tuple(shape)} differ (layer head d_head), or are "
+            f"activations {acts.geometry} and {what} {tuple(shape)} differ (layer head d_head), or are "
             "of other layers; make both on the same model with site='heads'"
         )
 
 
-def _mass_mean(acts: HeadActivations, head: Head) -> Float[Tensor, " d_head"]:
-    x = acts.values[:, acts.layers.index(head.layer), head.head].double()
+def _mass_mean(acts: HeadActivations | ActivationStore, head: Head) -> Float[Tensor, " d_head"]:
+    x = torch.from_numpy(acts.head(*head).X).double()
     return _unit(x[acts.labels].mean(0) - x[~acts.labels].mean(0), head)
 
 
@@ -100,8 +103,10 @@ def _unit(vector: Float[Tensor, " d_head"], head: Head) -> Float[Tensor, " d_hea
     return vector / vector.norm()
 
 
-def _sigma(bank: HeadActivations, heads: tuple[Head, ...], units: Float[Tensor, "k d_head"]) -> Float[Tensor, " k"]:
+def _sigma(
+    bank: HeadActivations | ActivationStore, heads: tuple[Head, ...], units: Float[Tensor, "k d_head"]
+) -> Float[Tensor, " k"]:
     projections = [
-        bank.values[:, bank.layers.index(h.layer), h.head].double() @ unit for h, unit in zip(heads, units, strict=True)
+        torch.from_numpy(bank.head(*head).X).double() @ unit for head, unit in zip(heads, units, strict=True)
     ]
     return torch.stack(projections).std(dim=1, correction=0)
