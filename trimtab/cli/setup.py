@@ -10,6 +10,7 @@ from trimtab.cli.options import DATA_NAMES
 if TYPE_CHECKING:
     from trimtab.datasets import QuestionSet
     from trimtab.models import LoadedModel
+    from trimtab.steer import HeadShift, ResidualShift
 
 
 def quiet() -> None:
@@ -57,6 +58,37 @@ def read_data(
     else:
         raise BadDataset(f"no data set or file {data!r}{nearest(data, [*DATA_NAMES, *beside(path, '.jsonl', '.csv')])}")
     return questions if limit is None else questions[:limit]
+
+
+def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | ResidualShift | None":
+    """Return the shift in a folder (or in the run folder's `shift`), at strength `alpha` if given.
+
+    Raises:
+        Incompatible: no such folder (the nearest ones are offered), or it does not hold a whole shift.
+        BadValue: alpha is not a finite number.
+    """
+    from dataclasses import replace
+
+    from trimtab.errors import BadValue, Incompatible
+    from trimtab.steer import load_shift
+
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise Incompatible(f"no shift folder {str(folder)!r}{nearest(str(folder), _shift_folders(folder))}")
+    shift = load_shift(folder)
+    if alpha is None:
+        return shift
+    if not abs(alpha) < float("inf"):
+        raise BadValue(f"alpha must be a finite number, got {alpha}")
+    return replace(shift, strength=alpha)
+
+
+def _shift_folders(missing: Path) -> list[str]:
+    parent = missing.parent
+    if not parent.is_dir():
+        return []
+    return [str(parent / p.name) for p in parent.iterdir() if (p / "record.json").is_file()]
 
 
 def _is_truthfulqa(path: Path) -> bool:

@@ -120,9 +120,7 @@ def score_texts(
         raise BadValue("some contrast pairs have no prompt to continue; give every pair one, or score by probability")
     prompts = [pair.question for pair in pairs]
     texts = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    rows = [
-        TextRow(pair.question, text, _score(scorer, pair, text)) for pair, text in zip(pairs, texts, strict=True)
-    ]
+    rows = [TextRow(pair.question, text, _score(scorer, pair, text)) for pair, text in zip(pairs, texts, strict=True)]
     return TextScores(bootstrap_mean([row.score for row in rows]), tuple(rows))
 
 

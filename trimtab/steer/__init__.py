@@ -1,4 +1,4 @@
-"""Steering: directions from activations, shifts of heads and of the residual stream, and the choice of their strength."""
+"""Steering: directions, shifts of heads and of the residual stream, the choice of strength, baking and export."""
 
 from trimtab.steer.bake import Baked, bake
 from trimtab.steer.export import to_lm_eval

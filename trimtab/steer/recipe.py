@@ -36,7 +36,7 @@ class Fitted:
         with written_folder(path, KIND) as folder:
             self.shift.save(folder / "shift")
             self.probes.save(folder / "probes")
-            write_json(folder / RECORD, {"kind": KIND, **self.shift.describe()})
+            write_json(folder / RECORD, {**self.shift.describe(), "kind": KIND})
 
     @classmethod
     def load(cls, path: str | Path) -> Fitted:
