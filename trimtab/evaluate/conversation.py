@@ -9,7 +9,7 @@ from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.generation import _AnswerEnd, cut
 from trimtab.models.heads import inference
-from trimtab.models.tokens import context_length, input_device, length_batches, pad_id
+from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
 
@@ -40,7 +40,7 @@ def prompt_ids(
         template = has_template(tokenizer)
     if not template:
         turns = [f"Q: {t.question}\nA: {t.answer}" for t in history]
-        return tokenizer("\n\n".join([*turns, f"Q: {question}\nA:"]))["input_ids"]
+        return encode(tokenizer, "\n\n".join([*turns, f"Q: {question}\nA:"]))
     if not has_template(tokenizer):
         raise BadValue("the tokenizer has no chat template; ask in plain form")
     messages = []

@@ -19,7 +19,7 @@ from trimtab.edits import Edit, NoEdit, Positions, TokenMask
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, inference
-from trimtab.models.tokens import context_length, input_device
+from trimtab.models.tokens import context_length, encode, input_device
 from trimtab.steer.carriers import with_biases
 from trimtab.steer.residual import ResidualShift
 from trimtab.steer.shifts import HeadShift
@@ -153,7 +153,7 @@ def _compared(
     largest, squares, effect = 0.0, 0.0, 0.0
     kls = []
     for text in [*neutral_texts(8), *prompts]:
-        ids = torch.tensor([tokenizer(text)["input_ids"][:limit]], device=input_device(plain))
+        ids = torch.tensor([encode(tokenizer, text)[:limit]], device=input_device(plain))
         unedited, everywhere = (_logits(plain, ids, edit, "all") for edit in (NoEdit(), shift))
         gap = _logits(loaded, ids, NoEdit(), "all") - everywhere
         largest = max(largest, float(gap.abs().max()))

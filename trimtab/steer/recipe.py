@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.datasets import Question, QuestionSet
+from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate.pairs import contrast
@@ -78,8 +78,6 @@ def fit(
     """
     train, validation = questions.split(test=VALIDATION, seed=seed)
     acts, held = (capture_heads(model, tokenizer, part.statements(), site=site) for part in (train, validation))
-    # pairs without a prompt are named by their place in their own part
-    held = replace(held, groups=tuple(g if g in {q.question for q in validation} else f"held {g}" for g in held.groups))
     probes = fit_logistic(acts, validation=held, seed=seed)
     if site == "heads":
         n_heads = probes.accuracy.numel()
@@ -93,7 +91,7 @@ def fit(
     else:
         metric: Any = pair_probability if are_pairs(questions) else "true_info"
         chosen = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=metric)
-    record = {**chosen.record, "data": data_record(questions), "questions": [key_of(q) for q in questions]}
+    record = {**chosen.record, "data": data_record(questions), "questions": [q.key for q in questions]}
     return Fitted(replace(chosen, record=record), probes)
 
 
@@ -115,17 +113,12 @@ def unseen(questions: QuestionSet, shift: HeadShift | ResidualShift) -> Question
     """
     seen = set(shift.record.get("questions", ()))
     try:
-        return questions.where(lambda q: key_of(q) not in seen)
+        return questions.where(lambda q: q.key not in seen)
     except BadDataset as cause:
         raise BadDataset(
             f"the shift was fitted on all {len(questions)} questions of {questions.name}; measure it on others, or fit "
             "it on a part of them (trimtab fit --held-out)"
         ) from cause
-
-
-def key_of(question: Question) -> str:
-    """Return what a question is known by in records: its text, or a pair's positive side where it has none."""
-    return question.question or question.correct[0]
 
 
 def data_record(questions: QuestionSet) -> dict[str, Any]:

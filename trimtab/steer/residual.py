@@ -96,7 +96,9 @@ class ResidualShift:
 
     def describe(self) -> dict[str, Any]:
         """Return layers, strength and how the shift was made, as plain values."""
-        made = {k: v for k, v in self.record.items() if k not in ("model", "sweep", "questions")}
+        made = {
+            k: v for k, v in self.record.items() if k not in ("model", "sweep", "validation_questions", "questions")
+        }
         return {"kind": KIND, "name": self.name, "layers": list(self.layers), "strength": self.strength, **made}
 
     def save(self, path: str | Path) -> None:
