@@ -5,8 +5,12 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from trimtab.cli.bake import bake
 from trimtab.cli.build_embedded import build_embedded
+from trimtab.cli.chat import chat
+from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
+from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
 from trimtab.cli.heads import heads
@@ -39,6 +43,10 @@ app.command()(demo)
 app.command()(fit)
 app.command()(heads)
 app.command()(generate)
+app.command()(chat)
+app.command()(evaluate)
+app.command()(bake)
+app.add_typer(convert, name="convert")
 app.command()(build_embedded)
 
 
