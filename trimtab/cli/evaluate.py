@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trimtab.datasets import QuestionSet
     from trimtab.edits import Edit
     from trimtab.intervals import Estimate
+    from trimtab.models import LoadedModel
 
 
 def evaluate(
@@ -92,7 +93,7 @@ def evaluate(
 
 
 def _measured(
-    loaded: Any, questions: "QuestionSet", edit: "Edit", *, convention: Any, judge: Any, batch_size: int
+    loaded: "LoadedModel", questions: "QuestionSet", edit: "Edit", *, convention: Any, judge: Any, batch_size: int
 ) -> dict[str, "Estimate"]:
     from trimtab.evaluate import contrast, drift, generate_answers, multiple_choice
     from trimtab.steer.recipe import are_pairs

@@ -20,8 +20,8 @@ class Printed(TextStreamer):
 
         self.text += text
         answer = cut(self.text) if self.until_next_question else self.text.strip()
-        # a line that might be the next question's, or a break that might be a paragraph's, waits for what follows
-        certain = answer if stream_end or not self.until_next_question else answer.rsplit("Q", 1)[0]
+        # a last letter that may begin "Q:" waits for what follows
+        certain = answer.removesuffix("Q") if self.until_next_question and not stream_end else answer
         if len(certain) > self.shown:
             typer.echo(certain[self.shown :], nl=False)
             self.shown = len(certain)
