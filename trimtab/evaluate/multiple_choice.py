@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -12,7 +12,7 @@ from trimtab.datasets import Question
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
-from trimtab.evaluate.scoring import answer_logprobs
+from trimtab.evaluate.scoring import score_answers
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
 
@@ -52,12 +52,14 @@ class MultipleChoice:
     """Share of a question's true answers that are likelier than every false one."""
     rows: tuple[ChoiceRow, ...]
     convention: str
+    tokens_computed: int = field(default=0, compare=False)
+    """Tokens that scoring took, for all edits of the call together: shared prompts count once."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         scores = {name: getattr(self, name).as_dict() for name in ("mc1", "mc2", "mc3")}
         rows = [{**asdict(row), "answers": [a._asdict() for a in row.answers]} for row in self.rows]
-        return {**scores, "convention": self.convention, "rows": rows}
+        return {**scores, "convention": self.convention, "tokens_computed": self.tokens_computed, "rows": rows}
 
 
 def multiple_choice(
@@ -67,7 +69,8 @@ def multiple_choice(
     edit: Edit | None = None,
     *,
     convention: Convention = "plain",
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
 ) -> MultipleChoice:
     """Return MC1, MC2 and MC3 (Lin et al. 2021, section 3.2) of the edited model.
 
@@ -87,24 +90,77 @@ def multiple_choice(
         BadDataset: there are no questions.
         BadValue: unknown convention; a context that does not fit the model.
     """
-    edit = NoEdit() if edit is None else edit
+    (result,) = multiple_choice_many(
+        model,
+        tokenizer,
+        questions,
+        [NoEdit() if edit is None else edit],
+        convention=convention,
+        batch_size=batch_size,
+        token_budget=token_budget,
+    )
+    return result
+
+
+def multiple_choice_many(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    edits: Sequence[Edit],
+    *,
+    convention: Convention = "plain",
+    batch_size: int | None = None,
+    token_budget: int | None = None,
+) -> tuple[MultipleChoice, ...]:
+    """Return `multiple_choice` under every edit, computing each prompt once for all edits that leave it unedited.
+
+    Raises:
+        BadDataset: there are no questions.
+        BadValue: unknown convention; a context that does not fit the model.
+    """
     if convention not in get_args(Convention):
         raise BadValue(f"unknown convention {convention!r}; choose {', '.join(get_args(Convention))}")
     if not questions:
         raise BadDataset("no questions to ask")
-    prompts = [edit.prompt(q.question) or _prompt(q, convention) for q in questions]
-    choices = [_choices(q, convention) for q in questions]
-    asked = [(prompt, text) for prompt, answers in zip(prompts, choices, strict=True) for text, _ in answers]
+    asked = [tuple(edit.prompt(q.question) or _prompt(q, convention) for q in questions) for edit in edits]
+    found: dict[int, Sequence[float]] = {}
+    n_tokens = 0
+    for prompts in dict.fromkeys(asked):
+        alike = [i for i, other in enumerate(asked) if other == prompts]
+        tokens = _answer_tokens(model, tokenizer, questions, prompts, convention)
+        group = [edits[i] for i in alike]
+        scores = score_answers(model, tokenizer, tokens, group, batch_size=batch_size, token_budget=token_budget)
+        found |= zip(alike, scores.logprobs, strict=True)
+        n_tokens += scores.tokens_computed
+    return tuple(_summary(questions, asked[i], found[i], convention, n_tokens) for i in range(len(edits)))
+
+
+def _answer_tokens(
+    model: Any, tokenizer: Any, questions: Sequence[Question], prompts: Sequence[str], convention: Convention
+) -> list[AnswerTokens]:
+    asked = [
+        (prompt, text) for q, prompt in zip(questions, prompts, strict=True) for text, _ in _choices(q, convention)
+    ]
     split = _lm_eval_tokens if convention == "lm-eval" else _plain_tokens
     tokens = [split(tokenizer, prompt, text) for prompt, text in asked]
     require_fits(model, [t.end for t in tokens], [p + " " + a for p, a in asked])
-    logprobs = iter(answer_logprobs(model, tokenizer, tokens, edit, batch_size=batch_size))
+    return tokens
+
+
+def _summary(
+    questions: Sequence[Question],
+    prompts: Sequence[str],
+    logprobs: Sequence[float],
+    convention: Convention,
+    n_tokens: int,
+) -> MultipleChoice:
+    scores = iter(logprobs)
     rows = []
-    for question, prompt, labelled in zip(questions, prompts, choices, strict=True):
-        answers = tuple(ScoredAnswer(text, label, next(logprobs)) for text, label in labelled)
+    for question, prompt in zip(questions, prompts, strict=True):
+        answers = tuple(ScoredAnswer(text, label, next(scores)) for text, label in _choices(question, convention))
         rows.append(_row(question.question, prompt, answers, strict=convention == "iti"))
     mc1, mc2, mc3 = (bootstrap_mean([getattr(row, name) for row in rows]) for name in ("mc1", "mc2", "mc3"))
-    return MultipleChoice(mc1, mc2, mc3, tuple(rows), convention)
+    return MultipleChoice(mc1, mc2, mc3, tuple(rows), convention, n_tokens)
 
 
 def labelled_answers(question: Question) -> list[tuple[str, bool]]:
