@@ -94,8 +94,8 @@ def test_iti_activations_become_head_activations_in_groups(iti_folder):
     assert len(set(activations_from_iti(folder, n_heads=4).groups)) == len(acts)
 
 
-def test_iti_folders_that_do_not_fit_are_refused(iti_folder, tmp_path):
-    folder, acts = iti_folder
+def test_iti_folders_that_do_not_fit_are_refused(iti_folder):
+    folder, _ = iti_folder
     with pytest.raises(ShapeError, match="cannot be cut into 5 heads"):
         activations_from_iti(folder, n_heads=5)
     with pytest.raises(ShapeError, match="give the same ones"):

@@ -109,7 +109,7 @@ def test_an_endpoint_is_asked_once_an_answer_with_the_known_answers(endpoint):
 @pytest.mark.parametrize("reply", ["Certainly!", '{"true": "perhaps", "informative": true}', '{"true": true}', "{"])
 def test_an_endpoint_that_answers_nonsense_is_named(endpoint, reply):
     url, _ = endpoint(reply)
-    with pytest.raises(BadValue, match="judge grader at http.* answered"):
+    with pytest.raises(BadValue, match=r"judge grader at http.* answered"):
         EndpointJudge(url, "grader")(SKY, "Blue.")
 
 
@@ -125,7 +125,8 @@ def test_an_endpoint_that_is_not_there_or_no_chat_endpoint_is_named(endpoint):
 
 def test_a_judge_that_answers_nonsense_is_named_by_generate_answers():
     class Oracle:
-        record = {"name": "the oracle"}
+        def __init__(self):
+            self.record = {"name": "the oracle"}
 
         def __call__(self, question, answer):
             return "mu"
