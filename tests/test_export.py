@@ -39,7 +39,7 @@ class Everywhere:
 def test_the_harness_s_own_steered_model_gives_our_all_position_numbers(family, kind, tmp_path):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
-    from lm_eval.models.hf_steered import SteeredHF
+    from lm_eval.models.hf_steered import SteeredModel
 
     model, tokenizer = tiny_model(family, context=1000), tiny_tokenizer()
     model.save_pretrained(tmp_path / "m")
@@ -47,7 +47,7 @@ def test_the_harness_s_own_steered_model_gives_our_all_position_numbers(family, 
     vector = torch.randn(1, 48, generator=torch.Generator().manual_seed(0))
     shift = random_shift(model, strength=0.7) if kind == "heads" else ResidualShift((1,), 0.3 * vector)
     to_lm_eval(model, shift, tmp_path / "s.pt")
-    harness = SteeredHF(
+    harness = SteeredModel(
         pretrained=str(tmp_path / "m"), steer_path=str(tmp_path / "s.pt"), device="cpu", batch_size=4, dtype="float32"
     )
     ours = multiple_choice(model, tokenizer, tiny_questions(2), Everywhere(shift), convention="lm-eval")

@@ -155,7 +155,7 @@ def test_the_trained_judge_measures_its_agreement_on_questions_it_did_not_see(tm
 
 
 def test_judge_data_of_another_form_is_refused_by_line(tmp_path):
-    rows = [(f"Q{i}", "a", "yes" if i % 2 else "no") for i in range(20)]
+    rows = [(f"Question {i}", "It is so.", "yes" if i % 2 else "no") for i in range(20)]
     written(tmp_path, rows, rows)
     with (tmp_path / "finetune_info.jsonl").open("a") as file:
         file.write('{"prompt": "hello", "completion": " yes"}\n')

@@ -61,7 +61,8 @@ def contrast(
     if not pairs:
         raise BadDataset("no contrast pairs to score")
     statements = pairs.statements()
-    tokens = [_tokens(tokenizer, s.text, s.answer_start) for s in statements]
+    # all that follows the prompt counts, so that no side gets its space for free where that is a token of its own
+    tokens = [_tokens(tokenizer, s.text, len(s.prompt)) for s in statements]
     require_fits(model, [t.end for t in tokens], [s.text for s in statements])
     values = iter(answer_logprobs(model, tokenizer, tokens, edit, batch_size=batch_size))
     rows = []

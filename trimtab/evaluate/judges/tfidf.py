@@ -86,7 +86,10 @@ def _trained(path: Path, seed: int) -> _Trained:
     order = np.random.default_rng(seed).permutation(len(questions))
     held = {questions[i] for i in order[: max(1, round(HELD_OUT * len(questions)))]}
     train, test = ([r for r in rows if (r.question in held) == side] for side in (False, True))
-    pipeline = _pipeline().fit([r.text for r in train], [r.label for r in train])
+    try:
+        pipeline = _pipeline().fit([r.text for r in train], [r.label for r in train])
+    except ValueError as cause:  # no word twice, or one label only in the training part
+        raise BadDataset(f"{path}: nothing can be learned from its {len(rows)} lines ({cause}); give more") from cause
     right = pipeline.predict([r.text for r in test]) == np.array([r.label for r in test])
     common = np.mean([r.label for r in train]) > 0.5
     majority = float(np.mean([r.label == common for r in test]))
