@@ -5,8 +5,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from trimtab.cli.bake import bake
 from trimtab.cli.build_embedded import build_embedded
+from trimtab.cli.chat import chat
+from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
+from trimtab.cli.evaluate import evaluate
+from trimtab.cli.fit import fit
+from trimtab.cli.generate import generate
+from trimtab.cli.heads import heads
 
 
 class _Guarded(TyperGroup):
@@ -33,6 +40,13 @@ app = typer.Typer(
     help="Edit and steer language models, and compare that honestly with tuning them.",
 )
 app.command()(demo)
+app.command()(fit)
+app.command()(heads)
+app.command()(generate)
+app.command()(chat)
+app.command()(evaluate)
+app.command()(bake)
+app.add_typer(convert, name="convert")
 app.command()(build_embedded)
 
 
@@ -43,4 +57,4 @@ def _options() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="trimtab")

@@ -1,8 +1,28 @@
-"""Steering: directions from activations, shifts of attention heads, and the choice of their strength."""
+"""Steering: directions, shifts of heads and of the residual stream, the choice of strength, baking and export."""
 
 from trimtab.steer.agreement import Agreement, agreement
+from trimtab.steer.bake import Baked, bake
+from trimtab.steer.export import to_lm_eval
 from trimtab.steer.fitting import fit_shift
+from trimtab.steer.loading import load_shift
+from trimtab.steer.recipe import Fitted, fit
+from trimtab.steer.residual import ResidualShift, fit_residual_shift
 from trimtab.steer.shifts import HeadShift
 from trimtab.steer.strength import choose_strength, sweep_figure
 
-__all__ = ["Agreement", "HeadShift", "agreement", "choose_strength", "fit_shift", "sweep_figure"]
+__all__ = [
+    "Agreement",
+    "Baked",
+    "Fitted",
+    "HeadShift",
+    "ResidualShift",
+    "agreement",
+    "bake",
+    "choose_strength",
+    "fit",
+    "fit_residual_shift",
+    "fit_shift",
+    "load_shift",
+    "sweep_figure",
+    "to_lm_eval",
+]
