@@ -16,10 +16,11 @@ from trimtab.peft.method import Attached, copy_strictly
 
 
 class Parts(Attached):
-    """Parameters (trained) and buffers (fixed) by name, and a stack of what undoes attaching them."""
+    """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them."""
 
     def __init__(self, model: Any, places: Mapping[str, Tensor], undo: ExitStack, what: str) -> None:
-        self.model, self.places, self.undo, self.what = model, dict(places), undo, what
+        self.model, self.places, self.what = model, dict(places), what
+        self.undo = undo.pop_all()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters to train, by name."""
@@ -38,18 +39,23 @@ class Parts(Attached):
         self.undo.close()
 
 
-@contextlib.contextmanager
-def frozen_base(model: Any) -> Iterator[ExitStack]:
-    """Freeze the model and yield a stack to hang further undoing on; keep it with `pop_all`, else all is undone.
-
-    Raises:
-        Incompatible: the model was compiled, so that what is attached would be ignored silently.
-    """
+def require_uncompiled(model: Any) -> None:
+    """Raise `Incompatible` if a graph of the model was compiled already."""
     if is_compiled(model):
         raise Incompatible(
             "the model was compiled before tuning parts were attached, so they would be ignored silently; "
             "use the uncompiled model"
         )
+
+
+@contextlib.contextmanager
+def frozen_base(model: Any) -> Iterator[ExitStack]:
+    """Freeze the model and yield a stack to hang further undoing on; all is undone unless `Parts` take it over.
+
+    Raises:
+        Incompatible: the model was compiled, so that what is attached would be ignored silently.
+    """
+    require_uncompiled(model)
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     with ExitStack() as stack:
         stack.callback(_thaw, before)

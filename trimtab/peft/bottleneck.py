@@ -78,7 +78,7 @@ class Bottleneck(TuningMethod):
                 places |= {f"{name}.{key}": parameter for key, parameter in adapter.named_parameters()}
                 hooks.append((module, adapter))
             undo.enter_context(on_outputs(hooks))
-            return Parts(model, places, undo.pop_all(), f"the {self.name}")
+            return Parts(model, places, undo, f"the {self.name}")
 
     def _sites(self, model: Any) -> list[tuple[str, nn.Module, nn.Module]]:
         """Return (name, layer, module whose output is adapted), in layer order."""

@@ -58,7 +58,7 @@ class FullFineTuning(TuningMethod):
             undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
-            return Parts(model, chosen, undo.pop_all(), f"the {self.name}")
+            return Parts(model, chosen, undo, f"the {self.name}")
 
     def _chosen(self, model: Any) -> dict[str, nn.Parameter]:
         base = base_of(model)

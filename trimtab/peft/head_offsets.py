@@ -16,7 +16,7 @@ from trimtab.activations import Head
 from trimtab.errors import BadValue
 from trimtab.models.heads import HeadSite, base_of, decoder_layers, find_heads
 from trimtab.models.hooks import on_inputs
-from trimtab.peft.attaching import Parts, frozen_base, hold, master_dtype
+from trimtab.peft.attaching import Parts, frozen_base, hold, master_dtype, require_uncompiled
 from trimtab.peft.method import Capabilities, TuningMethod
 from trimtab.peft.sublayers import config_of, head_width
 
@@ -129,6 +129,7 @@ class HeadScalings(TuningMethod):
 
     def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - scalings start at one whatever the seed
         """Return a scaling of every head on the model."""
+        require_uncompiled(model)
         heads = [Head(site.layer, head) for site in find_heads(model) for head in range(site.n_heads)]
         return _attach(model, heads, lambda x, scale: x * (1 + scale), "scalings", "the head scalings")
 
@@ -152,6 +153,7 @@ class HeadScalings(TuningMethod):
 def _attach(
     model: Any, heads: Iterable[Head], change: Callable[[Tensor, Tensor], Tensor], kind: str, what: str
 ) -> Parts:
+    require_uncompiled(model)
     layers, sites = decoder_layers(model), {site.layer: site for site in find_heads(model)}
     chosen = _by_layer(heads, sites)
     dtype, places = master_dtype(base_of(model).dtype), {}
@@ -165,7 +167,7 @@ def _attach(
             places[f"layers.{layer}"] = vectors
             hooks.append((site.module, _OnHeads(vectors, indices, site, change)))
         undo.enter_context(on_inputs(hooks))
-        return Parts(model, places, undo.pop_all(), what)
+        return Parts(model, places, undo, what)
 
 
 def _by_layer(heads: Iterable[Head], sites: Mapping[int, HeadSite]) -> dict[int, list[int]]:

@@ -46,8 +46,8 @@ class PrefixTuning(TuningMethod):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Runs on any weights; in packed rows only the first example would see the prefix."""
-        return Capabilities("input composition", mergeable=False, four_bit=True, packing=False, checkpointing=True)
+        """Runs on any weights; the prefix stands before each example of a packed row."""
+        return Capabilities("input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
 
     @property
     def learning_rate(self) -> float:

@@ -38,8 +38,8 @@ class PromptTuning(TuningMethod):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Runs on any weights; in packed rows only the first example would see the virtual tokens."""
-        return Capabilities("input composition", mergeable=False, four_bit=True, packing=False, checkpointing=True)
+        """Runs on any weights; virtual tokens stand before each example of a packed row."""
+        return Capabilities("input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
 
     @property
     def learning_rate(self) -> float:
@@ -54,7 +54,7 @@ class PromptTuning(TuningMethod):
             tokens = VirtualTokens(model, self.n_tokens, lambda: keys_and_values(model, prompt.to(start.dtype)))
             hold(decoder_of(model), PROMPT, prompt, undo)
             undo.enter_context(tokens.present())
-            return Parts(model, {PROMPT: prompt}, undo.pop_all(), f"the {self.name}")
+            return Parts(model, {PROMPT: prompt}, undo, f"the {self.name}")
 
     def parameter_count(self, model_or_config: Any) -> int:
         """Return tokens times the width of an embedding."""
