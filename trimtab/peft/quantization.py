@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -44,7 +45,7 @@ def stored_quantised(parameter: Any) -> tuple[int, int] | None:
         if state.nested:
             scales += [state.state2.absmax, state.offset]
         return 8 * (parameter.nbytes + sum(s.nbytes for s in scales)), state.shape.numel()
-    scales_8bit = getattr(parameter, "SCB", None)
-    if scales_8bit is not None:
-        return 8 * (parameter.nbytes + scales_8bit.nbytes), parameter.numel()
+    if parameter.dtype == torch.int8:
+        # a float32 scale for each row, kept on the weight before the first forward and by the module after it
+        return 8 * parameter.nbytes + 32 * len(parameter), parameter.numel()
     return None
