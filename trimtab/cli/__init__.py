@@ -43,4 +43,4 @@ def _options() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="trimtab")
