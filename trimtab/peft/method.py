@@ -126,7 +126,7 @@ class TuningMethod(ABC):
     def parameter_count(self, model_or_config: Any) -> int:
         """Return how many numbers would be trained, from a model or its config alone, without weights."""
 
-    def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
+    def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the tensors of the edit with its effect multiplied; 0 must equal no edit to the bit.
 
         Raises:
@@ -138,7 +138,12 @@ class TuningMethod(ABC):
         """Return the adapter in PEFT's own format, or None if the method does not exist there."""
         return None
 
-    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
+    @classmethod
+    def of_hub(cls, adapter: HubAdapter) -> TuningMethod:  # noqa: ARG003
+        """Return the method that an adapter made elsewhere belongs to (prompt and prefix tuning have one)."""
+        raise Incompatible(f"{cls.__name__} has no form in Hugging Face PEFT; save and load it with trimtab alone")
+
+    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the tensors that `to_hub` was given."""
         raise Incompatible(f"{self.name} has no form in Hugging Face PEFT; save and load it with trimtab alone")
 
