@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trimtab.errors import UnsupportedModel
 from trimtab.models.heads import base_of, find_heads, inference, text_config
 from trimtab.models.hooks import on_inputs, on_outputs
+from trimtab.peft.linear import out_width
 
 
 def fused_width(model: Any) -> tuple[int, int, int]:
@@ -18,11 +19,6 @@ def fused_width(model: Any) -> tuple[int, int, int]:
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     grouped = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return config.num_attention_heads * d_head, grouped * d_head, grouped * d_head
-
-
-def out_width(module: nn.Module) -> int | None:
-    """Return the output width of a linear-like module, else None."""
-    return getattr(module, "out_features", getattr(module, "nf", None))
 
 
 def is_fused(model: Any, module: nn.Module) -> bool:

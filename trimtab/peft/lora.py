@@ -14,7 +14,8 @@ from torch import Tensor
 from trimtab.errors import BadValue
 from trimtab.models.heads import text_config
 from trimtab.peft.adapters import AttachedAdapter, HubBased, finished_config, require_modules, scaled_lora
-from trimtab.peft.fused import fused_rows, fused_width, is_fused, out_width
+from trimtab.peft.fused import fused_rows, fused_width, is_fused
+from trimtab.peft.linear import out_width
 from trimtab.peft.method import Capabilities, HubAdapter
 
 
