@@ -37,7 +37,7 @@ class AttachedAdapter(Attached):
         """Free numbers in parameters of which only some entries are trained."""
         try:
             with seeded(seed, base), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+                warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|is_gradient_checkpointing).*")
                 # a copy, since get_peft_model writes into the configuration it is given
                 self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
             self.model.train(base.training)
@@ -67,11 +67,18 @@ class AttachedAdapter(Attached):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the adapter's state under PEFT's own names."""
-        return {k: v.detach() for k, v in hf_peft.get_peft_model_state_dict(self.model, adapter_name=NAME).items()}
+        # "auto" would look for the base's config on the hub; the base's own embeddings are never part of the adapter
+        state = hf_peft.get_peft_model_state_dict(self.model, adapter_name=NAME, save_embedding_layers=False)
+        return {name: tensor.detach() for name, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put an adapter's state in place, strictly."""
         copy_strictly(self.tensors(), tensors, f"the adapter ({self.what})")
+
+    def merged(self) -> nn.Module:
+        """Return the base with the adapter's update in its weights."""
+        self.model.eval()  # dropout must not be worked in
+        return self.model.merge_and_unload()
 
     def detach(self) -> None:
         """Take the adapter off."""

@@ -112,17 +112,20 @@ class Collator:
     """Makes a batch of examples: padded on the left, or several to a row where that is exact.
 
     Gives `input_ids`, `position_ids`, `attention_mask` (unless packed), `labels` (the token that each position is to
-    predict; -100 for none), `sign` of each label, and `columns`, the positions at which some row has a label.
+    predict; -100 for none), `sign` of each label, `columns` (the positions at which some row has a label), and the
+    numbers of tokens and examples.
     """
 
     pad: int
     packing: bool
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch."""
-        rows = first_fit([len(e["input_ids"]) for e in examples]) if self.packing else [[i] for i in range(len(examples))]
+        rows = (
+            first_fit([len(e["input_ids"]) for e in examples]) if self.packing else [[i] for i in range(len(examples))]
+        )
         width = max(sum(len(examples[i]["input_ids"]) for i in row) for row in rows)
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": torch.full((len(rows), width), self.pad),
             "position_ids": torch.zeros(len(rows), width, dtype=torch.long),
             "labels": torch.full((len(rows), width), IGNORED),
@@ -137,7 +140,8 @@ class Collator:
             batch["position_ids"][n, place:] = torch.arange(width - place)
         columns = (batch["labels"] != IGNORED).any(0).nonzero()[:, 0]
         # older and newer Trainers count what is learned under one name or the other
-        batch |= {"shift_labels": batch["labels"], "columns": columns}
+        counts = {"n_tokens": sum(len(e["input_ids"]) for e in examples), "n_examples": len(examples)}
+        batch |= {"shift_labels": batch["labels"], "columns": columns, **counts}
         return batch if self.packing else {**batch, "attention_mask": padding}
 
     @staticmethod

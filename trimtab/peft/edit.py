@@ -69,6 +69,10 @@ class TunedEdit:
         self.method.scaled_tensors(self.tensors, factor)
         return replace(self, strength=self.strength * factor)
 
+    def with_record(self, **entries: Any) -> TunedEdit:
+        """Return the edit with entries of its record set."""
+        return replace(self, record={**self.record, **entries})
+
     def renamed(self, name: str) -> TunedEdit:
         """Return the edit under another name for tables."""
         return replace(self, name=name)
@@ -116,6 +120,20 @@ class TunedEdit:
             save_file(contents, folder / (HUB_TENSORS if adapter else TENSORS), metadata={"format": "pt"})
             if adapter:
                 write_json(folder / HUB_CONFIG, adapter.config)
+
+    def merge(
+        self,
+        model: Any,
+        *,
+        dtype: Any = None,
+        tolerance: float | None = None,
+        out: str | Path | None = None,
+        tokenizer: Any = None,
+    ) -> Any:
+        """Return a new plain model with the edit in its weights, compared before and after writing; see `merge`."""
+        from trimtab.peft.merging import merge
+
+        return merge(self, model, dtype=dtype, tolerance=tolerance, out=out, tokenizer=tokenizer)
 
     def baked(self) -> TunedEdit:
         """Return the edit with its strength worked into the tensors."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -28,11 +27,11 @@ from trimtab.peft.edit import TunedEdit
 from trimtab.peft.memory import PeakMemory
 from trimtab.peft.method import Attached, TuningMethod
 from trimtab.peft.packing import packs_exactly
-from trimtab.peft.plan import Plan, make_plan
+from trimtab.peft.plan import make_plan
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.runs import RunFolder
 from trimtab.peft.speed import ms_per_token
-from trimtab.peft.training import CheckpointMark, GradientCheck, TuningTrainer
+from trimtab.peft.training import TuningTrainer
 
 OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -175,8 +174,7 @@ def _trainer(
     )
     # without a launcher, several visible GPUs would be used by DataParallel, which copies the model at every step
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    checks = [GradientCheck(attached.trainable()), CheckpointMark()]
-    return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator, callbacks=checks)
+    return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator)
 
 
 def _train(trainer: TuningTrainer, checkpoint: Path | None) -> None:

@@ -56,7 +56,9 @@ class IA3(HubBased):
         kind = text_config(model).model_type
         targets, inner = self.targets or TARGETS.get(kind), self.feedforward or INNER.get(kind, ())
         if targets is None:
-            raise BadValue(f"PEFT lists no IA3 modules for model type {kind!r}; give targets=(...) and feedforward=(...)")
+            raise BadValue(
+                f"PEFT lists no IA3 modules for model type {kind!r}; give targets=(...) and feedforward=(...)"
+            )
         require_modules(model, targets, self.name)
         return self._config(list(targets), [t for t in inner if t in targets])
 

@@ -75,6 +75,10 @@ class Attached(ABC):
             Incompatible: a key is missing or unexpected, or a shape differs (see `copy_strictly`).
         """
 
+    def merged(self) -> nn.Module:
+        """Return the plain model with the parts worked into its weights; only called on a copy, which it consumes."""
+        raise BadValue("this method's parts cannot be worked into the weights; use the edit as it is")
+
     @abstractmethod
     def detach(self) -> None:
         """Leave the model exactly as before: modules, weights, requires_grad, modes, hooks. May be called twice."""

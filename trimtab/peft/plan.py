@@ -49,7 +49,7 @@ class Plan:
         shown = ", ".join(f"{kind} {n}/{total}" for kind, (n, total) in touched.items()) or ", ".join(
             f"{name} x{n}" for name, n in list(self.parts.items())[:6]
         )
-        memory = {k: v for k, v in asdict(self.memory).items()}
+        memory = asdict(self.memory)
         lines = [
             ("method", self.method),
             ("modules", shown),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +13,19 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, logits_limit
 from trimtab.peft.data import IGNORED
 from trimtab.peft.method import Attached
+from trimtab.storage import write_json
 
 STATE, COMPLETE = "trimtab.safetensors", "complete.json"
 GRADIENT_STEPS = 3
 """By the end of this step every trainable tensor must have had a gradient."""
+FP16_GRADIENT_STEPS = 10
+"""The same where the first steps may be skipped while the loss scale is found."""
 
 
 class Tuned(nn.Module):
@@ -34,11 +38,12 @@ class Tuned(nn.Module):
         base = base_of(attached.model)
         self.config = base.config
         self._no_split_modules = getattr(base, "_no_split_modules", None)
+        placed = getattr(base, "hf_device_map", None) or {}
+        if len(set(placed.values())) > 1:
+            self.hf_device_map = placed  # the Trainer leaves a model alone that is spread over devices
         self._one_head = bool(logits_limit(base, 1))
 
-    def forward(
-        self, columns: Tensor, **inputs: Tensor
-    ) -> Float[Tensor, "batch column vocab"]:
+    def forward(self, columns: Tensor, **inputs: Tensor) -> Float[Tensor, "batch column vocab"]:
         """Return the logits at the given positions; the model's head runs on those alone where it can."""
         limit = {"logits_to_keep": columns} if self._one_head else {}
         logits = self.model(**inputs, use_cache=False, **limit).logits
@@ -50,6 +55,11 @@ class TuningTrainer(Trainer):
 
     def __init__(self, attached: Attached, **options: Any) -> None:
         super().__init__(model=Tuned(attached), **options)
+        self.remove_callback(PrinterCallback)
+        mark = CheckpointMark()
+        mark.trainer = self
+        self.add_callback(mark)
+        self.add_callback(GradientCheck(attached.trainable()))
         self.attached = attached
         self.tokens_seen = 0
         self.examples_seen = 0
@@ -79,8 +89,8 @@ class TuningTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Return the loss of one forward and backward; raises `BadValue` if it is not a number."""
-        mask = inputs.get("attention_mask")
-        self.tokens_seen += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.tokens_seen += inputs.pop("n_tokens")
+        self.examples_seen += inputs.pop("n_examples")
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
             kept = last_checkpoint(Path(self.args.output_dir or "."))
@@ -98,12 +108,13 @@ class TuningTrainer(Trainer):
         save_file(tensors, folder / STATE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
-        self.attached.load(load_file(Path(resume_from_checkpoint) / STATE))
+        folder = Path(resume_from_checkpoint)
+        self.attached.load(load_file(folder / STATE))
+        seen = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        self.tokens_seen, self.examples_seen = seen["tokens"], seen["examples"]
 
 
-def signed_loss(
-    logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor
-) -> Float[Tensor, ""]:
+def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor) -> Float[Tensor, ""]:
     """Return the sum over tokens of -log p where the sign is 1, and of -log(1 - p) where it is -1."""
     negative_log_p = cross_entropy(logits.float(), labels, reduction="none")
     if bool((sign > 0).all()):
@@ -129,21 +140,24 @@ class GradientCheck(TrainerCallback):
         """Raise after the third step, naming the tensors."""
         # an expert that no token was sent to has none
         silent = [name for name in self.silent if "expert" not in name]
-        if state.global_step == GRADIENT_STEPS and silent:
+        if state.global_step == (FP16_GRADIENT_STEPS if args.fp16 else GRADIENT_STEPS) and silent:
             raise BadValue(
-                f"{len(silent)} trainable tensors have had no gradient after {GRADIENT_STEPS} steps ({silent[0]} and "
-                "others): they would stay as they are; check the targets, and that checkpointing is non-reentrant"
+                f"{len(silent)} trainable tensors have had no gradient after {state.global_step} steps, {silent[0]} "
+                "among them: they would stay as they are; check the method's targets"
             )
 
 
 class CheckpointMark(TrainerCallback):
-    """Marks a checkpoint as whole once everything in it was written."""
+    """Marks a checkpoint as whole once everything in it was written; the mark holds what was seen so far."""
+
+    trainer: TuningTrainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Write the mark."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
-            (folder / COMPLETE).write_text("{}\n", encoding="utf-8")
+            seen = {"tokens": self.trainer.tokens_seen, "examples": self.trainer.examples_seen}
+            write_json(folder / COMPLETE, seen)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
