@@ -5,7 +5,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab.peft import TuningMethod
 
-NAMES = ("lora", "lora-qv", "rslora", "dora", "ia3")
+NAMES = (
+    "lora",
+    "lora-qv",
+    "rslora",
+    "dora",
+    "ia3",
+    "houlsby",
+    "pfeiffer",
+    "prompt",
+    "prefix",
+    "prefix-mlp",
+    "heads",
+    "intrinsic",
+    "said",
+    "full",
+    "top2",
+)
 
 
 def tuning_methods() -> "dict[str, TuningMethod]":
@@ -18,6 +34,16 @@ def tuning_methods() -> "dict[str, TuningMethod]":
         "rslora": peft.LoRA(rslora=True),
         "dora": peft.LoRA(dora=True),
         "ia3": peft.IA3(),
+        "houlsby": peft.Bottleneck("houlsby"),
+        "pfeiffer": peft.Bottleneck("pfeiffer"),
+        "prompt": peft.PromptTuning(),
+        "prefix": peft.PrefixTuning(),
+        "prefix-mlp": peft.PrefixTuning(reparameterised=True),
+        "heads": peft.HeadOffsets(),
+        "intrinsic": peft.IntrinsicDimension(),
+        "said": peft.IntrinsicDimension(structure_aware=True),
+        "full": peft.FullFineTuning(),
+        "top2": peft.FullFineTuning(2),
     }
 
 

@@ -70,11 +70,8 @@ class IA3(HubBased):
         from peft.tuners.ia3 import IA3Layer
 
         base = attached.model.get_base_model()
-        fused = {
-            name: m
-            for name, m in attached.model.named_modules()
-            if isinstance(m, IA3Layer) and not m.is_feedforward and is_fused(base, m)
-        }
+        layers: dict[str, Any] = {n: m for n, m in attached.model.named_modules() if isinstance(m, IA3Layer)}
+        fused = {name: m for name, m in layers.items() if not m.is_feedforward and is_fused(base, m)}
         if not fused:
             return
         if next(base.parameters()).device.type == "meta":

@@ -88,7 +88,7 @@ class LoRA(HubBased):
         """Check the rank against every layer; on a fused projection, keep each block to its rows."""
         from peft.tuners.lora import LoraLayer
 
-        layers = {name: m for name, m in attached.model.named_modules() if isinstance(m, LoraLayer)}
+        layers: dict[str, Any] = {n: m for n, m in attached.model.named_modules() if isinstance(m, LoraLayer)}
         for name, layer in layers.items():
             if self.r > min(layer.in_features, layer.out_features):
                 raise BadValue(

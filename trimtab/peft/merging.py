@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, inference, text_config
@@ -55,7 +55,8 @@ def merge(
     if not edit.method.capabilities.mergeable:
         raise BadValue(f"{edit.name} cannot be merged: it is not a change of weights; use the edit as it is")
     base = base_of(model)
-    dtype = base.dtype if dtype is None else dtype
+    dtype = dtype or base.dtype
+    assert isinstance(dtype, torch.dtype)
     allowed = tolerance or max(TOLERANCE[dtype], TOLERANCE[base.dtype], INT8_TOLERANCE if _has_int8(base) else 0.0)
     probes = probe_tokens(base)
     with edit.applied(model) as tuned:
@@ -105,14 +106,14 @@ def _plain_weights(base: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
             yield full, (plain.to(dtype) if plain.is_floating_point() else plain).contiguous().clone()
 
 
-def _plain(module: nn.Module, name: str, value: Tensor) -> Tensor:
+def _plain(module: Any, name: str, value: Any) -> Tensor:
     kind = type(value).__name__
     if kind == "Params4bit":
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(value.data, value.quant_state)  # pyright: ignore[reportAttributeAccessIssue]
+        return dequantize_4bit(value.data, value.quant_state)
     if kind == "Int8Params" and name == "weight":
-        scales = value.SCB if getattr(value, "SCB", None) is not None else module.state.SCB  # pyright: ignore
+        scales = value.SCB if getattr(value, "SCB", None) is not None else module.state.SCB
         return value.data.float() * scales.float()[:, None] / 127
     return value.detach()
 

@@ -142,11 +142,6 @@ class TuningMethod(ABC):
         """Return the adapter in PEFT's own format, or None if the method does not exist there."""
         return None
 
-    @classmethod
-    def of_hub(cls, adapter: HubAdapter) -> TuningMethod:  # noqa: ARG003
-        """Return the method that an adapter made elsewhere belongs to (prompt and prefix tuning have one)."""
-        raise Incompatible(f"{cls.__name__} has no form in Hugging Face PEFT; save and load it with trimtab alone")
-
     def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the tensors that `to_hub` was given."""
         raise Incompatible(f"{self.name} has no form in Hugging Face PEFT; save and load it with trimtab alone")

@@ -10,24 +10,40 @@ import peft as hf_peft
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.peft.adapters import Adapter
+from trimtab.peft.bottleneck import Bottleneck
+from trimtab.peft.full import FullFineTuning
+from trimtab.peft.head_offsets import HeadOffsets, HeadScalings
 from trimtab.peft.ia3 import IA3
+from trimtab.peft.intrinsic import IntrinsicDimension
 from trimtab.peft.lora import LoRA
 from trimtab.peft.method import HubAdapter, TuningMethod
+from trimtab.peft.prefix import PrefixTuning
+from trimtab.peft.prompt import PromptTuning
 from trimtab.peft.recipe import Recipe
 
-METHODS: dict[str, type[TuningMethod]] = {m.__name__: m for m in (LoRA, IA3)}
-"""The methods that records name, besides `Adapter`."""
-READ_FROM_HUB: dict[str, str] = {
-    "PROMPT_TUNING": "PromptTuning",
-    "P_TUNING": "PromptTuning",
-    "PREFIX_TUNING": "PrefixTuning",
+METHODS: dict[str, type[TuningMethod]] = {
+    "LoRA": LoRA,
+    "IA3": IA3,
+    "Bottleneck": Bottleneck,
+    "PromptTuning": PromptTuning,
+    "PrefixTuning": PrefixTuning,
+    "HeadOffsets": HeadOffsets,
+    "HeadScalings": HeadScalings,
+    "IntrinsicDimension": IntrinsicDimension,
+    "FullFineTuning": FullFineTuning,
 }
-"""PEFT's types that methods of trimtab read; PEFT's own classes run all others."""
+"""The methods that records name, besides `Adapter`."""
+VIRTUAL_TOKENS: dict[str, type[PromptTuning] | type[PrefixTuning]] = {
+    "PROMPT_TUNING": PromptTuning,
+    "P_TUNING": PromptTuning,  # its encoder is collapsed to the same embeddings when it is saved
+    "PREFIX_TUNING": PrefixTuning,
+}
+"""PEFT's types that methods of trimtab run; PEFT's own classes run all others."""
 
 
 def method_from_record(described: Mapping[str, Any], recipe: Mapping[str, Any]) -> TuningMethod:
     """Return the method that `describe` described, with its recipe."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "method"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "method"}
     kind = described["method"]
     if kind == "Adapter":
         return Adapter(config_from_plain(fields["hub_config"]), recipe=Recipe(**recipe))
@@ -43,9 +59,10 @@ def method_of_hub(adapter: HubAdapter, path: Path) -> TuningMethod:
         Incompatible: a type that PEFT does not know, or that trimtab cannot run.
     """
     kind = str(adapter.config.get("peft_type"))
-    own = READ_FROM_HUB.get(kind)
     try:
-        return METHODS[own].of_hub(adapter) if own in METHODS else Adapter(config_from_plain(adapter.config))
+        if kind in VIRTUAL_TOKENS:
+            return VIRTUAL_TOKENS[kind](adapter.config["num_virtual_tokens"])
+        return Adapter(config_from_plain(adapter.config))
     except (BadValue, TypeError, ValueError, KeyError) as cause:
         raise Incompatible(f"cannot use the adapter at {path} (type {kind}): {cause}") from cause
 
