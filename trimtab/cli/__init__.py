@@ -7,6 +7,9 @@ from typer.core import TyperGroup
 
 from trimtab.cli.build_embedded import build_embedded
 from trimtab.cli.demo import demo
+from trimtab.cli.merge import merge
+from trimtab.cli.methods import methods
+from trimtab.cli.tune import tune
 
 
 class _Guarded(TyperGroup):
@@ -34,6 +37,9 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(build_embedded)
+app.command()(tune)
+app.command()(methods)
+app.command()(merge)
 
 
 @app.callback()
@@ -43,4 +49,4 @@ def _options() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="trimtab")

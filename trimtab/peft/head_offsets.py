@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +98,13 @@ class HeadOffsets(TuningMethod):
         assert isinstance(method, HeadOffsets)
         if not method.heads:
             scalings = HeadScalings(recipe=method.recipe)
-            where = None if out is None else Path(out) / "choosing heads"
+            where, out = (None, None) if out is None else (Path(out) / "scalings", Path(out) / "offsets")
             scaled = scalings.fit(model, tokenizer, train, seed=seed, out=where, resume=resume)
             method = method.on(scalings.strongest(scaled.tensors, method.top_k))
+            edit = TuningMethod.fit(method, model, tokenizer, train, seed=seed, out=out, resume=resume)
+            seconds = {**edit.record["seconds"], "choose heads": scaled.cost.seconds}
+            cost = replace(edit.cost, seconds=edit.cost.seconds + scaled.cost.seconds)
+            return replace(edit.with_record(seconds=seconds), cost=cost)
         return TuningMethod.fit(method, model, tokenizer, train, seed=seed, out=out, resume=resume)
 
     def on(self, heads: Sequence[Head]) -> HeadOffsets:

@@ -75,6 +75,10 @@ class Attached(ABC):
             Incompatible: a key is missing or unexpected, or a shape differs (see `copy_strictly`).
         """
 
+    def merged(self) -> nn.Module:
+        """Return the plain model with the parts worked into its weights; only called on a copy, which it consumes."""
+        raise BadValue("this method's parts cannot be worked into the weights; use the edit as it is")
+
     @abstractmethod
     def detach(self) -> None:
         """Leave the model exactly as before: modules, weights, requires_grad, modes, hooks. May be called twice."""
@@ -126,7 +130,7 @@ class TuningMethod(ABC):
     def parameter_count(self, model_or_config: Any) -> int:
         """Return how many numbers would be trained, from a model or its config alone, without weights."""
 
-    def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
+    def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the tensors of the edit with its effect multiplied; 0 must equal no edit to the bit.
 
         Raises:
@@ -138,7 +142,7 @@ class TuningMethod(ABC):
         """Return the adapter in PEFT's own format, or None if the method does not exist there."""
         return None
 
-    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
+    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the tensors that `to_hub` was given."""
         raise Incompatible(f"{self.name} has no form in Hugging Face PEFT; save and load it with trimtab alone")
 
