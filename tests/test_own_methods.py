@@ -451,3 +451,26 @@ def test_bad_values_are_refused_in_one_sentence(case):
     with pytest.raises(BadValue, match=words):
         call()
     assert state_of(shared_model("gpt2")) == before
+
+
+@every_family
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].capabilities.mergeable])
+def test_merging_leaves_a_plain_model_that_is_the_tuned_one(family, name):
+    model, method = tiny_model(family), METHODS[name]
+    plain, before = logits(model), state_of(model)
+    parts = method.attach(model, seed=0)
+    shake(parts)
+    tuned = logits(parts.model)
+    merged = parts.merged()
+    assert float((tuned - plain).abs().max()) > 1e-3
+    assert torch.equal(logits(merged), tuned)
+    after = state_of(merged)
+    assert {k: v for k, v in after.items() if k != "weights"} == {k: v for k, v in before.items() if k != "weights"}
+    assert list(after["weights"]) == list(before["weights"])
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if not METHODS[n].capabilities.mergeable])
+def test_methods_that_are_no_change_of_weights_refuse_to_merge(name):
+    model = tiny_model("gpt2")
+    with attached(METHODS[name], model) as parts, pytest.raises(BadValue, match="cannot be worked into the weights"):
+        parts.merged()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from trimtab.errors import Incompatible
 from trimtab.models.hooks import is_compiled
@@ -18,8 +19,10 @@ from trimtab.peft.method import Attached, copy_strictly
 class Parts(Attached):
     """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them."""
 
-    def __init__(self, model: Any, places: Mapping[str, Tensor], undo: ExitStack, what: str) -> None:
-        self.model, self.places, self.what = model, dict(places), what
+    def __init__(
+        self, model: Any, places: Mapping[str, Tensor], undo: ExitStack, what: str, *, moves_weights: bool = False
+    ) -> None:
+        self.model, self.places, self.what, self.moves_weights = model, dict(places), what, moves_weights
         self.undo = undo.pop_all()
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -33,6 +36,24 @@ class Parts(Attached):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors into the parts; raises `Incompatible` for other names or shapes."""
         copy_strictly(self.places, tensors, self.what)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """Return the model with its weights as they are now; raises `BadValue` if more than its weights is changed."""
+        if not self.moves_weights:
+            return super().merged()
+        owned = [
+            (module, name, getattr(module, name).clone())
+            for module in self.model.modules()
+            if not isinstance(module, parametrize.ParametrizationList)
+            for name in [*module._parameters, *getattr(module, "parametrizations", ())]
+            if getattr(module, name) is not None
+        ]
+        self.detach()
+        for module, name, value in owned:
+            if name in module._parameters:  # the parts themselves are gone
+                getattr(module, name).copy_(value)
+        return self.model
 
     def detach(self) -> None:
         """Leave the model exactly as before."""

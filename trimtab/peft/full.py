@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, decoder_layers
+from trimtab.peft.adapters import skeleton
 from trimtab.peft.attaching import Parts, frozen_base
 from trimtab.peft.method import Capabilities, TuningMethod
-from trimtab.peft.sublayers import skeleton
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FullFineTuning(TuningMethod):
             undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
-            return Parts(model, chosen, undo, f"the {self.name}")
+            return Parts(model, chosen, undo, f"the {self.name}", moves_weights=True)
 
     def _chosen(self, model: Any) -> dict[str, nn.Parameter]:
         base = base_of(model)

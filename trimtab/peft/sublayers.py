@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from trimtab.errors import UnsupportedModel
@@ -76,15 +75,3 @@ def head_width(config: Any) -> int:
     """Return the width of one head by the config."""
     explicit = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
     return explicit or config.hidden_size // config.num_attention_heads
-
-
-def skeleton(model_or_config: Any) -> Any:
-    """Return the model, or one made from the config without weights."""
-    if isinstance(model_or_config, nn.Module):
-        return model_or_config
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_or_config)
-    model.tie_weights()
-    return model
