@@ -216,7 +216,7 @@ def shared(folder: Path) -> Any:
     return quantised(folder)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox"])
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", pytest.param("gpt-neox", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LEAVES_WEIGHTS)
 def test_methods_train_on_four_bit_weights_as_on_dequantised_ones_and_leave_no_trace(folders, family, name):
     model, method = shared(folders[family]), METHODS[name]

@@ -44,6 +44,11 @@ LEAVES_WEIGHTS = [n for n in METHODS if n not in ("intrinsic", "said", "full", "
 FAMILIES = ("llama-gqa", "gpt2", "gpt-neox", "gemma2")
 every_method = pytest.mark.parametrize("name", METHODS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
+# GPT-NeoX and Gemma-2 take the whole list in the slow run
+slow = pytest.mark.slow
+quick_families = pytest.mark.parametrize(
+    "family", ["llama-gqa", "gpt2", *(pytest.param(f, marks=slow) for f in ("gpt-neox", "gemma2"))]
+)
 # models of any dtype normalise in float32 inside
 CLOSE = {"rtol": 0.0, "atol": 5e-5}
 
@@ -113,7 +118,7 @@ def test_tuning_starts_from_the_base_to_the_bit(family, name):
         assert float((logits(parts.model) - before).abs().max()) > 1e-3  # the control: the parts do act
 
 
-@every_family
+@quick_families
 @every_method
 def test_training_lowers_the_loss_through_every_part_and_leaves_no_trace(family, name):
     model, method = shared_model(family), METHODS[name]
@@ -174,7 +179,7 @@ def test_the_seed_alone_decides_the_start(name):
     assert any(not torch.equal(one[k], other[k]) for k in one) == drawn
 
 
-@every_family
+@quick_families
 @every_method
 def test_stored_tensors_rebuild_the_tuned_model(family, name):
     model, method = shared_model(family), METHODS[name]
@@ -210,7 +215,7 @@ def test_loading_other_tensors_is_refused_and_changes_nothing(name):
         assert torch.equal(logits(parts.model), before)
 
 
-@every_family
+@quick_families
 @every_method
 def test_padding_on_either_side_equals_one_by_one(family, name):
     model, rows = shared_model(family), [prompt_ids(3), prompt_ids(7, seed=1), prompt_ids(5, seed=2)]
@@ -225,7 +230,7 @@ def test_padding_on_either_side_equals_one_by_one(family, name):
                 torch.testing.assert_close(together[i][mask[i].bool()], logits(parts.model, row)[0], **CLOSE)
 
 
-@every_family
+@quick_families
 @every_method
 def test_cached_generation_equals_one_forward(family, name):
     model, rows = shared_model(family), [prompt_ids(3), prompt_ids(6, seed=1)]
@@ -239,7 +244,7 @@ def test_cached_generation_equals_one_forward(family, name):
             torch.testing.assert_close(steps[i], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox"])
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", pytest.param("gpt-neox", marks=slow)])
 @every_method
 def test_gradient_checkpointing_gives_the_same_gradients(family, name):
     model = without_dropout(tiny_model(family).train())
@@ -364,7 +369,7 @@ def test_descriptions_are_plain_values_and_capabilities_are_declared(name):
     assert method.capabilities.checkpointing
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox"])
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", pytest.param("gpt-neox", marks=slow)])
 @every_method
 def test_packed_examples_are_as_if_alone(family, name):
     model, rows = shared_model(family), [prompt_ids(4), prompt_ids(6, seed=1)]

@@ -15,6 +15,7 @@ from tests.test_contracts import generated
 from tests.test_own_methods import attached, logits, shake
 from tests.tiny import tiny_model
 from trimtab.errors import BadValue, UnsupportedModel
+from trimtab.models.hooks import on_arguments
 from trimtab.peft.method import HubAdapter
 from trimtab.peft.prefix import PrefixTuning, flattened, layered
 from trimtab.peft.prompt import PROMPT, PromptTuning
@@ -204,3 +205,22 @@ def test_virtual_tokens_are_computed_once_a_sequence_when_generating():
         model.model.layers[0].register_forward_pre_hook(lambda m, args: rows.append(args[0].shape[1]))
         generated(parts.model, prompt_ids(6), n=4)
     assert rows == [N, 6, 1, 1, 1]
+
+
+def test_arguments_are_read_and_replaced_by_name_whether_given_by_place_or_by_name():
+    class Sum(torch.nn.Module):
+        def forward(self, x: int, y: int = 0, **more: int) -> tuple[int, int, dict[str, int]]:
+            return x, y, more
+
+    module, seen = Sum(), []
+
+    def change(given: dict[str, Any]) -> dict[str, Any] | None:
+        seen.append(given)
+        return {"y": 7, "z": 8} if given["x"] else None
+
+    with on_arguments([(module, change)]):
+        assert module(1, 2) == (1, 7, {"z": 8})
+        assert module(x=1, more=3) == (1, 7, {"more": 3, "z": 8})
+        assert module(0, y=2) == (0, 2, {})
+    assert seen == [{"x": 1, "y": 2}, {"x": 1, "more": 3}, {"x": 0, "y": 2}]
+    assert module(1, 2) == (1, 2, {})

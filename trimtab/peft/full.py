@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, decoder_layers
-from trimtab.peft.adapters import skeleton
 from trimtab.peft.attaching import Parts, frozen_base
 from trimtab.peft.method import Capabilities, TuningMethod
 
@@ -72,6 +71,8 @@ class FullFineTuning(TuningMethod):
 
     def parameter_count(self, model_or_config: Any) -> int:
         """Return the number of weights; tied ones count once."""
+        from trimtab.peft.adapters import skeleton  # which loads Hugging Face PEFT
+
         return sum(p.numel() for p in self._chosen(skeleton(model_or_config)).values())
 
 
