@@ -316,7 +316,7 @@ def test_an_error_while_attached_or_attaching_leaves_the_model_as_it_was(name, m
         parts.model(input_ids=torch.full((1, 3), 10_000))
     assert state_of(model) == before
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     places = ("bottleneck", "head_offsets", "prompt", "prefix", "intrinsic", "full")
