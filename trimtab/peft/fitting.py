@@ -30,6 +30,7 @@ from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.runs import RunFolder
+from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.training import TuningTrainer
 
@@ -72,9 +73,9 @@ def fit_method(
         }
         with RunFolder.opened(out, specification, resume=resume) as folder:
             collator = Collator(pad_id(tokenizer), packing)
-            trainer = _trainer(attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None)
+            trainer = make_trainer(attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None)
             prepared = time.perf_counter()
-            _train(trainer, folder.checkpoint)
+            run_trainer(trainer, folder.checkpoint)
             trained = time.perf_counter()
         tensors = {k: v.detach().cpu().clone() for k, v in attached.tensors().items()}
         tuned = ms_per_token(attached.model)
@@ -116,11 +117,13 @@ def _packing(method: TuningMethod, model: Any) -> bool:
 
 @contextlib.contextmanager
 def _attached(method: TuningMethod, model: Any, seed: int) -> Iterator[Attached]:
+    modes = Snapshot(base_of(model))
     attached = method.attach(model, seed=seed)
     try:
         yield attached
     finally:
         attached.detach()
+        modes.restore_modes()  # the Trainer trains in training mode
 
 
 @contextlib.contextmanager
@@ -141,9 +144,10 @@ def _checkpointing(model: Any, recipe: Recipe) -> Iterator[None]:
             base.gradient_checkpointing_disable()
 
 
-def _trainer(
+def make_trainer(
     attached: Attached, method: TuningMethod, data: Examples, collator: Collator, *, seed: int, folder: Path, keep: bool
 ) -> TuningTrainer:
+    """Return the Trainer of a run by the method's recipe; `keep` asks for checkpoints in `folder`."""
     recipe, device = method.recipe, input_device(base_of(attached.model))
     micro = recipe.micro_batch or recipe.batch_size
     arguments = TrainingArguments(
@@ -154,14 +158,13 @@ def _trainer(
         max_steps=recipe.max_steps or -1,
         learning_rate=recipe.learning_rate or method.learning_rate,
         lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
+        warmup_steps=math.ceil(recipe.warmup * n_steps(len(data), recipe)),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim=OPTIMIZERS[recipe.optimizer],
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         seed=seed,
-        train_sampling_strategy="group_by_length",
         save_strategy="steps" if keep else "no",
         save_steps=recipe.save_every,
         save_total_limit=2,
@@ -177,7 +180,8 @@ def _trainer(
     return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator)
 
 
-def _train(trainer: TuningTrainer, checkpoint: Path | None) -> None:
+def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
+    """Train, from a checkpoint if one is given; raises `BadValue`, saying what helps, if a GPU runs out of memory."""
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:

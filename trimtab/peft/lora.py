@@ -27,7 +27,7 @@ class LoRA(HubBased):
     """
 
     r: int = 8
-    alpha: float | None = None
+    alpha: float | int | None = None
     """Scale of the update; twice the rank if not given."""
     targets: Literal["all", "qv"] | tuple[str, ...] = "all"
     """`"all"`: every linear module of the layers (as QLoRA); `"qv"`: queries and values (as the LoRA paper), the rows

@@ -8,6 +8,7 @@ from typing import Any
 
 import peft as hf_peft
 
+from trimtab.activations import Head
 from trimtab.errors import BadValue, Incompatible
 from trimtab.peft.adapters import Adapter
 from trimtab.peft.bottleneck import Bottleneck
@@ -45,6 +46,8 @@ def method_from_record(described: Mapping[str, Any], recipe: Mapping[str, Any]) 
     """Return the method that `describe` described, with its recipe."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "method"}
     kind = described["method"]
+    if "heads" in fields:
+        fields["heads"] = tuple(Head(*head) for head in fields["heads"])
     if kind == "Adapter":
         return Adapter(config_from_plain(fields["hub_config"]), recipe=Recipe(**recipe))
     if kind not in METHODS:

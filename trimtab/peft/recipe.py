@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from trimtab.errors import BadValue
 
-Objective = Literal["true", "true_and_false"]
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
@@ -20,27 +18,29 @@ class Recipe:
     """Passes over the examples."""
     max_steps: int | None = None
     """Ends the run after so many optimiser steps instead."""
-    learning_rate: float | None = None
+    learning_rate: float | int | None = None
     """The method's own if not given."""
     batch_size: int = 16
     """Examples in one optimiser step (on each process)."""
     micro_batch: int | None = None
     """Examples in one forward; the whole batch if not given. Gradients are those of the whole batch either way."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = 0.06
+    schedule: str = "linear"
+    """`"linear"`, `"cosine"` or `"constant"`, after the warm-up."""
+    warmup: float | int = 0.06
     """Share of the steps over which the learning rate rises."""
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    weight_decay: float | int = 0.0
+    max_grad_norm: float | int = 1.0
+    optimizer: str = "adamw"
+    """`"adamw"`, or bitsandbytes' `"adamw_8bit"`, `"paged_adamw"`, `"paged_adamw_8bit"`."""
     max_length: int | None = None
     """Longer examples are an error naming the row; the model's context if not given."""
     packing: bool | None = None
     """Several short examples in one row; where the method allows it if not given."""
     checkpointing: bool = False
     """Non-reentrant gradient checkpointing: less memory, about a third more time."""
-    precision: Literal["bf16", "fp16"] | None = None
-    """Autocast; the model's own dtype if not given."""
-    objective: Objective = "true"
+    precision: str | None = None
+    """Autocast to `"bf16"` or `"fp16"`; the model's own dtype if not given."""
+    objective: str = "true"
     """`"true"`: learn the true answers. `"true_and_false"`: the ITI paper's SFT, which also moves away from the false
     answers and mixes in plain text."""
     save_every: int = 50

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, logits_limit
@@ -36,7 +39,7 @@ class Tuned(nn.Module):
         self.model = attached.model
         self.parts = nn.ParameterList(attached.trainable().values())
         base = base_of(attached.model)
-        self.config = base.config
+        self.config = copy.deepcopy(base.config)  # the Trainer switches the cache off in it
         self._no_split_modules = getattr(base, "_no_split_modules", None)
         placed = getattr(base, "hf_device_map", None) or {}
         if len(set(placed.values())) > 1:
@@ -66,6 +69,9 @@ class TuningTrainer(Trainer):
         # the loss below is normalised over the accumulated batch, by the count of labels that this asks for
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return LengthBuckets(self, train_dataset or self.train_dataset)
 
     def compute_loss(
         self,
@@ -112,6 +118,25 @@ class TuningTrainer(Trainer):
         self.attached.load(load_file(folder / STATE))
         seen = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         self.tokens_seen, self.examples_seen = seen["tokens"], seen["examples"]
+
+
+class LengthBuckets(Sampler):
+    """Examples in an order that seed and epoch alone decide, those of one batch being of similar length.
+
+    The Trainer's own draws from the global generator, so that a run resumed in a later epoch sees another order.
+    """
+
+    def __init__(self, trainer: TuningTrainer, data: Any) -> None:
+        self._trainer, self._lengths = trainer, [len(data[i]["input_ids"]) for i in range(len(data))]
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        arguments, epoch = self._trainer.args, int(self._trainer.state.epoch or 0)
+        generator = torch.Generator().manual_seed(arguments.seed + 1_000_003 * epoch)
+        size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        yield from get_length_grouped_indices(self._lengths, size, generator=generator)
 
 
 def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor) -> Float[Tensor, ""]:
