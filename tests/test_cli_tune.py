@@ -1,0 +1,109 @@
+"""tune, methods and merge on the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.tiny import tiny_model, tiny_tokenizer
+from trimtab.cli import app
+from trimtab.cli.tuning_methods import NAMES, tuning_methods
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model("llama-gqa").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    data = folder.parent / "data.jsonl"
+    rows = [
+        {"question": f"What is {i}?", "correct": [f"It is {i}."], "incorrect": [f"It is {i + 1}."]} for i in range(10)
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    return folder, data
+
+
+def test_a_tuned_adapter_is_written_reported_and_merged(small, tmp_path):
+    model, data = small
+    made = run(
+        "tune", "--model", model, "--data", data, "--rank", 4, "--set", "max_steps=4", "--set", "targets=qv",
+        "--out", tmp_path / "lora", "--json",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    record = json.loads(made.stdout)
+    assert record["name"] == "LoRA r=4" and record["steps"] == 4 and record["method"]["targets"] == "qv"
+    assert set(record["seconds"]) == {"prepare", "train", "load", "evaluate"}
+    assert record["measured"]["questions"] == 2
+    assert {p.name for p in (tmp_path / "lora").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "record.json",
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["lora"]
+    merged = run("merge", "--edit", tmp_path / "lora", "--model", model, "--out", tmp_path / "merged", "--json")
+    assert merged.exit_code == 0, merged.output
+    assert json.loads(merged.stdout)["relative_logit_difference"] < 1e-4
+    assert (tmp_path / "merged/model.safetensors").is_file()
+
+
+def test_a_run_on_4_bits_says_what_it_did_in_words(small, tmp_path):
+    model, data = small
+    made = run(
+        "tune", "--model", model, "--data", data, "--method", "pfeiffer", "--quantization", "nf4-dq", "--epochs", 1,
+        "--test", 0, "--out", tmp_path / "p",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    for words in ("Pfeiffer adapter w=16:", "seconds: prepare", "peak memory: rss", "a generated token", "Written to"):
+        assert words in made.output
+
+
+def test_methods_lists_every_method_with_what_it_can_do():
+    listed = run("methods", "--json")
+    assert listed.exit_code == 0, listed.output
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert tuple(rows) == NAMES == tuple(tuning_methods())
+    assert not rows["full"]["four_bit"] and rows["lora"]["mergeable"]
+    assert rows["full"]["trainable_parameters"] > rows["lora"]["trainable_parameters"] > 0
+    assert "parameter composition" in run("methods", "--no-count").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tune", "--method", "lorra"), "no tuning method 'lorra'; did you mean lora"),
+        (("tune", "--set", "rank=3"), "no knob 'rank'"),
+        (("tune", "--set", "rank"), "takes NAME=VALUE"),
+        (("tune", "--rank", "0"), "rank must be at least 1"),
+        (("tune", "--method", "full", "--rank", "3"), "no knob 'r'"),
+        (("tune", "--method", "full", "--quantization", "nf4", "--limit", "5"), "cannot run on 4-bit weights"),
+        (("tune", "--data", "nowhere.jsonl"), "no data set or file"),
+        (("merge", "--edit", "nowhere"), "no tuned edit at nowhere"),
+    ],
+)
+def test_a_user_s_mistake_is_one_sentence_and_exit_code_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in re.sub(r"\s+", " ", result.output)
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", [None, "nf4-dq"])
+def test_lora_and_qlora_on_the_embedded_model_take_under_two_minutes(quantization, tmp_path):
+    import time
+
+    start = time.perf_counter()
+    extra = ("--quantization", quantization) if quantization else ()
+    made = run("tune", "--out", tmp_path / "e", "--json", *extra)
+    assert made.exit_code == 0, made.output
+    assert time.perf_counter() - start < 120
+    scores = json.loads(made.stdout)["measured"]
+    assert scores["tuned"]["mc1"]["mean"] > scores["untuned"]["mc1"]["high"]
