@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trimtab.compare.retrieval import Retrieved
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit, Prompted
 from trimtab.errors import BadValue
@@ -108,7 +109,7 @@ def table(
     for edit in edits:
         said = generate_answers(model, tokenizer, questions, edit, judge=judge, max_new_tokens=max_new_tokens)
         chosen = multiple_choice(model, tokenizer, questions, edit, convention=convention)
-        moved = None if isinstance(edit, Prompted) else drift(model, tokenizer, edit, texts=texts)
+        moved = None if only_prompts(edit) else drift(model, tokenizer, edit, texts=texts)
         rows.append(
             Row(
                 name=edit.name,
@@ -149,6 +150,11 @@ def pooled(rows: Sequence[Row], name: str) -> Row:
     metrics: dict[str, Any] = {m: mean(m) for m in METRICS}
     draws = {"kind": "draws", "draws": [row.edit for row in rows]}
     return Row(name=name, **metrics, edit=draws, cost=rows[0].cost, details={"draws": [r.as_dict() for r in rows]})
+
+
+def only_prompts(edit: Edit) -> bool:
+    """Return whether the edit leaves the model as it is, so that it has neither CE nor KL of its own."""
+    return isinstance(edit, Prompted | Retrieved)
 
 
 def _cell(value: Estimate | None, *, percent: bool) -> str:
