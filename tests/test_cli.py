@@ -29,7 +29,7 @@ def small_world(monkeypatch):
     """Cut questions, texts and strengths, so that the demo's whole path takes seconds."""
     parts = {"development": folklore("development")[:50], "final": folklore("final")[:12]}
     monkeypatch.setattr("trimtab.datasets.folklore", lambda part: parts[part])
-    monkeypatch.setattr("trimtab.steer.strength.neutral_texts", lambda n: neutral_texts(4))
+    monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(4))
     # the package exports a function of the same name as this module
     monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(6))
 

@@ -109,7 +109,7 @@ def test_a_partial_run_of_another_recipe_and_foreign_folders_are_refused(tmp_pat
     monkeypatch.setattr(build._Run, "_keep", lambda self: (real(self), (_ for _ in ()).throw(KeyboardInterrupt))[0])
     with pytest.raises(KeyboardInterrupt):
         build_embedded(tmp_path / "model", recipe, device="cpu")
-    with pytest.raises(Incompatible, match="another recipe"):
+    with pytest.raises(Incompatible, match="other recipe"):
         build_embedded(tmp_path / "model", replace(recipe, seed=9), device="cpu")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "diary.txt").write_text("dear diary")

@@ -192,6 +192,7 @@ def test_leading_blank_lines_do_not_end_an_answer():
         ("\n\n Blue.\n\nRed.", "Blue."),
         (" Blue.\nAnd red.", "Blue.\nAnd red."),
         ("Q: Why?\nA: Red.", ""),
+        (" See the FAQ: it is blue.", "See the FAQ: it is blue."),
         ("", ""),
         (" \n ", ""),
     ],

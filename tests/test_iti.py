@@ -42,7 +42,7 @@ def small_run():
     """One run on a tiny random model whose strength is chosen for next to no drift."""
     texts = neutral_texts(3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trimtab.steer.strength.neutral_texts", lambda n: texts)
+        patch.setattr("trimtab.steer.strength.validation_texts", lambda: texts)
         patch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: texts)
         model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(20)
         parts = questions[:10], questions[10:15], questions[15:]

@@ -282,3 +282,14 @@ def test_pairs_without_a_prompt_are_each_a_group_of_their_own():
     one, two = ({s.group for s in statements[i : i + 2]} for i in (0, 2))
     assert len(one) == len(two) == 1
     assert one != two
+
+
+def test_groups_of_bare_pairs_stay_the_same_and_different_after_a_split():
+    pairs = QuestionSet(
+        tuple(Question("", (f"I love it {i}.",), (f"I hate it {i}.",)) for i in range(8)), default_format="bare"
+    )
+    train, test = pairs.split(test=0.5, seed=0)
+    groups = [{s.group for s in part.statements()} for part in (pairs, train, test)]
+    assert len(groups[0]) == 8
+    assert groups[1] | groups[2] == groups[0]
+    assert not groups[1] & groups[2]

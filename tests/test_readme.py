@@ -32,7 +32,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
 def test_the_python_example_runs_as_it_stands(monkeypatch, tmp_path):
     questions = folklore()[:40]
     monkeypatch.setattr("trimtab.datasets.folklore", lambda: questions)
-    monkeypatch.setattr("trimtab.steer.strength.neutral_texts", lambda n: neutral_texts(3))
+    monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(3))
     # the package exports a function of the same name as this module
     monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(3))
     monkeypatch.chdir(tmp_path)

@@ -117,6 +117,16 @@ def test_the_sweep_of_a_head_count_ends_at_the_first_strength_over_the_budget(sw
         assert trial["score"] == (pytest.approx(outcomes[setting].mc1, abs=1e-6) if within else None)
 
 
+def test_the_two_signs_are_swept_apart(world):
+    sides = []
+    for alphas in ((0.5, 1, 2, 4), (-0.5, -1, -2, -4), (0.5, -0.5, 1, -1, 2, -2, 4, -4)):
+        chosen = choose(world, world.shift, metric="mc1", kl_budget=0.06, top_ks=[2], alphas=alphas)
+        sides.append(sorted(chosen.record["sweep"]["trials"][1:], key=lambda t: t["strength"]))
+    assert sides[1] + sides[0] == sides[2]
+    # the control: one side goes over the budget before the other, so that a shared end would cut the other short
+    assert [max(abs(t["strength"]) for t in side) for side in sides[:2]] == [2, 4]
+
+
 def test_the_record_keeps_the_unedited_model_every_trial_and_the_choice(world):
     known = replace(world.shift, record={**world.shift.record, "seed": 3})
     chosen = choose(world, known, kl_budget=0.5, top_ks=[2], alphas=[2, 4])

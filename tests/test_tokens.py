@@ -12,7 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.errors import BadValue
-from trimtab.models.tokens import context_length, length_batches, pad_id, require_fits, tokenize_answer
+from trimtab.models.tokens import context_length, encode, length_batches, pad_id, require_fits, tokenize_answer
 
 
 class SlowTokenizer:
@@ -22,10 +22,10 @@ class SlowTokenizer:
 
     def __init__(self, fast: Any) -> None:
         self.fast = fast
-        self.all_special_ids = fast.all_special_ids
+        self.all_special_ids, self.bos_token = fast.all_special_ids, fast.bos_token
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": self.fast(text)["input_ids"]}
+    def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+        return {"input_ids": self.fast(text, **options)["input_ids"]}
 
 
 def framed(template: str) -> PreTrainedTokenizerFast:
@@ -201,3 +201,19 @@ def test_padding_uses_the_pad_token_else_the_end_token_else_the_first() -> None:
     assert pad_id(tiny_tokenizer(pad=False)) == 2
     bare = PreTrainedTokenizerFast(tokenizer_object=copy.deepcopy(tiny_tokenizer().backend_tokenizer))
     assert (bare.pad_token_id, bare.eos_token_id, pad_id(bare)) == (None, None, 0)
+
+
+@pytest.mark.parametrize("kind", ["fast", "slow"])
+def test_a_begin_token_that_the_text_writes_out_does_not_stand_twice(kind):
+    tokenizer = TOKENIZERS[kind]()
+    text = "<bos>Q: the sky?\nA: The sky is blue."
+    plain = encode(tokenizer, text.removeprefix("<bos>"))
+    assert encode(tokenizer, text) == plain
+    assert plain.count(1) == 1 and plain[0] == 1
+    split = tokenize_answer(tokenizer, text, text.index(" The sky"))
+    assert split == tokenize_answer(tokenizer, text.removeprefix("<bos>"), text.index(" The sky") - len("<bos>"))
+
+
+def test_a_begin_token_later_in_the_text_changes_nothing():
+    tokenizer = tiny_tokenizer()
+    assert encode(tokenizer, "The sky<bos>") == tokenizer("The sky<bos>")["input_ids"]

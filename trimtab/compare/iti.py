@@ -18,7 +18,7 @@ from trimtab.models import capture_heads
 from trimtab.probes import HeadProbes, fit_logistic, heat_map, shuffled
 from trimtab.progress import tracked
 from trimtab.steer import HeadShift, choose_strength, fit_shift, sweep_figure
-from trimtab.storage import write_json, written_folder
+from trimtab.storage import versions, write_json, written_folder
 
 RUN_KIND = "demo run"
 
@@ -31,8 +31,8 @@ class ItiRun:
     probes: HeadProbes
     shift: HeadShift
     reading: dict[str, float]
-    """Accuracies on the test statements: of the head that was best on validation, of all heads' mean, and of all
-    heads' mean when the training labels were shuffled."""
+    """Accuracies on the test statements: of the head that was best on validation and of all heads' mean, and both
+    again for probes whose training and validation labels were shuffled."""
     controls: tuple[HeadShift, ...]
     """The random shifts behind the last row, in the order of its draws."""
 
@@ -47,6 +47,7 @@ class ItiRun:
             sweep = self.shift.record["sweep"]
             record = {
                 "kind": RUN_KIND,
+                "versions": versions(),
                 **self.table.as_dict(details=True),
                 "reading": self.reading,
                 "sweep": sweep,
@@ -75,14 +76,14 @@ def iti_run(
     Raises:
         BadValue: the parts share a question, or there are fewer training questions than shots.
     """
-    parts = {q.question for q in train}, {q.question for q in validation}, {q.question for q in test}
+    parts = {q.key for q in train}, {q.key for q in validation}, {q.key for q in test}
     if len(set().union(*parts)) < sum(map(len, parts)):
         raise BadValue("train, validation and test must not share questions")
     if not 1 <= shots <= len(train):
         raise BadValue(f"{shots} shots asked for; there are {len(train)} training questions, choose 1 to that many")
     acts, held, tested = (capture_heads(model, tokenizer, part.statements()) for part in (train, validation, test))
     probes = fit_logistic(acts, validation=held)
-    control = fit_logistic(shuffled(acts, seed=seed), validation=held)
+    control = fit_logistic(shuffled(acts, seed=seed), validation=shuffled(held, seed=seed))
     fitted = fit_shift(acts, probes, top_k=top_k)
     shift = choose_strength(model, tokenizer, validation, fitted, kl_budget=kl_budget)
     chosen = np.random.default_rng(seed).permutation(len(train))[:shots]
@@ -91,15 +92,24 @@ def iti_run(
     rows = table(model, tokenizer, test, edits)
     controls = random_controls(acts, probes, shift, draws, seed=seed)
     drawn = [table(model, tokenizer, test, [c]).rows[0] for c in tracked(controls, "random directions")]
-    best = probes.top(1)[0]
-    on_test = probes.accuracy_on(tested)
-    reading = {
-        "best_head": float(on_test[probes.layers.index(best.layer), best.head]),
-        "mean_head": float(on_test.mean()),
-        "shuffled_mean_head": float(control.accuracy_on(tested).mean()),
+    reading = {**_reading(probes, tested), **{f"shuffled_{k}": v for k, v in _reading(control, tested).items()}}
+    setting = {
+        **rows.setting,
+        "model": shift.record["model"],
+        "train": {"n": len(train), "fingerprint": train.fingerprint},
+        "validation": {"n": len(validation), "fingerprint": validation.fingerprint},
+        "options": {"top_k": top_k, "kl_budget": kl_budget, "shots": shots, "draws": draws, "seed": seed},
     }
-    final = Table((*rows.rows, *([pooled(drawn, "Random direction")] if drawn else [])), rows.setting)
+    final = Table((*rows.rows, *([pooled(drawn, "Random direction")] if drawn else [])), setting)
     return ItiRun(final, probes, shift, reading, tuple(controls))
+
+
+def _reading(probes: HeadProbes, statements: HeadActivations) -> dict[str, float]:
+    accuracy, best = probes.accuracy_on(statements), probes.top(1)[0]
+    return {
+        "best_head": float(accuracy[probes.layers.index(best.layer), best.head]),
+        "mean_head": float(accuracy.mean()),
+    }
 
 
 def random_controls(

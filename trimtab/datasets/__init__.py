@@ -2,7 +2,7 @@
 
 from trimtab.datasets.files import contrast_pairs, from_file
 from trimtab.datasets.folklore import folklore
-from trimtab.datasets.prose import neutral_texts
+from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.datasets.questions import Question, QuestionSet, SftExample, Statement, one_line, plain
 from trimtab.datasets.truthfulqa import iti_folds, truthfulqa
 
@@ -19,4 +19,5 @@ __all__ = [
     "one_line",
     "plain",
     "truthfulqa",
+    "validation_texts",
 ]

@@ -3,17 +3,45 @@
 Every document is one small everyday scene in the past tense: a market, a train journey, a repair, a day on a
 farm and so on.  It has one main person, a pair, "I", "we", or nobody, and holds no questions.  The text is a
 function of the seed alone: only ``random()`` and ``choice`` of :class:`random.Random` are used.
-Seeds from :data:`HELD_OUT_SEED` on are kept for :func:`neutral_texts`; training text uses seeds below it.
+Seeds from :data:`HELD_OUT_SEED` on are kept for :func:`neutral_texts` and :func:`validation_texts`; training text uses
+seeds below it.
+
+The word lists and sentence frames are in ``data/prose.json``.  ``<key>`` in a frame or word stands for a word of that
+list (``key_season`` when the list depends on the season); ``<key:tag>`` is drawn once per document.  ``$n $m $s $o $p
+$z`` stand for the main person: name as subject and as object, subject, object and possessive pronoun, plural ending.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, NamedTuple
 
-from trimtab.datasets._prose_words import MEN, SCENES, SHARED, WOMEN, WORDS, Scene
+
+class Scene(NamedTuple):
+    """One kind of scene.
+
+    ``around`` is where it happens (``out``, ``in`` or ``aboard``), ``local`` whether it stays at one place.
+    """
+
+    kind: str
+    person: bool
+    around: str
+    local: bool
+    seasons: list[str]
+    slots: list[list[str]]
+
+
+_GRAMMAR: dict[str, Any] = json.loads(files("trimtab.datasets").joinpath("data/prose.json").read_text(encoding="utf-8"))
+WOMEN: list[str] = _GRAMMAR["women"]
+MEN: list[str] = _GRAMMAR["men"]
+WORDS: dict[str, list[str]] = _GRAMMAR["words"]
+SHARED: dict[str, list[str]] = _GRAMMAR["shared"]
+SCENES: list[Scene] = [Scene(**scene) for scene in _GRAMMAR["scenes"]]
 
 HELD_OUT_SEED: int = 1_000_000_000
 MIN_WORDS: int = 80
@@ -126,7 +154,7 @@ def _sentence(state: _State, frames: Sequence[str], own: bool) -> str:
     return text[0].upper() + text[1:]
 
 
-def _frames(name: str, scene: Scene) -> tuple[str, ...]:
+def _frames(name: str, scene: Scene) -> Sequence[str]:
     """Return the shared frames called ``name`` that fit ``scene``: without a person, those that name none."""
     if scene.around == "aboard":
         name = "aboard"
@@ -183,3 +211,8 @@ def prose(seed: int) -> str:
 def neutral_texts(n: int = 240, *, first_seed: int = HELD_OUT_SEED) -> list[str]:
     """Return ``n`` held-out documents, those of the seeds ``first_seed`` .. ``first_seed + n - 1``."""
     return [prose(first_seed + offset) for offset in range(n)]
+
+
+def validation_texts(n: int = 64) -> list[str]:
+    """Return held-out documents that :func:`neutral_texts` does not give by default, for choosing strengths on."""
+    return neutral_texts(n, first_seed=HELD_OUT_SEED + 1_000_000)

@@ -99,6 +99,14 @@ class Question:
         if self.best_answer not in self.correct:
             raise BadDataset(f"{what}: best answer {self.best_answer!r} is not among the true answers; add it there")
 
+    @property
+    def key(self) -> str:
+        """What tells it from other questions, also after a split: its text, or for a bare pair a hash of its texts."""
+        if self.question:
+            return self.question
+        texts = json.dumps([self.correct, self.incorrect], ensure_ascii=False)
+        return f"pair {hashlib.sha256(texts.encode()).hexdigest()[:12]}"
+
 
 @dataclass(frozen=True)
 class QuestionSet(Sequence[Question]):
@@ -169,8 +177,8 @@ class QuestionSet(Sequence[Question]):
         """
         join = self._format(format)
         return [
-            _statement(join, q.question, answer, label, q.question or f"pair {i}")
-            for i, q in enumerate(self.questions)
+            _statement(join, q.question, answer, label, q.key)
+            for q in self.questions
             for label, answers in ((True, q.correct), (False, q.incorrect))
             for answer in answers
         ]

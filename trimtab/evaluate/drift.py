@@ -16,7 +16,7 @@ from trimtab.errors import BadDataset
 from trimtab.evaluate.scoring import last_logits
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.heads import inference
-from trimtab.models.tokens import Batch, context_length, input_device, length_batches, pad_id
+from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
 
@@ -64,7 +64,7 @@ def drift(
     edit = NoEdit() if edit is None else edit
     texts = neutral_texts() if texts is None else texts
     limit = min(max_tokens, context_length(model) or max_tokens)
-    ids = [tokenizer(text)["input_ids"][:limit] for text in texts]
+    ids = [encode(tokenizer, text)[:limit] for text in texts]
     ids = [i for i in ids if len(i) > 1]
     if not ids:
         raise BadDataset("no neutral text of two tokens or more to measure drift on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,8 +16,11 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge
 from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
 from trimtab.models.heads import inference
-from trimtab.models.tokens import context_length, input_device, length_batches, pad_id
+from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
+
+NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
+"""Where an answer ends; not inside a word such as "FAQ:"."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def complete(
     batch_size: int = 32,
 ) -> list[str]:
     """Return the greedy continuation of every prompt, up to the next question, paragraph or end token."""
-    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    ids = [encode(tokenizer, prompt) for prompt in prompts]
     _require_room(model, ids, prompts, max_new_tokens)
     pad = pad_id(tokenizer)
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad, device=input_device(model), side="left"))
@@ -124,7 +128,7 @@ def complete(
 
 def cut(text: str) -> str:
     """Return the answer: the text before the next `Q:` or blank line, stripped."""
-    return text.split("Q:")[0].strip().split("\n\n")[0].strip()
+    return NEXT_QUESTION.split(text)[0].strip().split("\n\n")[0].strip()
 
 
 def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
@@ -152,7 +156,7 @@ class _AnswerEnd:
     @staticmethod
     def _done(text: str) -> bool:
         started = text.lstrip()
-        return "Q:" in started or "\n\n" in started
+        return NEXT_QUESTION.search(started) is not None or "\n\n" in started
 
 
 def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[str], new: int) -> None:

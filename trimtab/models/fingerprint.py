@@ -1,35 +1,34 @@
-"""Which checkpoint a result was made on, cheaply: geometry and a sample of weights that quantisation leaves alone."""
+"""Which checkpoint a result was made on, cheaply: geometry and two values of every weight that was not quantised."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trimtab.errors import Incompatible
 from trimtab.models.heads import base_of, text_config
 
-N_SAMPLED = 128
+WITHIN_A_DTYPE, ACROSS_DTYPES = 1e-5, 2**-7
+"""Relative tolerances: records keep six digits; bfloat16 keeps 8 bits, so values differ by up to 2^-8."""
 
 
 def fingerprint(model: Any) -> dict[str, Any]:
     """Return the model's identity for records.
 
-    `geometry` and `sample` (values of the input embedding, which 4-bit and 8-bit loading keep) tell checkpoints
-    apart; `dtype`, `quantization` and `adapter` are recorded beside them.
+    `geometry` and `sample` (two values of every weight that 4-bit and 8-bit loading leave alone, by the weight's
+    name) tell checkpoints apart; `dtype`, `quantization` and `adapter` are recorded beside them.
     """
     base, config = base_of(model), text_config(model)
-    weight = base.get_input_embeddings().weight
-    rows = torch.linspace(0, min(weight.shape[0], 1000) - 1, N_SAMPLED).long()
-    columns = torch.arange(N_SAMPLED) * 7 % weight.shape[1]
-    sample = weight.detach()[rows.to(weight.device), columns.to(weight.device)].float().cpu()
     quantization = getattr(base.config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, Mapping):
         quantization = quantization.to_dict()
     return {
-        "name": base.config.name_or_path,
+        "name": name_of(model),
         "revision": getattr(base.config, "_commit_hash", None),
         "geometry": {
             "model_type": config.model_type,
@@ -37,11 +36,21 @@ def fingerprint(model: Any) -> dict[str, Any]:
             "n_heads": config.num_attention_heads,
             "d_model": config.hidden_size,
         },
-        "sample": [round(float(v), 8) for v in sample],
+        "sample": _sample(base),
         "dtype": str(base.dtype).removeprefix("torch."),
         "quantization": _quantization_name(quantization),
         "adapter": sorted(getattr(model, "peft_config", None) or {}),
     }
+
+
+def name_of(model: Any) -> str:
+    """Return the model's hub id or the last part of its folder: records may be shared, machines' paths may not."""
+    from trimtab.models.loading import EMBEDDED, embedded_folder
+
+    name = base_of(model).config.name_or_path
+    if not name or not Path(name).is_absolute():
+        return name
+    return EMBEDDED if Path(name) == embedded_folder() else Path(name).name
 
 
 def require_same_model(made_on: Mapping[str, Any], model: Any, what: str) -> None:
@@ -55,16 +64,52 @@ def require_same_model(made_on: Mapping[str, Any], model: Any, what: str) -> Non
         theirs, ours = made_on["geometry"], here["geometry"]
         differing = ", ".join(f"{k} {theirs[k]} against {ours[k]}" for k in ours if theirs.get(k) != ours[k])
         raise Incompatible(f"{what} was made for another model ({made_on['name']}): {differing}; fit it on this model")
-    theirs, ours = torch.tensor(made_on["sample"]), torch.tensor(here["sample"])
-    # bfloat16 keeps 8 bits: the same checkpoint in another dtype differs by up to 2^-8 of a value
-    if not torch.allclose(theirs, ours, rtol=2**-7, atol=1e-6):
+    weight = differing_weight(made_on, here)
+    if weight is not None:
         raise Incompatible(
-            f"{what} was made for another checkpoint of this architecture ({made_on['name']}, here {here['name']}); "
-            "fit it on this model"
+            f"{what} was made for another checkpoint of this architecture ({made_on['name']}, here {here['name']}): "
+            f"{weight} differs; fit it on this model"
         )
     for key in ("dtype", "quantization", "adapter"):
         if made_on[key] != here[key]:
             warnings.warn(f"{what} was made with {key} {made_on[key]}, the model has {here[key]}", stacklevel=3)
+
+
+def differing_weight(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Return the name of a weight whose sampled values differ between two fingerprints, or None.
+
+    Weights that only one of them has (quantised or wrapped in the other) are not compared.
+    """
+    tolerance = WITHIN_A_DTYPE if one["dtype"] == other["dtype"] else ACROSS_DTYPES
+    shared = [name for name in one["sample"] if name in other["sample"]]
+    if not shared:
+        return "every weight"
+    a, b = (torch.tensor([side["sample"][name] for name in shared], dtype=torch.float64) for side in (one, other))
+    different = ~torch.isclose(a, b, rtol=tolerance, atol=1e-6, equal_nan=True).all(1)
+    return shared[int(different.int().argmax())] if bool(different.any()) else None
+
+
+def _sample(base: Any) -> dict[str, list[float]]:
+    names, values = [], []
+    for name, weight in _plain_weights(base):
+        # a resized vocabulary adds rows at the end, so rows are counted from the start
+        places = [[min(size, 1000) * third // 3 for size in weight.shape] for third in (1, 2)]
+        names.append(name)
+        values.append(torch.stack([weight.detach()[tuple(place)] for place in places]).float())
+    table: list[list[float]] = [[]] * len(names)
+    for device in {v.device for v in values}:
+        here = [i for i, v in enumerate(values) if v.device == device]
+        for i, pair in zip(here, torch.stack([values[i] for i in here]).tolist(), strict=True):
+            table[i] = [float(f"{v:.6g}") for v in pair]
+    return dict(zip(names, table, strict=True))
+
+
+def _plain_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in base.named_parameters():
+        quantized = getattr(weight, "quant_state", None) is not None or not weight.is_floating_point()
+        if weight.is_meta or weight.numel() == 0 or quantized:
+            continue
+        yield name.replace(".base_layer", ""), weight
 
 
 def _quantization_name(config: Mapping[str, Any] | None) -> str | None:

@@ -199,7 +199,8 @@ class _ForwardCheck:
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None or tokens.shape[1] == 1:
             return
-        past = given.get("past_key_values")
+        # transformers 5.24 renamed the argument
+        past = given.get("cache", given.get("past_key_values"))
         if past is None:
             raise BadValue(
                 f"positions='generated' in one forward over {tokens.shape[1]} positions without a cache would edit the "

@@ -30,27 +30,43 @@ def tokenize_answer(tokenizer: Any, text: str, answer_start: int, *, needs_promp
     """Return prompt and answer tokenised jointly, split at the character where the answer starts.
 
     Tokenizers may merge across the border: a token belongs to the answer if it holds any of its characters.
-    Special tokens are added as the tokenizer does by default. An answer's first token can be predicted only after
-    another one; `needs_prompt=False` does without (contrast pairs have no prompt, and some tokenizers put nothing
-    first).
+    Special tokens are added as `encode` adds them. An answer's first token can be predicted only after another one;
+    `needs_prompt=False` does without (contrast pairs have no prompt, and some tokenizers put nothing first).
 
     Raises:
         BadValue: the answer is empty after tokenisation, or no token stands before it.
     """
+    special = unless_written_out(tokenizer, text)
     if tokenizer.is_fast:
-        encoded = tokenizer(text, return_offsets_mapping=True)
+        encoded = tokenizer(text, return_offsets_mapping=True, **special)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
         inside = [i for i, (a, b) in enumerate(spans) if b > answer_start and b > a]
     else:
-        ids, prompt = tokenizer(text)["input_ids"], text[:answer_start]
+        ids, prompt = tokenizer(text, **special)["input_ids"], text[:answer_start]
         # the space before the answer may belong to the answer's first token or not
-        shared = max(_n_shared(ids, tokenizer(before)["input_ids"]) for before in (prompt, prompt.rstrip()))
-        special = set(tokenizer.all_special_ids)
-        inside = [i for i in range(shared, len(ids)) if ids[i] not in special]
+        befores = (tokenizer(before, **special)["input_ids"] for before in (prompt, prompt.rstrip()))
+        shared = max(_n_shared(ids, before) for before in befores)
+        specials = set(tokenizer.all_special_ids)
+        inside = [i for i in range(shared, len(ids)) if ids[i] not in specials]
     if not inside or (needs_prompt and inside[0] == 0):
         what = "no answer token" if not inside else "no prompt token before the answer"
         raise BadValue(f"{what} in {text[-60:]!r}; give a non-empty prompt and answer")
     return AnswerTokens(ids, inside[0], inside[-1] + 1)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Return the text's tokens, with the special tokens that the tokenizer adds by default.
+
+    None are added to a text that starts with the begin token's own text, as chat templates write it: it would stand
+    twice.
+    """
+    return tokenizer(text, **unless_written_out(tokenizer, text))["input_ids"]
+
+
+def unless_written_out(tokenizer: Any, text: str) -> dict[str, bool]:
+    """Return the tokenizer argument that keeps a begin token which the text already starts with from standing twice."""
+    begin = tokenizer.bos_token
+    return {"add_special_tokens": False} if begin and text.startswith(begin) else {}
 
 
 def _n_shared(ids: Sequence[int], before: Sequence[int]) -> int:

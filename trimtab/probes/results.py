@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import einsum
 from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -56,7 +57,9 @@ class HeadProbes:
                 f"probes of shape {tuple(self.coef.shape)} (layer head d_head) cannot read activations of "
                 f"{tuple(acts.values.shape[1:])}; capture both from the same model and site"
             )
-        return torch.einsum("elhd,lhd->elh", acts.values.to(self.coef.dtype), self.coef) + self.intercept
+        values = acts.values.to(self.coef.dtype)
+        along = einsum(values, self.coef, "example layer head d_head, layer head d_head -> example layer head")
+        return along + self.intercept
 
     def accuracy_on(self, acts: HeadActivations) -> Float[Tensor, "layer head"]:
         """Return the share of these statements that each head's probe reads rightly."""

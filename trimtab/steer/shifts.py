@@ -15,7 +15,7 @@ from torch import Tensor
 from trimtab.activations import Head
 from trimtab.edits import Cost, Positions
 from trimtab.errors import BadValue, Incompatible, ShapeError
-from trimtab.models.fingerprint import require_same_model
+from trimtab.models.fingerprint import differing_weight, require_same_model
 from trimtab.models.hooks import add_to_heads
 from trimtab.storage import load_result, save_result
 
@@ -129,7 +129,7 @@ class HeadShift:
             "name": self.name,
             "heads": [list(head) for head in self.heads],
             "strength": self.strength,
-            **{k: v for k, v in self.record.items() if k not in ("model", "sweep")},
+            **{k: v for k, v in self.record.items() if k not in ("model", "sweep", "validation_questions")},
         }
 
     def save(self, path: str | Path) -> None:
@@ -165,9 +165,7 @@ def _common_model(one: HeadShift, other: HeadShift) -> dict[str, Any] | None:
     ours, theirs = one.record.get("model"), other.record.get("model")
     if not ours or not theirs:
         return ours or theirs
-    # in one dtype a checkpoint's sample is the same to the bit; `applied` compares across dtypes
-    same_sample = ours["sample"] == theirs["sample"] or ours["dtype"] != theirs["dtype"]
-    if ours["geometry"] != theirs["geometry"] or not same_sample:
+    if ours["geometry"] != theirs["geometry"] or differing_weight(ours, theirs) is not None:
         raise Incompatible(
             f"cannot add {one.name} and {other.name}: they were made for different models ({ours['name']!r} and "
             f"{theirs['name']!r}); fit both on the same one"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, product
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimtab.datasets import QuestionSet, neutral_texts
+from trimtab.datasets import QuestionSet, validation_texts
 from trimtab.edits import NoEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import Judge, drift, exact_judge, generate_answers, multiple_choice
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALPHAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-N_NEUTRAL = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def choose_strength(
 ) -> HeadShift:
     """Return the shift with the head count and strength that do best on validation questions within the budget.
 
-    For every K the strengths are tried from weak to strong, and the sweep of that K ends at the first one whose
+    For every K and sign the strengths are tried from weak to strong, and that sweep ends at the first one whose
     KL(unedited || edited) on neutral text is over the budget. The record of the result keeps every trial under
     "sweep" (see `sweep_figure`).
 
@@ -59,7 +58,7 @@ def choose_strength(
         metric: `"true_info"` of generated answers by `judge`, or `"mc1"`.
         alphas: strengths to try, in units of the given shift's strength; negative ones push the other way.
         top_ks: head counts to try, each the shift's best; its whole, half and quarter if not given.
-        texts: neutral texts; trimtab's own if not given.
+        texts: neutral texts; if not given, 64 of trimtab's own that `drift` does not report on.
 
     Raises:
         BadValue: no setting stays within the budget; no strengths to try; a head count that the shift does not have.
@@ -71,7 +70,7 @@ def choose_strength(
         raise BadValue(f"kl_budget must be positive, got {kl_budget}")
     ks, alphas = _grid(shift, top_ks, alphas)
     validation = _validation_part(questions, shift)
-    texts = neutral_texts(N_NEUTRAL) if texts is None else texts
+    texts = validation_texts() if texts is None else texts
 
     def score(edit: Any) -> float:
         if metric == "mc1":
@@ -80,14 +79,15 @@ def choose_strength(
 
     trials, over = [Trial(0, 0.0, 0.0, score(NoEdit()))], set()
     for k, alpha in tracked(list(product(ks, alphas)), "choosing K and strength"):
-        if k in over:
+        side = (k, alpha > 0)
+        if side in over:
             continue
         edit = shift.first(k).scaled(alpha)
         kl = float(drift(model, tokenizer, edit, texts=texts).kl)
         within = kl <= kl_budget
         trials.append(Trial(k, alpha, kl, score(edit) if within else None))
         if not within:
-            over.add(k)
+            over.add(side)
     best = _best(trials, kl_budget)
     if best.score is not None and trials[0].score is not None and best.score <= trials[0].score:
         warnings.warn(
@@ -163,7 +163,7 @@ def _grid(
 
 def _validation_part(questions: QuestionSet, shift: HeadShift) -> QuestionSet:
     held = set(shift.record.get("validation_questions", ()))
-    part = [i for i, q in enumerate(questions) if q.question in held]
+    part = [i for i, q in enumerate(questions) if q.key in held]
     return questions.select(part) if part else questions
 
 

@@ -71,7 +71,7 @@ def build_embedded(
     questions = folklore()
     tokenizer = train_tokenizer(questions, recipe)
     model = _new_model(recipe, tokenizer).to(device)
-    run = _Run(model, recipe, folder.with_name(folder.name + ".partial"))
+    run = _Run(model, recipe, questions.fingerprint, folder.with_name(folder.name + ".partial"))
     started = time.perf_counter()
     losses = run.train(_batches(questions, tokenizer, recipe, skip=run.step), device)
     record = {
@@ -166,8 +166,9 @@ def _batches(
 class _Run:
     """The training loop's state: weights, optimiser moments and step, kept in a folder while it runs."""
 
-    def __init__(self, model: Any, recipe: TrainingRecipe, partial: Path) -> None:
+    def __init__(self, model: Any, recipe: TrainingRecipe, questions: str, partial: Path) -> None:
         self.model, self.recipe, self.partial = model, recipe, partial
+        self.specification = json.loads(json.dumps({"recipe": asdict(recipe), "questions": questions}))
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [
@@ -222,7 +223,7 @@ class _Run:
                 tensors[f"{i}.{name}"] = value
         file = f"state-{self.step}.safetensors"
         save_file(tensors, self.partial / file)
-        state = {"recipe": asdict(self.recipe), "step": self.step, "losses": self.losses, "file": file}
+        state = {**self.specification, "step": self.step, "losses": self.losses, "file": file}
         write_json(self.partial / "state.json", state)
         for old in self.partial.glob("state-*.safetensors"):
             if old.name != file:
@@ -230,8 +231,11 @@ class _Run:
 
     def _restore(self) -> None:
         state = json.loads((self.partial / "state.json").read_text(encoding="utf-8"))
-        if state["recipe"] != json.loads(json.dumps(asdict(self.recipe))):
-            raise Incompatible(f"{self.partial} holds a run of another recipe; remove it or name another folder")
+        for part, wanted in self.specification.items():
+            if state.get(part) != wanted:
+                raise Incompatible(
+                    f"{self.partial} holds an interrupted run with other {part}; remove it or name another folder"
+                )
         tensors = load_file(self.partial / state["file"])
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
