@@ -12,14 +12,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from trimtab.compare.methods import Ready, name_of
-from trimtab.datasets import QuestionSet, neutral_texts
+from trimtab.datasets import QuestionSet, neutral_texts, validation_texts
 from trimtab.edits import Edit, Method, NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import Judge, exact_judge
 from trimtab.evaluate.multiple_choice import Convention
 
 BASELINE = NoEdit().name
-N_CHOOSING, N_MEASURING = 64, 240
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,10 @@ class Meters:
 
     def neutral(self) -> tuple[list[str], list[str]]:
         """Return (choosing, measuring) texts; none is in both."""
-        texts = neutral_texts(N_CHOOSING + N_MEASURING) if self.texts is None else list(self.texts)
-        cut = N_CHOOSING if self.texts is None else max(1, len(texts) // 5)
-        return texts[:cut], texts[cut:]
+        if self.texts is None:
+            return validation_texts(), neutral_texts()
+        cut = max(1, len(self.texts) // 5)
+        return list(self.texts[:cut]), list(self.texts[cut:])
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that tell one set of meters from another."""
@@ -136,7 +136,7 @@ class Job:
         if self.test is None and self.design.folds < 2:
             raise BadValue("one fold leaves no questions to test on; choose two or more folds, or give test questions")
         if self.test is not None:
-            shared = {q.question for q in self.questions} & {q.question for q in self.test}
+            shared = {q.key for q in self.questions} & {q.key for q in self.test}
             if shared:
                 raise BadValue(f"{len(shared)} test questions are also training questions, such as {min(shared)!r}")
         for seed, fold, size in product(self.design.seeds, range(self.design.folds), self.design.train_sizes):

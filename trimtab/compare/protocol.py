@@ -100,7 +100,7 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
     return {
         "design": job.design.as_dict(),
         "meters": job.meters.as_dict(),
-        "model": fingerprint(model),
+        "model": _identity(model),
         "questions": _described(job.questions),
         "test": _described(job.test) if job.test else None,
         "methods": {name: repr(method) for name, method in job.methods.items()},
@@ -119,6 +119,11 @@ def hardware(model: Any) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+
+
+def _identity(model: Any) -> dict[str, Any]:
+    made_on = fingerprint(model)
+    return {**made_on, "sample": digest(made_on["sample"])}
 
 
 def _described(questions: QuestionSet) -> dict[str, Any]:

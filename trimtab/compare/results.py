@@ -172,13 +172,14 @@ class Comparison:
                 theirs = values_of(paired_base, "best", COLUMNS[metric])
                 difference, p = paired(question_means(values[metric]), question_means(theirs), reduce)
                 differences[metric] = PairedDifference(difference, p, p, difference.n)
-        settings = Counter(json.dumps(self._trial(t, t[variant])["knobs"], default=str) for t in used)
+        settings = Counter(json.dumps(self.trial(t, t[variant])["knobs"], default=str) for t in used)
         return ResultRow(
             method, variant, size, metrics, differences, self._costs(used, variant),
             tuple(settings.most_common()), len(used), self.n_units, _notes(tests, variant, self.n_units),
         )  # fmt: skip
 
-    def _trial(self, test: Mapping[str, Any], number: int) -> dict[str, Any]:
+    def trial(self, test: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Return the record of a trial of the same unit as a last measurement."""
         unit = Unit(*(test[f] for f in Unit._fields))
         for trial in self.trials:
             if trial["step"] == number and Unit(*(trial[f] for f in Unit._fields)) == unit:
@@ -186,7 +187,7 @@ class Comparison:
         raise Incompatible(f"trial {number} of {unit} has a measurement but no record; run the comparison again")
 
     def _costs(self, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
-        made = [self._trial(t, t[variant])["made"] for t in used]
+        made = [self.trial(t, t[variant])["made"] for t in used]
         keys = ("trainable_parameters", "bytes_on_disk", "seconds", "peak_bytes")
         costs = {key: [m[key] for m in made] for key in keys}
         costs["ms_per_token"] = [measured(t, variant)["ms_per_token"] for t in used]
