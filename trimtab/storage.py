@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from trimtab.errors import Incompatible
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The ways in which a disk, or what one may write to it, is at its end."""
 RECORD, TENSORS = "record.json", "tensors.safetensors"
 
 
@@ -49,8 +52,20 @@ def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
         yield staging
         _open_to_others(staging)
         _replace(path, staging)
+    except (OSError, SafetensorError) as cause:
+        if isinstance(cause, OSError) and cause.errno not in FULL:
+            raise
+        if isinstance(cause, SafetensorError) and "os error" not in str(cause):
+            raise
+        raise Incompatible(
+            f"cannot write {_a(kind)} to {path}: {_why(cause)}; nothing was left there, make room or name another disk"
+        ) from cause
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _why(cause: OSError | SafetensorError) -> str:
+    return (cause.strerror or str(cause)) if isinstance(cause, OSError) else str(cause).split("I/O error: ")[-1]
 
 
 def _replace(path: Path, staging: Path) -> None:
@@ -80,7 +95,7 @@ def check_writable(path: str | Path, kind: str) -> None:
         raise Incompatible(f"cannot write {_a(kind)} to {path}: it is a file; name a folder that does not exist yet")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    held = _kind_of(path)
+    held = kind_of(path)
     if held != kind:
         what = _a(held) if held else "something else"
         raise Incompatible(f"cannot write {_a(kind)} to {path}: the folder holds {what}; name another folder")
@@ -103,7 +118,7 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
     path = Path(path)
     if not path.is_dir():
         raise Incompatible(f"no {kind} at {path}: expected a folder written by trimtab")
-    held = _kind_of(path)
+    held = kind_of(path)
     if held != kind:
         what = _a(held) if held else f"no readable {RECORD}"
         raise Incompatible(f"expected {_a(kind)} at {path}, found {what}")
@@ -144,7 +159,8 @@ def _a(kind: str) -> str:
     return kind if kind.endswith("s") else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def _kind_of(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
+    """Return the kind of the result that a folder holds, or None if it holds none."""
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

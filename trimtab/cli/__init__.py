@@ -7,6 +7,9 @@ from typer.core import TyperGroup
 
 from trimtab.cli.build_embedded import build_embedded
 from trimtab.cli.demo import demo
+from trimtab.cli.fit import fit
+from trimtab.cli.generate import generate
+from trimtab.cli.heads import heads
 
 
 class _Guarded(TyperGroup):
@@ -33,6 +36,9 @@ app = typer.Typer(
     help="Edit and steer language models, and compare that honestly with tuning them.",
 )
 app.command()(demo)
+app.command()(fit)
+app.command()(heads)
+app.command()(generate)
 app.command()(build_embedded)
 
 
@@ -43,4 +49,4 @@ def _options() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="trimtab")

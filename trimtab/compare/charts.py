@@ -122,7 +122,9 @@ def knob_points(comparison: Comparison) -> dict[str, dict[str, Points]]:
         for knob, value in _flat(trial["knobs"]):
             scores = trial["validation"]["score"], trial["validation"]["kl"]
             found.setdefault(trial["method"], {}).setdefault(knob, {}).setdefault(value, []).append(scores)
-    varied = {m: {k: v for k, v in knobs.items() if len(v) > 1 and k != "draw"} for m, knobs in found.items()}
+    varied = {
+        m: {k: v for k, v in knobs.items() if len(v) > 1 and not k.endswith("draw")} for m, knobs in found.items()
+    }
     return {m: knobs for m, knobs in varied.items() if knobs}
 
 
@@ -213,7 +215,7 @@ def heads_figure(comparison: Comparison) -> Figure | None:
             axes.text(head, row, str(count), ha="center", va="center", color=color, fontsize="small")
     axes.set_yticks(range(len(layers)), [str(x) for x in layers])
     axes.set(xlabel="head", ylabel="layer", title=f"How often shifted, of {len(edits)}" if small else "")
-    figure.colorbar(image, label="probe accuracy (%), training part's own held-out questions")
+    figure.colorbar(image, label="probe accuracy (%)")
     return figure
 
 

@@ -16,7 +16,8 @@ DIFFERENCES = ("", "True*Info − baseline", "p", "p (Holm)", "MC1 − baseline"
 COSTS = ("", "fitted or stored numbers", "on disk", "seconds to make", "peak memory", "ms per token", "chosen settings")
 HOW_TO_READ = (
     "True*Info is mean(True) x mean(Info). Percentages and CE, KL (nats per token on neutral text, against the "
-    "unedited model; none for prompting) are means with 95 % intervals: questions (or texts) resampled, seeds averaged inside; "
+    "unedited model; none for prompting) are means with 95 % intervals: questions (or texts) "
+    "resampled, seeds averaged inside; "
     "± is the standard deviation between seeds. Differences are paired by question; p by a sign-flip test over "
     "questions, then corrected by Holm's procedure over the rows of the table. Every method tried the same number of "
     "settings on validation questions; a row 'within KL budget' is the best of them that kept it."

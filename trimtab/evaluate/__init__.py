@@ -1,18 +1,29 @@
 """Measuring an edited model; every kind of edit goes through the same door."""
 
+from trimtab.evaluate.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.drift import Drift, drift
 from trimtab.evaluate.generation import GeneratedAnswers, generate_answers
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge
 from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice
+from trimtab.evaluate.pairs import PairScores, Scorer, TextScores, contrast, score_texts
 
 __all__ = [
     "Drift",
     "GeneratedAnswers",
     "Judge",
     "MultipleChoice",
+    "PairScores",
+    "Scorer",
+    "TextScores",
+    "Turn",
     "Verdict",
+    "answers",
+    "contrast",
     "drift",
     "exact_judge",
     "generate_answers",
     "multiple_choice",
+    "prompt_ids",
+    "reply",
+    "score_texts",
 ]

@@ -1,4 +1,5 @@
-"""The only file that registers hooks: reading and replacing module inputs and outputs, and adding to heads."""
+"""The only file that registers hooks: reading and replacing module inputs and outputs, and adding to heads
+and to the residual stream."""
 
 from __future__ import annotations
 
@@ -59,26 +60,68 @@ def add_to_heads(
         ShapeError: a delta or a mask of the wrong shape.
         Incompatible: the model was compiled before, or a forward ran in which the hooks did not fire.
     """
-    from trimtab.models.heads import decoder_of, find_heads  # heads.py finds sites with this file's hooks
+    from trimtab.models.heads import find_heads  # heads.py finds sites with this file's hooks
 
+    _require_uncompiled(model)
+    sites = {site.layer: site for site in (find_heads(model) if heads is None else heads)}
+    vectors = _layer_vectors(sites, deltas)
+    with _adding(model, {layer: (on_inputs, sites[layer].module, v) for layer, v in vectors.items()}, positions):
+        yield
+
+
+@contextlib.contextmanager
+def add_to_residual(
+    model: Any, deltas: Mapping[int, Float[Tensor, " d_model"]], positions: Positions = "generated"
+) -> Iterator[None]:
+    """Add a vector to the residual stream after chosen decoder layers (counted from 0).
+
+    Where it acts is `positions`, as for `add_to_heads`.
+
+    Raises:
+        BadValue: a layer the model does not have; `"generated"` where it has no meaning.
+        ShapeError: a delta or a mask of the wrong shape.
+        Incompatible: as for `add_to_heads`.
+    """
+    from trimtab.models.heads import decoder_layers, text_config
+
+    _require_uncompiled(model)
+    layers, d_model = decoder_layers(model), text_config(model).hidden_size
+    for layer, delta in deltas.items():
+        if not 0 <= layer < len(layers):
+            raise BadValue(f"no layer {layer}: the model has layers 0-{len(layers) - 1}")
+        if delta.shape != (d_model,):
+            raise ShapeError(f"delta for layer {layer}: expected {(d_model,)}, got {tuple(delta.shape)}")
+    # without its zeros, as in _layer_vectors
+    sites = {layer: (on_outputs, layers[layer], delta.cpu()) for layer, delta in deltas.items() if bool(delta.any())}
+    with _adding(model, sites, positions):
+        yield
+
+
+@contextlib.contextmanager
+def _adding(model: Any, sites: Mapping[int, tuple[Any, nn.Module, Tensor]], positions: Positions) -> Iterator[None]:
+    """Add each layer's vector at its site (how to hook it, the module, the vector), and check that it acted."""
+    from trimtab.models.heads import decoder_of
+
+    decoder = decoder_of(model)
+    forwards = _ForwardCheck(decoder, positions)
+    adders = {layer: _Adder(vector, forwards) for layer, (_, _, vector) in sites.items()}
+    with contextlib.ExitStack() as stack:
+        stack.callback(decoder.register_forward_pre_hook(forwards, with_kwargs=True).remove)
+        stack.callback(decoder.register_forward_hook(forwards.completed).remove)
+        for layer, (hooked, module, _) in sites.items():
+            stack.enter_context(hooked([(module, adders[layer])]))
+        yield
+    silent = [layer for layer, adder in adders.items() if not adder.fired]
+    if forwards.count and silent:
+        raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
+
+
+def _require_uncompiled(model: Any) -> None:
     if is_compiled(model):
         raise Incompatible(
             "the model was compiled before the edit was applied, so its hooks would be ignored silently; "
             "apply the edit first and compile inside the block, or use the uncompiled model"
         )
-    sites = {site.layer: site for site in (find_heads(model) if heads is None else heads)}
-    vectors = _layer_vectors(sites, deltas)
-    decoder = decoder_of(model)
-    forwards = _ForwardCheck(decoder, positions)
-    adders = {layer: _Adder(vector, forwards) for layer, vector in vectors.items()}
-    with contextlib.ExitStack() as stack:
-        stack.callback(decoder.register_forward_pre_hook(forwards, with_kwargs=True).remove)
-        stack.callback(decoder.register_forward_hook(forwards.completed).remove)
-        stack.enter_context(on_inputs((sites[layer].module, adder) for layer, adder in adders.items()))
-        yield
-    silent = [layer for layer, adder in adders.items() if not adder.fired]
-    if forwards.count and silent:
-        raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
 
 
 @contextlib.contextmanager

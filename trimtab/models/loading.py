@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from trimtab.errors import BadValue, UnsupportedModel
+from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
+from trimtab.models.quantization import Quantization, keep_unpacked, quantization_config
 
 EMBEDDED = "embedded"
 DTYPES = {
@@ -34,7 +35,8 @@ def load_model(
     name: str | Path = EMBEDDED,
     *,
     dtype: torch.dtype | Literal["float32", "bfloat16", "float16", "float64"] | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device | Mapping[str, Any] | None = None,
+    quantization: Quantization | None = None,
     revision: str | None = None,
 ) -> LoadedModel:
     """Return `(model, tokenizer)` in evaluation mode.
@@ -44,15 +46,25 @@ def load_model(
             `"embedded"`, the small model that ships with trimtab.
         dtype: of the weights; the checkpoint's own if not given (the embedded model: float32).
         device: such as `"cpu"` or `"cuda:1"`, or `"auto"` to spread a large model over all devices (needs
-            accelerate); the GPU if there is one, else the CPU, if not given.
+            accelerate), or a map from module names to devices; the GPU if there is one, else the CPU, if not given.
+        quantization: `"nf4"` or `"fp4"` (4 bits a weight; `"nf4-dq"`, `"fp4-dq"` with double quantisation) or
+            `"int8"`, by bitsandbytes. 4-bit weights compute in `dtype`.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        UnsupportedModel: there is no such folder, it cannot be read, or it is not a decoder-only language model.
-        BadValue: unknown dtype, or a device that is not there.
+        UnsupportedModel: there is no such folder, it cannot be read, it is not a decoder-only language model, or
+            quantization was asked for without bitsandbytes.
+        BadValue: unknown dtype or quantization, a device that is not there or that cannot run the quantization.
     """
     path, local = _resolve(name)
-    return _load(path, local, _dtype(dtype, name), "auto" if device == "auto" else available_device(device), revision)
+    source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
+    where = f"the folder {path}" if local else f"the hub's {path}"
+    weights = _dtype(dtype, name)
+    if not isinstance(device, Mapping) and device != "auto":
+        device = available_device(device)
+    with _reading(f"{where} cannot be loaded as a causal language model"):
+        options = _options(path, source, weights, device, quantization)
+    return _load(path, where, source, options)
 
 
 def embedded_folder() -> Path:
@@ -102,20 +114,37 @@ def available_device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def _load(
-    path: str, local: bool, dtype: torch.dtype | str, device: str | torch.device, revision: str | None
-) -> LoadedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _options(
+    path: str,
+    source: Mapping[str, Any],
+    dtype: torch.dtype | str,
+    device: torch.device | str | Mapping[str, Any],
+    quantization: Quantization | None,
+) -> dict[str, Any]:
+    """Return how transformers is to place and quantise the weights."""
+    from transformers import AutoConfig
 
-    source = {"local_files_only": True} if local else {"revision": revision}
-    where = f"the folder {path}" if local else f"the hub's {path}"
+    config = AutoConfig.from_pretrained(path, **source)
+    _check_decoder_only(config, path)
+    placed = {"": device} if isinstance(device, torch.device) else device
+    if quantization is None:
+        return {"dtype": dtype, "device_map": placed}
+    if getattr(config, "quantization_config", None) is not None:
+        raise BadValue(f"{path} holds a model that is quantised already; load it without quantization")
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or torch.float32
+    return {
+        "dtype": dtype,
+        "device_map": placed,
+        "quantization_config": quantization_config(quantization, dtype, device),
+    }
+
+
+def _load(path: str, where: str, source: Mapping[str, Any], options: Mapping[str, Any]) -> LoadedModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     with _reading(f"{where} cannot be loaded as a causal language model"):
-        config = AutoConfig.from_pretrained(path, **source)
-        _check_decoder_only(config, path)
-        placed = {"device_map": "auto"} if device == "auto" else {}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **placed, **source
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options, **source)
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -125,8 +154,7 @@ def _load(
         )
     with _reading(f"the tokenizer of {where} cannot be loaded; save it there with tokenizer.save_pretrained"):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    if device != "auto":
-        model = model.to(device)
+    keep_unpacked(model)
     return LoadedModel(model.eval(), tokenizer)
 
 
@@ -135,7 +163,7 @@ def _reading(failure: str) -> Iterator[None]:
     """Turn what transformers raises over unreadable files into `UnsupportedModel`."""
     try:
         yield
-    except UnsupportedModel:
+    except TrimtabError:
         raise
     except Exception as cause:  # the readers of many formats raise what they like
         first = str(cause).strip().split("\n")[0].rstrip(": ") or type(cause).__name__

@@ -9,11 +9,12 @@ from typing import Any
 
 from trimtab.datasets import QuestionSet
 from trimtab.datasets.questions import Format
-from trimtab.edits import stopwatch
-from trimtab.errors import BadDataset
+from trimtab.edits import Cost, stopwatch
+from trimtab.errors import BadDataset, BadValue
 from trimtab.models import capture_heads
 from trimtab.probes import fit_logistic
 from trimtab.steer.fitting import Direction, fit_shift
+from trimtab.steer.residual import ResidualShift, fit_residual_shift
 from trimtab.steer.shifts import HeadShift
 
 NAMES = {"mass_mean": "ITI", "probe": "ITI (probe weights)", "random": "Random direction"}
@@ -77,5 +78,62 @@ class ITI:
             cost = replace(fitted.cost, seconds=fitted.cost.seconds + seconds[0])
             record = {**fitted.record, "probe_accuracy": probes.accuracy.tolist(), "layers": list(probes.layers)}
             return replace(fitted, cost=cost, record=record).scaled(knobs["alpha"])
+
+        return shift
+
+
+@dataclass(frozen=True)
+class CAA:
+    """Contrastive Activation Addition (Rimsky et al. 2023): one vector added after one decoder layer.
+
+    The knobs are the layer (`rank` 1 is the one whose residual stream the probes read best) and the multiplier.
+    """
+
+    ranks: tuple[int, ...] = (1, 2, 3)
+    alphas: tuple[float | int, ...] = (0.25, 0.5, 1, 2, 4, 8)
+    format: str | Format | None = None
+    """The statements' form; the question set's own if not given."""
+    name: str = "CAA"
+
+    @property
+    def grid(self) -> Sequence[Mapping[str, Any]]:
+        """Every pair of layer rank and multiplier."""
+        return tuple({"rank": r, "alpha": a} for r, a in product(self.ranks, self.alphas))
+
+    def fit(
+        self,
+        model: Any,
+        tokenizer: Any,
+        train: QuestionSet,
+        *,
+        knobs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> ResidualShift:
+        """Return the shift fitted on the training questions' statements.
+
+        Raises:
+            BadDataset: fewer than two questions: the probes are ranked on questions they were not fitted on.
+            BadValue: a rank beyond the model's layers.
+        """
+        return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
+
+    def fitter(
+        self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
+    ) -> Callable[[Mapping[str, Any]], ResidualShift]:
+        """Return a function from knobs to shifts that all use one capture and one set of probes."""
+        if len(train) < 2:
+            raise BadDataset(f"CAA needs two or more training questions, got {len(train)}: some rank the layers")
+        with stopwatch() as seconds:
+            acts = capture_heads(model, tokenizer, train.statements(self.format), site="residual")
+            probes = fit_logistic(acts, validation=max(0.2, 1 / len(train)), seed=seed)
+            every = fit_residual_shift(acts, probes, top_k=len(acts.layers))
+
+        def shift(knobs: Mapping[str, Any]) -> ResidualShift:
+            rank = knobs["rank"]
+            if not 1 <= rank <= len(every):
+                raise BadValue(f"layer rank {rank} asked for; the model has {len(every)} layers, counted from rank 1")
+            vector = every.vectors[rank - 1 : rank]
+            one = replace(every, layers=every.layers[rank - 1 : rank], vectors=vector, name=self.name)
+            return replace(one, cost=Cost(seconds[0], vector.numel(), 0)).scaled(knobs["alpha"])
 
         return shift

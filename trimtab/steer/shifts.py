@@ -52,6 +52,9 @@ class HeadShift:
         if len(set(self.heads)) < k:
             raise BadValue("a head stands twice in the shift; give each head once (the sum of two shifts adds them up)")
 
+    def __len__(self) -> int:
+        return len(self.heads)
+
     @property
     def deltas(self) -> dict[Head, Float[Tensor, " d_head"]]:
         """What is added to each head."""
@@ -129,7 +132,9 @@ class HeadShift:
             "name": self.name,
             "heads": [list(head) for head in self.heads],
             "strength": self.strength,
-            **{k: v for k, v in self.record.items() if k not in ("model", "sweep", "validation_questions")},
+            **{
+                k: v for k, v in self.record.items() if k not in ("model", "sweep", "validation_questions", "questions")
+            },
         }
 
     def save(self, path: str | Path) -> None:

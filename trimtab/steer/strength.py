@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from trimtab.datasets import QuestionSet, validation_texts
-from trimtab.edits import NoEdit
+from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import Judge, drift, exact_judge, generate_answers, multiple_choice
 from trimtab.progress import tracked
+from trimtab.steer.residual import ResidualShift
 from trimtab.steer.shifts import HeadShift
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALPHAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+
+
+Shift = TypeVar("Shift", HeadShift, ResidualShift)
+Metric: TypeAlias = Callable[[Any, Any, QuestionSet, Edit], float | int]
+"""Scores an edit on questions: (model, tokenizer, questions, edit) -> a number, more is better."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +42,15 @@ def choose_strength(
     model: Any,
     tokenizer: Any,
     questions: QuestionSet,
-    shift: HeadShift,
+    shift: Shift,
     *,
     kl_budget: float | int = 0.1,
-    metric: Literal["true_info", "mc1"] = "true_info",
+    metric: Literal["true_info", "mc1"] | Metric = "true_info",
     alphas: Sequence[float | int] = ALPHAS,
     top_ks: Sequence[int] | None = None,
     judge: Judge = exact_judge,
     texts: Sequence[str] | None = None,
-) -> HeadShift:
+) -> Shift:
     """Return the shift with the head count and strength that do best on validation questions within the budget.
 
     For every K and sign the strengths are tried from weak to strong, and that sweep ends at the first one whose
@@ -55,7 +61,8 @@ def choose_strength(
         questions: training questions; those that the shift's probes were validated on are used, or all of them if
             the shift does not say.
         kl_budget: in nats per token, shift at all positions.
-        metric: `"true_info"` of generated answers by `judge`, or `"mc1"`.
+        metric: `"true_info"` of generated answers by `judge`, `"mc1"`, or a callable
+            `(model, tokenizer, questions, edit) -> float`, more being better.
         alphas: strengths to try, in units of the given shift's strength; negative ones push the other way.
         top_ks: head counts to try, each the shift's best; its whole, half and quarter if not given.
         texts: neutral texts; if not given, 64 of trimtab's own that `drift` does not report on.
@@ -64,8 +71,9 @@ def choose_strength(
         BadValue: no setting stays within the budget; no strengths to try; a head count that the shift does not have.
         Incompatible: the shift changes nothing at any strength.
     """
-    if metric not in ("true_info", "mc1"):
-        raise BadValue(f"unknown metric {metric!r}; choose true_info or mc1")
+    if not callable(metric) and metric not in ("true_info", "mc1"):
+        raise BadValue(f"unknown metric {metric!r}; choose true_info or mc1, or pass a callable")
+    name = getattr(metric, "__name__", type(metric).__name__) if callable(metric) else metric
     if not kl_budget > 0:
         raise BadValue(f"kl_budget must be positive, got {kl_budget}")
     ks, alphas = _grid(shift, top_ks, alphas)
@@ -73,6 +81,8 @@ def choose_strength(
     texts = validation_texts() if texts is None else texts
 
     def score(edit: Any) -> float:
+        if callable(metric):
+            return float(metric(model, tokenizer, validation, edit))
         if metric == "mc1":
             return float(multiple_choice(model, tokenizer, validation, edit).mc1)
         return float(generate_answers(model, tokenizer, validation, edit, judge=judge).true_info)
@@ -91,12 +101,12 @@ def choose_strength(
     best = _best(trials, kl_budget)
     if best.score is not None and trials[0].score is not None and best.score <= trials[0].score:
         warnings.warn(
-            f"no setting within a KL of {kl_budget} beats the unedited model's {metric} of {trials[0].score:.3f} on "
+            f"no setting within a KL of {kl_budget} beats the unedited model's {name} of {trials[0].score:.3f} on "
             f"{len(validation)} validation questions; the best has {best.score:.3f}",
             stacklevel=2,
         )
     sweep = {
-        "metric": metric,
+        "metric": name,
         "kl_budget": kl_budget,
         "n_validation": len(validation),
         "trials": [asdict(t) for t in trials],
@@ -106,7 +116,7 @@ def choose_strength(
     return replace(chosen, record={**shift.record, "sweep": sweep})
 
 
-def sweep_figure(shift: HeadShift) -> Figure:
+def sweep_figure(shift: HeadShift | ResidualShift) -> Figure:
     """Return a figure of a chosen shift's sweep: the metric and the KL against strength, a line per head count."""
     from matplotlib.figure import Figure
 
@@ -134,7 +144,7 @@ def sweep_figure(shift: HeadShift) -> Figure:
         linestyle="",
         label="chosen",
     )
-    label = {"true_info": "True*Info", "mc1": "MC1"}[sweep["metric"]]
+    label = {"true_info": "True*Info", "mc1": "MC1"}.get(sweep["metric"], sweep["metric"])
     left.set(
         xlabel="strength alpha",
         ylabel=label,
@@ -149,9 +159,9 @@ def sweep_figure(shift: HeadShift) -> Figure:
 
 
 def _grid(
-    shift: HeadShift, top_ks: Sequence[int] | None, alphas: Sequence[float | int]
+    shift: HeadShift | ResidualShift, top_ks: Sequence[int] | None, alphas: Sequence[float | int]
 ) -> tuple[list[int], list[float | int]]:
-    whole = len(shift.heads)
+    whole = len(shift)
     ks = sorted({whole, max(1, whole // 2), max(1, whole // 4)} if top_ks is None else set(top_ks))
     if not ks or not 1 <= ks[0] <= ks[-1] <= whole:
         raise BadValue(f"top_ks must hold head counts from 1 to the shift's {whole}, got {ks}")
@@ -161,7 +171,7 @@ def _grid(
     return ks, nonzero
 
 
-def _validation_part(questions: QuestionSet, shift: HeadShift) -> QuestionSet:
+def _validation_part(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:
     held = set(shift.record.get("validation_questions", ()))
     part = [i for i, q in enumerate(questions) if q.key in held]
     return questions.select(part) if part else questions

@@ -1,0 +1,107 @@
+"""`trimtab fit`: from questions to a shift folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
+
+
+def fit(
+    data: Data = "folklore",
+    model: ModelName = "embedded",
+    out: Out = Path("runs/shift"),
+    site: Annotated[
+        str, typer.Option(help="heads: shift attention heads (ITI); residual: shift the residual stream (CAA).")
+    ] = "heads",
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help="Heads or layers to shift at most.", show_default="16 heads, 1 layer"),
+    ] = None,
+    direction: Annotated[str, typer.Option(help="mass_mean, probe, or random (the control).")] = "mass_mean",
+    kl_budget: Annotated[
+        float, typer.Option("--kl-budget", help="Nats per token that the strength may cost on neutral text.")
+    ] = 0.1,
+    strength: Annotated[
+        float | None, typer.Option(help="Set the strength instead of choosing it.", show_default="chosen")
+    ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option("--held-out", help="Share of the questions that is left for `trimtab evaluate` (0: none). "
+                     "Of folklore, its final part is left instead."),
+    ] = 0.5,
+    dtype: Dtype = None,
+    device: Device = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Fit a shift: capture activations, probe them, choose places and strength; write a folder.
+
+    The questions can be TruthfulQA, folklore (which ships here), or your own file of questions with true and false
+    answers, or of contrast pairs ({"prompt": ..., "positive": ..., "negative": ...}).
+
+    Example: trimtab fit --data mine.jsonl --out runs/mine
+    """
+    from trimtab.cli.printing import print_json
+    from trimtab.cli.setup import open_model, read_data
+    from trimtab.steer import recipe
+    from trimtab.storage import check_writable
+
+    check_writable(out, recipe.KIND)
+    questions = read_data(data, part="development", limit=limit)
+    if data != "folklore":
+        questions = _without(questions, held_out, seed)
+    loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    fitted = recipe.fit(
+        *loaded, questions, site=_one_of(site, "site", "heads", "residual"),
+        top_k=top_k, direction=_one_of(direction, "direction", "mass_mean", "probe", "random"),
+        strength=strength, kl_budget=kl_budget, seed=seed,
+    )  # fmt: skip
+    fitted.save(out)
+    if as_json:
+        print_json({"out": str(out), **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep")})
+    else:
+        typer.echo(_summary(fitted, out))
+
+
+def _without(questions, share, seed):  # noqa: ANN001, ANN202
+    from trimtab.errors import BadValue
+
+    if not 0 <= share < 1:
+        raise BadValue(f"--held-out must be a share from 0 to below 1, got {share}")
+    return questions.split(test=share, seed=seed)[0] if share else questions
+
+
+def _one_of(value, what, *known):  # noqa: ANN001, ANN002, ANN202
+    from trimtab.cli.setup import nearest
+    from trimtab.errors import BadValue
+
+    if value not in known:
+        raise BadValue(f"unknown {what} {value!r}{nearest(value, known)}")
+    return value
+
+
+def _summary(fitted, out):  # noqa: ANN001, ANN202
+    shift, sweep = fitted.shift, fitted.shift.record.get("sweep")
+    places = shift.describe().get("heads") or shift.describe()["layers"]
+    kind = "heads (layer.head)" if isinstance(places[0], list) else "layers"
+    named = " ".join(".".join(map(str, p)) if isinstance(p, list) else str(p) for p in places)
+    best = max(shift.record["accuracy"])
+    lines = [
+        f"{shift.name}: {len(places)} {kind}: {named}",
+        f"best probe {100 * best:.1f} % on held-out statements; fitted on {shift.record['data']['n']} questions "
+        f"of {shift.record['data']['name']}",
+    ]
+    if sweep:
+        before, chosen = sweep["trials"][0]["score"], sweep["chosen"]
+        lines.append(
+            f"strength {shift.strength:g}, chosen on {sweep['n_validation']} questions: {sweep['metric']} "
+            f"{before:.3f} -> {chosen['score']:.3f} at a KL of {chosen['kl']:.3f} (budget {sweep['kl_budget']:g})"
+        )
+    else:
+        lines.append(f"strength {shift.strength:g}, as given")
+    return "\n".join([*lines, f"written to {out}"])

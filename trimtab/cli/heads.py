@@ -1,0 +1,58 @@
+"""`trimtab heads`: what each head's probe reads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.cli.options import AsJson
+
+
+def heads(
+    folder: Annotated[Path, typer.Argument(help="A folder that `trimtab fit` wrote.")],
+    top: Annotated[int, typer.Option(min=1, help="How many heads to list, best first.")] = 20,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of all heads (.png, .svg, .pdf).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how well the probe of each head (or layer) tells true from false, with intervals.
+
+    Example: trimtab heads runs/shift --plot heads.png
+    """
+    from trimtab.cli.printing import print_json, print_table, remark
+    from trimtab.probes import heat_map
+    from trimtab.steer import Fitted, HeadShift
+
+    fitted = Fitted.load(folder)
+    probes, shift = fitted.probes, fitted.shift
+    shifted = set(shift.heads) if isinstance(shift, HeadShift) else {(layer, 0) for layer in shift.layers}
+    rows = []
+    for layer, head in probes.top(min(top, probes.accuracy.numel())):
+        at = (probes.layers.index(layer), head)
+        numbers = {name: float(getattr(probes, name)[at]) for name in ("accuracy", "accuracy_low", "accuracy_high")}
+        place = {"layer": layer, "head": head, "shifted": (layer, head) in shifted}
+        rows.append({**place, **numbers, "auroc": float(probes.auroc[at])})
+    if plot is not None:
+        _save(heat_map(probes, marked=shift.heads if isinstance(shift, HeadShift) else ()), plot)
+        remark(f"picture: {plot}")
+    if as_json:
+        print_json(rows)
+        return
+    headings = ("layer", "head", "accuracy", "95 % interval", "AUROC", "shifted")
+    cells = [
+        (
+            str(r["layer"]), str(r["head"]), f"{100 * r['accuracy']:.1f}",
+            f"{100 * r['accuracy_low']:.1f}-{100 * r['accuracy_high']:.1f}", f"{r['auroc']:.3f}",
+            "yes" if r["shifted"] else "",
+        )
+        for r in rows
+    ]  # fmt: skip
+    print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
+
+
+def _save(figure, path: Path) -> None:  # noqa: ANN001
+    from trimtab.errors import BadValue
+
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as cause:
+        raise BadValue(f"cannot write a picture to {path} ({cause}); name a .png, .svg or .pdf file") from cause

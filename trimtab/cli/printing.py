@@ -1,0 +1,37 @@
+"""How verbs print: a table or JSON on standard output, remarks on standard error while someone is looking."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+
+def print_json(value: Any) -> None:
+    """Print plain values as JSON."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def remark(text: str) -> None:
+    """Print a line on standard error if it is a terminal; pipes and logs stay quiet."""
+    if sys.stderr.isatty():
+        typer.echo(text, err=True)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """Print a table: drawn for a terminal, as tab-separated lines into a pipe (one line a row, headings first)."""
+    if not sys.stdout.isatty():
+        for line in (headings, *rows):
+            typer.echo("\t".join(" ".join(cell.split()) for cell in line))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, highlight=False, markup=False)

@@ -1,0 +1,146 @@
+"""Contrast pairs: how much likelier the model finds the positive side than the negative one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from trimtab.datasets import Question, QuestionSet
+from trimtab.edits import Edit, NoEdit
+from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.scoring import answer_logprobs
+from trimtab.intervals import Estimate, bootstrap_mean
+from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
+
+Scorer: TypeAlias = Callable[[Question, str], float]
+"""Says how much of the behaviour a generated text shows, from 0 to 1. Any callable of this kind will do."""
+
+
+class PairRow(NamedTuple):
+    """One pair: the mean log-probabilities of its sides, and the share of probability on the positive one."""
+
+    prompt: str
+    positive: float
+    negative: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores over pairs with 95 % bootstrap intervals, and the rows they were made of."""
+
+    probability: Estimate
+    """P(positive) / (P(positive) + P(negative)), with whole texts' probabilities."""
+    preferred: Estimate
+    """Share of pairs whose positive side is the likelier one."""
+    rows: tuple[PairRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        scores = {"probability": self.probability.as_dict(), "preferred": self.preferred.as_dict()}
+        return {**scores, "rows": [row._asdict() for row in self.rows]}
+
+
+def contrast(
+    model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit | None = None, *, batch_size: int = 16
+) -> PairScores:
+    """Return how likely the edited model finds the positive sides of contrast pairs against the negative ones.
+
+    Sums of log-probabilities over each side's tokens after the pair's prompt (after the tokenizer's own first token,
+    or its end token, where a pair has none); several positive or negative texts count with their mean. The edit
+    acts from the last prompt token on.
+
+    Raises:
+        BadDataset: there are no pairs.
+        BadValue: a text that does not fit the model; no prompt and no token that could stand before the text.
+    """
+    edit = NoEdit() if edit is None else edit
+    if not pairs:
+        raise BadDataset("no contrast pairs to score")
+    statements = pairs.statements()
+    tokens = [_tokens(tokenizer, s.text, s.answer_start) for s in statements]
+    require_fits(model, [t.end for t in tokens], [s.text for s in statements])
+    values = iter(answer_logprobs(model, tokenizer, tokens, edit, batch_size=batch_size))
+    rows = []
+    for pair in pairs:
+        positive = float(np.mean([next(values) for _ in pair.correct]))
+        negative = float(np.mean([next(values) for _ in pair.incorrect]))
+        probability = float(np.exp(positive - np.logaddexp(positive, negative)))
+        rows.append(PairRow(pair.question, positive, negative, probability))
+    preferred = [float(row.positive > row.negative) for row in rows]
+    return PairScores(bootstrap_mean([r.probability for r in rows]), bootstrap_mean(preferred), tuple(rows))
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One prompt, what was generated, and its score."""
+
+    prompt: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Mean score of generated texts with its 95 % bootstrap interval over prompts, and the texts."""
+
+    score: Estimate
+    rows: tuple[TextRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"score": self.score.as_dict(), "rows": [asdict(row) for row in self.rows]}
+
+
+def score_texts(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Question],
+    edit: Edit | None = None,
+    *,
+    scorer: Scorer,
+    max_new_tokens: int = 50,
+    batch_size: int = 32,
+) -> TextScores:
+    """Return how much of the behaviour the edited model's greedy continuations of the pairs' prompts show.
+
+    Raises:
+        BadDataset: there are no pairs.
+        BadValue: a pair without a prompt; the scorer returns something else than a number from 0 to 1.
+    """
+    from trimtab.evaluate.generation import complete
+
+    edit = NoEdit() if edit is None else edit
+    if not pairs:
+        raise BadDataset("no contrast pairs to continue")
+    if not all(pair.question.strip() for pair in pairs):
+        raise BadValue("some contrast pairs have no prompt to continue; give every pair one, or score by probability")
+    prompts = [pair.question for pair in pairs]
+    texts = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    rows = [TextRow(pair.question, text, _score(scorer, pair, text)) for pair, text in zip(pairs, texts, strict=True)]
+    return TextScores(bootstrap_mean([row.score for row in rows]), tuple(rows))
+
+
+def _score(scorer: Scorer, pair: Question, text: str) -> float:
+    name = getattr(scorer, "__name__", type(scorer).__name__)
+    given = scorer(pair, text)
+    try:
+        score = float(given)
+    except (TypeError, ValueError) as cause:
+        raise BadValue(f"scorer {name} returned {given!r:.80}; expected a number from 0 to 1") from cause
+    if not 0 <= score <= 1:
+        raise BadValue(f"scorer {name} returned {given!r:.80}; expected a number from 0 to 1")
+    return score
+
+
+def _tokens(tokenizer: Any, text: str, start: int) -> AnswerTokens:
+    tokens = tokenize_answer(tokenizer, text, start, needs_prompt=False)
+    if tokens.start > 0:
+        return tokens
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if first is None:
+        raise BadValue(f"no token can stand before {text[:60]!r}: the tokenizer has none of its own; give it a prompt")
+    return AnswerTokens([first, *tokens.ids], 1, tokens.end + 1)

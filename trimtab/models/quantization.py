@@ -1,0 +1,66 @@
+"""Loading in 4 and 8 bits with bitsandbytes, and the guard that keeps its CPU kernels honest."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+
+from trimtab.errors import BadValue, UnsupportedModel
+
+Quantization: TypeAlias = Literal["nf4", "fp4", "nf4-dq", "fp4-dq", "int8"]
+"""4-bit NormalFloat or float (Dettmers et al. 2023, section 3), `-dq` with double quantisation; 8-bit LLM.int8()."""
+
+DEVICES = ("cpu", "cuda", "xpu")
+
+
+def quantization_config(kind: Quantization, dtype: torch.dtype | str, device: Any) -> Any:
+    """Return the `BitsAndBytesConfig` for a kind of quantisation; 4-bit weights compute in `dtype`.
+
+    Raises:
+        UnsupportedModel: bitsandbytes is not installed.
+        BadValue: an unknown kind, a device it has no kernels for, or float64.
+    """
+    if kind not in get_args(Quantization):
+        raise BadValue(f"unknown quantization {kind!r}; choose {', '.join(get_args(Quantization))} or None")
+    device_type = getattr(device, "type", None)
+    if device_type is not None and device_type not in DEVICES:
+        raise BadValue(
+            f"quantization {kind!r} does not run on device {str(device)!r}; choose {', '.join(DEVICES)}, "
+            "or load without quantization"
+        )
+    if dtype == torch.float64:
+        raise BadValue(f"quantization {kind!r} computes in float32, bfloat16 or float16, not in float64; choose one")
+    if find_spec("bitsandbytes") is None:
+        raise UnsupportedModel(
+            f"quantization {kind!r} needs bitsandbytes, which is not installed: pip install 'trimtab[quantization]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        # it says at every call of every layer that inputs are cast to float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind.removesuffix("-dq"),
+        bnb_4bit_use_double_quant=kind.endswith("-dq"),
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_unpacked(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
+
+    Its first forward in evaluation mode would round the scales to bfloat16 and leave a format that later gradients,
+    merges and dequantisation misread without an error (bitsandbytes 0.50).
+    """
+    if find_spec("bitsandbytes") is None or not getattr(model, "is_loaded_in_4bit", False):
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

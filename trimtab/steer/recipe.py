@@ -1,0 +1,126 @@
+"""fit: from questions to a shift in one call, keeping for later what was used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trimtab.datasets import QuestionSet
+from trimtab.edits import Edit
+from trimtab.errors import BadDataset, BadValue, Incompatible
+from trimtab.evaluate.pairs import contrast
+from trimtab.models import capture_heads
+from trimtab.probes import HeadProbes, fit_logistic
+from trimtab.steer.fitting import Direction, fit_shift
+from trimtab.steer.loading import load_shift
+from trimtab.steer.residual import ResidualShift, fit_residual_shift
+from trimtab.steer.shifts import HeadShift
+from trimtab.steer.strength import choose_strength
+from trimtab.storage import RECORD, kind_of, write_json, written_folder
+
+KIND = "fit"
+VALIDATION = 0.4
+"""The share of the given questions that ranks heads and chooses the strength."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A shift and the probes that its places were chosen by."""
+
+    shift: HeadShift | ResidualShift
+    probes: HeadProbes
+
+    def save(self, path: str | Path) -> None:
+        """Write both to a folder, atomically, as `shift/` and `probes/`."""
+        with written_folder(path, KIND) as folder:
+            self.shift.save(folder / "shift")
+            self.probes.save(folder / "probes")
+            write_json(folder / RECORD, {**self.shift.describe(), "kind": KIND})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Fitted:
+        """Return what `save` wrote; raises `Incompatible` for anything else."""
+        path = Path(path)
+        if not path.is_dir() or kind_of(path) != KIND:
+            raise Incompatible(f"no fit at {path}: expected a folder written by `trimtab fit`")
+        return cls(load_shift(path / "shift"), HeadProbes.load(path / "probes"))
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    questions: QuestionSet,
+    *,
+    site: Literal["heads", "residual"] = "heads",
+    top_k: int | None = None,
+    direction: Direction = "mass_mean",
+    strength: float | int | None = None,
+    kl_budget: float | int = 0.1,
+    seed: int = 0,
+) -> Fitted:
+    """Return a shift fitted on the questions, and its probes.
+
+    Three fifths of the questions fit probes and directions; the others rank heads (or layers) and choose, unless it
+    is given, the strength: by True*Info of generated answers, by the probability of the positive side for contrast
+    pairs. The shift's record keeps every question used under "questions", so that `unseen` can leave them out.
+
+    Args:
+        site: `"heads"`: Inference-Time Intervention; `"residual"`: Contrastive Activation Addition.
+        top_k: heads (16) or layers (1) to shift at most.
+        direction: of head shifts, as in `fit_shift`.
+        strength: in sigmas (heads) or multiples of the mean difference (residual), instead of a sweep.
+        kl_budget: nats per token that the chosen strength may cost on neutral text.
+        seed: of the division of the questions.
+
+    Raises:
+        BadDataset, BadValue, UnsupportedModel: as the steps do.
+    """
+    train, validation = questions.split(test=VALIDATION, seed=seed)
+    acts, held = (capture_heads(model, tokenizer, part.statements(), site=site) for part in (train, validation))
+    probes = fit_logistic(acts, validation=held, seed=seed)
+    if site == "heads":
+        n_heads = probes.accuracy.numel()
+        shift = fit_shift(acts, probes, top_k=min(16, n_heads) if top_k is None else top_k, direction=direction)
+    elif direction != "mass_mean":
+        raise BadValue(f"direction {direction!r} is for head shifts; residual shifts use the mean difference")
+    else:
+        shift = fit_residual_shift(acts, probes, top_k=1 if top_k is None else top_k)
+    if strength is not None:
+        chosen: Any = shift.scaled(strength)
+    else:
+        metric: Any = pair_probability if are_pairs(questions) else "true_info"
+        chosen = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=metric)
+    record = {**chosen.record, "data": data_record(questions), "questions": [q.key for q in questions]}
+    return Fitted(replace(chosen, record=record), probes)
+
+
+def pair_probability(model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:
+    """Return the mean probability of the pairs' positive sides, as a metric for `choose_strength`."""
+    return float(contrast(model, tokenizer, pairs, edit).probability)
+
+
+def are_pairs(questions: QuestionSet) -> bool:
+    """Return whether these are contrast pairs rather than questions with answers."""
+    return questions.default_format == "bare"
+
+
+def unseen(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:
+    """Return the questions that the shift was not made with.
+
+    Raises:
+        BadDataset: it was made with all of them.
+    """
+    seen = set(shift.record.get("questions", ()))
+    try:
+        return questions.where(lambda q: q.key not in seen)
+    except BadDataset as cause:
+        raise BadDataset(
+            f"the shift was fitted on all {len(questions)} questions of {questions.name}; measure it on others, or fit "
+            "it on a part of them (trimtab fit --held-out)"
+        ) from cause
+
+
+def data_record(questions: QuestionSet) -> dict[str, Any]:
+    """Return name, size and hash of a set of questions, for records."""
+    return {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}
