@@ -6,10 +6,12 @@ import typer
 from typer.core import TyperGroup
 
 from trimtab.cli.build_embedded import build_embedded
+from trimtab.cli.compare import compare
 from trimtab.cli.demo import demo
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
 from trimtab.cli.heads import heads
+from trimtab.cli.report import report
 
 
 class _Guarded(TyperGroup):
@@ -39,6 +41,8 @@ app.command()(demo)
 app.command()(fit)
 app.command()(heads)
 app.command()(generate)
+app.command()(compare)
+app.command()(report)
 app.command()(build_embedded)
 
 

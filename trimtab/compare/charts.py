@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 """Okabe & Ito's colours, told apart by colour-blind readers (yellow darkened for white paper)."""
 MARKERS = "osD^vP*X<>hd"
-Points = Mapping[float, Sequence[tuple[float, float | None]]]
+Points: TypeAlias = dict[float, list[tuple[float, float | None]]]
 """A knob's value -> (score, KL) of the trials that had it."""
 
 
@@ -115,7 +115,7 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
 
 def knob_points(comparison: Comparison) -> dict[str, dict[str, Points]]:
     """Return method -> numeric knob -> value -> (score, KL) of its finished trials on all training questions."""
-    found: dict[str, dict[str, dict[float, list[tuple[float, float | None]]]]] = {}
+    found: dict[str, dict[str, Points]] = {}
     for trial in comparison.trials:
         if trial["status"] != "done" or trial["size"] != comparison.sizes[-1]:
             continue

@@ -30,10 +30,9 @@ class Peak:
 def peak_memory(device: torch.device) -> Iterator[Peak]:
     """Yield a `Peak` that is filled in when the block ends."""
     peak = Peak(kind="gpu allocated" if device.type == "cuda" else "process resident")
+    resettable = device.type != "cuda" and _reset_resident_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        resettable = _reset_resident_peak()
     yield peak
     if device.type == "cuda":
         peak.bytes = torch.cuda.max_memory_allocated(device)

@@ -26,13 +26,14 @@ class TfidfIndex:
         # a question's little words are most of it, so they are kept and their weight left to the document frequency
         self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
         try:
-            self.matrix = self.vectorizer.fit_transform(self.texts)
+            self.matrix: Any = self.vectorizer.fit_transform(self.texts)
         except ValueError as cause:
             raise BadDataset("no words to index: the texts to retrieve from are empty") from cause
 
     def nearest(self, query: str, k: int) -> list[int]:
         """Return the places of the k nearest texts, nearest first; equally near ones in their own order."""
-        scores = (self.matrix @ self.vectorizer.transform([query]).T).toarray()[:, 0]
+        asked: Any = self.vectorizer.transform([query])
+        scores = (self.matrix @ asked.T).toarray()[:, 0]
         return np.argsort(-scores, kind="stable")[:k].tolist()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.datasets import QuestionSet
 from trimtab.datasets.questions import Format
@@ -31,7 +31,7 @@ class ITI:
     direction: Direction = "mass_mean"
     top_ks: tuple[int, ...] = (8, 16, 32)
     alphas: tuple[float | int, ...] = (0.5, 1, 2, 4, 8, 16)
-    format: str | Format | None = None
+    format: Literal["plain", "iti", "bare"] | Format | None = None
     """The statements' form: `"iti"` is the original one-line form; the question set's own if not given."""
 
     @property
@@ -91,7 +91,7 @@ class CAA:
 
     ranks: tuple[int, ...] = (1, 2, 3)
     alphas: tuple[float | int, ...] = (0.25, 0.5, 1, 2, 4, 8)
-    format: str | Format | None = None
+    format: Literal["plain", "iti", "bare"] | Format | None = None
     """The statements' form; the question set's own if not given."""
     name: str = "CAA"
 
