@@ -71,7 +71,7 @@ def stored_bytes(edit: Edit) -> int:
 
 
 def milliseconds_per_token(
-    model: Any, tokenizer: Any, questions: Sequence[str], edit: Edit, *, new_tokens: int = 24
+    model: Any, tokenizer: Any, questions: Sequence[str], edit: Edit, *, new_tokens: int = 16
 ) -> float:
     """Return the time of greedy decoding per new token: the median over the questions, one at a time.
 

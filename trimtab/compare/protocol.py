@@ -263,7 +263,7 @@ class Worker:
             max_new_tokens=meters.max_new_tokens,
         ).rows[0]
         choices = {r["question"]: r for r in row.details["multiple_choice"]}
-        asked = [q.question for q in test[:5]]
+        asked = [q.question for q in test[:3]]
         return {
             "questions": [
                 {
