@@ -83,7 +83,7 @@ def test_test_questions_are_seen_by_nothing_before_the_last_measurement():
 
 
 def test_knobs_are_chosen_on_validation_alone_and_the_chosen_edit_is_what_is_measured(done):
-    folder, result = done
+    folder, _ = done
     job = Job(named([ITI(top_ks=(2, 4), alphas=(1, 400))]), tiny_questions(12), None, Design(2, (0, 1), 2), METERS)
     unit = Unit("ITI", 1, 0, None)
     parts = job.parts(unit)
