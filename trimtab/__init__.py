@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trimtab import compare, datasets, evaluate, models, probes, steer
+    from trimtab import compare, datasets, evaluate, models, peft, probes, steer
     from trimtab.activations import Head, HeadActivations
     from trimtab.edits import Cost, Edit, Method, NoEdit, Prompted, Stacked, TokenMask
     from trimtab.errors import (
@@ -38,6 +38,7 @@ _HOMES = {
     "datasets": "",
     "evaluate": "",
     "models": "",
+    "peft": "",
     "probes": "",
     "steer": "",
     "Head": "activations",
@@ -85,6 +86,7 @@ __all__ = [
     "find_heads",
     "load_model",
     "models",
+    "peft",
     "probes",
     "steer",
 ]

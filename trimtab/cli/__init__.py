@@ -11,7 +11,10 @@ from trimtab.cli.demo import demo
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
 from trimtab.cli.heads import heads
+from trimtab.cli.merge import merge
+from trimtab.cli.methods import methods
 from trimtab.cli.report import report
+from trimtab.cli.tune import tune
 
 
 class _Guarded(TyperGroup):
@@ -44,6 +47,9 @@ app.command()(generate)
 app.command()(compare)
 app.command()(report)
 app.command()(build_embedded)
+app.command()(tune)
+app.command()(methods)
+app.command()(merge)
 
 
 @app.callback()

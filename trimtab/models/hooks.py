@@ -42,6 +42,19 @@ def on_outputs(hooks: Iterable[tuple[nn.Module, Replace]]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def on_arguments(
+    hooks: Iterable[tuple[nn.Module, Callable[[dict[str, Any]], Mapping[str, Any] | None]]],
+) -> Iterator[None]:
+    """Call each function on its module's arguments by name at every forward; those it returns replace the given."""
+    with contextlib.ExitStack() as stack:
+        for module, function in hooks:
+            names = list(inspect.signature(module.forward).parameters)
+            hook = partial(_replace_arguments, function, names)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+@contextlib.contextmanager
 def add_to_heads(
     model: Any,
     deltas: Mapping[Head, Float[Tensor, " d_head"]],
@@ -157,6 +170,21 @@ def _replace_first_input(
     name = next(iter(kwargs))
     new = function(kwargs[name])
     return None if new is None else (args, {**kwargs, name: new})
+
+
+def _replace_arguments(
+    function: Callable[[dict[str, Any]], Mapping[str, Any] | None],
+    names: Sequence[str],
+    module: nn.Module,  # noqa: ARG001
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    placed = dict(zip(names, args, strict=False))
+    new = function({**placed, **kwargs})
+    if new is None:
+        return None
+    by_name = {name: value for name, value in new.items() if name not in placed}
+    return tuple(new.get(name, value) for name, value in placed.items()), {**kwargs, **by_name}
 
 
 def _replace_first_output(function: Replace, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001

@@ -1,0 +1,48 @@
+"""`trimtab merge`: work a tuned edit into the weights and write a plain checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.cli.options import AsJson, Device, Dtype, ModelName, Out, Quantization, Revision
+
+
+def merge(
+    edit: Annotated[
+        Path, typer.Option("--edit", metavar="DIR", help="A folder of `trimtab tune`, or any PEFT adapter.")
+    ],
+    model: ModelName = "embedded",
+    out: Out = Path("runs/merged"),
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="Largest relative difference of logits.", show_default="by dtype"),
+    ] = None,
+    quantization: Quantization = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the tuned model as a plain checkpoint: dequantised, merged, compared, reloaded, compared again.
+
+    Give the model as it was tuned, with the same --quantization. The weights are written in --dtype.
+
+    Example: trimtab merge --edit runs/qlora --quantization nf4-dq --out runs/merged
+    """
+    from trimtab.cli.printing import print_json
+    from trimtab.cli.setup import open_model
+    from trimtab.peft import TunedEdit
+    from trimtab.peft.merging import KIND
+    from trimtab.storage import check_writable
+
+    check_writable(out, KIND)
+    tuned = TunedEdit.load(edit)
+    opened = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    merged = tuned.merge(opened.model, tolerance=tolerance, out=out, tokenizer=opened.tokenizer)
+    result = {"out": str(out), **merged.trimtab_merge}
+    if as_json:
+        print_json(result)
+        return
+    error = result["relative_logit_difference"]
+    typer.echo(f"{tuned.name} merged into {out}: logits differ by {error:.1e} (relative) from the tuned model's")

@@ -1,0 +1,136 @@
+"""`trimtab tune`: tune a model on questions and keep what was learned as an edit."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
+from trimtab.cli.tuning_methods import NAMES
+
+if TYPE_CHECKING:
+    from trimtab.datasets import QuestionSet
+    from trimtab.peft import TunedEdit
+
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]} (see `trimtab methods`).",
+        autocompletion=lambda incomplete: [name for name in NAMES if name.startswith(incomplete)],
+    ),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other field of the method or its recipe; may be repeated."),
+]
+
+
+def tune(
+    method: Method = "lora",
+    model: ModelName = "embedded",
+    data: Data = "folklore",
+    out: Out = Path("runs/tuned"),
+    rank: Annotated[int | None, typer.Option("--rank", help="LoRA's rank.", show_default="8")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.", show_default="3")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Peak.", show_default="the method's own")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Examples in a step.", show_default="16")
+    ] = None,
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    test: Annotated[
+        float, typer.Option("--test", min=0, max=0.9, help="Share of questions held out and measured; 0 for none.")
+    ] = 0.2,
+    quantization: Quantization = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tune the model on the true answers of questions, and write the result as an edit (an adapter where PEFT has one).
+
+    A run that was cut off goes on from its last checkpoint when the same command is given again.
+
+    Example: trimtab tune --method lora --rank 8 --quantization nf4-dq --out runs/qlora
+    """
+    import shutil
+
+    from trimtab.cli.printing import print_json
+    from trimtab.cli.setup import open_model, read_data
+    from trimtab.cli.tuning_methods import chosen_method
+    from trimtab.edits import stopwatch
+    from trimtab.peft.edit import KIND
+    from trimtab.storage import check_writable
+
+    given = {"r": rank, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    chosen = chosen_method(method, {**{k: v for k, v in given.items() if v is not None}, **_parsed(settings)})
+    check_writable(out, KIND)
+    questions = read_data(data, part="development", limit=limit)
+    train, held = questions.split(test=test, seed=seed) if test else (questions, None)
+    with stopwatch() as loading:
+        opened = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    edit = chosen.fit(opened.model, opened.tokenizer, train, seed=seed, out=unfinished)
+    with stopwatch() as evaluating:
+        measured = _measured(opened.model, opened.tokenizer, edit, held) if held else {}
+    edit = edit.with_record(
+        seconds={**edit.record["seconds"], "load": loading[0], "evaluate": evaluating[0]}, measured=measured
+    )
+    edit.save(out)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if as_json:
+        print_json({**edit.record, "name": edit.name, "out": str(out)})
+    else:
+        _show(edit, out)
+
+
+def _parsed(settings: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from trimtab.errors import BadValue
+
+    values = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise BadValue(f"--set takes NAME=VALUE, got {setting!r}")
+        parsed = yaml.safe_load(value)
+        values[name.replace("-", "_")] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return values
+
+
+def _measured(model: Any, tokenizer: Any, edit: "TunedEdit", held: "QuestionSet") -> dict[str, Any]:
+    from trimtab.edits import NoEdit
+    from trimtab.evaluate import multiple_choice
+
+    found: dict[str, Any] = {"questions": len(held)}
+    for name, one in (("untuned", NoEdit()), ("tuned", edit)):
+        scores = multiple_choice(model, tokenizer, held, one)
+        found[name] = {"mc1": scores.mc1.as_dict(), "mc2": scores.mc2.as_dict()}
+    return found
+
+
+def _show(edit: "TunedEdit", out: Path) -> None:
+    from trimtab.cli.printing import print_table
+
+    record = edit.record
+    seconds, speed, measured = record["seconds"], record["ms_per_token"], record["measured"]
+    typer.echo(
+        f"{edit.name}: {edit.cost.trainable_parameters:,} trained numbers, {record['steps']} steps over "
+        f"{record['tokens_seen']:,} tokens, loss {record['losses'][0]:.3f} -> {record['losses'][-1]:.3f}"
+    )
+    typer.echo("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+    typer.echo("peak memory: " + ", ".join(f"{k} {v / 1e6:.0f} MB" for k, v in record["peak_bytes"].items()))
+    typer.echo(f"a generated token: {speed['tuned']:.1f} ms, untuned {speed['untuned']:.1f} ms")
+    if measured:
+        rows = [[name, *(_cell(measured[name][m]) for m in ("mc1", "mc2"))] for name in ("untuned", "tuned")]
+        print_table([f"{measured['questions']} held-out questions", "MC1", "MC2"], rows)
+    typer.echo(f"Written to {out}")
+
+
+def _cell(estimate: dict[str, float]) -> str:
+    return f"{100 * estimate['mean']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"

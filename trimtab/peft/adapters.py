@@ -1,0 +1,226 @@
+"""Methods that Hugging Face PEFT trains: LoRA, (IA)^3 and whatever configuration a user brings."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import peft as hf_peft
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import BadValue, Incompatible
+from trimtab.models.heads import base_of
+from trimtab.peft.method import Attached, Capabilities, HubAdapter, TuningMethod, copy_strictly
+from trimtab.peft.snapshot import Snapshot, seeded
+
+NAME = "default"
+PACKABLE = ("LORA", "IA3", "VERA", "LOHA", "LOKR", "ADALORA", "OFT", "LN_TUNING")
+"""Types known to act on each position by itself, so that several examples may stand in one row."""
+
+
+class AttachedAdapter(Attached):
+    """A PEFT adapter on a live model; the model to call is PEFT's wrapper."""
+
+    def __init__(self, model: Any, config: Any, *, seed: int, what: str) -> None:
+        base = base_of(model)
+        if getattr(base, "peft_config", None):
+            raise Incompatible(f"the model carries an adapter already; detach or merge it before attaching {what}")
+        self.what = what
+        self._snapshot = Snapshot(base)
+        self.free: dict[str, int] = {}
+        """Free numbers in parameters of which only some entries are trained."""
+        try:
+            with seeded(seed, base), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|is_gradient_checkpointing).*")
+                # a copy, since get_peft_model writes into the configuration it is given
+                self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
+            self.model.train(base.training)
+            self._snapshot.restore_modes()
+        except ValueError as cause:
+            self._snapshot.restore()
+            raise BadValue(f"{what} does not fit the model: {str(cause).splitlines()[0]}") from cause
+        except BaseException:
+            self._snapshot.restore()
+            raise
+
+    def restrict(self, masks: Mapping[str, Tensor]) -> None:
+        """Train only the entries of the named parameters where the mask is 1; the others keep their start."""
+        parameters = self.trainable()
+        for name, mask in masks.items():
+            parameter = parameters[name]
+            self.free[name] = int(mask.expand_as(parameter).sum())
+            parameter.register_hook(mask.to(device=parameter.device, dtype=parameter.dtype).mul)
+
+    def n_trainable(self) -> int:
+        """Return how many numbers are free."""
+        return sum(self.free.get(name, p.numel()) for name, p in self.trainable().items())
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the adapter's parameters."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the adapter's state under PEFT's own names."""
+        # "auto" would look for the base's config on the hub; the base's own embeddings are never part of the adapter
+        state = hf_peft.get_peft_model_state_dict(self.model, adapter_name=NAME, save_embedding_layers=False)
+        return {name: tensor.detach() for name, tensor in state.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put an adapter's state in place, strictly."""
+        copy_strictly(self.tensors(), tensors, f"the adapter ({self.what})")
+
+    def merged(self) -> nn.Module:
+        """Return the base with the adapter's update in its weights."""
+        self.model.eval()  # dropout must not be worked in
+        return self.model.merge_and_unload()
+
+    def detach(self) -> None:
+        """Take the adapter off."""
+        self._snapshot.restore()
+
+
+@dataclass(frozen=True)
+class HubBased(TuningMethod):
+    """A method whose parts are a PEFT adapter."""
+
+    @abstractmethod
+    def config(self, model: Any) -> Any:
+        """Return the PEFT configuration for a model."""
+
+    def finish(self, attached: AttachedAdapter) -> None:
+        """Check what was attached, and restrict what is trained; raise `BadValue` if it does not fit."""
+
+    def attach(self, model: Any, *, seed: int) -> AttachedAdapter:
+        """Return the adapter on the model."""
+        self.require_runs_on(model)
+        attached = AttachedAdapter(model, self.config(base_of(model)), seed=seed, what=self.name)
+        try:
+            self.finish(attached)
+        except BaseException:
+            attached.detach()
+            raise
+        return attached
+
+    def parameter_count(self, model_or_config: Any) -> int:
+        """Return how many numbers would be trained, counted on a model without weights."""
+        attached = self.attach(skeleton(model_or_config), seed=0)
+        return attached.n_trainable()
+
+    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
+        """Return the adapter's tensors: they are kept under PEFT's names."""
+        return adapter.tensors
+
+
+@dataclass(frozen=True)
+class Adapter(HubBased):
+    """Any other Hugging Face PEFT method, by its own configuration object: `Adapter(peft.VeraConfig(r=64))`.
+
+    Methods that put virtual tokens or keys before the text are refused: PEFT's give other logits under left padding.
+    `PromptTuning` and `PrefixTuning` do that rightly and read PEFT's files.
+    """
+
+    hub_config: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hub_config, hf_peft.PeftConfig):
+            raise BadValue(f"Adapter takes a configuration of Hugging Face PEFT, got {type(self.hub_config).__name__}")
+        if self.hub_config.is_prompt_learning:
+            raise BadValue(
+                f"PEFT's {self._type} gives other logits under left padding than without padding; use PromptTuning "
+                "or PrefixTuning of trimtab.peft, which read and write PEFT's folders"
+            )
+        if self.hub_config.task_type is None:
+            config = copy.deepcopy(self.hub_config)
+            config.task_type = "CAUSAL_LM"
+            object.__setattr__(self, "hub_config", config)
+
+    @property
+    def _type(self) -> str:
+        return str(getattr(self.hub_config.peft_type, "value", self.hub_config.peft_type))
+
+    @property
+    def name(self) -> str:
+        """PEFT's name of the method."""
+        return f"PEFT {self._type}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What PEFT's class can do; packing only for types known to act on each position by itself."""
+        tuner = hf_peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(self.hub_config.peft_type)
+        mergeable = hasattr(tuner, "merge_and_unload")
+        family = "function composition" if self._type == "IA3" else "parameter composition"
+        return Capabilities(family, mergeable, four_bit=True, packing=self._type in PACKABLE, checkpointing=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """3e-4."""
+        return 3e-4
+
+    def config(self, model: Any) -> Any:  # noqa: ARG002
+        """Return the configuration as given."""
+        return self.hub_config
+
+    def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
+        """Return LoRA's tensors with the update multiplied."""
+        if self._type != "LORA" or self.hub_config.use_dora:
+            return super().scaled_tensors(tensors, factor)
+        return scaled_lora(tensors, factor)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the configuration as plain values."""
+        return {"method": "Adapter", "hub_config": plain_config(self.hub_config)}
+
+    def to_hub(self, tensors: Mapping[str, Tensor], base_name: str) -> HubAdapter:
+        """Return the adapter in PEFT's format."""
+        return HubAdapter(finished_config(self.hub_config, base_name), dict(tensors))
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """Return a PEFT configuration as plain values."""
+    return {k: _plain(v) for k, v in config.to_dict().items()}
+
+
+def finished_config(config: Any, base_name: str) -> dict[str, Any]:
+    """Return what adapter_config.json holds for an adapter on a base model."""
+    return {**plain_config(config), "base_model_name_or_path": base_name, "inference_mode": True}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | tuple | list):
+        return sorted(value) if isinstance(value, set) else [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return getattr(value, "value", value)
+
+
+def scaled_lora(tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
+    """Return LoRA's tensors with each update B A multiplied: B takes the factor."""
+    return {k: v * factor if "lora_B" in k or "lora_embedding_B" in k else v for k, v in tensors.items()}
+
+
+def skeleton(model_or_config: Any) -> Any:
+    """Return the model of a config without weights (on the meta device)."""
+    from transformers import AutoModelForCausalLM
+
+    config = model_or_config if not isinstance(model_or_config, nn.Module) else base_of(model_or_config).config
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def require_modules(model: nn.Module, targets: Iterable[str], what: str) -> None:
+    """Raise `BadValue`, offering the nearest names, if a target is the end of no module's path."""
+    names = [name for name, m in model.named_modules() if name and not isinstance(m, nn.ModuleList)]
+    ends = sorted({name.split(".")[-1] for name in names})
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            close = get_close_matches(target, ends, n=3, cutoff=0.4) or ends
+            raise BadValue(f"{what}: the model has no module {target!r}; the nearest are {', '.join(close[:6])}")

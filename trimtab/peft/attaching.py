@@ -1,0 +1,93 @@
+"""Attaching trainable parts to a live model so that every trace of them can be taken off again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import Incompatible
+from trimtab.models.hooks import is_compiled
+from trimtab.peft.method import Attached, copy_strictly
+
+
+class Parts(Attached):
+    """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them."""
+
+    def __init__(self, model: Any, places: Mapping[str, Tensor], undo: ExitStack, what: str) -> None:
+        self.model, self.places, self.what = model, dict(places), what
+        self.undo = undo.pop_all()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters to train, by name."""
+        return {name: place for name, place in self.places.items() if isinstance(place, nn.Parameter)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parts, detached."""
+        return {name: place.detach() for name, place in self.places.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors into the parts; raises `Incompatible` for other names or shapes."""
+        copy_strictly(self.places, tensors, self.what)
+
+    def detach(self) -> None:
+        """Leave the model exactly as before."""
+        self.undo.close()
+
+
+def require_uncompiled(model: Any) -> None:
+    """Raise `Incompatible` if a graph of the model was compiled already."""
+    if is_compiled(model):
+        raise Incompatible(
+            "the model was compiled before tuning parts were attached, so they would be ignored silently; "
+            "use the uncompiled model"
+        )
+
+
+@contextlib.contextmanager
+def frozen_base(model: Any) -> Iterator[ExitStack]:
+    """Freeze the model and yield a stack to hang further undoing on; all is undone unless `Parts` take it over.
+
+    Raises:
+        Incompatible: the model was compiled, so that what is attached would be ignored silently.
+    """
+    require_uncompiled(model)
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    with ExitStack() as stack:
+        stack.callback(_thaw, before)
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        yield stack
+
+
+def _thaw(before: list[tuple[nn.Parameter, bool, Tensor | None]]) -> None:
+    for parameter, requires_grad, grad in before:
+        parameter.requires_grad_(requires_grad)
+        parameter.grad = grad
+
+
+def hold(owner: nn.Module, name: str, part: nn.Module | nn.Parameter, undo: ExitStack) -> None:
+    """Make `part` a child or parameter of `owner` (so that devices, optimisers and wrappers find it) until undone."""
+    while hasattr(owner, name):  # another edit's part may stand there already
+        name += "_"
+    if isinstance(part, nn.Parameter):
+        owner.register_parameter(name, part)
+    else:
+        part.train(owner.training)
+        owner.add_module(name, part)
+    undo.callback(delattr, owner, name)
+
+
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which parts are kept: half precision would round small steps away."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def empty_linear(d_in: int, d_out: int) -> nn.Linear:
+    """Return a linear module whose weights are still to be filled; no random number is drawn."""
+    return nn.Linear(d_in, d_out, device="meta").to_empty(device="cpu")

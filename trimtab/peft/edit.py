@@ -1,0 +1,208 @@
+"""TunedEdit: a tuned model as an Edit, and its place on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trimtab.edits import Cost, Positions
+from trimtab.errors import BadValue, Incompatible
+from trimtab.models.fingerprint import require_same_model
+from trimtab.peft.method import HubAdapter, TuningMethod
+from trimtab.storage import RECORD, TENSORS, load_result, versions, write_json, written_folder
+
+KIND = "tuned edit"
+HUB_CONFIG, HUB_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class TunedEdit:
+    """What a tuning method learned: an Edit.
+
+    It acts at every position, the prompt's included, whatever `positions` is asked for.
+    """
+
+    method: TuningMethod
+    tensors: Mapping[str, Tensor]
+    """What the method stores, on the CPU."""
+    name: str = ""
+    cost: Cost = field(default_factory=Cost)
+    record: dict[str, Any] = field(default_factory=dict)
+    """The model's fingerprint under "model", the plan, the recipe, times, memory and losses."""
+    strength: float | int = 1.0
+    leaves_prompt_unedited: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.method.name)
+
+    @contextlib.contextmanager
+    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
+        """Yield the tuned model to call; on exit the model is as before.
+
+        Raises:
+            Incompatible: the edit was made for another model, or the model carries an adapter already.
+        """
+        if "model" in self.record:
+            require_same_model(self.record["model"], model, f"the edit {self.name!r}")
+        tensors = dict(self.tensors) if self.strength == 1 else self.method.scaled_tensors(self.tensors, self.strength)
+        attached = self.method.attach(model, seed=self.record.get("seed", 0))
+        try:
+            attached.load(tensors)
+            yield attached.model
+        finally:
+            attached.detach()
+
+    def scaled(self, factor: float | int) -> TunedEdit:
+        """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""
+        factor = float(factor)
+        if not abs(factor) < float("inf"):
+            raise BadValue(f"strength must be a finite number, got {factor}")
+        self.method.scaled_tensors(self.tensors, factor)
+        return replace(self, strength=self.strength * factor)
+
+    def with_record(self, **entries: Any) -> TunedEdit:
+        """Return the edit with entries of its record set."""
+        return replace(self, record={**self.record, **entries})
+
+    def renamed(self, name: str) -> TunedEdit:
+        """Return the edit under another name for tables."""
+        return replace(self, name=name)
+
+    def prompt(self, question: str) -> str | None:  # noqa: ARG002
+        """Return None: tuning leaves the prompt to the measurement."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the method, its settings and the recipe as plain values."""
+        rest = {k: self.record[k] for k in ("recipe", "seed", "data") if k in self.record}
+        return {
+            "kind": KIND,
+            "name": self.name,
+            "strength": self.strength,
+            **_plain(self.method.describe()),
+            **_plain(rest),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the edit to a folder, atomically; as a PEFT adapter too where the method exists there.
+
+        An adapter's tensors are in PEFT's own file alone, with the strength worked in, so that every loader sees the
+        same model.
+        """
+        base_name = self.record.get("model", {}).get("name") or ""
+        edit = self if self.strength == 1 else self.baked()
+        adapter = edit.method.to_hub(edit.tensors, base_name)
+        stored = adapter.tensors if adapter else edit.tensors
+        record = {
+            "kind": KIND,
+            "versions": versions(),
+            "method": edit.method.describe(),
+            "recipe": edit.method.recipe,
+            "name": self.name,
+            "seconds": self.cost.seconds,
+            "trainable_parameters": self.cost.trainable_parameters,
+            "strength": self.strength,
+            "record": self.record,
+            "tensors": {k: list(v.shape) for k, v in stored.items()},
+        }
+        with written_folder(path, KIND) as folder:
+            write_json(folder / RECORD, {**record, "recipe": vars(edit.method.recipe)})
+            contents = {k: v.detach().cpu().clone().contiguous() for k, v in stored.items()}
+            save_file(contents, folder / (HUB_TENSORS if adapter else TENSORS), metadata={"format": "pt"})
+            if adapter:
+                write_json(folder / HUB_CONFIG, adapter.config)
+
+    def merge(
+        self,
+        model: Any,
+        *,
+        dtype: Any = None,
+        tolerance: float | None = None,
+        out: str | Path | None = None,
+        tokenizer: Any = None,
+    ) -> Any:
+        """Return a new plain model with the edit in its weights, compared before and after writing; see `merge`."""
+        from trimtab.peft.merging import merge
+
+        return merge(self, model, dtype=dtype, tolerance=tolerance, out=out, tokenizer=tokenizer)
+
+    def baked(self) -> TunedEdit:
+        """Return the edit with its strength worked into the tensors."""
+        return replace(self, tensors=self.method.scaled_tensors(self.tensors, self.strength), strength=1.0)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TunedEdit:
+        """Return an edit that `save` wrote, or an adapter that Hugging Face PEFT (or a tool that uses it) wrote.
+
+        Raises:
+            Incompatible: anything else, or a file that lacks tensors or holds others.
+        """
+        path = Path(path)
+        if (path / HUB_CONFIG).is_file() and not (path / RECORD).is_file():
+            return cls._from_elsewhere(path)
+        if not (path / HUB_CONFIG).is_file():
+            record, tensors = load_result(path, KIND)
+            return cls._from_record(path, record, dict(tensors), None)
+        record = _read_record(path)
+        tensors = _read_tensors(path / HUB_TENSORS)
+        if record.get("tensors") != {k: list(v.shape) for k, v in tensors.items()}:
+            raise Incompatible(f"the {HUB_TENSORS} at {path} is not the one that its {RECORD} lists: write it again")
+        config = json.loads((path / HUB_CONFIG).read_text(encoding="utf-8"))
+        return cls._from_record(path, record, tensors, config)
+
+    @classmethod
+    def _from_record(
+        cls, path: Path, record: dict[str, Any], tensors: dict[str, Tensor], config: dict[str, Any] | None
+    ) -> TunedEdit:
+        from trimtab.peft.names import method_from_record
+
+        method = method_from_record(record["method"], record["recipe"])
+        if config is not None:
+            tensors = method.from_hub(HubAdapter(config, tensors))
+        cost = Cost(record["seconds"], record["trainable_parameters"], folder_bytes(path))
+        return cls(method, tensors, record["name"], cost, record["record"])
+
+    @classmethod
+    def _from_elsewhere(cls, path: Path) -> TunedEdit:
+        from trimtab.peft.names import method_of_hub
+
+        adapter = HubAdapter(json.loads((path / HUB_CONFIG).read_text()), _read_tensors(path / HUB_TENSORS))
+        method = method_of_hub(adapter, path)
+        tensors = method.from_hub(adapter)
+        cost = Cost(0.0, sum(t.numel() for t in tensors.values()), folder_bytes(path))
+        return cls(method, tensors, method.name, cost, {"made_by": "Hugging Face PEFT"})
+
+
+def folder_bytes(path: Path) -> int:
+    """Return the bytes of a folder's files."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise Incompatible(f"the {RECORD} at {path} cannot be read: write the edit again") from cause
+    if record.get("kind") != KIND:
+        raise Incompatible(f"expected a {KIND} at {path}, found a {record.get('kind')}")
+    return record
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as cause:
+        raise Incompatible(f"{path} cannot be read as safetensors: write the adapter again") from cause

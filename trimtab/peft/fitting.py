@@ -1,0 +1,192 @@
+"""fit_method: attach, plan, train, take what was learned; the one way in which every method is fitted."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import logging as hf_logging
+
+from trimtab.datasets import QuestionSet, SftExample
+from trimtab.edits import Cost
+from trimtab.errors import BadValue, Incompatible
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.heads import base_of
+from trimtab.models.hooks import is_compiled
+from trimtab.models.tokens import input_device, pad_id
+from trimtab.peft.data import Collator, Examples, encode
+from trimtab.peft.edit import TunedEdit
+from trimtab.peft.memory import PeakMemory
+from trimtab.peft.method import Attached, TuningMethod
+from trimtab.peft.packing import packs_exactly
+from trimtab.peft.plan import make_plan
+from trimtab.peft.recipe import Recipe
+from trimtab.peft.runs import RunFolder
+from trimtab.peft.speed import ms_per_token
+from trimtab.peft.training import TuningTrainer
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
+def fit_method(
+    method: TuningMethod,
+    model: Any,
+    tokenizer: Any,
+    train: QuestionSet | Sequence[SftExample],
+    *,
+    seed: int,
+    out: str | Path | None,
+    resume: bool,
+) -> TunedEdit:
+    """Return the tuned edit; see `TuningMethod.fit`."""
+    if is_compiled(model):
+        raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
+    start, peak = time.perf_counter(), PeakMemory(model)
+    recipe = method.recipe
+    data = encode(model, tokenizer, train, recipe)
+    made_on, untuned = fingerprint(model), ms_per_token(model)
+    packing = _packing(method, model)
+    with _attached(method, model, seed) as attached, _checkpointing(model, recipe):
+        plan = make_plan(method, attached, tokenizer, data, steps=n_steps(len(data), recipe), packing=packing)
+        if sys.stderr.isatty():
+            print(plan.to_text(), file=sys.stderr)
+        specification = {
+            "model": made_on,
+            "method": method.describe(),
+            "recipe": asdict(recipe),
+            "data": data.fingerprint,
+            "seed": seed,
+        }
+        with RunFolder.opened(out, specification, resume=resume) as folder:
+            collator = Collator(pad_id(tokenizer), packing)
+            trainer = _trainer(attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None)
+            prepared = time.perf_counter()
+            _train(trainer, folder.checkpoint)
+            trained = time.perf_counter()
+        tensors = {k: v.detach().cpu().clone() for k, v in attached.tensors().items()}
+        tuned = ms_per_token(attached.model)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    record = {
+        **specification,
+        "data": {"fingerprint": data.fingerprint, "name": getattr(train, "name", "pairs"), "n": len(data)},
+        "plan": plan.as_dict(),
+        "seconds": {"prepare": prepared - start, "train": trained - prepared},
+        "examples_seen": trainer.examples_seen,
+        "tokens_seen": trainer.tokens_seen,
+        "steps": trainer.state.global_step,
+        "losses": [round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
+        "peak_bytes": peak.read(),
+        "ms_per_token": {"untuned": untuned, "tuned": tuned},
+    }
+    cost = Cost(time.perf_counter() - start, plan.n_trainable, size)
+    return TunedEdit(method, tensors, method.name, cost, record)
+
+
+def n_steps(n_examples: int, recipe: Recipe) -> int:
+    """Return the optimiser steps of a run on one process."""
+    return recipe.max_steps or math.ceil(math.ceil(n_examples / recipe.batch_size) * recipe.epochs)
+
+
+def _packing(method: TuningMethod, model: Any) -> bool:
+    asked = method.recipe.packing
+    if asked and not method.capabilities.packing:
+        raise BadValue(
+            f"{method.name} cannot be trained on packed rows: its virtual tokens stand once a row; leave packing out"
+        )
+    wanted = method.capabilities.packing if asked is None else asked
+    if not wanted or packs_exactly(model):
+        return wanted
+    if asked:
+        raise BadValue("this model's attention mixes examples that share a row (measured on it); leave packing out")
+    return False
+
+
+@contextlib.contextmanager
+def _attached(method: TuningMethod, model: Any, seed: int) -> Iterator[Attached]:
+    attached = method.attach(model, seed=seed)
+    try:
+        yield attached
+    finally:
+        attached.detach()
+
+
+@contextlib.contextmanager
+def _checkpointing(model: Any, recipe: Recipe) -> Iterator[None]:
+    base = base_of(model)
+    if not recipe.checkpointing:
+        yield
+        return
+    if not getattr(base, "supports_gradient_checkpointing", False):
+        raise BadValue(f"{type(base).__name__} has no gradient checkpointing; leave it out")
+    before = base.is_gradient_checkpointing
+    # the reentrant kind gives a frozen base's adapters no gradients, silently
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if not before:
+            base.gradient_checkpointing_disable()
+
+
+def _trainer(
+    attached: Attached, method: TuningMethod, data: Examples, collator: Collator, *, seed: int, folder: Path, keep: bool
+) -> TuningTrainer:
+    recipe, device = method.recipe, input_device(base_of(attached.model))
+    micro = recipe.micro_batch or recipe.batch_size
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch_size // micro,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        learning_rate=recipe.learning_rate or method.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=OPTIMIZERS[recipe.optimizer],
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        seed=seed,
+        train_sampling_strategy="group_by_length",
+        save_strategy="steps" if keep else "no",
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        use_cpu=device.type == "cpu",
+    )
+    # without a launcher, several visible GPUs would be used by DataParallel, which copies the model at every step
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator)
+
+
+def _train(trainer: TuningTrainer, checkpoint: Path | None) -> None:
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.cuda.OutOfMemoryError as cause:
+        recipe_size = trainer.args.per_device_train_batch_size
+        raise BadValue(
+            f"the GPU ran out of memory with {recipe_size} examples in a forward: set micro_batch to a smaller divisor "
+            "of batch_size, or checkpointing=True; gradients stay those of the whole batch"
+        ) from cause
+    finally:
+        hf_logging.set_verbosity(verbosity)

@@ -1,0 +1,136 @@
+"""Memory: what a step will take by estimate, what is there, and what was taken at the peak."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from trimtab.errors import BadValue
+from trimtab.models.heads import base_of, text_config
+from trimtab.models.tokens import input_device
+from trimtab.peft.recipe import Recipe
+
+OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by what holds them."""
+
+    weights: int
+    """The model's, with the method's parts."""
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The sum: an estimate of the peak."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+    @property
+    def added(self) -> int:
+        """What a step takes beyond the weights that are loaded already."""
+        return self.total - self.weights
+
+
+def estimate(model: Any, n_trainable: int, recipe: Recipe, *, length: int, labelled: int) -> Estimate:
+    """Return an estimate for forwards of `recipe.micro_batch` rows of `length` tokens with `labelled` labels each.
+
+    Activations a layer and token: eight vectors of the model's width and four of the MLP's (attention by SDPA keeps
+    no scores); under checkpointing one vector a layer, and one layer in full.
+    """
+    config, base = text_config(model), base_of(model)
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    size = 2 if recipe.precision or base.dtype in (torch.bfloat16, torch.float16) else base.dtype.itemsize
+    rows = recipe.micro_batch or recipe.batch_size
+    layer = rows * length * (8 * width + 4 * inner) * size
+    kept = rows * length * width * size
+    n_layers = config.num_hidden_layers
+    weights = sum(t.numel() * t.element_size() for t in (*base.parameters(), *base.buffers()))
+    return Estimate(
+        weights=weights,
+        gradients=4 * n_trainable,
+        optimizer=OPTIMIZER_BYTES[recipe.optimizer] * n_trainable,
+        activations=layer + n_layers * kept if recipe.checkpointing else n_layers * layer,
+        # in the model's precision, in float32, and the gradient
+        logits=rows * labelled * config.vocab_size * (size + 8),
+    )
+
+
+def available(model: Any) -> int:
+    """Return the bytes free on the model's device."""
+    device = input_device(model)
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    return psutil.virtual_memory().available
+
+
+def require_memory(
+    model: Any, n_trainable: int, recipe: Recipe, *, length: int, labelled: int, free: int | None = None
+) -> Estimate:
+    """Return the estimate; raises `BadValue`, saying what would fit, if it is more than there is."""
+    free = available(model) if free is None else free
+    wanted = estimate(model, n_trainable, recipe, length=length, labelled=labelled)
+    if wanted.added <= free:
+        return wanted
+    raise BadValue(
+        f"a step would take about {_gb(wanted.added)} beyond the weights, {_gb(free)} are free; "
+        + _what_fits(model, n_trainable, recipe, length, labelled, free)
+    )
+
+
+def _what_fits(model: Any, n_trainable: int, recipe: Recipe, length: int, labelled: int, free: int) -> str:
+    rows = recipe.micro_batch or recipe.batch_size
+    sizes = [n for n in range(rows, 0, -1) if recipe.batch_size % n == 0]
+    for checkpointing in (recipe.checkpointing, True):
+        for n in sizes:
+            smaller = replace(recipe, micro_batch=n, checkpointing=checkpointing)
+            if estimate(model, n_trainable, smaller, length=length, labelled=labelled).added <= free:
+                extra = " and checkpointing=True" if checkpointing and not recipe.checkpointing else ""
+                return f"micro_batch={n}{extra} would fit"
+    return (
+        "no smaller micro_batch would fit either: shorten the examples, take a method with fewer trainable parameters, "
+        "a 4-bit model or an 8-bit optimizer"
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"
+
+
+class PeakMemory:
+    """Measures the peak from its creation on, in bytes."""
+
+    def __init__(self, model: Any) -> None:
+        self._device = input_device(model)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        try:  # Linux: 5 resets the high-water mark of the resident set
+            Path("/proc/self/clear_refs").write_text("5")
+            self._resettable = True
+        except OSError:
+            self._resettable = False
+
+    def read(self) -> dict[str, int]:
+        """Return the peaks: `rss`, and on a GPU `cuda_allocated` and `cuda_reserved`."""
+        found = {"rss": self._rss()}
+        if self._device.type == "cuda":
+            found["cuda_allocated"] = torch.cuda.max_memory_allocated(self._device)
+            found["cuda_reserved"] = torch.cuda.max_memory_reserved(self._device)
+        return found
+
+    def _rss(self) -> int:
+        if self._resettable:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

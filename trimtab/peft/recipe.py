@@ -1,0 +1,65 @@
+"""Recipe: how a method is trained, whatever the method is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trimtab.errors import BadValue
+
+Objective = Literal["true", "true_and_false"]
+SCHEDULES = ("linear", "cosine", "constant")
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Epochs, learning rate, batch size and the levers of speed and memory; the same words for every method."""
+
+    epochs: float | int = 3
+    """Passes over the examples."""
+    max_steps: int | None = None
+    """Ends the run after so many optimiser steps instead."""
+    learning_rate: float | None = None
+    """The method's own if not given."""
+    batch_size: int = 16
+    """Examples in one optimiser step (on each process)."""
+    micro_batch: int | None = None
+    """Examples in one forward; the whole batch if not given. Gradients are those of the whole batch either way."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = 0.06
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    max_length: int | None = None
+    """Longer examples are an error naming the row; the model's context if not given."""
+    packing: bool | None = None
+    """Several short examples in one row; where the method allows it if not given."""
+    checkpointing: bool = False
+    """Non-reentrant gradient checkpointing: less memory, about a third more time."""
+    precision: Literal["bf16", "fp16"] | None = None
+    """Autocast; the model's own dtype if not given."""
+    objective: Objective = "true"
+    """`"true"`: learn the true answers. `"true_and_false"`: the ITI paper's SFT, which also moves away from the false
+    answers and mixes in plain text."""
+    save_every: int = 50
+    """Optimiser steps between checkpoints, where a folder is given."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "micro_batch", "max_steps", "learning_rate", "save_every", "max_length"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise BadValue(f"{name} must be a number above 0, got {value}")
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise BadValue(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("optimizer", OPTIMIZERS),
+            ("precision", (None, "bf16", "fp16")),
+            ("objective", ("true", "true_and_false")),
+        ):
+            if getattr(self, name) not in known:
+                raise BadValue(f"unknown {name} {getattr(self, name)!r}; choose {', '.join(map(str, known))}")
+        if not 0 <= self.warmup < 1:
+            raise BadValue(f"warmup is a share of the steps between 0 and 1, got {self.warmup}")

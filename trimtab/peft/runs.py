@@ -1,0 +1,60 @@
+"""The folder of an unfinished run: what it is a run of, and its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import Incompatible
+from trimtab.peft.training import last_checkpoint
+from trimtab.storage import RECORD, check_writable, write_json
+
+KIND = "unfinished tuning run"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its checkpoints."""
+
+    path: Path
+    checkpoint: Path | None
+    """The whole checkpoint to go on from."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, out: str | Path | None, specification: Mapping[str, Any], *, resume: bool) -> Iterator[RunFolder]:
+        """Yield the folder of a run of this specification; without `out`, a temporary one.
+
+        Raises:
+            Incompatible: `out` holds something else, or a run of another specification.
+        """
+        if out is None:
+            with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
+                yield cls(Path(folder), None)
+            return
+        path = Path(out)
+        check_writable(path, KIND)
+        plain = json.loads(json.dumps(specification, default=str))
+        if (path / RECORD).is_file():
+            held = json.loads((path / RECORD).read_text(encoding="utf-8"))["specification"]
+            if held != plain:
+                differing = sorted(k for k in plain if held.get(k) != plain[k])
+                raise Incompatible(
+                    f"{path} holds a run of another specification ({', '.join(differing)} differ); name another folder"
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / RECORD, {"kind": KIND, "specification": plain})
+        last = last_checkpoint(path) if resume else None
+        for folder in path.glob("checkpoint-*"):
+            if folder != last and not (folder / "complete.json").is_file():
+                shutil.rmtree(folder)  # cut off while it was written
+        if not resume:
+            for folder in path.glob("checkpoint-*"):
+                shutil.rmtree(folder)
+        yield cls(path, last)

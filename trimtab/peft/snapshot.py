@@ -1,0 +1,53 @@
+"""What a model looked like before something was attached to it, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Snapshot:
+    """Remembers a model's modules, modes, trainable flags and own attributes; `restore` puts them back.
+
+    Modules that were replaced or wrapped come back as the same objects. Weights are not copied: what changes them
+    in place must undo that itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._attributes = set(vars(model))
+        self._modules = [(m, dict(m._modules), dict(m._parameters), m.training) for m in model.modules()]
+        self._trainable = [(p, p.requires_grad) for p in model.parameters()]
+
+    def restore_modes(self) -> None:
+        """Put every module of before into its mode of before; modules added since follow the model's."""
+        for module in self._model.modules():
+            module.training = self._model.training
+        for module, _, _, training in self._modules:
+            module.training = training
+
+    def restore(self) -> None:
+        """Leave the model as it was."""
+        for module, children, parameters, training in self._modules:
+            module._modules.clear()
+            module._modules.update(children)
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module.training = training
+        for parameter, requires_grad in self._trainable:
+            parameter.requires_grad_(requires_grad)
+        for name in set(vars(self._model)) - self._attributes:
+            delattr(self._model, name)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, model: Any) -> Iterator[None]:
+    """Run the block with random numbers that the seed decides; the generators are as before afterwards."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,166 @@
+"""The training run: the Hugging Face Trainer with a loss on labelled positions and guards against silent failure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from trimtab.errors import BadValue
+from trimtab.models.heads import base_of, logits_limit
+from trimtab.peft.data import IGNORED
+from trimtab.peft.method import Attached
+from trimtab.storage import write_json
+
+STATE, COMPLETE = "trimtab.safetensors", "complete.json"
+GRADIENT_STEPS = 3
+"""By the end of this step every trainable tensor must have had a gradient."""
+FP16_GRADIENT_STEPS = 10
+"""The same where the first steps may be skipped while the loss scale is found."""
+
+
+class Tuned(nn.Module):
+    """What the Trainer holds: the model to call beside the parts to train, wherever those live."""
+
+    def __init__(self, attached: Attached) -> None:
+        super().__init__()
+        self.model = attached.model
+        self.parts = nn.ParameterList(attached.trainable().values())
+        base = base_of(attached.model)
+        self.config = base.config
+        self._no_split_modules = getattr(base, "_no_split_modules", None)
+        placed = getattr(base, "hf_device_map", None) or {}
+        if len(set(placed.values())) > 1:
+            self.hf_device_map = placed  # the Trainer leaves a model alone that is spread over devices
+        self._one_head = bool(logits_limit(base, 1))
+
+    def forward(self, columns: Tensor, **inputs: Tensor) -> Float[Tensor, "batch column vocab"]:
+        """Return the logits at the given positions; the model's head runs on those alone where it can."""
+        limit = {"logits_to_keep": columns} if self._one_head else {}
+        logits = self.model(**inputs, use_cache=False, **limit).logits
+        return logits if self._one_head else logits[:, columns]
+
+
+class TuningTrainer(Trainer):
+    """A Trainer whose loss is the sum over labelled tokens divided by their number in the whole batch."""
+
+    def __init__(self, attached: Attached, **options: Any) -> None:
+        super().__init__(model=Tuned(attached), **options)
+        self.remove_callback(PrinterCallback)
+        mark = CheckpointMark()
+        mark.trainer = self
+        self.add_callback(mark)
+        self.add_callback(GradientCheck(attached.trainable()))
+        self.attached = attached
+        self.tokens_seen = 0
+        self.examples_seen = 0
+        # the loss below is normalised over the accumulated batch, by the count of labels that this asks for
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the summed loss of the labelled tokens over their number in the whole optimiser batch."""
+        labels, sign, columns = inputs.pop("labels"), inputs.pop("sign"), inputs.pop("columns")
+        inputs.pop("shift_labels")
+        logits = model(columns=columns, **inputs)
+        labels, sign = labels[:, columns], sign[:, columns]
+        chosen = labels != IGNORED
+        total = signed_loss(logits[chosen], labels[chosen], sign[chosen])
+        count = chosen.sum() if num_items_in_batch is None else num_items_in_batch
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            total = total * self.accelerator.num_processes  # gradients are averaged over processes
+        loss = total / count
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Return the loss of one forward and backward; raises `BadValue` if it is not a number."""
+        self.tokens_seen += inputs.pop("n_tokens")
+        self.examples_seen += inputs.pop("n_examples")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(float(loss)):
+            kept = last_checkpoint(Path(self.args.output_dir or "."))
+            where = f"the last good checkpoint is {kept}" if kept else "nothing was saved before it"
+            raise BadValue(
+                f"the loss of step {self.state.global_step + 1} is {float(loss)}: training stopped and {where}; lower "
+                f"the learning rate (it was {self.args.learning_rate:g}) or use bf16 instead of fp16"
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in self.attached.resume_tensors().items()}
+        save_file(tensors, folder / STATE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        folder = Path(resume_from_checkpoint)
+        self.attached.load(load_file(folder / STATE))
+        seen = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        self.tokens_seen, self.examples_seen = seen["tokens"], seen["examples"]
+
+
+def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor) -> Float[Tensor, ""]:
+    """Return the sum over tokens of -log p where the sign is 1, and of -log(1 - p) where it is -1."""
+    negative_log_p = cross_entropy(logits.float(), labels, reduction="none")
+    if bool((sign > 0).all()):
+        return negative_log_p.sum()
+    # unlikelihood (Welleck et al. 2020): cross-entropy itself has no lower bound to move away to
+    away = -torch.log1p(-torch.exp(-negative_log_p).clamp(max=1 - 1e-6))
+    return torch.where(sign > 0, negative_log_p, away).sum()
+
+
+class GradientCheck(TrainerCallback):
+    """Stops a run in which some trainable tensor has had no gradient by the third step."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.silent = dict(parameters)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Look at the gradients of the step."""
+        for name, parameter in list(self.silent.items()):
+            if parameter.grad is not None and bool(parameter.grad.any()):
+                del self.silent[name]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Raise after the third step, naming the tensors."""
+        # an expert that no token was sent to has none
+        silent = [name for name in self.silent if "expert" not in name]
+        if state.global_step == (FP16_GRADIENT_STEPS if args.fp16 else GRADIENT_STEPS) and silent:
+            raise BadValue(
+                f"{len(silent)} trainable tensors have had no gradient after {state.global_step} steps, {silent[0]} "
+                "among them: they would stay as they are; check the method's targets"
+            )
+
+
+class CheckpointMark(TrainerCallback):
+    """Marks a checkpoint as whole once everything in it was written; the mark holds what was seen so far."""
+
+    trainer: TuningTrainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Write the mark."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            seen = {"tokens": self.trainer.tokens_seen, "examples": self.trainer.examples_seen}
+            write_json(folder / COMPLETE, seen)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a run folder, or None."""
+    whole = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
