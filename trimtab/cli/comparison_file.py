@@ -109,14 +109,13 @@ def _questions(said: ComparisonFile) -> "tuple[QuestionSet, QuestionSet | None]"
 def method_of(said: Any) -> "Method":
     """Return the method that an entry of `methods:` means.
 
-    An entry is a name (`iti`), a name with options (`lora: {r: 8}`), or names joined by + for a stack.
+    An entry is a name (`iti`), a name with options (`lora: {r: 8}`), names joined by + for a stack, or
+    `stack: [...]` of such entries. The option `grid` adds knobs to try: `lora: {grid: {epochs: [5, 15]}}`.
 
     Raises:
         BadValue: an unknown name (the known ones are listed) or options that the method does not have.
     """
-    from trimtab.cli.setup import nearest
     from trimtab.compare import Stack
-    from trimtab.errors import BadValue
 
     if isinstance(said, str) and "+" in said:
         return Stack(tuple(method_of(part.strip()) for part in said.split("+")))
@@ -126,17 +125,36 @@ def method_of(said: Any) -> "Method":
             return Stack(tuple(method_of(part) for part in options))
     else:
         name, options = said, {}
-    known = known_methods()
-    if not isinstance(name, str) or name.lower() not in known:
-        raise BadValue(f"unknown method {name!r:.60}{nearest(str(name).lower(), known)}")
+    return _made(name, dict(options or {}))
+
+
+def _made(name: Any, options: dict[str, Any]) -> "Method":
+    from trimtab.cli.setup import nearest
+    from trimtab.cli.tuning_methods import tuning_methods
+    from trimtab.compare import OnQuantized, Widened
+    from trimtab.errors import BadValue
+
+    known, tuned = known_methods(), tuning_methods()
+    key = str(name).lower()
+    if key not in known and key.removeprefix("q") not in tuned:
+        raise BadValue(f"unknown method {name!r:.60}{nearest(key, [*known, *tuned, 'qlora'])}")
+    grid = options.pop("grid", {})
     try:
-        return known[name.lower()](**_tuples(options or {}))
-    except TypeError as cause:
-        raise BadValue(f"the method {name!r} cannot be made from {options!r}: {cause}") from cause
+        if key in known:
+            method = known[key](**_tuples(options))
+        else:
+            # a leading q is a tuning method on a 4-bit copy: qlora
+            plain = key in tuned
+            method = tuned[key if plain else key.removeprefix("q")].with_knobs(_tuples(options))
+            method = method if plain else OnQuantized(method)
+        knobs = tuple((knob, tuple(values)) for knob, values in grid.items())
+    except (TypeError, AttributeError) as cause:
+        raise BadValue(f"the method {name!r} cannot be made from {options!r} and grid {grid!r}: {cause}") from cause
+    return Widened(method, knobs) if knobs else method
 
 
 def known_methods() -> "dict[str, Callable[..., Method]]":
-    """Return name -> what makes the method."""
+    """Return name -> what makes the method, besides the tuning methods."""
     from trimtab.compare import FewShot, Ready, RetrievedFewShot, RetrievedPassages
     from trimtab.edits import NoEdit
     from trimtab.steer import CAA, ITI

@@ -6,6 +6,7 @@ from trimtab.compare.methods import FewShot, Ready, RetrievedFewShot, RetrievedP
 from trimtab.compare.protocol import run, run_job
 from trimtab.compare.results import Comparison, ResultRow, merged
 from trimtab.compare.table import Row, Table, pooled, table
+from trimtab.compare.tuning import OnQuantized, Widened
 
 __all__ = [
     "Comparison",
@@ -14,6 +15,7 @@ __all__ = [
     "ItiRun",
     "Job",
     "Meters",
+    "OnQuantized",
     "Ready",
     "ResultRow",
     "RetrievedFewShot",
@@ -21,6 +23,7 @@ __all__ = [
     "Row",
     "Stack",
     "Table",
+    "Widened",
     "iti_run",
     "merged",
     "pooled",

@@ -82,7 +82,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
         if seen:
             trial, basis = float(np.median([sum(t["seconds"].values()) for t in seen])), f"{len(seen)} trial(s) on disk"
         else:
-            trial = _trial(rates, job, first, settings[0], tuned=hasattr(job.methods[name], "recipe"))
+            trial = _trial(rates, job, first, settings[0], tuned=any("learning_rate" in str(k) for k in settings))
             basis = "a few questions timed now"
         last = len(first.test) * (rates["answer"] + rates["choice"]) + len(job.meters.neutral()[1]) * rates["drift"]
         left = sum(sum(folder.read(u, i) is None for i in range(len(settings))) for u in missing)

@@ -315,8 +315,14 @@ def chosen(records: Sequence[Mapping[str, Any]], kl_budget: float | int | None) 
 
 def _made(edit: Edit, peak: int | None, kind: str) -> dict[str, Any]:
     cost = {**asdict(edit.cost), "bytes_on_disk": stored_bytes(edit), "peak_bytes": peak, "peak_kind": kind}
-    losses = getattr(edit, "losses", None)
-    return {**cost, **({"losses": list(losses)} if losses is not None else {})}
+    losses = _losses(edit)
+    return {**cost, **({"losses": losses} if losses else {})}
+
+
+def _losses(edit: Any) -> list[float]:
+    """Return the training losses of an edit, or of the first part of it that was trained."""
+    parts = [edit, getattr(edit, "edit", None), *getattr(edit, "edits", ())]
+    return next((list(p.record["losses"]) for p in parts if "losses" in getattr(p, "record", ())), [])
 
 
 def _why(mistake: Exception) -> str:
