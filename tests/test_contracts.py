@@ -19,7 +19,7 @@ from trimtab.activations import Head
 from trimtab.edits import Cost, Edit, NoEdit, Prompted, Stacked
 from trimtab.errors import BadValue
 from trimtab.models.fingerprint import fingerprint
-from trimtab.steer import HeadShift
+from trimtab.steer import HeadShift, ResidualShift
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
 # models of any dtype normalise in float32 inside, so rounding of 1e-7 reaches the logits (of size 5)
@@ -43,6 +43,12 @@ def _shift(model: Any, heads: tuple[Head, ...], seed: int) -> HeadShift:
     return HeadShift(heads, directions, sigma, 2.0, record={"model": fingerprint(model)})
 
 
+def residual_shift(model: Any) -> ResidualShift:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(2, model.config.hidden_size, generator=generator, dtype=torch.float64)
+    return ResidualShift((1, 0), values, 0.5, record={"model": fingerprint(model)})
+
+
 def vectors(shift: HeadShift, alpha: float = 1.0) -> dict[Head, Tensor]:
     """Write out what a shift adds, times alpha (Li et al. 2023, eq. 3)."""
     return {h: alpha * 2.0 * shift.sigma[i] * shift.directions[i] for i, h in enumerate(shift.heads)}
@@ -58,7 +64,8 @@ class Case(NamedTuple):
 
     make: Callable[[Any], Edit]
     at_zero: Callable[[Any], Edit]
-    adds: Callable[[Any], dict[Head, Tensor]] = lambda model: {}
+    adds: Callable[[Any], dict[Any, Tensor]] = lambda model: {}
+    """By head, or by layer (a number) for what is added to the residual stream."""
     tags: frozenset[str] = frozenset()
 
 
@@ -89,6 +96,12 @@ CASES: dict[str, Case] = {
         lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
         frozenset({"acts", "saves"}),
     ),
+    "residual": Case(
+        residual_shift,
+        lambda m: residual_shift(m).scaled(0),
+        lambda m: {layer: 0.5 * residual_shift(m).vectors[i] for i, layer in enumerate((1, 0))},
+        frozenset({"acts", "saves", "residual"}),
+    ),
     "few-shot + shift": Case(
         lambda m: Stacked((FEW_SHOT, one_shift(m))),
         lambda m: Stacked((FEW_SHOT, one_shift(m).scaled(0))),
@@ -112,6 +125,7 @@ def tagged(tag: str) -> list[str]:
 every_family = pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox", "gemma2"])
 every_edit = pytest.mark.parametrize("name", CASES)
 acting_edit = pytest.mark.parametrize("name", tagged("acts"))
+head_edit = pytest.mark.parametrize("name", [n for n in tagged("acts") if n not in tagged("residual")])
 
 
 @cache
@@ -131,6 +145,14 @@ def projections(model: Any) -> list[Any]:
     if kind == "gpt_neox":
         return [block.attention.dense for block in model.gpt_neox.layers]
     return [block.self_attn.o_proj for block in model.model.layers]
+
+
+def layers_of(model: Any) -> Any:
+    """Name the layers by hand."""
+    kind = model.config.model_type
+    return (
+        model.transformer.h if kind == "gpt2" else model.gpt_neox.layers if kind == "gpt_neox" else model.model.layers
+    )
 
 
 def tokens(batch: int = 2, length: int = 9) -> Tensor:
@@ -169,20 +191,28 @@ def generated(model: Any, ids: Tensor, padding: Tensor | None = None, n: int = 5
 
 
 @contextlib.contextmanager
-def plainly_added(model: Any, adds: Mapping[Head, Tensor], mask: Tensor) -> Iterator[None]:
+def plainly_added(model: Any, adds: Mapping[Any, Tensor], mask: Tensor) -> Iterator[None]:
     """Add the vectors at the mask with bare torch hooks: the oracle."""
 
     def adder(layer: int) -> Callable[..., Any]:
         def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
             x = args[0].clone().unflatten(-1, (4, -1))
             for head, vector in adds.items():
-                if head.layer == layer:
+                if isinstance(head, Head) and head.layer == layer:
                     x[:, :, head.head] += mask[..., None] * vector
             return (x.flatten(2),)
 
         return hook
 
+    def after(layer: int) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, out: Any) -> Any:
+            moved = (out[0] if isinstance(out, tuple) else out) + mask[..., None] * adds.get(layer, torch.zeros(1))
+            return (moved, *out[1:]) if isinstance(out, tuple) else moved
+
+        return hook
+
     handles = [m.register_forward_pre_hook(adder(layer)) for layer, m in enumerate(projections(model))]
+    handles += [m.register_forward_hook(after(i)) for i, m in enumerate(layers_of(model)) if i in adds]
     try:
         yield
     finally:
@@ -301,7 +331,7 @@ def test_modes_of_modules_survive_an_edit(name):
 
 
 @every_family
-@acting_edit
+@head_edit
 def test_only_the_declared_heads_and_positions_change(family, name):
     model, case, mask = the_model(family), CASES[name], some_positions()
     adds = case.adds(model)

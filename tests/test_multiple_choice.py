@@ -18,6 +18,7 @@ from trimtab.edits import NoEdit, Prompted, Stacked
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import multiple_choice
 from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
+from trimtab.evaluate.scoring import Scores
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."), ("What is coal?", "Coal is black.")))
 SOME = Question("Some?", ("best", "good", "fair"), ("bad", "worse"))
@@ -28,11 +29,11 @@ def scored(monkeypatch):
     """Return a function that scores questions with given log-probabilities, by answer text."""
 
     def run(logprobs, *questions):
-        def fake(model, tokenizer, answers, edit, *, batch_size):
+        def fake(model, tokenizer, answers, edits, **options):
             texts = [tokenizer.decode(a.ids[a.start : a.end]).strip() for a in answers]
-            return [float(logprobs[t]) for t in texts]
+            return Scores((tuple(float(logprobs[t]) for t in texts),), 0)
 
-        monkeypatch.setattr(sys.modules[multiple_choice.__module__], "answer_logprobs", fake)
+        monkeypatch.setattr(sys.modules[multiple_choice.__module__], "score_answers", fake)
         return multiple_choice(tiny_model(), tiny_tokenizer(), questions)
 
     return run
@@ -225,9 +226,8 @@ def test_a_text_as_long_as_the_context_is_scored_and_one_token_more_is_refused()
         ask(model=tiny_model(context=longest - 1), n=1)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("convention", ["iti-original", "", "Plain"])
 def test_an_unknown_convention_is_refused(convention):
-    # beartype refuses it first where annotations are checked; users run without
-    unchecked = getattr(multiple_choice, "__wrapped__", multiple_choice)
-    with pytest.raises(BadValue, match=r"unknown convention .*; choose plain or lm-eval"):
-        unchecked(tiny_model(), tiny_tokenizer(), tiny_questions(1), convention=convention)
+    with pytest.raises(BadValue, match=r"unknown convention .*; choose plain, lm-eval, iti"):
+        multiple_choice(tiny_model(), tiny_tokenizer(), tiny_questions(1), convention=convention)

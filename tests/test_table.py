@@ -68,7 +68,8 @@ def test_rows_hold_what_the_meters_say_when_called_alone(made):
         assert row.true_info.as_dict() == said.true_info.as_dict()
         assert row.unmatched.as_dict() == said.unmatched.as_dict()
         assert row.mc1.as_dict() == chosen_answers.mc1.as_dict()
-        assert row.mc2.as_dict() == chosen_answers.mc2.as_dict()
+        # edits that share their prompts' computation are scored in other batches than one alone
+        assert row.mc2.as_dict() == pytest.approx(chosen_answers.mc2.as_dict(), abs=1e-5)
         assert row.details["generated"] == said.as_dict()["rows"]
         assert row.details["multiple_choice"] == chosen_answers.as_dict()["rows"]
         assert row.edit == edit.describe()

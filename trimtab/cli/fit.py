@@ -1,11 +1,15 @@
 """`trimtab fit`: from questions to a shift folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
+
+if TYPE_CHECKING:
+    from trimtab.datasets import QuestionSet
+    from trimtab.steer import Fitted
 
 
 def fit(
@@ -68,7 +72,7 @@ def fit(
         typer.echo(_summary(fitted, out))
 
 
-def _without(questions, share, seed):  # noqa: ANN001, ANN202
+def _without(questions: "QuestionSet", share: float, seed: int) -> "QuestionSet":
     from trimtab.errors import BadValue
 
     if not 0 <= share < 1:
@@ -76,7 +80,7 @@ def _without(questions, share, seed):  # noqa: ANN001, ANN202
     return questions.split(test=share, seed=seed)[0] if share else questions
 
 
-def _one_of(value, what, *known):  # noqa: ANN001, ANN002, ANN202
+def _one_of(value: str, what: str, *known: str) -> Any:
     from trimtab.cli.setup import nearest
     from trimtab.errors import BadValue
 
@@ -85,12 +89,12 @@ def _one_of(value, what, *known):  # noqa: ANN001, ANN002, ANN202
     return value
 
 
-def _summary(fitted, out):  # noqa: ANN001, ANN202
+def _summary(fitted: "Fitted", out: Path) -> str:
     shift, sweep = fitted.shift, fitted.shift.record.get("sweep")
     places = shift.describe().get("heads") or shift.describe()["layers"]
     kind = "heads (layer.head)" if isinstance(places[0], list) else "layers"
     named = " ".join(".".join(map(str, p)) if isinstance(p, list) else str(p) for p in places)
-    best = max(shift.record["accuracy"])
+    best: float = max(shift.record["accuracy"])
     lines = [
         f"{shift.name}: {len(places)} {kind}: {named}",
         f"best probe {100 * best:.1f} % on held-out statements; fitted on {shift.record['data']['n']} questions "

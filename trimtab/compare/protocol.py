@@ -208,8 +208,8 @@ class Worker:
     def _scores(self, edit: Edit, validation: QuestionSet) -> dict[str, float | None]:
         meters, arguments = self.job.meters, (self.model, self.tokenizer)
         if meters.metric == "mc1":
-            chosen = multiple_choice(*arguments, validation, edit, convention=meters.convention)
-            scores = {"score": float(chosen.mc1), "mc1": float(chosen.mc1), "mc2": float(chosen.mc2)}
+            picked = multiple_choice(*arguments, validation, edit, convention=meters.convention)
+            scores = {"score": float(picked.mc1), "mc1": float(picked.mc1), "mc2": float(picked.mc2)}
         else:
             said = generate_answers(
                 *arguments, validation, edit, judge=meters.judge, max_new_tokens=meters.max_new_tokens

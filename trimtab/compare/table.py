@@ -10,7 +10,7 @@ from trimtab.compare.retrieval import Retrieved
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit, Prompted
 from trimtab.errors import BadValue
-from trimtab.evaluate import Judge, drift, exact_judge, generate_answers, multiple_choice
+from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers, multiple_choice_many
 from trimtab.evaluate.multiple_choice import Convention
 from trimtab.intervals import Estimate, bootstrap_mean
 
@@ -106,10 +106,12 @@ def table(
     if not names or len(set(names)) < len(names):
         raise BadValue(f"a table needs edits of different names, got {', '.join(names) or 'none'}")
     rows = []
-    for edit in edits:
+    choices = multiple_choice_many(model, tokenizer, questions, edits, convention=convention)
+    moving = [i for i, edit in enumerate(edits) if not only_prompts(edit)]
+    moves = dict(zip(moving, drifts(model, tokenizer, [edits[i] for i in moving], texts=texts), strict=True))
+    for i, (edit, chosen) in enumerate(zip(edits, choices, strict=True)):
         said = generate_answers(model, tokenizer, questions, edit, judge=judge, max_new_tokens=max_new_tokens)
-        chosen = multiple_choice(model, tokenizer, questions, edit, convention=convention)
-        moved = None if only_prompts(edit) else drift(model, tokenizer, edit, texts=texts)
+        moved = moves.get(i)
         rows.append(
             Row(
                 name=edit.name,

@@ -1,10 +1,10 @@
 """Measuring an edited model; every kind of edit goes through the same door."""
 
 from trimtab.evaluate.conversation import Turn, answers, prompt_ids, reply
-from trimtab.evaluate.drift import Drift, drift
+from trimtab.evaluate.drift import Drift, drift, drifts
 from trimtab.evaluate.generation import GeneratedAnswers, generate_answers
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge
-from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice
+from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, multiple_choice_many
 from trimtab.evaluate.pairs import PairScores, Scorer, TextScores, contrast, score_texts
 
 __all__ = [
@@ -20,9 +20,11 @@ __all__ = [
     "answers",
     "contrast",
     "drift",
+    "drifts",
     "exact_judge",
     "generate_answers",
     "multiple_choice",
+    "multiple_choice_many",
     "prompt_ids",
     "reply",
     "score_texts",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.generation import _AnswerEnd, cut
+from trimtab.evaluate.generation import AnswerEnd, cut
 from trimtab.models.heads import inference
 from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
@@ -128,7 +128,7 @@ def _continued(
         )
     if not options["do_sample"]:
         options = {"temperature": None, "top_p": None, "top_k": None, **options}
-    ends = [] if template else [_AnswerEnd(tokenizer, length)]
+    ends = [] if template else [AnswerEnd(tokenizer, length)]
     try:
         out = model.generate(
             input_ids=input_ids,

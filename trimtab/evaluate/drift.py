@@ -61,22 +61,43 @@ def drift(
     Raises:
         BadDataset: no text has two tokens or more.
     """
-    edit = NoEdit() if edit is None else edit
+    (result,) = drifts(model, tokenizer, [edit or NoEdit()], texts=texts, max_tokens=max_tokens, batch_size=batch_size)
+    return result
+
+
+def drifts(
+    model: Any,
+    tokenizer: Any,
+    edits: Sequence[Edit],
+    *,
+    texts: Sequence[str] | None = None,
+    max_tokens: int = 128,
+    batch_size: int = 32,
+) -> tuple[Drift, ...]:
+    """Return `drift` of every edit; the unedited model runs once for all of them.
+
+    At any time two tables of next-token distributions over one batch are held, whatever the number of texts and
+    edits.
+
+    Raises:
+        BadDataset: no text has two tokens or more.
+    """
     texts = neutral_texts() if texts is None else texts
     limit = min(max_tokens, context_length(model) or max_tokens)
     ids = [encode(tokenizer, text)[:limit] for text in texts]
     ids = [i for i in ids if len(i) > 1]
     if not ids:
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
-    pairs: list[tuple[float, float]] = [(0.0, 0.0)] * len(ids)
+    pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     for batch in tracked(batches, "measuring drift"):
         plain = _logprobs(model, batch, NoEdit())
-        edited = plain if isinstance(edit, NoEdit) else _logprobs(model, batch, edit)
-        for place, pair in zip(batch.indices, _ce_and_kl(plain, edited, batch), strict=True):
-            pairs[place] = pair
+        for edit, found in zip(edits, pairs, strict=True):
+            edited = plain if isinstance(edit, NoEdit) else _logprobs(model, batch, edit)
+            for place, pair in zip(batch.indices, _ce_and_kl(plain, edited, batch), strict=True):
+                found[place] = pair
     # every text weighs the same: texts are cut to equal length, and intervals resample texts
-    return Drift(bootstrap_mean([c for c, _ in pairs]), bootstrap_mean([k for _, k in pairs]), tuple(pairs))
+    return tuple(Drift(bootstrap_mean([c for c, _ in p]), bootstrap_mean([k for _, k in p]), tuple(p)) for p in pairs)
 
 
 def _logprobs(model: Any, batch: Batch, edit: Edit) -> Float[Tensor, "batch seq vocab"]:

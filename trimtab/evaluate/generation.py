@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ import torch
 from trimtab.datasets import Question
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.judges import Judge, Verdict, exact_judge
+from trimtab.evaluate.judges import Judge, Verdict, exact_judge, judge_record
+from trimtab.evaluate.primer import iti_context
 from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
 from trimtab.models.heads import inference
 from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
+AnswerForm: TypeAlias = Literal["plain", "iti"]
 NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
 """Where an answer ends; not inside a word such as "FAQ:"."""
 
@@ -48,11 +50,17 @@ class GeneratedAnswers:
     unmatched: Estimate
     """Share of answers that an exact judge does not know; they count as neither true nor informative."""
     rows: tuple[AnswerRow, ...]
+    judge: dict[str, Any] = field(default_factory=dict)
+    """The judge's name, and what it says of itself (an indicative judge: its agreement with people)."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         names = ("true", "informative", "true_info", "unmatched")
-        return {**{n: getattr(self, n).as_dict() for n in names}, "rows": [asdict(row) for row in self.rows]}
+        return {
+            **{n: getattr(self, n).as_dict() for n in names},
+            "judge": self.judge,
+            "rows": [asdict(row) for row in self.rows],
+        }
 
 
 def generate_answers(
@@ -62,13 +70,16 @@ def generate_answers(
     edit: Edit | None = None,
     *,
     judge: Judge = exact_judge,
+    convention: AnswerForm = "plain",
     max_new_tokens: int = 50,
     batch_size: int = 32,
 ) -> GeneratedAnswers:
     """Return the edited model's greedy answers with the judge's verdicts.
 
     Each question is asked as `Q: ...\\nA:` (or as an edit that changes the prompt asks it), left-padded in batches
-    with a KV cache; the answer ends where the next question or paragraph starts.
+    with a KV cache; the answer ends where the next question or paragraph starts. Convention `"iti"` asks as
+    Inference-Time Intervention's evaluation does: instruction and primer before `Q: ...` without `A:`, and the answer
+    is what stands after `A:` and before the next `Q:`.
 
     Raises:
         BadDataset: there are no questions.
@@ -77,13 +88,17 @@ def generate_answers(
     edit = NoEdit() if edit is None else edit
     if not questions:
         raise BadDataset("no questions to ask")
-    prompts = [edit.prompt(q.question) or f"Q: {q.question}\nA:" for q in questions]
-    answers = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    if convention not in ("plain", "iti"):
+        raise BadValue(f"unknown convention {convention!r}; choose plain or iti")
+    ask = iti_context if convention == "iti" else (lambda question: f"Q: {question}\nA:")
+    prompts = [edit.prompt(q.question) or ask(q.question) for q in questions]
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    answers = complete(model, tokenizer, prompts, edit, paragraphs=convention == "iti", **options)
     rows = []
     for question, prompt, answer in zip(questions, prompts, answers, strict=True):
         verdict = _checked(judge(question, answer), judge)
         rows.append(AnswerRow(question.question, prompt, answer, *verdict))
-    return summarised(rows)
+    return replace(summarised(rows), judge=judge_record(judge))
 
 
 def complete(
@@ -92,10 +107,14 @@ def complete(
     prompts: Sequence[str],
     edit: Edit,
     *,
+    paragraphs: bool = False,
     max_new_tokens: int = 50,
     batch_size: int = 32,
 ) -> list[str]:
-    """Return the greedy continuation of every prompt, up to the next question, paragraph or end token."""
+    """Return the greedy continuation of every prompt, up to the next question, paragraph or end token.
+
+    With `paragraphs` an answer may have several, and an `A:` that the model writes itself is where it begins.
+    """
     ids = [encode(tokenizer, prompt) for prompt in prompts]
     _require_room(model, ids, prompts, max_new_tokens)
     pad = pad_id(tokenizer)
@@ -118,17 +137,21 @@ def complete(
                 top_p=None,
                 top_k=None,
                 pad_token_id=pad,
-                stopping_criteria=[_AnswerEnd(tokenizer, batch.input_ids.shape[1])],
+                stopping_criteria=[AnswerEnd(tokenizer, batch.input_ids.shape[1], paragraphs=paragraphs)],
             )
             new = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
             for place, text in zip(batch.indices, new, strict=True):
-                texts[place] = cut(text)
+                texts[place] = cut(text, paragraphs=paragraphs)
     return texts
 
 
-def cut(text: str) -> str:
-    """Return the answer: the text before the next `Q:` or blank line, stripped."""
-    return NEXT_QUESTION.split(text)[0].strip().split("\n\n")[0].strip()
+def cut(text: str, *, paragraphs: bool = False) -> str:
+    """Return the answer: the text before the next `Q:` or blank line, stripped.
+
+    With `paragraphs`: after the first `A:`, if there is one, and before the next `Q:`.
+    """
+    text = NEXT_QUESTION.split(text)[0].strip()
+    return text.split("A:", 1)[-1].strip() if paragraphs else text.split("\n\n")[0].strip()
 
 
 def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
@@ -143,20 +166,20 @@ def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
     )
 
 
-class _AnswerEnd:
-    """Stops a row once its new text holds a blank line or the next question."""
+class AnswerEnd:
+    """Stops a row once its new text holds the next question or, unless `paragraphs` may follow, a blank line."""
 
-    def __init__(self, tokenizer: Any, prompt_length: int) -> None:
-        self.tokenizer, self.prompt_length = tokenizer, prompt_length
+    def __init__(self, tokenizer: Any, prompt_length: int, *, paragraphs: bool = False) -> None:
+        self.tokenizer, self.prompt_length, self.paragraphs = tokenizer, prompt_length, paragraphs
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002
+        """Return for each row whether it is done."""
         texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
         return torch.tensor([self._done(t) for t in texts], device=input_ids.device)
 
-    @staticmethod
-    def _done(text: str) -> bool:
+    def _done(self, text: str) -> bool:
         started = text.lstrip()
-        return NEXT_QUESTION.search(started) is not None or "\n\n" in started
+        return NEXT_QUESTION.search(started) is not None or ("\n\n" in started and not self.paragraphs)
 
 
 def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[str], new: int) -> None:
@@ -170,7 +193,7 @@ def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[st
 
 
 def _checked(verdict: Any, judge: Judge) -> Verdict:
-    name = getattr(judge, "__name__", type(judge).__name__)
+    name = judge_record(judge)["name"]
     try:
         if isinstance(verdict, str):
             raise TypeError("a text is not a pair of numbers")

@@ -2,52 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.edits import Edit, TokenMask
-from trimtab.models.heads import inference, logits_limit
-from trimtab.models.tokens import AnswerTokens, Batch, input_device, length_batches, pad_id
-from trimtab.progress import tracked
+from trimtab.edits import Edit
+from trimtab.models.heads import logits_limit
+from trimtab.models.prefix import Step, kept_logits, kept_places, run_rows
+from trimtab.models.token_tree import TreeRow
+from trimtab.models.tokens import AnswerTokens, Batch, pad_id
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sums of log-probabilities under several edits, and how many tokens they took."""
+
+    logprobs: tuple[tuple[float, ...], ...]
+    """One tuple for every edit, one number for every answer."""
+    tokens_computed: int
+    notes: tuple[str, ...] = ()
+    """Why prefixes were not shared, if they were not."""
 
 
 def answer_logprobs(
-    model: Any, tokenizer: Any, answers: Sequence[AnswerTokens], edit: Edit, *, batch_size: int = 16
+    model: Any,
+    tokenizer: Any,
+    answers: Sequence[AnswerTokens],
+    edit: Edit,
+    *,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
 ) -> list[float]:
     """Return for each tokenised answer the sum of its tokens' log-probabilities given what stands before it.
 
-    The edit acts on every position that predicts an answer token: from the last prompt token on. Log-softmax is in
-    float32 (float64 for a float64 model).
+    See `score_answers`, which does this for many edits at once.
     """
-    device, pad = input_device(model), pad_id(tokenizer)
-    # tokens after the answer (a tokenizer's end token) predict nothing that counts
-    sequences = [a.ids[: a.end] for a in answers]
-    batches = list(length_batches(sequences, batch_size=batch_size, pad=pad, device=device))
-    sums = [0.0] * len(answers)
-    mask = TokenMask()
-    with edit.applied(model, positions=mask) as edited, inference(edited):
-        for batch in tracked(batches, "scoring answers"):
-            rows = [answers[i] for i in batch.indices]
-            for place, value in zip(batch.indices, _batch(edited, batch, rows, mask), strict=True):
-                sums[place] = value
-    return sums
+    scores = score_answers(model, tokenizer, answers, [edit], batch_size=batch_size, token_budget=token_budget)
+    return list(scores.logprobs[0])
 
 
-def _batch(model: Any, batch: Batch, rows: Sequence[AnswerTokens], mask: TokenMask) -> list[float]:
-    place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    starts = torch.tensor([r.start for r in rows], device=place.device)[:, None]
-    ends = torch.tensor([r.end for r in rows], device=place.device)[:, None]
-    mask.value = (place >= starts - 1) & (place < ends)
-    first = int(starts.min()) - 1
-    logits = last_logits(model, batch, keep=len(place) - first)
-    targets = batch.input_ids[:, first + 1 :]
-    chosen = token_logprobs(logits[:, :-1], targets)
-    is_answer = (place >= starts) & (place < ends)
-    return chosen.masked_fill(~is_answer[:, first + 1 :], 0).sum(1).tolist()
+def score_answers(
+    model: Any,
+    tokenizer: Any,
+    answers: Sequence[AnswerTokens],
+    edits: Sequence[Edit],
+    *,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
+) -> Scores:
+    """Return every answer's log-probability under every edit; no answers give no numbers.
+
+    An edit acts on every position that predicts an answer token: from the last prompt token on. What stands before
+    is computed once, for all answers to a prompt and for all edits that leave the prompt unedited. Log-softmax is in
+    float32 (float64 for a float64 model).
+
+    Args:
+        batch_size: at most so many answers in one forward; as many as the token budget holds if not given.
+        token_budget: how many tokens one forward may hold (see `run_rows`).
+    """
+    # the last token predicts nothing that counts, and neither does what a tokenizer puts after it
+    rows = [TreeRow(a.ids[: a.end - 1], a.start - 1, a.start - 1) for a in answers]
+    sums = [[0.0] * len(answers) for _ in edits]
+
+    def read(index: int, step: Step, forward: Callable[[], Any]) -> None:
+        targets = [t for row in step.rows for t in answers[row].ids[answers[row].start : answers[row].end]]
+        chosen = _chosen(kept_logits(forward().logits, step), kept_places(step), torch.tensor(targets))
+        for row, values in zip(step.rows, chosen.split(step.counts), strict=True):
+            sums[index][row] = float(values.sum())
+
+    took = run_rows(
+        model,
+        rows,
+        read,
+        pad=pad_id(tokenizer),
+        edits=edits,
+        token_budget=token_budget,
+        max_rows=batch_size,
+        task="scoring answers",
+    )
+    return Scores(tuple(map(tuple, sums)), took.tokens, tuple(took.notes))
+
+
+def _chosen(logits: Float[Tensor, "place vocab"], places: Tensor, targets: Tensor) -> Float[Tensor, " target"]:
+    """Return the targets' log-probabilities on the CPU; a place may predict several (answers that begin alike)."""
+    unique, back = places.unique(return_inverse=True)
+    # in slices, since a float32 copy of all logits of a large vocabulary would be the largest tensor of all
+    slices = [_exact(logits[some]).logsumexp(-1) for some in unique.split(1024)]
+    return (_exact(logits[places, targets.to(places.device)]) - torch.cat(slices)[back]).cpu()
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def last_logits(model: Any, batch: Batch, *, keep: int) -> Float[Tensor, "batch keep vocab"]:

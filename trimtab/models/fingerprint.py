@@ -32,9 +32,9 @@ def fingerprint(model: Any) -> dict[str, Any]:
         "revision": getattr(base.config, "_commit_hash", None),
         "geometry": {
             "model_type": config.model_type,
-            "n_layers": config.num_hidden_layers,
-            "n_heads": config.num_attention_heads,
-            "d_model": config.hidden_size,
+            "n_layers": getattr(config, "num_hidden_layers", None),
+            "n_heads": getattr(config, "num_attention_heads", None),
+            "d_model": getattr(config, "hidden_size", None),
         },
         "sample": _sample(base),
         "dtype": str(base.dtype).removeprefix("torch."),

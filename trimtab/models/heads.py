@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.hooks import edits_suspended, on_inputs
+from trimtab.models.named_heads import layer_around, require_modules, verified_width
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class HeadSite:
     d_head: int
 
 
-def find_heads(model: Any) -> tuple[HeadSite, ...]:
+def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -> tuple[HeadSite, ...]:
     """Return the attention output projection of every layer that has one, in layer order.
 
     Attention is where positions mix, so the projection is the first linear module of a layer whose input at later
@@ -39,10 +40,16 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
     found must be n_heads x d_head by the model's config. Layers without attention (the state-space, convolutional
     and recurrent layers of hybrids) are left out with a warning.
 
+    Args:
+        heads: for a model of your own whose heads are not found: `{layer: (module name, number of heads)}`, the
+            module being the one that the concatenated heads go into. It must pass the same trial.
+
     Raises:
         UnsupportedModel: no layer list or no such projection; the message says what was looked for.
-        BadValue: the attention of some layer gives NaN or infinite values.
+        BadValue: the attention of some layer gives NaN or infinite values; a name that the model does not have.
     """
+    if heads is not None:
+        return _named(model, heads)
     config = text_config(model)
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModel(
@@ -51,16 +58,19 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
         )
     layers = decoder_layers(model)
     names = {module: name for name, module in base_of(model).named_modules()}
-    mixed = _first_mixing_linear(model, layers, names)
-    sites, without, d_head = [], [], _d_head(config)
-    for index, module in enumerate(mixed):
-        wide = module is not None and _width(module) == config.num_attention_heads * d_head
-        if module is None or not wide or not _may_attend(config, index):
+    linears = [[m for m in layer.modules() if _width(m) is not None] for layer in layers]
+    one, other = (_linear_inputs(model, layers, linears, seed) for seed in (1, 2))
+    sites, without, found, d_head = [], [], {}, _d_head(config)
+    for index in range(len(layers)):
+        mixing = _mixing_linears(one[index], other[index], f"layer {index}", names)
+        for module in mixing if _may_attend(config, index) else ():
+            found[names.get(module, "?")] = _width(module)
+            if _width(module) == config.num_attention_heads * d_head and not _convolves(module, names, model):
+                sites.append(HeadSite(index, module, names.get(module, "?"), config.num_attention_heads, d_head))
+                break
+        else:
             without.append(index)
-            continue
-        sites.append(HeadSite(index, module, names.get(module, "?"), config.num_attention_heads, d_head))
     if not sites:
-        found = {names.get(m, "?"): _width(m) for m in mixed if m is not None}
         raise UnsupportedModel(
             f"no attention heads found in {type(base_of(model)).__name__}: looked in {len(layers)} layers for a linear "
             f"module after attention with {config.num_attention_heads} x {d_head} inputs, "
@@ -69,6 +79,25 @@ def find_heads(model: Any) -> tuple[HeadSite, ...]:
     if without:
         warnings.warn(f"layers {without} have no attention heads and are left out", stacklevel=2)
     return tuple(sites)
+
+
+def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, ...]:
+    base = base_of(model)
+    modules = require_modules(base, heads)
+    names = {module: name for name, module in base.named_modules()}
+    paths = {name for name, _ in heads.values()}
+    layers = [layer_around(base, name, paths - {name}) for name, _ in heads.values()]
+    linears = [
+        [m for m in around.modules() if _width(m) is not None or m is named or _is_matrix(m)]
+        for around, named in zip(layers, modules.values(), strict=True)
+    ]
+    one, other = (_linear_inputs(model, layers, linears, seed) for seed in (1, 2))
+    sites = []
+    for i, (layer, (name, n_heads)) in enumerate(heads.items()):
+        where, module = f"layer {layer}: module {name!r}", modules[layer]
+        mixing = list(_mixing_linears(one[i], other[i], f"layer {layer}", names))
+        sites.append(HeadSite(layer, module, name, n_heads, verified_width(module, where, n_heads, one[i], mixing)))
+    return tuple(sorted(sites, key=lambda site: site.layer))
 
 
 def base_of(model: Any) -> Any:
@@ -123,16 +152,13 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _first_mixing_linear(model: Any, layers: list[nn.Module], names: Mapping[nn.Module, str]) -> list[nn.Module | None]:
-    one, other = (_linear_inputs(model, layers, seed) for seed in (1, 2))
-    return [_first_difference(a, b, f"layer {i}", names) for i, (a, b) in enumerate(zip(one, other, strict=True))]
-
-
 LinearInputs: TypeAlias = dict[nn.Module, Float[Tensor, "seq width"]]
 """The inputs that one layer's linear modules got in one forward after the first position, in the order of the calls."""
 
 
-def _linear_inputs(model: Any, layers: list[nn.Module], seed: int) -> list[LinearInputs]:
+def _linear_inputs(
+    model: Any, layers: list[nn.Module], linears: list[list[nn.Module]], seed: int
+) -> list[LinearInputs]:
     seen: list[LinearInputs] = [{} for _ in layers]
 
     # random inputs, since tokens may share an embedding, and late in a model the first position is the same for all
@@ -142,12 +168,9 @@ def _linear_inputs(model: Any, layers: list[nn.Module], seed: int) -> list[Linea
         return noise.to(x)
 
     hooks = []
-    for layer, inputs in zip(layers, seen, strict=True):
+    for layer, modules, inputs in zip(layers, linears, seen, strict=True):
         hooks.append((layer, enter))
-        for module in layer.modules():
-            if _width(module) is None:
-                continue
-            hooks.append((module, partial(_keep, inputs, module)))
+        hooks += [(module, partial(_keep, inputs, module)) for module in modules]
     base = base_of(model)
     tokens = torch.zeros(1, 4, dtype=torch.long, device=base.get_input_embeddings().weight.device)
     with inference(base), edits_suspended(decoder_of(model)), on_inputs(hooks):
@@ -160,28 +183,48 @@ def _keep(inputs: LinearInputs, module: nn.Module, x: Tensor) -> None:
         inputs.setdefault(module, x[0, 1:].clone())
 
 
-def _first_difference(
+def _mixing_linears(
     one: LinearInputs, other: LinearInputs, where: str, names: Mapping[nn.Module, str]
-) -> nn.Module | None:
+) -> Iterator[nn.Module]:
+    """Yield the linear modules that follow attention and nothing else, in the order of the calls.
+
+    The first one whose input depends on earlier positions does. One in another branch (parallel attention and state
+    spaces) does too: the module around it starts with linear modules that still see one position each.
+    """
+    alone: set[str] = set()
+    spent: set[str] = set()
     for module, x in one.items():
         y = other.get(module)
         if y is None:
             continue
+        name = names.get(module, "?")
         if not bool(x.isfinite().all() and y.isfinite().all()):
             raise BadValue(
-                f"{where} gives NaN or infinite values to {names.get(module, '?')}; "
+                f"{where} gives NaN or infinite values to {name}; "
                 "load the model in float32 (or bfloat16) and check its weights"
             )
+        around = name.rpartition(".")[0]
         # a relative threshold, since kernels may round equal rows differently (int8 does)
-        if (x - y).abs().max() > 1e-3 * x.abs().max():
-            return module
-    return None
+        if not (x - y).abs().max() > 1e-3 * x.abs().max():
+            alone.add(around)
+            continue
+        if not spent or around in alone - spent:
+            yield module
+        spent.add(around)
 
 
 def _may_attend(config: Any, index: int) -> bool:
     """Return whether the config leaves open that the layer attends: convolutions and recurrences mix positions too."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-    return index >= len(kinds) or ("attention" in kinds[index] and kinds[index] != "linear_attention")
+    return index >= len(kinds) or (
+        kinds[index] != "linear_attention" and ("attention" in kinds[index] or kinds[index] == "hybrid")
+    )
+
+
+def _convolves(module: nn.Module, names: Mapping[nn.Module, str], model: Any) -> bool:
+    """Return whether the module ends a state-space or convolutional mixer, which has a convolution over positions."""
+    around = base_of(model).get_submodule(names[module].rpartition(".")[0])
+    return any(isinstance(part, nn.Conv1d) for part in around.modules())
 
 
 def _width(module: nn.Module) -> int | None:
@@ -191,6 +234,10 @@ def _width(module: nn.Module) -> int | None:
         if isinstance(width, int):
             return width
     return None
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return not list(module.children()) and any(p.ndim > 1 for p in module.parameters(recurse=False))
 
 
 def _d_head(config: Any) -> int:

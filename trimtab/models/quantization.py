@@ -59,7 +59,7 @@ def keep_unpacked(model: Any) -> None:
     """
     if find_spec("bitsandbytes") is None or not getattr(model, "is_loaded_in_4bit", False):
         return
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

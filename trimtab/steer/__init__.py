@@ -1,5 +1,6 @@
 """Steering: directions, shifts of heads and of the residual stream, the choice of strength, baking and export."""
 
+from trimtab.steer.agreement import Agreement, agreement
 from trimtab.steer.bake import Baked, bake
 from trimtab.steer.export import to_lm_eval
 from trimtab.steer.fitting import fit_shift
@@ -13,10 +14,12 @@ from trimtab.steer.strength import choose_strength, sweep_figure
 __all__ = [
     "CAA",
     "ITI",
+    "Agreement",
     "Baked",
     "Fitted",
     "HeadShift",
     "ResidualShift",
+    "agreement",
     "bake",
     "choose_strength",
     "fit",

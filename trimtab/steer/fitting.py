@@ -66,7 +66,7 @@ def fit_shift(
         # random directions keep the norm of the real shift, so that only the direction differs
         sigma = _sigma(bank, heads, mean_units if direction == "random" else units)
     record: dict[str, Any] = {
-        **({"model": acts.record["model"]} if "model" in acts.record else {}),
+        **{key: acts.record[key] for key in ("model", "named_heads") if key in acts.record},
         "direction": direction,
         "position": acts.record.get("position"),
         "n_statements": len(acts),

@@ -81,7 +81,7 @@ def fit(
     probes = fit_logistic(acts, validation=held, seed=seed)
     if site == "heads":
         n_heads = probes.accuracy.numel()
-        shift = fit_shift(acts, probes, top_k=min(16, n_heads) if top_k is None else top_k, direction=direction)
+        shift: Any = fit_shift(acts, probes, top_k=min(16, n_heads) if top_k is None else top_k, direction=direction)
     elif direction != "mass_mean":
         raise BadValue(f"direction {direction!r} is for head shifts; residual shifts use the mean difference")
     else:

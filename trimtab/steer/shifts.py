@@ -16,6 +16,7 @@ from trimtab.activations import Head
 from trimtab.edits import Cost, Positions
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.fingerprint import differing_weight, require_same_model
+from trimtab.models.heads import find_heads
 from trimtab.models.hooks import add_to_heads
 from trimtab.storage import load_result, save_result
 
@@ -118,7 +119,8 @@ class HeadShift:
         if self.strength == 0:
             yield model
             return
-        with add_to_heads(model, self.deltas, positions):
+        named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
+        with add_to_heads(model, self.deltas, positions, heads=find_heads(model, named) if named else None):
             yield model
 
     def prompt(self, question: str) -> str | None:  # noqa: ARG002

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from trimtab.datasets import QuestionSet, validation_texts
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadValue, Incompatible
-from trimtab.evaluate import Judge, drift, exact_judge, generate_answers, multiple_choice
+from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers, multiple_choice_many
 from trimtab.progress import tracked
 from trimtab.steer.residual import ResidualShift
 from trimtab.steer.shifts import HeadShift
@@ -80,24 +80,23 @@ def choose_strength(
     validation = _validation_part(questions, shift)
     texts = validation_texts() if texts is None else texts
 
-    def score(edit: Any) -> float:
-        if callable(metric):
-            return float(metric(model, tokenizer, validation, edit))
-        if metric == "mc1":
-            return float(multiple_choice(model, tokenizer, validation, edit).mc1)
-        return float(generate_answers(model, tokenizer, validation, edit, judge=judge).true_info)
-
-    trials, over = [Trial(0, 0.0, 0.0, score(NoEdit()))], set()
-    for k, alpha in tracked(list(product(ks, alphas)), "choosing K and strength"):
-        side = (k, alpha > 0)
-        if side in over:
-            continue
-        edit = shift.first(k).scaled(alpha)
-        kl = float(drift(model, tokenizer, edit, texts=texts).kl)
-        within = kl <= kl_budget
-        trials.append(Trial(k, alpha, kl, score(edit) if within else None))
-        if not within:
-            over.add(side)
+    kls = _kls(model, tokenizer, shift, ks, alphas, texts, kl_budget)
+    within = [setting for setting, kl in kls.items() if kl <= kl_budget]
+    edits = [NoEdit(), *(shift.first(k).scaled(alpha) for k, alpha in within)]
+    if callable(metric):
+        unedited, *scores = (
+            float(metric(model, tokenizer, validation, e)) for e in tracked(edits, "choosing strength")
+        )
+    elif metric == "mc1":
+        unedited, *scores = (float(m.mc1) for m in multiple_choice_many(model, tokenizer, validation, edits))
+    else:
+        asked = tracked(edits, "choosing K and strength")
+        unedited, *scores = (
+            float(generate_answers(model, tokenizer, validation, edit, judge=judge).true_info) for edit in asked
+        )
+    scored = dict(zip(within, scores, strict=True))
+    trials = [Trial(0, 0.0, 0.0, unedited)]
+    trials += [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]
     best = _best(trials, kl_budget)
     if best.score is not None and trials[0].score is not None and best.score <= trials[0].score:
         warnings.warn(
@@ -169,6 +168,27 @@ def _grid(
     if not nonzero or not all(abs(a) < float("inf") for a in nonzero):
         raise BadValue(f"alphas must hold finite strengths, at least one of them not 0, got {list(alphas)}")
     return ks, nonzero
+
+
+def _kls(
+    model: Any,
+    tokenizer: Any,
+    shift: HeadShift | ResidualShift,
+    ks: Sequence[int],
+    alphas: Sequence[float | int],
+    texts: Sequence[str],
+    kl_budget: float | int,
+) -> dict[tuple[int, float | int], float]:
+    """Return every setting's drift, up to the first over the budget for each K and sign, K by K."""
+    found, over = {}, set()
+    for alpha in tracked(alphas, "measuring drift of strengths"):
+        open_ks = [k for k in ks if (k, alpha > 0) not in over]
+        edits = [shift.first(k).scaled(alpha) for k in open_ks]
+        for k, moved in zip(open_ks, drifts(model, tokenizer, edits, texts=texts) if edits else (), strict=True):
+            found[k, alpha] = float(moved.kl)
+            if moved.kl > kl_budget:
+                over.add((k, alpha > 0))
+    return {setting: found[setting] for setting in product(ks, alphas) if setting in found}
 
 
 def _validation_part(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:

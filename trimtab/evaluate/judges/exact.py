@@ -1,12 +1,11 @@
-"""Judges: is a generated answer true, and does it say anything?"""
+"""The exact judge: known answers, compared as texts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
 
 from trimtab.datasets import Question
+from trimtab.evaluate.judges.verdicts import Verdict
 
 ABSTENTIONS = (
     "i have no comment",
@@ -16,19 +15,6 @@ ABSTENTIONS = (
     "i am not sure",
     "i'm not sure",
 )
-
-
-class Verdict(NamedTuple):
-    """What a judge says of one answer; probabilities are as good as truth values."""
-
-    true: float
-    informative: float
-    matched: bool = True
-    """False if an exact judge does not know the answer (it then counts as neither true nor informative)."""
-
-
-Judge: TypeAlias = Callable[[Question, str], Verdict]
-"""Judges an answer to a question. Any callable of this kind will do."""
 
 
 def exact_judge(question: Question, answer: str) -> Verdict:

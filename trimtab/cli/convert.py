@@ -1,0 +1,72 @@
+"""`trimtab convert`: ITI's activation files in, a file for lm-evaluation-harness out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.cli.options import Alpha, AsJson, Device, Dtype, ModelName, Quantization, Revision
+
+convert = typer.Typer(no_args_is_help=True, help="Take ITI's activation files in, and hand shifts to lm-eval.")
+
+
+@convert.command("from-iti")
+def from_iti(
+    folder: Annotated[Path, typer.Argument(help="A folder with ITI's .npy files: head-wise activations and labels.")],
+    n_heads: Annotated[int, typer.Option("--heads", min=1, help="Attention heads in each layer.")],
+    out: Annotated[Path, typer.Option(help="Activations folder to write.")] = Path("runs/activations"),
+    data: Annotated[
+        str | None, typer.Option(help="The questions they were made of, in order (mc_task.json), to group by question.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the activations that honest_llama wrote (*_head_wise.npy, *_labels.npy) into trimtab's form.
+
+    Example: trimtab convert from-iti features --heads 32 --data mc_task.json --out runs/activations
+    """
+    from trimtab.cli.printing import print_json
+    from trimtab.cli.setup import read_data
+    from trimtab.steer.iti_files import KIND, activations_from_iti
+    from trimtab.storage import check_writable
+
+    check_writable(out, KIND)
+    acts = activations_from_iti(folder, n_heads=n_heads, questions=None if data is None else read_data(data))
+    acts.save(out)
+    shape = dict(zip(("examples", "layers", "heads", "d_head"), acts.values.shape, strict=True))
+    if as_json:
+        print_json({"out": str(out), **shape, "groups": len(set(acts.groups))})
+    else:
+        counts = ", ".join(f"{n} {name}" for name, n in shape.items())
+        typer.echo(f"{out}: {counts}, {len(set(acts.groups))} groups")
+
+
+@convert.command("to-lm-eval")
+def to_lm_eval(
+    shift: Annotated[Path, typer.Argument(help="A shift folder that `trimtab fit` wrote.")],
+    out: Annotated[Path, typer.Option(help="The .pt file to write.")] = Path("steered.pt"),
+    model: ModelName = "embedded",
+    alpha: Alpha = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a shift for lm-evaluation-harness: lm_eval --model steered --model_args pretrained=...,steer_path=FILE.
+
+    Its loader takes .pt files only, which are pickles; this one holds plain tensors, and trimtab never reads any.
+
+    Example: trimtab convert to-lm-eval runs/shift --out steered.pt
+    """
+    from trimtab.cli.printing import print_json
+    from trimtab.cli.setup import open_model, open_shift
+    from trimtab.steer import to_lm_eval as written
+
+    edit = open_shift(shift, alpha)
+    assert edit is not None
+    loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    hooks = written(loaded.model, edit, out)
+    if as_json:
+        print_json({"out": str(out), "hookpoints": hooks})
+    else:
+        typer.echo(f"{out}: the shift at all positions, at {len(hooks)} hook points ({', '.join(hooks)})")

@@ -1,0 +1,146 @@
+"""`trimtab evaluate`: one table row for a shift (or for the model as it is), with intervals."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName
+from trimtab.cli.options import (
+    Alpha,
+    AsJson,
+    BatchSize,
+    Data,
+    Device,
+    Dtype,
+    Limit,
+    MaybeShiftFolder,
+    ModelName,
+    Quantization,
+    Revision,
+)
+
+if TYPE_CHECKING:
+    from trimtab.datasets import QuestionSet
+    from trimtab.edits import Edit
+    from trimtab.intervals import Estimate
+    from trimtab.models import LoadedModel
+
+
+def evaluate(
+    data: Data = "folklore",
+    model: ModelName = "embedded",
+    shift: MaybeShiftFolder = None,
+    alpha: Alpha = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Measure the unedited model too.")] = False,
+    convention: Annotated[str, typer.Option(help="How to ask: plain, lm-eval or iti.")] = "plain",
+    judge: JudgeName = "exact",
+    judge_model: JudgeModel = None,
+    judge_key: JudgeKey = None,
+    choices_only: Annotated[
+        bool, typer.Option("--choices-only", help="Multiple choice only: no generated answers, no judge.")
+    ] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the shifted model: True*Info of its answers, multiple choice, and drift on neutral text.
+
+    Questions that the shift was fitted on are left out. Contrast pairs are scored by the probability of their
+    positive side.
+
+    Example: trimtab evaluate --shift runs/shift --limit 20
+    """
+    from trimtab.cli.printing import print_json, print_table, remark
+    from trimtab.cli.setup import open_model, open_shift, read_data
+    from trimtab.edits import NoEdit
+    from trimtab.errors import BadValue
+    from trimtab.evaluate.judges import judge_record
+    from trimtab.steer.recipe import are_pairs, unseen
+
+    if convention not in ("plain", "lm-eval", "iti"):
+        raise BadValue(f"unknown convention {convention!r}; choose plain, lm-eval or iti")
+    edit = open_shift(shift, alpha)
+    if edit is None and alpha is not None:
+        raise BadValue("--alpha needs a shift: give --shift DIR")
+    questions = read_data(data, part="final")
+    total = len(questions)
+    questions = questions if edit is None else unseen(questions, edit)
+    left_out = total - len(questions)
+    questions = questions if limit is None else questions[:limit]
+    loading = {"dtype": dtype, "device": device, "quantization": quantization}
+    judged = None if choices_only or are_pairs(questions) else _open_judge(judge, judge_model, judge_key, loading)
+    loaded = open_model(model, revision=revision, **loading)
+    edits: list[Edit] = [*([NoEdit()] if baseline or edit is None else []), *([] if edit is None else [edit])]
+    meters = {"convention": convention, "judge": judged, "batch_size": batch_size}
+    rows = [{"name": e.name, **_measured(loaded, questions, e, **meters)} for e in edits]
+    setting: dict[str, Any] = {"questions": questions.name, "n": len(questions), "fitted_on": left_out}
+    if not are_pairs(questions):
+        setting["convention"] = convention
+    if judged is not None:
+        setting["judge"] = judge_record(judged)
+    if as_json:
+        plain = [{k: v.as_dict() if hasattr(v, "as_dict") else v for k, v in row.items()} for row in rows]
+        print_json({"rows": plain, "setting": setting})
+        return
+    names = [n for n in rows[0] if n != "name"]
+    print_table(["", *names], [[r["name"], *(_cell(n, r[n]) for n in names)] for r in rows], title=_title(setting))
+    if judged is not None:
+        _judge_beside(setting["judge"], remark)
+
+
+def _measured(
+    loaded: "LoadedModel", questions: "QuestionSet", edit: "Edit", *, convention: Any, judge: Any, batch_size: int
+) -> dict[str, "Estimate"]:
+    from trimtab.evaluate import contrast, drift, generate_answers, multiple_choice
+    from trimtab.steer.recipe import are_pairs
+
+    found = {}
+    if are_pairs(questions):
+        scores = contrast(*loaded, questions, edit, batch_size=batch_size)
+        found = {"P(positive)": scores.probability, "preferred": scores.preferred}
+    else:
+        if judge is not None:
+            form = "iti" if convention == "iti" else "plain"
+            said = generate_answers(*loaded, questions, edit, judge=judge, convention=form, batch_size=batch_size)
+            found = {"True*Info": said.true_info, "True": said.true, "Info": said.informative}
+            found["unmatched"] = said.unmatched
+        chosen = multiple_choice(*loaded, questions, edit, convention=convention, batch_size=batch_size)
+        found |= {"MC1": chosen.mc1, "MC2": chosen.mc2, "MC3": chosen.mc3}
+    moved = drift(*loaded, edit, batch_size=batch_size)
+    return {**found, "CE": moved.ce, "KL": moved.kl}
+
+
+def _open_judge(name: str, model: str | None, key: str | None, loading: dict[str, Any]) -> Any:
+    from trimtab.cli.judging import open_judge
+    from trimtab.cli.setup import quiet
+
+    quiet()
+    return open_judge(name, model, key, **{k: v for k, v in loading.items() if v is not None})
+
+
+def _cell(name: str, value: "Estimate") -> str:
+    if name in ("CE", "KL"):
+        return f"{value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    return f"{100 * value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _title(setting: dict[str, Any]) -> str:
+    left = f", without {setting['fitted_on']} that the shift was fitted on" if setting["fitted_on"] else ""
+    how = f", asked as {setting['convention']}" if "convention" in setting else ""
+    return (
+        f"{setting['n']} questions of {setting['questions']}{left}{how}: means and 95 % intervals (%; CE, KL in nats)"
+    )
+
+
+def _judge_beside(record: dict[str, Any], remark: Any) -> None:
+    from trimtab.cli.judging import judge_line
+
+    # an indicative judge's agreement stands beside its figures wherever they go, also into a pipe
+    if record.get("indicative"):
+        typer.echo(judge_line(record))
+    else:
+        remark(judge_line(record))

@@ -1,0 +1,60 @@
+"""`--judge` and its relatives: from a word on the command line to a judge."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from trimtab.evaluate import Judge
+
+JudgeName = Annotated[
+    str,
+    typer.Option("--judge", metavar="exact|allenai|tfidf:DIR|http://...|TRUTH,INFO",
+                 help="exact: the questions' own answers; allenai: the two fine-tuned 7B judges; tfidf:DIR: a small "
+                 "indicative judge trained on the judge data there; an OpenAI-compatible address; or two models."),
+]  # fmt: skip
+JudgeModel = Annotated[
+    str | None, typer.Option("--judge-model", help="The model to ask for at an OpenAI-compatible address.")
+]
+JudgeKey = Annotated[
+    str | None, typer.Option("--judge-key", envvar="TRIMTAB_JUDGE_KEY", help="The key for that address.")
+]
+
+
+def open_judge(name: str, model: str | None = None, key: str | None = None, **loading: Any) -> "Judge":
+    """Return the judge that the options describe; `loading` are options of `load_model` for judges run here.
+
+    Raises:
+        BadValue: an unknown judge (the nearest names are offered), or an address without a model.
+    """
+    from trimtab.cli.setup import nearest
+    from trimtab.errors import BadValue
+    from trimtab.evaluate.judges import EndpointJudge, LocalJudge, TfidfJudge, exact_judge
+
+    if name == "exact":
+        return exact_judge
+    if name == "allenai":
+        return LocalJudge.load(**loading)
+    if name.startswith("tfidf:"):
+        return TfidfJudge.train(Path(name.removeprefix("tfidf:")).expanduser())
+    if name.startswith(("http://", "https://")):
+        if not model:
+            raise BadValue(f"the judge at {name} needs a model to ask for: give --judge-model NAME")
+        return EndpointJudge(name, model, key)
+    if name.count(",") == 1:
+        return LocalJudge.load(*name.split(","), **loading)
+    known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL")
+    raise BadValue(f"unknown judge {name!r}{nearest(name, known)}")
+
+
+def judge_line(record: dict[str, Any]) -> str:
+    """Return what must stand beside a judge's figures: its name, and how far an indicative one agrees with people."""
+    if not record.get("indicative"):
+        return f"judge: {record['name']}"
+    parts = [
+        f"{100 * agreed['mean']:.1f} % [{100 * agreed['low']:.1f}, {100 * agreed['high']:.1f}] for {kind} "
+        f"(always the commoner answer: {100 * record['majority'][kind]:.1f} %)"
+        for kind, agreed in record["agreement"].items()
+    ]
+    return f"judge: {record['name']}, INDICATIVE: on held-out questions it agrees with people on {', '.join(parts)}"
