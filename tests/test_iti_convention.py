@@ -66,7 +66,7 @@ def test_every_answer_ends_in_one_period(scored):
     row = scored("iti", -1, -2, -3, -4, -5)
     assert [a.text for a in row.answers] == ["best.", "good.", "fair.", "bad.", "worse."]
     assert row.prompt == f"{iti_context('Some?')}\nA:"
-    assert [a.text for a in scored("plain", -1, -2, -3, -4, -5).answers][0] == "best"
+    assert next(a.text for a in scored("plain", -1, -2, -3, -4, -5).answers) == "best"
 
 
 def test_the_whole_answer_is_summed_and_none_of_its_tokens_dropped():

@@ -8,12 +8,18 @@ from typer.core import TyperGroup
 from trimtab.cli.bake import bake
 from trimtab.cli.build_embedded import build_embedded
 from trimtab.cli.chat import chat
+from trimtab.cli.compare import compare
 from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
 from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
 from trimtab.cli.heads import heads
+from trimtab.cli.merge import merge
+from trimtab.cli.methods import methods
+from trimtab.cli.report import report
+from trimtab.cli.reproduce import reproduce
+from trimtab.cli.tune import tune
 
 
 class _Guarded(TyperGroup):
@@ -43,6 +49,9 @@ app.command()(demo)
 app.command()(fit)
 app.command()(heads)
 app.command()(generate)
+app.command()(compare)
+app.command()(report)
+app.command()(reproduce)
 app.command()(chat)
 app.command()(evaluate)
 app.command()(bake)

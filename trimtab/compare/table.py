@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trimtab.compare.retrieval import Retrieved
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit, Prompted
 from trimtab.errors import BadValue
@@ -106,7 +107,7 @@ def table(
         raise BadValue(f"a table needs edits of different names, got {', '.join(names) or 'none'}")
     rows = []
     choices = multiple_choice_many(model, tokenizer, questions, edits, convention=convention)
-    moving = [i for i, edit in enumerate(edits) if not isinstance(edit, Prompted)]
+    moving = [i for i, edit in enumerate(edits) if not only_prompts(edit)]
     moves = dict(zip(moving, drifts(model, tokenizer, [edits[i] for i in moving], texts=texts), strict=True))
     for i, (edit, chosen) in enumerate(zip(edits, choices, strict=True)):
         said = generate_answers(model, tokenizer, questions, edit, judge=judge, max_new_tokens=max_new_tokens)
@@ -151,6 +152,11 @@ def pooled(rows: Sequence[Row], name: str) -> Row:
     metrics: dict[str, Any] = {m: mean(m) for m in METRICS}
     draws = {"kind": "draws", "draws": [row.edit for row in rows]}
     return Row(name=name, **metrics, edit=draws, cost=rows[0].cost, details={"draws": [r.as_dict() for r in rows]})
+
+
+def only_prompts(edit: Edit) -> bool:
+    """Return whether the edit leaves the model as it is, so that it has neither CE nor KL of its own."""
+    return isinstance(edit, Prompted | Retrieved)
 
 
 def _cell(value: Estimate | None, *, percent: bool) -> str:

@@ -68,6 +68,22 @@ def load_model(
     return _load(path, where, source, options)
 
 
+def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> Any:
+    """Return the config of the model that `load_model` would load, without its weights.
+
+    Raises:
+        UnsupportedModel: there is no such folder, or it is not a decoder-only language model.
+    """
+    from transformers import AutoConfig
+
+    path, local = _resolve(name)
+    source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
+    with _reading(f"the config of {path} cannot be read"):
+        config = AutoConfig.from_pretrained(path, **source)
+        _check_decoder_only(config, path)
+    return config
+
+
 def embedded_folder() -> Path:
     """Return the folder that holds the embedded model's weights, tokenizer and training record."""
     return Path(str(files("trimtab.models.embedded").joinpath("weights")))

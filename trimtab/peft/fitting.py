@@ -73,7 +73,9 @@ def fit_method(
         }
         with RunFolder.opened(out, specification, resume=resume) as folder:
             collator = Collator(pad_id(tokenizer), packing)
-            trainer = make_trainer(attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None)
+            trainer = make_trainer(
+                attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None
+            )
             prepared = time.perf_counter()
             run_trainer(trainer, folder.checkpoint)
             trained = time.perf_counter()

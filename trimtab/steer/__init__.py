@@ -5,12 +5,15 @@ from trimtab.steer.bake import Baked, bake
 from trimtab.steer.export import to_lm_eval
 from trimtab.steer.fitting import fit_shift
 from trimtab.steer.loading import load_shift
+from trimtab.steer.methods import CAA, ITI
 from trimtab.steer.recipe import Fitted, fit
 from trimtab.steer.residual import ResidualShift, fit_residual_shift
 from trimtab.steer.shifts import HeadShift
 from trimtab.steer.strength import choose_strength, sweep_figure
 
 __all__ = [
+    "CAA",
+    "ITI",
     "Agreement",
     "Baked",
     "Fitted",

@@ -1,0 +1,143 @@
+"""Cluster bootstrap with seeds inside, paired sign-flip tests and Holm's correction: by enumeration and theorems."""
+
+from __future__ import annotations
+
+from itertools import product as every
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.compare.statistics import first, holm, paired, product, question_means, spread
+from trimtab.errors import BadDataset, BadValue
+from trimtab.intervals import bootstrap_mean
+
+
+def columns(*values):
+    return {f"q{i}": np.atleast_1d(np.asarray(v, dtype=float)) for i, v in enumerate(values)}
+
+
+def seeds_of(table):
+    """table[seed][question] -> measurements with one column."""
+    return {s: {f"q{i}": [[float(v)]] for i, v in enumerate(row)} for s, row in enumerate(table)}
+
+
+def enumerated_p(differences):
+    """The sign-flip test written out over all sign patterns."""
+    differences = np.asarray(differences, dtype=float)
+    seen = abs(differences.mean())
+    flips = [abs((differences * signs).mean()) for signs in every((1, -1), repeat=len(differences))]
+    return float(np.mean([f >= seen - 1e-12 for f in flips]))
+
+
+def test_seeds_are_averaged_inside_questions_before_questions_are_resampled():
+    table = np.array([[1, 0, 1, 1], [0, 0, 1, 0]])
+    got = spread(seeds_of(table))
+    assert got.estimate.as_dict() == bootstrap_mean(table.mean(0)).as_dict()
+    assert got.estimate.n == 4  # questions, not answers
+    assert got.between_seeds == pytest.approx(np.std([0.75, 0.25], ddof=1))
+
+
+def test_more_seeds_of_the_same_questions_do_not_narrow_the_interval():
+    row = [1, 0, 1, 1, 0, 1, 0, 0]
+    one, ten = spread(seeds_of([row])), spread(seeds_of([row] * 10))
+    assert (one.estimate.low, one.estimate.high) == (ten.estimate.low, ten.estimate.high)
+    assert one.between_seeds is None
+    assert ten.between_seeds == 0
+
+
+def test_a_question_measured_twice_under_a_seed_counts_once():
+    values = {0: {"q0": [[1.0], [0.0]], "q1": [[1.0]]}}
+    assert float(spread(values).estimate) == 0.75
+    assert question_means(values)["q0"] == [0.5]
+
+
+def test_the_product_is_that_of_the_means_and_not_the_mean_of_the_products():
+    values = {0: {"a": [[1.0, 0.0]], "b": [[0.0, 1.0]]}}
+    assert float(spread(values, product).estimate) == 0.25
+
+
+def test_nothing_measured_is_refused():
+    with pytest.raises(BadDataset, match="no question was measured"):
+        spread({0: {}})
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [([1, 1, 1, 0, 1], [0, 0, 1, 0, 0]), ([0.2, 0.5, 0.9, 0.4], [0.1, 0.7, 0.3, 0.4]), ([1] * 6, [0] * 6)],
+)
+def test_the_paired_test_is_the_sign_flip_test_over_all_sign_patterns(ours, theirs):
+    difference, p = paired(columns(*ours), columns(*theirs))
+    assert float(difference) == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert p == pytest.approx(enumerated_p(np.subtract(ours, theirs)))
+
+
+def test_six_questions_that_all_improve_give_the_smallest_p_there_is():
+    assert paired(columns(*[1] * 6), columns(*[0] * 6))[1] == pytest.approx(2 / 2**6)
+
+
+def test_equal_rows_differ_by_nothing():
+    difference, p = paired(columns(1, 0, 1), columns(1, 0, 1))
+    assert (float(difference), difference.low, difference.high, p) == (0, 0, 0, 1)
+
+
+def test_only_shared_questions_are_paired():
+    ours, theirs = columns(1, 1, 0), columns(0, 1)
+    difference, _ = paired(ours, theirs)
+    assert difference.n == 2
+    with pytest.raises(BadDataset, match="share no question"):
+        paired({"x": np.ones(1)}, theirs)
+
+
+def test_products_are_tested_by_swapping_whole_questions():
+    ours = columns(*[(1, 1), (1, 0), (1, 1), (0, 1)])
+    theirs = columns(*[(0, 1), (1, 1), (0, 0), (0, 1)])
+    difference, p = paired(ours, theirs, product)
+    a, b = np.array(list(ours.values())), np.array(list(theirs.values()))
+
+    def gap(swap):
+        swap = np.array(swap)[:, None]
+        x, y = np.where(swap, b, a).mean(0), np.where(swap, a, b).mean(0)
+        return x[0] * x[1] - y[0] * y[1]
+
+    gaps = [gap(swap) for swap in every((False, True), repeat=4)]
+    assert float(difference) == pytest.approx(gaps[0])
+    tails = np.mean([g >= gaps[0] - 1e-12 for g in gaps]), np.mean([g <= gaps[0] + 1e-12 for g in gaps])
+    assert p == pytest.approx(min(1.0, 2 * min(tails)))
+
+
+def test_p_values_are_uniform_where_nothing_differs():
+    rng = np.random.default_rng(0)
+    ps = []
+    for trial in range(60):
+        data = rng.random((2, 30))
+        ps.append(paired(columns(*data[0]), columns(*data[1]), first, resamples=199, seed=trial)[1])
+    assert 0.3 < np.mean(ps) < 0.7
+    assert np.mean(np.array(ps) <= 0.05) < 0.2
+
+
+def test_holm_agrees_with_the_example_worked_by_hand():
+    # ordered: .005 x 4, .01 x 3, .03 x 2, .04 x 1; then made monotone
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_keeps_the_order_lies_between_p_and_bonferroni_and_rejects_as_the_step_down_rule_does(ps):
+    adjusted = holm(ps)
+    for i, p in enumerate(ps):
+        assert p <= adjusted[i] <= min(1.0, len(ps) * p) + 1e-12
+    assert [adjusted[i] for i in np.argsort(ps, kind="stable")] == sorted(adjusted)
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    rejected = set()
+    for rank, i in enumerate(order):
+        if (len(ps) - rank) * ps[i] > 0.05:
+            break
+        rejected.add(i)
+    assert {i for i, p in enumerate(adjusted) if p <= 0.05} == rejected
+
+
+def test_what_is_no_p_value_is_refused():
+    with pytest.raises(BadValue, match="between 0 and 1"):
+        holm([0.2, 1.5])

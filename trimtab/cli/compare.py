@@ -1,0 +1,77 @@
+"""`trimtab compare`: prompting, steering and tuning on the same questions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimtab.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from trimtab.compare import Comparison, Job
+
+
+def compare(
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file that describes the comparison.", show_default="the shipped methods")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Run folder; running again does what is missing.")] = Path(
+        "runs/comparison"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A small comparison: under 10 minutes on 2 cores.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and an estimate of time, and stop.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what is recorded as failed.")] = False,
+    stop_after: Annotated[
+        float | None,
+        typer.Option("--stop-after", min=1, help="Start no trial after so many seconds.", show_default="never"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare prompting, steering and tuning: fitted, chosen and measured on the same questions.
+
+    The same command in several terminals shares the work, and a killed run loses at most the trial in flight.
+    Afterwards `trimtab report` makes the page.
+
+    Example: trimtab compare --quick --out runs/quick
+    """
+    from trimtab.cli.comparison_file import QUICK_LEFT_OUT, ComparisonFile, job_of, read_comparison_file
+    from trimtab.cli.comparison_file import quick as quick_file
+    from trimtab.cli.printing import print_json, remark
+    from trimtab.cli.setup import open_model
+    from trimtab.compare.estimate import estimate
+    from trimtab.compare.protocol import run_job
+    from trimtab.compare.records import RunFolder
+    from trimtab.errors import BadValue
+
+    if quick and config is not None:
+        raise BadValue("--quick is a comparison of its own; leave out --config, or make your file smaller")
+    said = quick_file() if quick else ComparisonFile() if config is None else read_comparison_file(config)
+    job = job_of(said)
+    loaded = open_model(said.model, **said.load)
+    if dry_run:
+        plan = estimate(*loaded, job, out)
+        print_json(plan.as_dict()) if as_json else typer.echo(plan.to_text())
+        return
+    if retry_failed:
+        remark(f"trying again {RunFolder(out).forget_failures()} failed record(s)")
+    done = run_job(*loaded, job, out, stop_after=stop_after)
+    if quick:
+        remark(f"Left out by --quick: {QUICK_LEFT_OUT}.")
+    print_json(done.as_dict()) if as_json else _show(done, job, out)
+
+
+def _show(done: "Comparison", job: "Job", out: Path) -> None:
+    from trimtab.cli.printing import print_table
+    from trimtab.compare.markdown import COSTS, QUALITY, cost_cells, quality_cells, status
+
+    rows = done.rows(job.design.train_sizes[-1])
+    print_table(
+        QUALITY, [quality_cells(r) for r in rows], title="Means, 95 % intervals over questions, ± between seeds"
+    )
+    print_table(COSTS[:-1], [cost_cells(r)[:-1] for r in rows], title="Costs")
+    for row in rows:
+        for note in row.notes:
+            typer.echo(f"{row.name}: {note}")
+    typer.echo(f"{status(done)}\nRun: {out}. Make the page with: trimtab report {out}")

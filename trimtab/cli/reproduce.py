@@ -1,0 +1,63 @@
+"""`trimtab reproduce`: a published protocol run whole, its printed figures beside ours."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.cli.options import AsJson, Device, Dtype, Limit, ModelName, Quantization, Revision
+
+PROTOCOLS = ("iti-table-1", "iti-2fold")
+
+
+def reproduce(
+    protocol: Annotated[str, typer.Argument(help=f"{' or '.join(PROTOCOLS)}.")],
+    model: ModelName = "huggyllama/llama-7b",
+    data: Annotated[
+        str, typer.Option("--data", metavar="FILE", help="TruthfulQA.csv, mc_task.json, or truthfulqa (the hub).")
+    ] = "truthfulqa",
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.md.")] = Path("runs/reproduce"),
+    judge: Annotated[str, typer.Option(help="exact (known answers only) or local (AllenAI's 7B judges).")] = "local",
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Heads to shift.")] = 48,
+    alpha: Annotated[float, typer.Option(help="Strength, in sigmas of the protocol's own prompt bank.")] = 15.0,
+    dtype: Dtype = None,
+    device: Device = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a published protocol and print its figures beside ours, with the known deviations.
+
+    Figures were published for huggyllama/llama-7b, meta-llama/Llama-2-7b-chat-hf (13b, 70b),
+    meta-llama/Meta-Llama-3-8B-Instruct, circulus/alpaca-7b and AlekseyKorshuk/vicuna-7b.
+
+    Example: trimtab reproduce iti-2fold --model huggyllama/llama-7b --data TruthfulQA.csv
+    """
+    from trimtab.cli.printing import print_json
+    from trimtab.cli.setup import nearest, open_model, read_data
+    from trimtab.compare import Meters
+    from trimtab.compare.reproduce import ITI_METERS, iti_table_1, iti_two_fold
+    from trimtab.errors import BadValue
+    from trimtab.evaluate import exact_judge
+    from trimtab.evaluate.judges import LocalJudge
+    from trimtab.peft import FullFineTuning, Recipe
+    from trimtab.storage import write_json
+
+    if protocol not in PROTOCOLS:
+        raise BadValue(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
+    if judge not in ("exact", "local"):
+        raise BadValue(f"unknown judge {judge!r}; choose exact or local")
+    questions = read_data(data, limit=limit)
+    loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    meters = Meters(judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=dtype), **ITI_METERS)  # pyright: ignore[reportArgumentType]
+    options = {"meters": meters, "top_k": top_k, "alpha": alpha, "name": model}
+    if protocol == "iti-2fold":
+        result = iti_two_fold(*loaded, questions, **options)
+    else:
+        sft = FullFineTuning(recipe=Recipe(objective="true_and_false"))
+        result = iti_table_1(*loaded, questions, sft=sft, **options)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{protocol}.json", result.as_dict())
+    (out / f"{protocol}.md").write_text(result.to_markdown(), encoding="utf-8")
+    print_json(result.as_dict()) if as_json else typer.echo(result.to_markdown())

@@ -1,0 +1,226 @@
+"""The comparison as pictures: intervals, Pareto fronts, low-data curve, knobs, loss curves, probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from trimtab.compare.results import Comparison, ResultRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+"""Okabe & Ito's colours, told apart by colour-blind readers (yellow darkened for white paper)."""
+MARKERS = "osD^vP*X<>hd"
+Points: TypeAlias = dict[float, list[tuple[float, float | None]]]
+"""A knob's value -> (score, KL) of the trials that had it."""
+
+
+def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker for each name; no two share both."""
+    pairs = zip(names, cycle(PALETTE), cycle(MARKERS), strict=False)
+    return {name: {"color": color, "marker": marker} for name, color, marker in pairs}
+
+
+def intervals_figure(rows: Sequence[ResultRow]) -> Figure:
+    """Return True*Info of every row with its 95 % interval, the unedited model's as a line."""
+    shown = [(row, m.estimate) for row in rows if (m := row.metrics["true_info"])]
+    figure, axes = _figure(8, 0.9 + 0.34 * max(1, len(shown)))
+    style = styles([row.method for row, _ in shown])
+    for place, (row, value) in enumerate(reversed(shown)):
+        look = style[row.method]
+        axes.plot([100 * value.low, 100 * value.high], [place, place], color=look["color"], linewidth=2)
+        face = look["color"] if row.variant == "best" else "white"
+        axes.plot(100 * value, place, **look, markerfacecolor=face, markersize=8, linestyle="")
+    if shown:
+        axes.axvline(100 * shown[0][1], color="grey", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
+    axes.set(xlabel="True*Info (%), 95 % interval over questions", xlim=(0, 100))
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the places of the points (cost, gain) that no other point beats, by rising cost.
+
+    A point is beaten by one that costs no more and gains no less, and is better in one of the two.
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front: list[int] = []
+    for i in order:
+        equal = front and points[i] == points[front[-1]]
+        if not front or points[i][1] > points[front[-1]][1] or equal:
+            front.append(i)
+    return front
+
+
+def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
+    """Return True*Info against KL and against the seconds to make it, each with its Pareto front."""
+    figure, (left, right) = _figure(10, 4.6, columns=2)
+    _pareto(left, rows, lambda r: r.metrics["kl"].estimate if r.metrics["kl"] else 0.0)
+    left.set(xlabel="KL(unedited || edited), nats per token (prompting: 0)", ylabel="True*Info (%)", ylim=(0, 104))
+    left.set_xscale("symlog", linthresh=1e-3)
+    _pareto(right, rows, lambda r: r.costs["seconds"])
+    right.set(xlabel="seconds to make", ylim=(0, 104))
+    right.set_xscale("symlog", linthresh=0.1)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def _pareto(axes: Any, rows: Sequence[ResultRow], cost: Callable[[ResultRow], float | None]) -> None:
+    style, shown, points = styles([r.method for r in rows]), [], []
+    for row in rows:
+        gain, x = row.metrics["true_info"], cost(row)
+        if gain is not None and x is not None:
+            shown.append(row)
+            points.append((float(x), 100 * float(gain.estimate)))
+    for row, (x, y) in zip(shown, points, strict=True):
+        face = style[row.method]["color"] if row.variant == "best" else "white"
+        axes.plot(x, y, **style[row.method], markerfacecolor=face, linestyle="", markersize=8, label=row.name)
+    front = [points[i] for i in pareto_front(points)]
+    axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=1, zorder=0, drawstyle="steps-post")
+    axes.grid(alpha=0.3)
+
+
+def low_data_figure(comparison: Comparison) -> Figure | None:
+    """Return True*Info against the number of training questions, or None if only one number was run."""
+    if len(comparison.sizes) < 2:
+        return None
+    figure, axes = _figure(8, 4.6)
+    whole = max((t["n"]["train"] + t["n"]["validation"] for t in comparison.tests if t["status"] == "done"), default=0)
+    curves: dict[str, list[tuple[int, Any]]] = {}
+    for size in comparison.sizes:
+        for row in comparison.rows(size):
+            if row.variant == "best" and (value := row.metrics["true_info"]):
+                curves.setdefault(row.method, []).append((size or whole, value.estimate))
+    for (name, curve), look in zip(curves.items(), styles(list(curves)).values(), strict=True):
+        curve.sort(key=lambda point: point[0])
+        x, y = [n for n, _ in curve], [100 * v for _, v in curve]
+        axes.plot(x, y, **look, label=name)
+        axes.fill_between(
+            x, [100 * v.low for _, v in curve], [100 * v.high for _, v in curve], color=look["color"], alpha=0.08
+        )
+    axes.set(xlabel="training questions, validation part included", ylabel="True*Info (%)", xscale="log", ylim=(0, 104))
+    axes.set_xticks(sorted({n for c in curves.values() for n, _ in c}), minor=False)
+    axes.get_xaxis().set_major_formatter("{x:.0f}")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def knob_points(comparison: Comparison) -> dict[str, dict[str, Points]]:
+    """Return method -> numeric knob -> value -> (score, KL) of its finished trials on all training questions."""
+    found: dict[str, dict[str, Points]] = {}
+    for trial in comparison.trials:
+        if trial["status"] != "done" or trial["size"] != comparison.sizes[-1]:
+            continue
+        for knob, value in _flat(trial["knobs"]):
+            scores = trial["validation"]["score"], trial["validation"]["kl"]
+            found.setdefault(trial["method"], {}).setdefault(knob, {}).setdefault(value, []).append(scores)
+    varied = {
+        m: {k: v for k, v in knobs.items() if len(v) > 1 and not k.endswith("draw")} for m, knobs in found.items()
+    }
+    return {m: knobs for m, knobs in varied.items() if knobs}
+
+
+def knobs_figure(comparison: Comparison) -> Figure | None:
+    """Return the validation score against every knob that varied: learning rates, strengths, numbers of shots."""
+    panels = [(m, k, points) for m, knobs in knob_points(comparison).items() for k, points in knobs.items()]
+    if not panels:
+        return None
+    n_rows = -(-len(panels) // 3)
+    figure, grid = _figure(11, 2.7 * n_rows, columns=3, rows=n_rows)
+    cells = np.atleast_1d(grid).flatten()
+    for axes, (method, knob, points) in zip(cells, panels, strict=False):
+        values = sorted(points)
+        means = [100 * float(np.mean([s for s, _ in points[v]])) for v in values]
+        axes.plot(values, means, color=PALETTE[0], marker="o", label="score")
+        for v in values:
+            axes.plot([v] * len(points[v]), [100 * s for s, _ in points[v]], ".", color=PALETTE[0], alpha=0.35)
+        drifts = [[kl for _, kl in points[v] if kl is not None] for v in values]
+        if all(drifts):
+            other = axes.twinx()
+            other.plot(values, [float(np.mean(d)) for d in drifts], color=PALETTE[1], marker="s", linestyle=":")
+            other.set_yscale("symlog", linthresh=1e-3)
+            other.tick_params(axis="y", colors=PALETTE[1], labelsize="x-small")
+        positive = min(values) > 0 and max(values) / min(values) >= 4
+        axes.set(title=f"{method}: {knob}", ylim=(0, 104), xscale="log" if positive else "linear")
+        axes.title.set_fontsize("small")
+        axes.grid(alpha=0.3)
+    for axes in cells[len(panels) :]:
+        axes.set_visible(False)
+    figure.supylabel("validation score (%)", fontsize="small")
+    return figure
+
+
+def _flat(knobs: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in knobs.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((prefix + key, float(value)))
+    return found
+
+
+def losses_figure(comparison: Comparison) -> Figure | None:
+    """Return the training loss of every method's chosen trials, or None if nothing was trained."""
+    curves: dict[str, list[list[float]]] = {}
+    for test in comparison.tests:
+        if test["status"] == "done":
+            losses = comparison.trial(test, test["best"])["made"].get("losses")
+            if losses:
+                curves.setdefault(test["method"], []).append(losses)
+    if not curves:
+        return None
+    figure, axes = _figure(8, 4.2)
+    for (name, runs), look in zip(curves.items(), styles(list(curves)).values(), strict=True):
+        for i, losses in enumerate(runs):
+            x = np.linspace(0, 1, len(losses))
+            axes.plot(x, losses, color=look["color"], alpha=0.5, linewidth=1, label=name if i == 0 else None)
+    axes.set(xlabel="share of the training run", ylabel="training loss (nats per labelled token)", yscale="log")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def heads_figure(comparison: Comparison) -> Figure | None:
+    """Return the probes' accuracy per head, averaged over folds and seeds, with how often each head was shifted."""
+    edits = [
+        e
+        for t in comparison.tests
+        if t["status"] == "done"
+        for e in [t["measured"][str(t["best"])]["edit"]]
+        if "probe_accuracy" in e and e.get("direction") != "random"
+    ]
+    if not edits:
+        return None
+    accuracy = np.mean([e["probe_accuracy"] for e in edits], axis=0)
+    layers = edits[0]["layers"]
+    figure, axes = _figure(2.2 + 0.42 * accuracy.shape[1], 1.4 + 0.36 * len(layers))
+    image = axes.imshow(100 * accuracy, cmap="cividis", vmin=50, origin="lower", aspect="auto")
+    counts = np.zeros(accuracy.shape, dtype=int)
+    for edit in edits:
+        for layer, head in edit["heads"]:
+            counts[layers.index(layer), head] += 1
+    small = accuracy.size <= 300
+    for (row, head), count in np.ndenumerate(counts):
+        if count and small:
+            color = "white" if accuracy[row, head] < 0.75 else "black"
+            axes.text(head, row, str(count), ha="center", va="center", color=color, fontsize="small")
+    axes.set_yticks(range(len(layers)), [str(x) for x in layers])
+    axes.set(xlabel="head", ylabel="layer", title=f"How often shifted, of {len(edits)}" if small else "")
+    figure.colorbar(image, label="probe accuracy (%)")
+    return figure
+
+
+def _figure(width: float, height: float, *, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns)

@@ -1,0 +1,220 @@
+"""What a comparison will do: its folds, seeds and trials, which questions each part sees, and with what it measures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from trimtab.compare.methods import Ready, name_of
+from trimtab.datasets import QuestionSet, neutral_texts, validation_texts
+from trimtab.edits import Edit, Method, NoEdit
+from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate import Judge, exact_judge
+from trimtab.evaluate.multiple_choice import Convention
+
+BASELINE = NoEdit().name
+
+
+@dataclass(frozen=True)
+class Design:
+    """How often and on what share of the questions: equal for every method."""
+
+    folds: int = 2
+    seeds: tuple[int, ...] = (0, 1, 2)
+    trials: int = 8
+    """Settings that each method may try; a method with fewer settings tries them all."""
+    kl_budget: float | int = 0.1
+    """For the second result: largest KL(unedited || edited) in nats per token on the choosing texts."""
+    validation: float = 0.25
+    """Share of a training fold on which knobs are chosen."""
+    train_sizes: tuple[int | None, ...] = (None,)
+    """Numbers of training questions, validation part included, for a low-data curve; None is all of the fold."""
+
+    def __post_init__(self) -> None:
+        if self.folds < 1 or self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise BadValue(
+                f"a comparison needs folds, trials and seeds, each seed once; got folds={self.folds}, "
+                f"trials={self.trials}, seeds={self.seeds}"
+            )
+        if not self.kl_budget > 0 or not 0 < self.validation < 1:
+            raise BadValue(
+                f"kl_budget must be positive and validation between 0 and 1, got {self.kl_budget} and {self.validation}"
+            )
+        if not self.train_sizes or any(n is not None and n < 3 for n in self.train_sizes):
+            raise BadValue(
+                f"train_sizes must be numbers of 3 questions or more, or None for all, got {self.train_sizes}: two "
+                "are trained on and one chosen on"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "folds": self.folds,
+            "trials": self.trials,
+            "kl_budget": self.kl_budget,
+            "validation": self.validation,
+            "seeds": list(self.seeds),
+            "train_sizes": list(self.train_sizes),
+        }
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What everything is measured with: equal for every method."""
+
+    judge: Judge = exact_judge
+    convention: Convention = "plain"
+    metric: Literal["true_info", "mc1"] = "true_info"
+    """What knobs are chosen by."""
+    texts: Sequence[str] | None = None
+    """Neutral texts: the first fifth for the choice within the KL budget, the rest for the last measurement; trimtab's
+    own if not given."""
+    max_new_tokens: int = 50
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("true_info", "mc1"):
+            raise BadValue(f"unknown metric {self.metric!r}; choose true_info or mc1")
+        if self.texts is not None and len(self.texts) < 2:
+            raise BadDataset(
+                f"{len(self.texts)} neutral texts given; give two or more: one to choose on, the rest to measure on"
+            )
+
+    def neutral(self) -> tuple[list[str], list[str]]:
+        """Return (choosing, measuring) texts; none is in both."""
+        if self.texts is None:
+            return validation_texts(), neutral_texts()
+        cut = max(1, len(self.texts) // 5)
+        return list(self.texts[:cut]), list(self.texts[cut:])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that tell one set of meters from another."""
+        judge = getattr(self.judge, "name", getattr(self.judge, "__name__", type(self.judge).__name__))
+        return {
+            "judge": str(judge),
+            "convention": self.convention,
+            "metric": self.metric,
+            "texts": digest(self.neutral()),
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+class Unit(NamedTuple):
+    """One method in one fold under one seed with one number of training questions."""
+
+    method: str
+    fold: int
+    seed: int
+    size: int | None
+
+
+class Parts(NamedTuple):
+    """The questions that a unit trains on, chooses on and is measured on."""
+
+    train: QuestionSet
+    validation: QuestionSet
+    test: QuestionSet
+
+
+@dataclass(frozen=True)
+class Job:
+    """A comparison: methods by name, questions, design and meters."""
+
+    methods: Mapping[str, Method]
+    questions: QuestionSet
+    test: QuestionSet | None
+    """The questions to measure on; each fold's held-out part if not given."""
+    design: Design
+    meters: Meters = field(default_factory=Meters)
+
+    def __post_init__(self) -> None:
+        if self.test is None and self.design.folds < 2:
+            raise BadValue("one fold leaves no questions to test on; choose two or more folds, or give test questions")
+        if self.test is not None:
+            shared = {q.key for q in self.questions} & {q.key for q in self.test}
+            if shared:
+                raise BadValue(f"{len(shared)} test questions are also training questions, such as {min(shared)!r}")
+        for seed, fold, size in product(self.design.seeds, range(self.design.folds), self.design.train_sizes):
+            self.parts(Unit("", fold, seed, size))
+
+    def _folds(self, seed: int) -> list[tuple[QuestionSet, QuestionSet]]:
+        n = self.design.folds
+        if n > len(self.questions):
+            raise BadDataset(self._too_few(f"{n} folds of {len(self.questions)} questions"))
+        if n == 1:
+            assert self.test is not None
+            return [(self.questions, self.test)]
+        return [(train, self.test or held) for train, held in self.questions.folds(n, seed)]
+
+    @property
+    def units(self) -> list[Unit]:
+        """Every unit, cheap to lose first: all methods of one fold and seed before the next."""
+        d = self.design
+        return [Unit(m, f, s, n) for n in d.train_sizes for s in d.seeds for f in range(d.folds) for m in self.methods]
+
+    def parts(self, unit: Unit) -> Parts:
+        """Return a unit's questions: they depend on fold, seed and size only, so they are the same for every method.
+
+        Smaller training sets are parts of larger ones (before the validation part is taken).
+
+        Raises:
+            BadDataset: fewer than two questions to train on or none to choose on.
+        """
+        fold, held = self._folds(unit.seed)[unit.fold]
+        if unit.size is not None and unit.size < len(fold):
+            order = np.random.default_rng([unit.seed, unit.fold, 1]).permutation(len(fold))
+            fold = fold.select(sorted(order[: unit.size]))
+        n_validation = max(1, round(self.design.validation * len(fold)))
+        if len(fold) - n_validation < 2 or len(held) < 2:
+            raise BadDataset(self._too_few(f"fold {unit.fold} with {len(fold)} to train on and {len(held)} to test on"))
+        order = np.random.default_rng([unit.seed, unit.fold, 2]).permutation(len(fold))
+        train, validation = (fold.select(sorted(o)) for o in (order[n_validation:], order[:n_validation]))
+        return Parts(train, validation, held)
+
+    def _too_few(self, what: str) -> str:
+        return (
+            f"{self.questions.name}: {what} is too small: every fold needs two questions to train on, one to choose on "
+            "and two to test on; give more questions or fewer folds"
+        )
+
+    def settings(self, method: str) -> list[Mapping[str, Any]]:
+        """Return the settings that a method tries: the same ones in every fold and under every seed."""
+        grid = list(self.methods[method].grid)
+        if len(grid) <= self.design.trials:
+            return grid
+        order = np.random.default_rng(0).permutation(len(grid))[: self.design.trials]
+        return [grid[i] for i in sorted(order)]
+
+
+def named(methods: Sequence[Method | Edit] | Mapping[str, Method | Edit]) -> dict[str, Method]:
+    """Return methods by name, ready edits made into methods, and the unedited model first.
+
+    Raises:
+        BadValue: no methods; two of one name; something that is neither a method nor an edit.
+    """
+    pairs = list(methods.items()) if isinstance(methods, Mapping) else [(name_of(m), m) for m in methods]
+    if not pairs:
+        raise BadValue("no methods to compare; give one or more, such as trimtab.steer.ITI()")
+    found: dict[str, Method] = {BASELINE: Ready(NoEdit())}
+    for name, method in pairs:
+        ready = Ready(method) if isinstance(method, Edit) and not isinstance(method, Method) else method
+        if not isinstance(ready, Method):
+            raise BadValue(
+                f"{method!r:.60} is neither a Method (grid, fit) nor an Edit; methods are instances, as ITI()"
+            )
+        if name in found and name != BASELINE:
+            raise BadValue(f"two methods are called {name!r}; pass a mapping from names to methods")
+        if not list(ready.grid):
+            raise BadValue(f"the method {name!r} has an empty grid; it needs one setting or more, {{}} if no knobs")
+        found[name] = ready
+    return found
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,143 @@
+"""The comparison's tables as cells of text, and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.compare.results import Comparison, ResultRow
+from trimtab.compare.statistics import PairedDifference, Spread
+
+PERCENT = {"true_info": "True*Info", "true": "True", "info": "Info", "mc1": "MC1", "mc2": "MC2"}
+NATS = {"ce": "CE", "kl": "KL"}
+QUALITY = ("", *PERCENT.values(), *NATS.values())
+DIFFERENCES = ("", "True*Info − baseline", "p", "p (Holm)", "MC1 − baseline", "p", "p (Holm)", "questions")
+COSTS = ("", "fitted or stored numbers", "on disk", "seconds to make", "peak memory", "ms per token", "chosen settings")
+HOW_TO_READ = (
+    "True*Info is mean(True) x mean(Info). Percentages and CE, KL (nats per token on neutral text, against the "
+    "unedited model; none for prompting) are means with 95 % intervals: questions (or texts) "
+    "resampled, seeds averaged inside; "
+    "± is the standard deviation between seeds. Differences are paired by question; p by a sign-flip test over "
+    "questions, then corrected by Holm's procedure over the rows of the table. Every method tried the same number of "
+    "settings on validation questions; a row 'within KL budget' is the best of them that kept it."
+)
+
+
+def quality_cells(row: ResultRow) -> list[str]:
+    """Return a row's measurements as text."""
+    percent = [_spread(row.metrics[m], percent=True) for m in PERCENT]
+    return [row.name, *percent, *(_spread(row.metrics[m], percent=False) for m in NATS)]
+
+
+def difference_cells(row: ResultRow) -> list[str]:
+    """Return a row's paired differences to the unedited model as text."""
+    parts = [row.name]
+    for metric in ("true_info", "mc1"):
+        parts += _difference(row.differences.get(metric))
+    return [*parts, str(row.differences["true_info"].n) if row.differences else "-"]
+
+
+def cost_cells(row: ResultRow) -> list[str]:
+    """Return a row's costs as text."""
+    c = row.costs
+    return [
+        row.name,
+        "-" if c["trainable_parameters"] is None else f"{c['trainable_parameters']:,.0f}",
+        size(c["bytes_on_disk"]),
+        "-" if c["seconds"] is None else f"{c['seconds']:.3g}",
+        size(c["peak_bytes"]),
+        "-" if c["ms_per_token"] is None else f"{c['ms_per_token']:.3g}",
+        "; ".join(f"{_knobs(s)} ({n}x)" for s, n in row.settings[:3]) or "-",
+    ]
+
+
+def size(n_bytes: float | None) -> str:
+    """Return a number of bytes for reading."""
+    if n_bytes is None:
+        return "-"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.3g} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def status(comparison: Comparison) -> str:
+    """Return a sentence on how far the run has got."""
+    whole = len(comparison.methods) * len(comparison.sizes) * comparison.n_units
+    failed = sum(t["status"] == "failed" for t in comparison.tests)
+    failures = f" {failed} of them failed; the notes say why." if failed else ""
+    if comparison.finished:
+        return f"Finished: {whole} measurements.{failures}"
+    return f"NOT FINISHED: {len(comparison.tests)} of {whole} measurements are there.{failures}"
+
+
+def facts(specification: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was run and on what, for reading."""
+    s, design, meters, model = specification, specification["design"], specification["meters"], specification["model"]
+    questions = f"{s['questions']['n']} of {s['questions']['name']} (hash {s['questions']['fingerprint']})"
+    test = s["test"] and f"{s['test']['n']} of {s['test']['name']} (hash {s['test']['fingerprint']})"
+    return {
+        "Model": f"{model['name'] or 'unnamed'}, {model['dtype']}, quantization {model['quantization'] or 'none'}",
+        "Training questions": questions,
+        "Test questions": test or "each fold's held-out part",
+        "Design": f"{design['folds']} fold(s), seeds {', '.join(map(str, design['seeds']))}, up to {design['trials']} "
+        f"trials per method, {100 * design['validation']:.0f} % of a training fold to choose on",
+        "Chosen by": f"{meters['metric']} on validation questions; KL budget {design['kl_budget']} nats per token",
+        "Judge": f"{meters['judge']}, answers of up to {meters['max_new_tokens']} tokens, greedy; multiple choice "
+        f"{meters['convention']}",
+        "Neutral texts": f"hash {meters['texts']}",
+        "Hardware": s["hardware"],
+        "Versions": ", ".join(f"{k} {v}" for k, v in s["versions"].items()),
+    }
+
+
+def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
+    """Return status, tables, notes and facts as Markdown."""
+    rows = comparison.rows(comparison.sizes[-1])
+    lines = [f"# {title}", "", status(comparison), "", HOW_TO_READ, ""]
+    lines += [*table_lines(QUALITY, map(quality_cells, rows)), ""]
+    lines += [*table_lines(DIFFERENCES, map(difference_cells, (r for r in rows if r.differences))), ""]
+    lines += [*table_lines(COSTS, map(cost_cells, rows)), ""]
+    for smaller in comparison.sizes[:-1]:
+        lines += [f"## {smaller or 'All'} training questions", ""]
+        lines += [*table_lines(QUALITY, map(quality_cells, comparison.rows(smaller))), ""]
+    notes = [f"- {row.name}: {note}" for row in rows for note in row.notes]
+    lines += ["## Notes", "", *(notes or ["- none"]), "", "## What was run", ""]
+    lines += [f"- {key}: {value}" for key, value in facts(comparison.specification).items()]
+    lines += [f"- {name}: `{text}`" for name, text in comparison.specification["methods"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def table_lines(heads: Sequence[str], rows: Any) -> list[str]:
+    """Return a Markdown table's lines."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    return lines + ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+
+
+def _spread(value: Spread | None, *, percent: bool) -> str:
+    if value is None:
+        return "-"
+    scale, digits = (100, 1) if percent else (1, 3)
+    e = value.estimate
+    seeds = "" if value.between_seeds is None else f" ± {scale * value.between_seeds:.{digits}f}"
+    return f"{scale * e:.{digits}f} [{scale * e.low:.{digits}f}, {scale * e.high:.{digits}f}]{seeds}"
+
+
+def _difference(value: PairedDifference | None) -> list[str]:
+    if value is None:
+        return ["-", "-", "-"]
+    d = value.difference
+    return [f"{100 * d:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", f"{value.p:.4f}", f"{value.p_holm:.4f}"]
+
+
+def _knobs(text: str) -> str:
+    return _plain(json.loads(text)) or "no knobs"
+
+
+def _plain(knobs: Mapping[str, Any]) -> str:
+    parts = (
+        f"{k}: {_plain(v)}" if isinstance(v, Mapping) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+        for k, v in knobs.items()
+    )
+    return ", ".join(parts)

@@ -1,0 +1,176 @@
+"""report: a run as one HTML file that opens offline, and as Markdown."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.compare import charts
+from trimtab.compare.design import BASELINE
+from trimtab.compare.markdown import (
+    COSTS,
+    DIFFERENCES,
+    HOW_TO_READ,
+    QUALITY,
+    cost_cells,
+    difference_cells,
+    facts,
+    quality_cells,
+    status,
+    to_markdown,
+)
+from trimtab.compare.results import Comparison, ResultRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+N_ANSWERS = 12
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0.2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid #ccc; padding-bottom: 0.2rem; }
+.scroll { overflow-x: auto; } svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: 13px; margin: 0.8rem 0; }
+th, td { text-align: right; padding: 0.3rem 0.6rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
+th { background: #f3f3f3; } th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: nowrap; }
+td small { color: #555; display: block; white-space: nowrap; }
+table.text td, table.text th { text-align: left; font-weight: 400; white-space: normal; min-width: 8rem; }
+table.text td:first-child { font-weight: 600; }
+.true::before { content: "✓ "; color: #0072B2; font-weight: 700; }
+.false::before { content: "✗ "; color: #D55E00; font-weight: 700; }
+.status { padding: 0.5rem 0.8rem; border-left: 5px solid #0072B2; background: #eef5fa; }
+.status.open { border-color: #D55E00; background: #fdf1ea; font-weight: 600; }
+figcaption { color: #444; font-size: 13px; } figure { margin: 1rem 0; }
+"""
+CAVEATS = (
+    "An exact judge knows only the answers that the question lists: a true answer in other words counts as neither.",
+    "Intervals resample questions, not folds or seeds; the spread between seeds stands beside them.",
+    "Every method had the same number of trials, not the same time: seconds and memory are in the cost table. Times "
+    "were taken while whatever else ran on the machine was running.",
+    "Few-shot and retrieval see the training questions in the prompt; steering and tuning see them when they are "
+    "fitted. A model that already knows the answers can be pushed to give them; one that does not cannot.",
+)
+
+
+def write_report(comparison: Comparison, folder: str | Path, *, title: str = "Editing against tuning") -> list[Path]:
+    """Write `report.html` and `report.md` to a folder and return their paths; a half-finished run is marked as such."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    page, text = folder / "report.html", folder / "report.md"
+    page.write_text(to_html(comparison, title=title), encoding="utf-8")
+    text.write_text(to_markdown(comparison, title=title), encoding="utf-8")
+    return [page, text]
+
+
+def to_html(comparison: Comparison, *, title: str = "Editing against tuning") -> str:
+    """Return one page with everything in it: no scripts, no requests, pictures as SVG."""
+    rows = comparison.rows(comparison.sizes[-1])
+    mark = "" if comparison.finished else " open"
+    parts = [
+        f"<h1>{_safe(title)}</h1>",
+        f'<p class="status{mark}">{_safe(status(comparison))}</p>',
+        f"<p>{_safe(HOW_TO_READ)}</p>",
+        "<h2>What it does</h2>",
+        _table(QUALITY, map(quality_cells, rows)),
+        _picture(charts.intervals_figure(rows), "Filled: best settings. Hollow: best within the KL budget."),
+        "<h2>Against the unedited model</h2>",
+        _table(DIFFERENCES, (difference_cells(r) for r in rows if r.differences)),
+        "<h2>What it costs</h2>",
+        _table(COSTS, map(cost_cells, rows)),
+        _picture(charts.pareto_figure(rows), "The grey line joins the rows that no other row beats on both axes."),
+        _section("Few training questions", charts.low_data_figure(comparison), "Bands: 95 % intervals over questions."),
+        _section(
+            "Knobs",
+            charts.knobs_figure(comparison),
+            "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis).",
+        ),
+        _section(
+            "Loss curves", charts.losses_figure(comparison), "Each line is the chosen trial of one fold and seed."
+        ),
+        _section("Heads", charts.heads_figure(comparison), "Where the probes read, and which heads were shifted."),
+        *_answers(comparison, rows),
+        "<h2>Notes</h2>",
+        _list(f"{row.name}: {note}" for row in rows for note in row.notes),
+        "<h2>Caveats</h2>",
+        _list(CAVEATS),
+        "<h2>What was run</h2>",
+        _facts(comparison),
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_safe(title)}</title>'
+    body = "\n".join(part for part in parts if part)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def svg(figure: Figure) -> str:
+    """Return the figure as an SVG element with text as text."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trimtab"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().split("?>", 1)[1].split('dtd">', 1)[-1].strip()
+
+
+def _section(title: str, figure: Figure | None, caption: str) -> str:
+    return "" if figure is None else f"<h2>{_safe(title)}</h2>\n{_picture(figure, caption)}"
+
+
+def _picture(figure: Figure, caption: str) -> str:
+    return f"<figure>{svg(figure)}<figcaption>{_safe(caption)}</figcaption></figure>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_safe(h)}</th>" for h in heads)
+    body = "\n".join("<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    # the interval goes below its mean, so that columns stay narrow
+    return re.sub(r"^(.*?) (\[.*)$", r"\1<small>\2</small>", _safe(text))
+
+
+def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
+    """Return the first test questions with every method's answers side by side."""
+    columns: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        done = [t for t in comparison.of(row.method, row.size) if t["status"] == "done" and t[row.variant] is not None]
+        if done and row.variant == "best":
+            columns[row.method] = {q["question"]: q for q in done[0]["measured"][str(done[0]["best"])]["questions"]}
+    if BASELINE not in columns:
+        return []
+    asked = [q for q in columns[BASELINE] if all(q in c for c in columns.values())][:N_ANSWERS]
+    head = "".join(f"<th>{_safe(name)}</th>" for name in ("", *columns))
+    lines = []
+    for question in asked:
+        said = (c[question] for c in columns.values())
+        cells = "".join(
+            f'<td class="{"true" if a["true"] >= 0.5 else "false"}">{_safe(a["answer"])}</td>' for a in said
+        )
+        lines.append(f"<tr><td>{_safe(question)}</td>{cells}</tr>")
+    caption = f"<p>First {len(asked)} test questions of the first fold and seed; ✓ judged true, ✗ not.</p>"
+    body = "\n".join(lines)
+    table = f'<div class="scroll"><table class="text"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return ["<h2>Before and after</h2>", caption, table]
+
+
+def _facts(comparison: Comparison) -> str:
+    rows = {**facts(comparison.specification), **comparison.specification["methods"]}
+    body = "\n".join(f"<tr><td>{_safe(k)}</td><td>{_safe(v)}</td></tr>" for k, v in rows.items())
+    return f'<div class="scroll"><table class="text"><tbody>{body}</tbody></table></div>'
+
+
+def _list(items: Iterable[str]) -> str:
+    lines = "".join(f"<li>{_safe(item)}</li>" for item in items)
+    return f"<ul>{lines or '<li>none</li>'}</ul>"
+
+
+def _safe(text: str) -> str:
+    # models say control characters at times, which no HTML page may hold
+    return html.escape("".join(c if c.isprintable() or c in "\n " else "\N{REPLACEMENT CHARACTER}" for c in str(text)))

@@ -1,0 +1,161 @@
+"""Intervals over questions, spread between seeds, and paired tests with their correction for many comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import permutation_test
+
+from trimtab.errors import BadDataset, BadValue
+from trimtab.intervals import Estimate, bootstrap
+
+Reduce: TypeAlias = Callable[[np.ndarray], Any]
+"""Turns the means of a question's columns into one number; see `first` and `product`."""
+
+
+def first(means: Float[np.ndarray, "*draw metric"]) -> Any:
+    """Return the first column's mean."""
+    return means[..., 0]
+
+
+def product(means: Float[np.ndarray, "*draw metric"]) -> Any:
+    """Return the product of two columns' means, as True*Info is defined."""
+    return means[..., 0] * means[..., 1]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One metric of one row: its interval over questions, and apart from it the spread between seeds."""
+
+    estimate: Estimate
+    """Mean with a 95 % interval: questions resampled, their repetitions (seeds) averaged inside."""
+    between_seeds: float | None
+    """Standard deviation (ddof 1) of the seeds' means; None with one seed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**self.estimate.as_dict(), "between_seeds": self.between_seeds}
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A row's difference to the baseline on the questions that both answered."""
+
+    difference: Estimate
+    """Row minus baseline, with a 95 % interval over questions."""
+    p: float
+    """Two-sided sign-flip test over questions."""
+    p_holm: float
+    """`p` after Holm's correction over the rows of the table (see `holm`)."""
+    n: int
+    """Questions compared."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "difference": self.difference.as_dict()}
+
+
+def spread(values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]], reduce: Reduce = first) -> Spread:
+    """Return a metric's interval and its spread between seeds.
+
+    Args:
+        values: seed -> question -> its measurements, each a list of columns. A question may have been measured
+            several times under one seed (a fixed test set, once per fold).
+        reduce: what the columns' means become.
+
+    Raises:
+        BadDataset: there are no measurements.
+    """
+    by_question = question_means(values)
+    if not by_question:
+        raise BadDataset("nothing to average: no question was measured")
+    per_seed = [float(reduce(np.array(list(_means(rows).values())).mean(0))) for rows in values.values() if rows]
+    return Spread(
+        bootstrap(np.array(list(by_question.values())), reduce),
+        float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
+    )
+
+
+def question_means(
+    values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]],
+) -> dict[str, Float[np.ndarray, " metric"]]:
+    """Return each question's columns, averaged first within a seed and then over the seeds that measured it."""
+    found: dict[str, list[np.ndarray]] = {}
+    for rows in values.values():
+        for question, mean in _means(rows).items():
+            found.setdefault(question, []).append(mean)
+    return {question: np.mean(means, axis=0) for question, means in found.items()}
+
+
+def _means(rows: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Float[np.ndarray, " metric"]]:
+    return {question: np.mean(np.asarray(columns, dtype=np.float64), axis=0) for question, columns in rows.items()}
+
+
+def paired(
+    row: Mapping[str, Float[np.ndarray, " metric"]],
+    baseline: Mapping[str, Float[np.ndarray, " metric"]],
+    reduce: Reduce = first,
+    *,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> tuple[Estimate, float]:
+    """Return (difference, p) of a row and the baseline over the questions that both have.
+
+    The test swaps the two rows' values question by question (with one column this flips the sign of the
+    difference; Good 2005, section 3.2) and is exact where there are few questions. `reduce` sees the swapped means,
+    so that products are tested as they are defined.
+
+    Raises:
+        BadDataset: they share no question.
+    """
+    shared = [question for question in row if question in baseline]
+    if not shared:
+        raise BadDataset("the two rows share no question: there is nothing to pair")
+    ours, theirs = (np.array([side[q] for q in shared]) for side in (row, baseline))
+    width = ours.shape[1]
+    difference = bootstrap(
+        np.concatenate([ours, theirs], axis=1), lambda means: reduce(means[..., :width]) - reduce(means[..., width:])
+    )
+    if np.array_equal(ours, theirs):
+        return difference, 1.0
+    # the test moves one number per question and side: that number is the place of the question's columns
+    columns = np.concatenate([ours, theirs])
+
+    def statistic(a: Any, b: Any, axis: int = -1) -> Any:
+        return reduce(columns[a.astype(int)].mean(axis=axis if axis >= 0 else axis - 1)) - reduce(
+            columns[b.astype(int)].mean(axis=axis if axis >= 0 else axis - 1)
+        )
+
+    places = np.arange(len(shared), dtype=np.float64)
+    result = permutation_test(
+        (places, places + len(shared)),
+        statistic,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return difference, float(result.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted by Holm's step-down procedure (Holm 1979), in the order given.
+
+    Rejecting those that are at most a level keeps the chance of any false rejection at that level.
+
+    Raises:
+        BadValue: a p-value outside 0 to 1.
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise BadValue(f"p-values must lie between 0 and 1, got {list(p_values)}")
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

@@ -1,0 +1,62 @@
+"""E2E NLG (Novikova et al. 2017) in the format of the LoRA repository: `name : Blue Spice | ...||A coffee shop ...`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.datasets.questions import SftExample
+from trimtab.errors import BadDataset
+
+SEPARATOR = "||"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A meaning representation with the texts that people wrote for it."""
+
+    meaning: str
+    texts: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """What the model is given: the meaning and the file's own separator.
+
+        The LoRA repository separates meaning and text by GPT-2's end token; a text that any tokenizer reads alike
+        stands here in its place.
+        """
+        return f"{self.meaning} {SEPARATOR}"
+
+
+def e2e(path: str | Path) -> tuple[Meaning, ...]:
+    """Return the file's meanings in order of first appearance, each with all its texts.
+
+    Raises:
+        BadDataset: the file cannot be read, is empty, or a line lacks the separator, its meaning or its text.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BadDataset(f"{path} cannot be read as UTF-8 text; expected lines `meaning{SEPARATOR}text`") from cause
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        meaning, separator, text = (part.strip() for part in line.partition(SEPARATOR))
+        if not (meaning and separator and text):
+            raise BadDataset(f"{path}, line {number}: expected `meaning{SEPARATOR}text`, got {line[:60]!r}")
+        found.setdefault(meaning, []).append(text)
+    if not found:
+        raise BadDataset(f"{path} is empty; expected lines `meaning{SEPARATOR}text`")
+    return tuple(Meaning(meaning, tuple(texts)) for meaning, texts in found.items())
+
+
+def e2e_examples(meanings: tuple[Meaning, ...]) -> list[SftExample]:
+    """Return every text as a (prompt, completion) pair to tune on."""
+    return [SftExample(m.prompt, f" {text}") for m in meanings for text in m.texts]
+
+
+def e2e_fingerprint(meanings: tuple[Meaning, ...]) -> str:
+    """Return a hash of all meanings and texts, for records."""
+    return hashlib.sha256(repr([(m.meaning, m.texts) for m in meanings]).encode()).hexdigest()[:16]

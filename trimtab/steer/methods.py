@@ -1,0 +1,139 @@
+"""Steering as Methods: what a comparison fits in every fold, with its knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+from trimtab.datasets import QuestionSet
+from trimtab.datasets.questions import Format
+from trimtab.edits import Cost, stopwatch
+from trimtab.errors import BadDataset, BadValue
+from trimtab.models import capture_heads
+from trimtab.probes import fit_logistic
+from trimtab.steer.fitting import Direction, fit_shift
+from trimtab.steer.residual import ResidualShift, fit_residual_shift
+from trimtab.steer.shifts import HeadShift
+
+NAMES = {"mass_mean": "ITI", "probe": "ITI (probe weights)", "random": "Random direction"}
+
+
+@dataclass(frozen=True)
+class ITI:
+    """Inference-Time Intervention (Li et al. 2023): probes rank the heads, the best are shifted.
+
+    The knobs are K (`top_k`) and alpha. `direction="random"` is the control: the same heads, each with a shift of
+    the same norm in a random direction, other ones for every seed.
+    """
+
+    direction: Direction = "mass_mean"
+    top_ks: tuple[int, ...] = (8, 16, 32)
+    alphas: tuple[float | int, ...] = (0.5, 1, 2, 4, 8, 16)
+    format: Literal["plain", "iti", "bare"] | Format | None = None
+    """The statements' form: `"iti"` is the original one-line form; the question set's own if not given."""
+
+    @property
+    def name(self) -> str:
+        """The name of the direction's row."""
+        return NAMES[self.direction]
+
+    @property
+    def grid(self) -> Sequence[Mapping[str, Any]]:
+        """Every pair of K and alpha."""
+        return tuple({"top_k": k, "alpha": a} for k, a in product(self.top_ks, self.alphas))
+
+    def fit(
+        self,
+        model: Any,
+        tokenizer: Any,
+        train: QuestionSet,
+        *,
+        knobs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> HeadShift:
+        """Return the shift fitted on the training questions' statements.
+
+        Raises:
+            BadDataset: fewer than two questions: the probes are ranked on questions they were not fitted on.
+            BadValue: more heads asked for than the model has.
+        """
+        return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
+
+    def fitter(
+        self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
+    ) -> Callable[[Mapping[str, Any]], HeadShift]:
+        """Return a function from knobs to shifts that all use one capture and one set of probes."""
+        if len(train) < 2:
+            raise BadDataset(f"ITI needs two or more training questions, got {len(train)}: some rank the heads")
+        with stopwatch() as seconds:
+            acts = capture_heads(model, tokenizer, train.statements(self.format))
+            held = max(0.2, 1 / len(train))
+            probes = fit_logistic(acts, validation=held, seed=seed)
+
+        def shift(knobs: Mapping[str, Any]) -> HeadShift:
+            fitted = fit_shift(acts, probes, top_k=knobs["top_k"], direction=self.direction, seed=seed)
+            # what every setting of the knobs would have had to pay if it had been made alone
+            cost = replace(fitted.cost, seconds=fitted.cost.seconds + seconds[0])
+            record = {**fitted.record, "probe_accuracy": probes.accuracy.tolist(), "layers": list(probes.layers)}
+            return replace(fitted, cost=cost, record=record).scaled(knobs["alpha"])
+
+        return shift
+
+
+@dataclass(frozen=True)
+class CAA:
+    """Contrastive Activation Addition (Rimsky et al. 2023): one vector added after one decoder layer.
+
+    The knobs are the layer (`rank` 1 is the one whose residual stream the probes read best) and the multiplier.
+    """
+
+    ranks: tuple[int, ...] = (1, 2, 3)
+    alphas: tuple[float | int, ...] = (0.25, 0.5, 1, 2, 4, 8)
+    format: Literal["plain", "iti", "bare"] | Format | None = None
+    """The statements' form; the question set's own if not given."""
+    name: str = "CAA"
+
+    @property
+    def grid(self) -> Sequence[Mapping[str, Any]]:
+        """Every pair of layer rank and multiplier."""
+        return tuple({"rank": r, "alpha": a} for r, a in product(self.ranks, self.alphas))
+
+    def fit(
+        self,
+        model: Any,
+        tokenizer: Any,
+        train: QuestionSet,
+        *,
+        knobs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> ResidualShift:
+        """Return the shift fitted on the training questions' statements.
+
+        Raises:
+            BadDataset: fewer than two questions: the probes are ranked on questions they were not fitted on.
+            BadValue: a rank beyond the model's layers.
+        """
+        return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
+
+    def fitter(
+        self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
+    ) -> Callable[[Mapping[str, Any]], ResidualShift]:
+        """Return a function from knobs to shifts that all use one capture and one set of probes."""
+        if len(train) < 2:
+            raise BadDataset(f"CAA needs two or more training questions, got {len(train)}: some rank the layers")
+        with stopwatch() as seconds:
+            acts = capture_heads(model, tokenizer, train.statements(self.format), site="residual")
+            probes = fit_logistic(acts, validation=max(0.2, 1 / len(train)), seed=seed)
+            every = fit_residual_shift(acts, probes, top_k=len(acts.layers))
+
+        def shift(knobs: Mapping[str, Any]) -> ResidualShift:
+            rank = knobs["rank"]
+            if not 1 <= rank <= len(every):
+                raise BadValue(f"layer rank {rank} asked for; the model has {len(every)} layers, counted from rank 1")
+            vector = every.vectors[rank - 1 : rank]
+            one = replace(every, layers=every.layers[rank - 1 : rank], vectors=vector, name=self.name)
+            return replace(one, cost=Cost(seconds[0], vector.numel(), 0)).scaled(knobs["alpha"])
+
+        return shift
