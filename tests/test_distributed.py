@@ -18,17 +18,10 @@ from trimtab.steer import HeadShift
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(folder: Path, processes: int, *arguments: str, launcher: str = "torchrun") -> subprocess.CompletedProcess[str]:
-    command = {
-        "torchrun": ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"],
-        "accelerate": [
-            "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1",
-            "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m",
-        ],
-        "alone": ["-m"],
-    }["alone" if processes == 1 else launcher]  # fmt: skip
+def run(folder: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    whole = [sys.executable, *command, "tests.launched", str(folder), *arguments]
+    whole = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.launched", str(folder), *arguments]
     return subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -52,11 +45,8 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_split_the_work_and_give_the_numbers_of_one(
-    tmp_path: Path, alone: dict[str, Any], launcher: str
-) -> None:
-    result = run(tmp_path, 2, launcher=launcher)
+def test_two_processes_split_the_work_and_give_the_numbers_of_one(tmp_path: Path, alone: dict[str, Any]) -> None:
+    result = run(tmp_path, 2)
     assert result.returncode == 0, result.stderr
     both = [found(tmp_path, rank) for rank in range(2)]
     assert [b["shards written"] for b in both] == [5, 5]
