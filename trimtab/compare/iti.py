@@ -18,6 +18,7 @@ from trimtab.models import capture_heads
 from trimtab.probes import HeadProbes, fit_logistic, heat_map, shuffled
 from trimtab.progress import tracked
 from trimtab.steer import HeadShift, choose_strength, fit_shift, sweep_figure
+from trimtab.steer.strength import require_budget
 from trimtab.storage import versions, write_json, written_folder
 
 RUN_KIND = "demo run"
@@ -76,6 +77,7 @@ def iti_run(
     Raises:
         BadValue: the parts share a question, or there are fewer training questions than shots.
     """
+    require_budget(kl_budget)
     parts = {q.key for q in train}, {q.key for q in validation}, {q.key for q in test}
     if len(set().union(*parts)) < sum(map(len, parts)):
         raise BadValue("train, validation and test must not share questions")

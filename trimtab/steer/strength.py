@@ -66,8 +66,7 @@ def choose_strength(
     """
     if metric not in ("true_info", "mc1"):
         raise BadValue(f"unknown metric {metric!r}; choose true_info or mc1")
-    if not kl_budget > 0:
-        raise BadValue(f"kl_budget must be positive, got {kl_budget}")
+    require_budget(kl_budget)
     ks, alphas = _grid(shift, top_ks, alphas)
     validation = _validation_part(questions, shift)
     texts = validation_texts() if texts is None else texts
@@ -101,6 +100,12 @@ def choose_strength(
     }
     chosen = shift.first(best.top_k).scaled(best.strength)
     return replace(chosen, record={**shift.record, "sweep": sweep})
+
+
+def require_budget(kl_budget: float | int) -> None:
+    """Raise `BadValue` if no drift at all would stay within the budget."""
+    if not kl_budget > 0:
+        raise BadValue(f"kl_budget must be positive, got {kl_budget}; give nats per token, such as 0.1")
 
 
 def sweep_figure(shift: HeadShift) -> Figure:
