@@ -86,8 +86,8 @@ def measured(folder: Path, task: str, rounds: int) -> dict[str, Any]:
     """Return a task's seconds by peer, their differences in results, and their ratios."""
     peers: dict[str, Peer] = {}
     failed: dict[str, str] = {}
-    for name in JOBS[task]:
-        peer = Peer(folder, task, name, folder / f"{task}-{name}.log")
+    started = {name: Peer(folder, task, name, folder / f"{task}-{name}.log") for name in JOBS[task]}
+    for name, peer in started.items():  # they load together, and wait for their turns
         if peer.reply() is None:
             failed[name] = peer.log.read_text().strip().splitlines()[-1]
         else:

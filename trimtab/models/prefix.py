@@ -330,23 +330,22 @@ def _mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: TokenMask, 
     if plain < WORTHWHILE * (len(tree.tokens) - n_own + n_edits * n_own):
         return "plain"
     failures = []
-    if may_be_packed(model) and not (failure := _failure(model, "packed", pad, mask)):
-        computed.mode = "packed"
-        return "packed"
-    failures.append(failure if may_be_packed(model) else "layers of a kind that cannot be packed")
-    failure = _failure(model, "padded", pad, mask)
-    if not failure:
-        computed.mode = "padded"
-        return "padded"
+    for mode in MODES:
+        failure = _failure(model, mode, pad, mask)
+        if failure is None:
+            computed.mode = mode
+            return mode
+        failures.append(failure)
     note = (
         f"{type(base_of(model)).__name__}: prefixes are not shared, every sequence is computed whole "
-        f"({'; '.join([*failures, failure])})"
+        f"({'; '.join(failures)})"
     )
     computed.notes.append(note)
     warnings.warn(note, stacklevel=2)
     return "plain"
 
 
+MODES: tuple[Mode, ...] = ("packed", "padded")
 TRIED = (
     TreeRow((9, 4, 11, 7, 5, 3, 8, 6, 10), 7, 7),
     TreeRow((9, 4, 11, 7, 5, 3, 8, 12, 4, 9), 7, 7),
@@ -356,6 +355,8 @@ TRIED = (
 
 def _failure(model: Any, mode: Mode, pad: int, mask: TokenMask) -> str | None:
     """Return why a mode does not give what plain forwards over single rows give, or None if it does."""
+    if mode == "packed" and not may_be_packed(model):
+        return "packed: layers of a kind that a mask over ancestors does not describe"
     expected = _tried(model, "plain", pad, mask, max_rows=1)
     try:
         found = _tried(model, mode, pad, mask, max_rows=3)
