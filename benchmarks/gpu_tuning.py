@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from transformers.utils import logging as hf_logging
 
 from trimtab import peft
+from trimtab.activations import Head
 from trimtab.models import load_model
 from trimtab.models.loading import embedded_folder
 from trimtab.peft.data import Collator, Encoded, Examples
@@ -139,7 +140,8 @@ def plain_loop(model: Any, data: Examples, batch_size: int, steps: int, name: st
     row = measured(name, times, tokens)
     model.gradient_checkpointing_disable()
     tuned.unload()
-    del model.peft_config, tuned, optimizer, trained
+    vars(model).pop("peft_config", None)
+    del tuned, optimizer, trained
     free()
     return row
 
@@ -161,10 +163,10 @@ class Clock(TrainerCallback):
         self.times: list[float] = []
         self.start = 0.0
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.start = clock()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.times.append(clock() - self.start)
 
 
@@ -211,7 +213,7 @@ class Seen(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.tokens, self.before = trainer, [], 0
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.tokens.append(self.trainer.tokens_seen - self.before)
         self.before = self.trainer.tokens_seen
 
@@ -238,7 +240,7 @@ def methods(tiny: bool, steps: int) -> list[dict[str, Any]]:
         peft.IA3(recipe=recipe),
         peft.PromptTuning(100 if not tiny else 10, recipe=recipe),
         peft.PrefixTuning(10, recipe=recipe),
-        peft.HeadOffsets(heads=((0, 0), (1, 1)), recipe=recipe),
+        peft.HeadOffsets(heads=(Head(0, 0), Head(1, 1)), recipe=recipe),
         peft.IntrinsicDimension(1000, recipe=recipe),
     ]
     rows = [trimtab_loop(model, data, 8, steps, m.name, packing=False, method=m) for m in chosen]

@@ -12,7 +12,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from tests.test_contracts import generated, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from tests.tuning import MERGEABLE, METHODS, fitted, logits, quantised, some_tokens
+from tests.tuning import MERGEABLE, METHODS, default_of, fitted, logits, quantised, some_tokens
 from trimtab import peft
 from trimtab.edits import NoEdit, Prompted, Stacked
 from trimtab.errors import BadValue, Incompatible
@@ -41,7 +41,7 @@ def tuned():
 # --- applying ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", default_of("lora", "ia3", "houlsby", "heads", "prefix", "full", "peft vera"))
 def test_an_edit_acts_while_it_is_applied_and_leaves_no_trace(name, tuned):
     model, edit = tiny_model("llama-gqa"), tuned(name)
     before, plain = state_of(model), logits(model)
@@ -78,7 +78,7 @@ def test_scaled_takes_finite_numbers_and_is_described(tuned):
     assert tuned("lora").scaled(2).scaled(3).describe()["strength"] == 6
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", default_of("lora", "ia3", "houlsby", "prompt", "prefix"))
 def test_a_left_padded_batch_generates_as_one_by_one(name, tuned):
     model, edit = tiny_model("llama-gqa"), tuned(name)
     model.generation_config.eos_token_id = None
@@ -110,7 +110,10 @@ def test_a_tuned_model_stacks_with_few_shot_prompts_and_is_refused_a_second_adap
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    default_of("lora", "lora qv", "dora", "ia3", "peft vera", "houlsby", "heads", "prompt", "prefix mlp", "full"),
+)
 def test_a_saved_and_loaded_edit_is_the_same_to_the_bit(name, tuned, tmp_path):
     model, edit = tiny_model("llama-gqa"), tuned(name)
     edit.save(tmp_path / "edit")
@@ -343,7 +346,7 @@ def test_dropout_is_live_only_in_training_mode():
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
-@pytest.mark.parametrize("name", [n for n in MERGEABLE if n != "peft vera"])
+@pytest.mark.parametrize("name", [n for n in MERGEABLE if n not in ("peft vera", "rslora", "said")])
 def test_a_merged_model_is_plain_and_gives_the_tuned_models_logits_when_reloaded(family, name, tuned, tmp_path):
     model, edit = tiny_model(family), tuned(name, family)
     before = state_of(model)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import peft as hf_peft
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,6 +39,11 @@ METHODS: dict[str, peft.TuningMethod] = {
 }
 ON_FOUR_BITS = [name for name, method in METHODS.items() if method.capabilities.four_bit]
 MERGEABLE = [name for name, method in METHODS.items() if method.capabilities.mergeable]
+
+
+def default_of(*chosen: str) -> list[Any]:
+    """Return every method as a test's parameter, those that were not chosen for the slow run only."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
 def fitted(name: str, model: Any, *, seed: int = 0, out: Path | None = None, **knobs: Any) -> peft.TunedEdit:

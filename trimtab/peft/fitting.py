@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.runs import RunFolder
-from trimtab.peft.snapshot import Snapshot
+from trimtab.peft.snapshot import Snapshot, random_state_kept
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.training import TuningTrainer
 
@@ -53,6 +54,20 @@ def fit_method(
     resume: bool,
 ) -> TunedEdit:
     """Return the tuned edit; see `TuningMethod.fit`."""
+    with random_state_kept(model):
+        return _fitted(method, model, tokenizer, train, seed=seed, out=out, resume=resume)
+
+
+def _fitted(
+    method: TuningMethod,
+    model: Any,
+    tokenizer: Any,
+    train: QuestionSet | Sequence[SftExample],
+    *,
+    seed: int,
+    out: str | Path | None,
+    resume: bool,
+) -> TunedEdit:
     if is_compiled(model):
         raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
     start, peak = time.perf_counter(), PeakMemory(model)
@@ -136,14 +151,17 @@ def _checkpointing(model: Any, recipe: Recipe) -> Iterator[None]:
         return
     if not getattr(base, "supports_gradient_checkpointing", False):
         raise BadValue(f"{type(base).__name__} has no gradient checkpointing; leave it out")
-    before = base.is_gradient_checkpointing
-    # the reentrant kind gives a frozen base's adapters no gradients, silently
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        if not before:
-            base.gradient_checkpointing_disable()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        before = base.is_gradient_checkpointing
+        # the reentrant kind gives a frozen base's adapters no gradients, silently
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            base.disable_input_require_grads()
+            if not before:
+                base.gradient_checkpointing_disable()
 
 
 def make_trainer(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -45,9 +47,22 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, model: Any) -> Iterator[None]:
-    """Run the block with random numbers that the seed decides; the generators are as before afterwards."""
+def random_state_kept(model: Any) -> Iterator[None]:
+    """Leave the generators of torch, numpy and Python as they are: the Trainer seeds them all."""
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with seeded(None, model):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, model: Any) -> Iterator[None]:
+    """Run the block with random numbers that the seed decides; torch's generators are as before afterwards."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
