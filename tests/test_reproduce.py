@@ -1,4 +1,4 @@
-"""Published protocols run whole on a tiny random model: their splits, their bank, their rows beside the printed ones."""
+"""Published protocols run whole on a tiny random model: splits, sigma bank, our rows beside the printed ones."""
 
 from __future__ import annotations
 
@@ -42,27 +42,25 @@ def test_two_folds_run_whole_and_every_question_is_measured_once(model):
     assert json.loads(json.dumps(result.as_dict()))["setting"]["parts"] == [[3, 1, 4], [3, 1, 4]]
 
 
-def test_table_1_runs_whole_with_its_five_rows_and_three_runs(model):
+def test_table_1_runs_whole_with_its_five_rows(model):
     sft = FullFineTuning(recipe=Recipe(objective="true_and_false", max_steps=2, batch_size=4))
     result = iti_table_1(
-        model, tiny_tokenizer(), tiny_questions(60), sft=sft, meters=METERS, seeds=(0, 1), top_k=3, alpha=2,
+        model, tiny_tokenizer(), tiny_questions(60), sft=sft, meters=METERS, seeds=(0,), top_k=3, alpha=2,
         name="my-model",
     )  # fmt: skip
     assert list(result.rows) == list(TABLE_1["huggyllama/llama-7b"])
-    assert result.setting["parts"] == [[2, 1, 57]] * 2
+    assert result.setting["parts"] == [[2, 1, 57]]
     assert result.rows["Few-shot"]["ce"] is None
     for name in ("SFT", "ITI", "Few-shot + ITI"):
         assert float(result.rows[name]["kl"].estimate) > 0
-        assert result.rows[name]["true"].between_seeds is not None
+        assert result.rows[name]["true"].estimate.n == 57
     assert "No figures were published for my-model." in result.to_markdown()
 
 
 def test_on_truthfulqa_the_folds_are_the_published_ones(shared_data):
     questions = truthfulqa(shared_data / "truthfulqa" / "TruthfulQA.csv")
-    published = json.loads((shared_data / "truthfulqa" / "iti_folds_seed42.json").read_text())
     parts = _two_folds(questions)
     assert [[len(p) for p in part] for part in parts] == [[326, 82, 409], [327, 82, 408]]
-    assert len(published) == 2
     place = {q.question: i for i, q in enumerate(questions)}
     assert [place[q.question] for q in parts[0].train][:5] == [479, 627, 667, 442, 451]
 
@@ -100,9 +98,6 @@ def test_the_shift_is_mass_mean_over_training_and_validation_with_the_banks_sigm
 
 def test_questions_are_asked_after_the_instruction_and_the_primer(model):
     seen = []
-
-    def judge(question, answer):
-        return length_judge(question, answer)
 
     from trimtab.compare import reproduce
 

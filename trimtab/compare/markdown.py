@@ -52,7 +52,7 @@ def cost_cells(row: ResultRow) -> list[str]:
     ]
 
 
-def size(n_bytes: float | None) -> str:
+def size(n_bytes: float | int | None) -> str:
     """Return a number of bytes for reading."""
     if n_bytes is None:
         return "-"

@@ -124,8 +124,8 @@ def iti_table_1(
 ) -> Reproduction:
     """Return Table 1 of the ITI paper: 5 % of the questions to fit on, three runs, alpha 15.
 
-    Rows: Baseline, SFT (true answers towards, false ones away, mixed with plain text), few-shot (all questions to fit
-    on before the question, as many as fit beside the instruction's six), ITI, few-shot + ITI.
+    Rows: Baseline, SFT (`sft`: true answers towards, false ones away, mixed with plain text), few-shot (five of the
+    questions to fit on, after the instruction), ITI, few-shot + ITI.
 
     Raises:
         BadDataset: 5 % of the questions are fewer than three.
@@ -217,23 +217,18 @@ def _of(acts: HeadActivations, questions: QuestionSet) -> HeadActivations:
     return acts.select(torch.tensor([g in wanted for g in acts.groups]))
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """An edit asked in ITI's context: its instruction and primer before the question."""
-
-    edit: Edit
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.edit, name)
-
-    def prompt(self, question: str) -> str:
-        return self.edit.prompt(question) or f"{INSTRUCTION}\n\n{QA_PRIMER}\n\nQ: {question}\nA:"
+def _asked(edit: Edit) -> Edit:
+    """Return the edit asked in ITI's context, its instruction and primer before the question, if it does not prompt."""
+    if edit.prompt("?") is not None:
+        return edit
+    pairs = tuple((q.removeprefix("Q: "), a) for q, a in (block.split("\nA: ") for block in QA_PRIMER.split("\n\n")))
+    return Stacked((Prompted(pairs, INSTRUCTION), edit), name=edit.name)
 
 
 def _measured(
     model: Any, tokenizer: Any, test: QuestionSet, edits: Mapping[str, Edit], meters: Meters
 ) -> dict[str, Row]:
-    asked: list[Any] = [_Asked(edit) if edit.prompt("?") is None else edit for edit in edits.values()]
+    asked = [_asked(edit) for edit in edits.values()]
     rows = table(
         model,
         tokenizer,

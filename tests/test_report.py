@@ -1,0 +1,175 @@
+"""The report: whole in one file, honest about what is missing, and the pictures' arithmetic."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.comparing import FailsInFoldOf, SpyMethod, tiny_run
+from tests.tiny import tiny_questions
+from trimtab.compare import Comparison, FewShot
+from trimtab.compare.charts import PALETTE, knob_points, pareto_front, styles
+from trimtab.compare.markdown import size
+from trimtab.compare.report import to_html, write_report
+from trimtab.errors import Incompatible
+from trimtab.steer import ITI
+
+REQUESTING = re.compile(r"""(?:src|href|action|data)\s*=\s*["'](?!#)|url\((?!#)|@import|<script|<link|<iframe|<img""")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    marked = tiny_questions(12)[0].question
+    methods = [
+        FewShot(shots=(1, 2), draws=1, name="Few <b>& shots</b>"),
+        ITI(top_ks=(2, 4), alphas=(1, 400)),
+        FailsInFoldOf(marked),
+    ]
+    return folder, tiny_run(folder, methods, seeds=(0,))
+
+
+class Reader(HTMLParser):
+    """Collects text and checks that tags close in order."""
+
+    VOID = ("meta", "br", "path", "use", "rect", "image")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_one_file_that_asks_for_nothing_and_is_well_formed(done):
+    page = to_html(done[1])
+    assert not REQUESTING.findall(page)
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert reader.seen.count("svg") >= 4
+    assert all(c.isprintable() or c == "\n" for c in page)
+    # the control: the pattern does find what would be a request
+    assert REQUESTING.findall('<img src="https://x.org/a.png">') and REQUESTING.findall("url(https://x.org)")
+
+
+def test_names_and_answers_are_text_and_never_markup(done):
+    page = to_html(done[1])
+    assert "Few &lt;b&gt;&amp; shots&lt;/b&gt;" in page
+    assert "<b>" not in page
+
+
+def test_the_page_says_what_the_rows_say(done):
+    _, result = done
+    reader = Reader()
+    reader.feed(to_html(result))
+    text = " ".join("".join(reader.text).split())
+    assert "Finished: 8 measurements." in text
+    assert "failed in fold" in text and "out of luck" in text
+    for row in result.rows():
+        value = row.metrics["true_info"]
+        if value is not None:
+            e = value.estimate
+            assert f"{100 * e:.1f}[{100 * e.low:.1f}, {100 * e.high:.1f}]" in text
+    for question in (t["question"] for t in result.of("Baseline")[0]["measured"]["0"]["questions"]):
+        assert question in text
+
+
+def test_a_half_finished_run_is_drawn_and_marked_as_such(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    shutil.rmtree(next((tmp_path / "run" / "records").glob("iti-*")))
+    half = Comparison.load(tmp_path / "run")
+    page, text = write_report(half, tmp_path / "out")
+    shown = page.read_text()
+    assert "NOT FINISHED: 7 of 8 measurements are there." in shown and 'class="status open"' in shown
+    assert "ITI: not finished: 1 of 2 folds and seeds are still missing" in shown
+    assert "NOT FINISHED" in text.read_text()
+    assert "NOT FINISHED" not in to_html(done[1])  # the control
+
+
+def test_a_run_in_which_nothing_is_done_yet_is_drawn_too(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "records")
+    page, _ = write_report(Comparison.load(tmp_path / "run"), tmp_path / "out")
+    assert "NOT FINISHED: 0 of 8" in page.read_text()
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(Incompatible, match="no comparison at"):
+        Comparison.load(tmp_path / "none")
+
+
+def test_the_same_run_gives_the_same_page(done):
+    assert to_html(done[1]) == to_html(Comparison.load(done[0]))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 1.0, 2.0, 3.0]), st.sampled_from([0.0, 1.0, 2.0, 3.0])), min_size=1, max_size=12
+    )
+)
+def test_the_pareto_front_is_what_nothing_beats(points):
+    def beaten(p):
+        return any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)
+
+    assert {points[i] for i in pareto_front(points)} == {p for p in points if not beaten(p)}
+
+
+def test_knobs_that_varied_are_drawn_with_every_trial(done):
+    points = knob_points(done[1])
+    assert set(points["ITI"]) <= {"top_k", "alpha"}
+    assert sum(len(v) for v in points["ITI"]["top_k" if "top_k" in points["ITI"] else "alpha"].values()) == 4
+    assert "Baseline" not in points
+
+
+def test_no_two_methods_share_both_colour_and_marker():
+    looks = styles([str(i) for i in range(20)])
+    assert len({(v["color"], v["marker"]) for v in looks.values()}) == 20
+
+
+def test_the_colours_can_be_told_apart_without_seeing_red_or_green():
+    # Machado et al. (2009), full deuteranopia and protanopia, in linear RGB
+    deutan = ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881))
+    protan = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
+
+    def linear(colour):
+        return [((int(colour[i : i + 2], 16) / 255 + 0.055) / 1.055) ** 2.4 for i in (1, 3, 5)]
+
+    def nearest(matrix, colours):
+        seen = [[sum(m * c for m, c in zip(row, linear(x), strict=True)) for row in matrix] for x in colours]
+        return min(
+            sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) ** 0.5 for i, p in enumerate(seen) for q in seen[:i]
+        )
+
+    for matrix in (deutan, protan):
+        assert nearest(matrix, PALETTE) > 0.05
+        assert nearest(matrix, ("#FF0000", "#4C9A00")) < 0.35  # a red and a green come close
+
+
+def test_sizes_are_written_for_reading():
+    assert [size(n) for n in (None, 12, 1500, 2.5e6, 3e9)] == ["-", "12 B", "1.5 kB", "2.5 MB", "3 GB"]
+
+
+def test_the_spy_is_drawn_hollow_where_its_budget_is_another_result(tmp_path):
+    result = tiny_run(tmp_path / "run", [SpyMethod(strengths=(0.01, 50.0))], seeds=(0,), kl_budget=0.01)
+    names = [row.name for row in result.rows()]
+    if "Spy (within KL budget)" in names:
+        assert "Spy (within KL budget)" in to_html(result)
+    assert names[0] == "Baseline"
