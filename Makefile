@@ -1,9 +1,11 @@
 # `make demo`: set-up and the main job. `make test`: set-up and tests. `make check`: format, lint, types.
+# `make bench`, `make bench-gpu`: speed beside peers, in an environment of their own; TRUTHFULQA=folder with mc_task.json.
 PYTHON ?= python3
 VENV := .venv
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench bench-gpu clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trimtab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -31,5 +33,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(BENCH)/.ready: pyproject.toml constraints.txt
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install -q --upgrade pip
+	$(BENCH)/bin/python -m pip install -q -c constraints.txt -e . pyvene nnsight transformer-lens lm-eval
+	@touch $@
+
+bench: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/speed.py $(if $(TRUTHFULQA),--truthfulqa $(TRUTHFULQA)) --docs docs
+
+bench-gpu: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/gpu_speed.py $(if $(TRUTHFULQA),--truthfulqa $(TRUTHFULQA))
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .ruff_cache

@@ -18,9 +18,10 @@ from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import Question, QuestionSet, Statement
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
-from trimtab.models.capture import capture_heads
+from trimtab.models.capture import _Gather, capture_heads
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.hooks import add_to_heads
+from trimtab.models.tokens import tokenize_answer
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -213,7 +214,11 @@ def test_a_half_precision_model_gives_float32_values() -> None:
 def test_the_record_says_how_the_activations_were_made() -> None:
     model, listed = tiny_model("llama-odd-head-dim"), statements()
     found = capture_heads(model, tiny_tokenizer(), listed, position="mean_answer")
-    n_tokens = sum(len(tiny_tokenizer()(s.text)["input_ids"]) for s in listed)
+    ids = [(tokenize_answer(tiny_tokenizer(), s.text, s.answer_start), s) for s in listed]
+    beginnings = {tuple(t.ids[:i]) for t, _ in ids for i in range(1, t.end + 1)}
+    n_tokens = found.record["tokens_computed"]
+    # every beginning once; less than every statement by itself
+    assert len(beginnings) <= n_tokens < sum(t.end for t, _ in ids)
     assert found.record == {
         "model": fingerprint(model), "position": "mean_answer", "site": "heads", "tokens_computed": n_tokens,
     }  # fmt: skip
@@ -362,3 +367,27 @@ def test_layers_that_are_not_called_as_modules_are_an_error() -> None:
     layer.__class__ = type("Fused", (type(layer),), {"__call__": lambda self, x, **options: self.forward(x, **options)})
     with pytest.raises(Incompatible, match=r"nothing was read in layer\(s\) \[2\]: .* use the uncompiled model"):
         capture(model=model, site="residual")
+
+
+@pytest.mark.parametrize("n", [4, 40])
+def test_no_forward_holds_more_than_the_token_budget_whatever_the_number_of_statements(n: int) -> None:
+    model, sizes = tiny_model("llama"), []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[:2].numel()))
+    capture_heads(model, tiny_tokenizer(), tiny_questions(n).statements(), token_budget=300)
+    assert max(sizes) <= 300
+    assert n == 4 or len(sizes) > 10
+
+
+def test_what_is_kept_of_a_forward_does_not_grow_with_the_texts() -> None:
+    model, held = tiny_model("llama", context=2000), []
+    gathered = _Gather.stacked
+
+    def spy(self: Any) -> Tensor:
+        held.append(sum(t.untyped_storage().nbytes() for t in self.read))
+        return gathered(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Gather, "stacked", spy)
+        for words in (5, 200):
+            capture_heads(model, tiny_tokenizer(), [Statement("Q: " + "sky " * words, "blue", True, "g")] * 2)
+    assert held[0] == held[1]

@@ -9,7 +9,8 @@ import torch
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model
-from trimtab.errors import Incompatible
+from trimtab.activations import Head
+from trimtab.errors import BadValue, Incompatible
 from trimtab.models.compiled import ShiftedProjection, shifted_for_compilation
 from trimtab.models.hooks import is_compiled
 
@@ -68,6 +69,13 @@ def test_the_model_is_as_before_also_after_an_error() -> None:
 def test_a_model_compiled_before_is_refused() -> None:
     model = tiny_model("llama")
     model.compile(backend="eager")
-    with pytest.raises(Incompatible, match="compiled before the shift was placed"):
-        with shifted_for_compilation(model, random_shift(model).deltas):
-            pass
+    entering = shifted_for_compilation(model, random_shift(model).deltas)
+    with pytest.raises(Incompatible, match="compiled before the shift was placed"), entering:
+        pass
+
+
+@pytest.mark.parametrize("head", [Head(0, 9), Head(7, 0)])
+def test_a_head_that_the_model_does_not_have_is_refused(head: Head) -> None:
+    entering = shifted_for_compilation(tiny_model("llama"), {head: torch.ones(12)})
+    with pytest.raises(BadValue, match="no head"), entering:
+        pass

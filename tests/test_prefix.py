@@ -1,4 +1,4 @@
-"""Shared prefixes: the tree's law, equality with one plain forward a row in many families, what is counted, and memory."""
+"""Shared prefixes: the tree's law, equality with plain forwards in many families, what is counted, memory."""
 
 from __future__ import annotations
 
@@ -38,17 +38,24 @@ from trimtab.models.tokens import AnswerTokens, tokenize_answer
 
 SMALL = {"vocab_size": VOCAB, "initializer_range": 0.15}
 # windows far shorter than the texts, so that they matter
+OPT = {"hidden_size": 48, "ffn_dim": 64, "num_attention_heads": 4, "max_position_embeddings": 256, "init_std": 0.15}
+GROUPED = {**COMMON, "num_key_value_heads": 2, "sliding_window": 8}
+FALCON = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "alibi": True}
+GPT_NEO = {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
 OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
-    "opt": (lambda: OPTConfig(**SMALL, hidden_size=48, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256, init_std=0.15, word_embed_proj_dim=48), "packed"),
+    "opt": (lambda: OPTConfig(**SMALL, **OPT, num_hidden_layers=3, word_embed_proj_dim=48), "packed"),
     "bloom": (lambda: BloomConfig(**SMALL, hidden_size=48, n_layer=3, n_head=4), "padded"),
     "mpt": (lambda: MptConfig(**SMALL, d_model=48, n_layers=3, n_heads=4, max_seq_len=256), "padded"),
-    "falcon with alibi": (lambda: FalconConfig(**SMALL, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, alibi=True), "padded"),
-    "mistral, window 8": (lambda: MistralConfig(**COMMON, num_key_value_heads=2, sliding_window=8), "packed"),
-    "gemma2, window 8": (lambda: Gemma2Config(**COMMON, num_key_value_heads=2, head_dim=16, sliding_window=8), "packed"),
-    "gemma3, window 8": (lambda: Gemma3TextConfig(**COMMON, num_key_value_heads=2, head_dim=16, sliding_window=8), "packed"),
-    "gpt-neo, window 8": (lambda: GPTNeoConfig(**SMALL, hidden_size=48, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=4, window_size=8, max_position_embeddings=256, bos_token_id=1, eos_token_id=2), "padded"),
+    "falcon with alibi": (lambda: FalconConfig(**SMALL, **FALCON), "padded"),
+    "mistral, window 8": (lambda: MistralConfig(**GROUPED), "packed"),
+    "gemma2, window 8": (lambda: Gemma2Config(**GROUPED, head_dim=16), "packed"),
+    "gemma3, window 8": (lambda: Gemma3TextConfig(**GROUPED, head_dim=16), "packed"),
+    "gpt-neo, window 8": (
+        lambda: GPTNeoConfig(**SMALL, **GPT_NEO, window_size=8, max_position_embeddings=256),
+        "padded",
+    ),
     "mamba": (lambda: MambaConfig(vocab_size=VOCAB, hidden_size=48, num_hidden_layers=3), "plain"),
-}  # fmt: skip
+}
 EVERY = {**{name: (make, "packed") for name, make in CONFIGS.items()}, **OTHERS}
 
 
@@ -81,13 +88,13 @@ def shifted_one_by_one(model: Any, shift: Any, items: list[AnswerTokens]) -> lis
 def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that receives the way that every pass takes."""
     taken: list[str] = []
-    chosen = prefix._mode
+    chosen = prefix.chosen_mode
 
     def spy(*args: Any) -> str:
         taken.append(chosen(*args))
         return taken[-1]
 
-    monkeypatch.setattr(prefix, "_mode", spy)
+    monkeypatch.setattr(prefix, "chosen_mode", spy)
     return taken
 
 
@@ -141,7 +148,7 @@ def test_every_family_gives_what_one_plain_forward_a_row_gives(family: str, mode
 @pytest.mark.parametrize("mode", ["packed", "padded", "plain"])
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
 def test_every_way_gives_the_same_with_shifts(family: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix, "_mode", lambda *args: mode)
+    monkeypatch.setattr(prefix, "chosen_mode", lambda *args: mode)
     model, items = tiny_model(family), answers()
     edits = [NoEdit(), random_shift(model), random_shift(model, seed=3, strength=1.0)]
     scores = score_answers(model, tiny_tokenizer(), items, edits, batch_size=5)
@@ -245,6 +252,27 @@ def test_every_token_of_one_packed_row_is_computed_once(n_edits: int) -> None:
     model, items = tiny_model(), answers(2)
     edits = [random_shift(model, seed=i) for i in range(n_edits)]
     assert score_answers(model, tiny_tokenizer(), items, edits).tokens_computed == counted(items, n_edits)
+
+
+# 4 bits
+
+
+def test_a_4_bit_model_shares_prefixes_too(modes: list[str]) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = tiny_model()
+    for layer in model.model.layers:
+        for parent, name in [(layer.self_attn, n) for n in ("q_proj", "k_proj", "v_proj", "o_proj")]:
+            dense = getattr(parent, name)
+            small = bnb.nn.Linear4bit(48, dense.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+            small.weight = bnb.nn.Params4bit(dense.weight.data.clone(), requires_grad=False, quant_type="nf4")
+            small.support_avx512bf16_for_cpu = False
+            setattr(parent, name, small.to("cpu"))
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
+    items, shift = answers(), random_shift(model)
+    scores = score_answers(model, tiny_tokenizer(), items, [NoEdit(), shift])
+    assert modes == ["packed"]
+    assert scores.logprobs[0] == pytest.approx(one_by_one(model, items), abs=1e-4)
+    assert scores.logprobs[1] == pytest.approx(shifted_one_by_one(model, shift, items), abs=2e-4)
 
 
 # memory

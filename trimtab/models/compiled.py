@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.activations import Head
-from trimtab.errors import Incompatible
+from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, find_heads
 from trimtab.models.hooks import is_compiled
 
@@ -43,6 +43,7 @@ def shifted_for_compilation(model: Any, deltas: Mapping[Head, Float[Tensor, " d_
 
     Raises:
         Incompatible: the model was compiled before.
+        BadValue: a head that the model does not have.
     """
     base = base_of(model)
     if is_compiled(base):
@@ -53,7 +54,9 @@ def shifted_for_compilation(model: Any, deltas: Mapping[Head, Float[Tensor, " d_
     sites = {site.layer: site for site in find_heads(model)}
     chosen: dict[int, Tensor] = {}
     for (layer, head), delta in deltas.items():
-        site = sites[layer]
+        site = sites.get(layer)
+        if site is None or not 0 <= head < site.n_heads:
+            raise BadValue(f"no head {head} in layer {layer}: the model has layers {', '.join(map(str, sites))}")
         whole = chosen.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=torch.float64))
         whole[head] += delta.cpu().double()
     placed = [(sites[layer], _constant(base, sites[layer].module, d.flatten())) for layer, d in chosen.items()]

@@ -74,8 +74,15 @@ class TokenTree:
             end[node] = len(tokens)
         whole = tuple(np.array(paths[i], dtype=np.int64) for i in range(len(rows)))
         first, last = (parts[order[i]][0] for i in (0, -1)) if order else ((), ())
-        lists = (np.array(x, dtype=np.int64) for x in (tokens, depth, end))
-        return cls(*lists, np.array(own, dtype=bool), whole, tuple(map(tuple, units)), n_common(first, last))
+        return cls(
+            tokens=np.array(tokens, dtype=np.int64),
+            depth=np.array(depth, dtype=np.int64),
+            end=np.array(end, dtype=np.int64),
+            own=np.array(own, dtype=bool),
+            paths=whole,
+            units=tuple(map(tuple, units)),
+            n_root=n_common(first, last),
+        )
 
     @property
     def sharing(self) -> float:

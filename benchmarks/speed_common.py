@@ -1,0 +1,145 @@
+"""What the speed benchmarks share: random models, tokenizer, questions, the harness's batching, ratios."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.functional import log_softmax
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from trimtab.datasets import QuestionSet, folklore, truthfulqa
+from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
+from trimtab.models.heads import inference
+from trimtab.models.tokens import length_batches
+from trimtab.storage import versions
+
+SIZES = {
+    # layers, heads, d_head, MLP width, vocabulary
+    "tiny": (3, 4, 16, 128, 1000),
+    "small": (8, 8, 64, 1376, 8000),
+    "llama-7b": (32, 32, 128, 11008, 32000),
+}
+
+
+def questions_of(folder: str | None) -> QuestionSet:
+    """Return TruthfulQA from a folder that holds its files, or folklore without one."""
+    return truthfulqa(Path(folder) / "mc_task.json") if folder else folklore()
+
+
+def random_llama(size: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """Return a random Llama of one of SIZES."""
+    layers, heads, d_head, mlp, vocab = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=heads * d_head,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def trained_tokenizer(questions: QuestionSet, vocab: int) -> Any:
+    """Return a byte-level BPE tokenizer trained on the questions, which puts `<s>` first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([QA_PRIMER, *(s.text for s in questions.statements())], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token=None
+    )
+
+
+def unshared(n: int, vocab: int, *, seed: int = 0) -> list[list[int]]:
+    """Return token sequences of 16-64 tokens that begin differently from the first token on."""
+    rng = np.random.default_rng(seed)
+    firsts = rng.permutation(np.arange(3, vocab))[:n]
+    return [[int(f), *rng.integers(3, vocab, rng.integers(15, 64)).tolist()] for f in firsts]
+
+
+def answer_pairs(questions: QuestionSet) -> list[tuple[str, str]]:
+    """Return (context, continuation) of every answer, as lm-evaluation-harness asks TruthfulQA."""
+    return [(f"{QA_PRIMER}\n\nQ: {q.question}\nA:", f" {a}") for q in questions for a, _ in labelled_answers(q)]
+
+
+def plain_forward(model: Any, ids: Sequence[Sequence[int]], batch_size: int) -> None:
+    """Run the sequences in batches of similar length, one logit a row: the limit of whoever shares nothing."""
+    with inference(model):
+        for batch in length_batches(ids, batch_size=batch_size, pad=0, device=model.device):
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1)
+    synchronize(model)
+
+
+@torch.inference_mode()
+def harness_like(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
+    """Return log-likelihoods computed the way HFLM.loglikelihood does, for machines without lm-eval.
+
+    As in lm-evaluation-harness 0.4: longest first, right-padded without a mask, all logits, log-softmax over all.
+    """
+    encoded = []
+    for context, continuation in pairs:
+        n = len(tokenizer(context)["input_ids"])
+        whole = tokenizer(context + continuation)["input_ids"]
+        encoded.append((whole, n))
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
+    found = [0.0] * len(pairs)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        rows = [torch.tensor(encoded[i][0][:-1]) for i in chosen]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+        logprobs = log_softmax(model(ids).logits, dim=-1)
+        for row, i in enumerate(chosen):
+            whole, n = encoded[i]
+            target = torch.tensor(whole[n:], device=ids.device)
+            found[i] = float(logprobs[row, n - 1 : len(whole) - 1].gather(-1, target[:, None]).sum())
+    return found
+
+
+def synchronize(model: Any) -> None:
+    """Wait for the model's device."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return (seconds, result)."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2000) -> dict[str, float]:
+    """Return the median of the rounds' ratios ours/theirs with its 95 % bootstrap interval."""
+    ratios = np.array(ours) / np.array(theirs)
+    drawn = np.random.default_rng(0).choice(ratios, (draws, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high), "rounds": len(ratios)}
+
+
+def setting() -> dict[str, Any]:
+    """Return versions and hardware."""
+    hardware = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {"versions": {"python": platform.python_version(), **versions()}, "hardware": hardware}

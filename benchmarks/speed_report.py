@@ -1,0 +1,54 @@
+"""The speed benchmark's table and chart for the docs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+TITLES = {
+    "capture": "Capture, statements that share questions",
+    "unshared": "Capture, prompts that share nothing",
+    "choice": "Six-shot multiple choice",
+    "generation": "Generation, batch 1",
+    "probes, embedded": "Probes, the embedded model's activations (one 7B layer)",
+    "probes, correlated": "Probes, correlated features (one 7B layer)",
+}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the page: how it was measured, and a table for each task."""
+    versions = {**result["versions"], **result["peers"]}
+    lines = [
+        "# Benchmarks",
+        "",
+        f"`make bench` on {result['hardware']['threads']} CPU threads ({result['hardware']['machine']}); "
+        f"{result['model']}; questions: {result['questions']}. Every peer runs in a process of its own, in turns, "
+        "after a warm-up and after a check that its results equal trimtab's. Seconds are medians; a ratio is the "
+        "median of the rounds' ratios with its 95 % bootstrap interval.",
+        "",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".",
+    ]
+    for task, found in result["tasks"].items():
+        reference = found["reference"]
+        lines += ["", f"## {TITLES[task]}", "", f"| | s | x {reference} | 95 % | difference |", "|---|---|---|---|---|"]
+        for name, seconds in sorted(found["median"].items(), key=lambda item: item[1]):
+            r = found["ratio to reference"].get(name)
+            shown = f"{r['median']:.2f} | [{r['low']:.2f}, {r['high']:.2f}]" if r else "1 | "
+            difference = found["largest difference from trimtab"].get(name)
+            lines.append(f"| {name} | {seconds:.3g} | {shown} | {'' if difference is None else f'{difference:.1g}'} |")
+        lines += [f"| {name} | failed: {why[:80]} | | | |" for name, why in found["failed"].items()]
+    return "\n".join(lines)
+
+
+def chart(result: dict[str, Any]) -> Figure:
+    """Return a figure with one panel of bars for each task."""
+    tasks = result["tasks"]
+    figure = Figure(figsize=(9, 1.1 + 0.28 * sum(len(t["median"]) + 2 for t in tasks.values())), layout="constrained")
+    panels = figure.subplots(len(tasks), 1, squeeze=False, height_ratios=[len(t["median"]) for t in tasks.values()])
+    for panel, (task, found) in zip(panels[:, 0], tasks.items(), strict=True):
+        names = sorted(found["median"], key=found["median"].__getitem__, reverse=True)
+        colours = ["#c44e52" if "trimtab" in name else "#8c8c8c" for name in names]
+        panel.barh(names, [found["median"][name] for name in names], color=colours)
+        panel.set_title(f"{TITLES[task]} (seconds, less is better)", fontsize="medium", loc="left")
+    return figure
