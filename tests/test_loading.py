@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from tests.by_hand import prompt_ids
+from tests.families import family_model
 from tests.tiny import COMMON, FAMILIES, tiny_model, tiny_tokenizer
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models import loading
@@ -344,3 +345,13 @@ def test_a_head_that_is_tied_to_the_embedding_is_not_missing(tmp_path: Path) -> 
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON, tie_word_embeddings=True))
     loaded = load_model(saved(tmp_path / "tied", model)).model
     assert torch.equal(loaded.lm_head.weight, model.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("family", ["LLaVA (text tower)", "Qwen2.5-VL (text tower)"])
+def test_a_vision_language_model_is_taken_with_its_text_tower(tmp_path: Path, family: str) -> None:
+    model = family_model(family)
+    loaded = load_model(saved(tmp_path / "model", model)).model
+    assert type(loaded) is type(model)
+    assert [s.name for s in find_heads(loaded)] == [s.name for s in find_heads(model)]
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=prompt_ids(6)).logits, model(input_ids=prompt_ids(6)).logits)

@@ -88,13 +88,13 @@ def shifted_one_by_one(model: Any, shift: Any, items: list[AnswerTokens]) -> lis
 def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that receives the way that every pass takes."""
     taken: list[str] = []
-    chosen = prefix._mode
+    chosen = prefix.chosen_mode
 
     def spy(*args: Any) -> str:
         taken.append(chosen(*args))
         return taken[-1]
 
-    monkeypatch.setattr(prefix, "_mode", spy)
+    monkeypatch.setattr(prefix, "chosen_mode", spy)
     return taken
 
 
@@ -148,7 +148,7 @@ def test_every_family_gives_what_one_plain_forward_a_row_gives(family: str, mode
 @pytest.mark.parametrize("mode", ["packed", "padded", "plain"])
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
 def test_every_way_gives_the_same_with_shifts(family: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix, "_mode", lambda *args: mode)
+    monkeypatch.setattr(prefix, "chosen_mode", lambda *args: mode)
     model, items = tiny_model(family), answers()
     edits = [NoEdit(), random_shift(model), random_shift(model, seed=3, strength=1.0)]
     scores = score_answers(model, tiny_tokenizer(), items, edits, batch_size=5)
@@ -252,6 +252,27 @@ def test_every_token_of_one_packed_row_is_computed_once(n_edits: int) -> None:
     model, items = tiny_model(), answers(2)
     edits = [random_shift(model, seed=i) for i in range(n_edits)]
     assert score_answers(model, tiny_tokenizer(), items, edits).tokens_computed == counted(items, n_edits)
+
+
+# 4 bits
+
+
+def test_a_4_bit_model_shares_prefixes_too(modes: list[str]) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = tiny_model()
+    for layer in model.model.layers:
+        for parent, name in [(layer.self_attn, n) for n in ("q_proj", "k_proj", "v_proj", "o_proj")]:
+            dense = getattr(parent, name)
+            small = bnb.nn.Linear4bit(48, dense.out_features, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+            small.weight = bnb.nn.Params4bit(dense.weight.data.clone(), requires_grad=False, quant_type="nf4")
+            small.support_avx512bf16_for_cpu = False
+            setattr(parent, name, small.to("cpu"))
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
+    items, shift = answers(), random_shift(model)
+    scores = score_answers(model, tiny_tokenizer(), items, [NoEdit(), shift])
+    assert modes == ["packed"]
+    assert scores.logprobs[0] == pytest.approx(one_by_one(model, items), abs=1e-4)
+    assert scores.logprobs[1] == pytest.approx(shifted_one_by_one(model, shift, items), abs=2e-4)
 
 
 # memory

@@ -106,19 +106,20 @@ def test_float32_models_are_scored_to_float32_accuracy():
 
 
 def test_half_precision_logits_are_normalised_in_float32():
-    logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).mul(8).bfloat16()
-    targets = torch.arange(6).reshape(2, 3)
-    exact = logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    got = token_logprobs(logits, targets)
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).mul(8).bfloat16()
+    # a place of two targets, and places out of order
+    places, targets = torch.tensor([5, 0, 0, 1, 2, 3, 4]), torch.arange(7)
+    exact = logits.double().log_softmax(-1)[places, targets]
+    got = token_logprobs(logits, places, targets)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
     # control: bfloat16 arithmetic is off by far more
-    assert (logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0].double() - exact).abs().max() > 1e-3
+    assert (logits.log_softmax(-1)[places, targets].double() - exact).abs().max() > 1e-3
 
 
 def test_float64_models_keep_float64_scores():
-    logits = torch.randn(1, 2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert token_logprobs(logits, torch.tensor([[3, 4]])).dtype == torch.float64
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert token_logprobs(logits, torch.tensor([0, 1]), torch.tensor([3, 4])).dtype == torch.float64
 
 
 def test_the_model_is_left_as_it_was():

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.edits import Edit
 from trimtab.models.heads import logits_limit
-from trimtab.models.prefix import Step, kept_logits, kept_places, run_rows
+from trimtab.models.prefix import run_rows
+from trimtab.models.prefix_pass import Step, kept_logits, kept_places
 from trimtab.models.processes import spread
 from trimtab.models.token_tree import TreeRow
 from trimtab.models.tokens import AnswerTokens, Batch, pad_id
@@ -91,7 +92,7 @@ def _score(
 
     def read(index: int, step: Step, forward: Callable[[], Any]) -> None:
         targets = [t for row in step.rows for t in answers[row].ids[answers[row].start : answers[row].end]]
-        chosen = _chosen(kept_logits(forward().logits, step), kept_places(step), torch.tensor(targets))
+        chosen = token_logprobs(kept_logits(forward().logits, step), kept_places(step), torch.tensor(targets))
         for row, values in zip(step.rows, chosen.split(step.counts), strict=True):
             sums[index][row] = float(values.sum())
 
@@ -108,8 +109,13 @@ def _score(
     return Scores(tuple(map(tuple, sums)), took.tokens, tuple(took.notes))
 
 
-def _chosen(logits: Float[Tensor, "place vocab"], places: Tensor, targets: Tensor) -> Float[Tensor, " target"]:
-    """Return the targets' log-probabilities on the CPU; a place may predict several (answers that begin alike)."""
+def token_logprobs(
+    logits: Float[Tensor, "place vocab"], places: Int[Tensor, " target"], targets: Int[Tensor, " target"]
+) -> Float[Tensor, " target"]:
+    """Return each target's log-probability at its place, in float32 or better, on the CPU.
+
+    A place may predict several targets: answers that begin alike.
+    """
     unique, back = places.unique(return_inverse=True)
     # in slices, since a float32 copy of all logits of a large vocabulary would be the largest tensor of all
     slices = [_exact(logits[some]).logsumexp(-1) for some in unique.split(1024)]
@@ -125,9 +131,3 @@ def last_logits(model: Any, batch: Batch, *, keep: int) -> Float[Tensor, "batch 
     limit = logits_limit(model, keep)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **limit).logits
     return logits[:, -keep:]
-
-
-def token_logprobs(logits: Float[Tensor, "batch seq vocab"], targets: Tensor) -> Float[Tensor, "batch seq"]:
-    """Return the targets' log-probabilities, in float32 or better."""
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return exact.gather(-1, targets[..., None])[..., 0] - exact.logsumexp(-1)

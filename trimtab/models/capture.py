@@ -15,7 +15,8 @@ from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
 from trimtab.models.hooks import on_inputs, on_outputs
-from trimtab.models.prefix import Step, run_rows
+from trimtab.models.prefix import run_rows
+from trimtab.models.prefix_pass import Step
 from trimtab.models.token_tree import TreeRow
 from trimtab.models.tokens import pad_id, require_fits, tokenize_answer
 

@@ -64,8 +64,8 @@ def load_model(
     if not isinstance(device, Mapping) and device != "auto":
         device = available_device(device)
     with _reading(f"{where} cannot be loaded as a causal language model"):
-        options = _options(path, source, weights, device, quantization)
-    return _load(path, where, source, options)
+        reader, options = _reader_and_options(path, source, weights, device, quantization)
+    return _load(path, where, source, reader, options)
 
 
 def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> Any:
@@ -134,37 +134,46 @@ def available_device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def _options(
+def _reader_and_options(
     path: str,
     source: Mapping[str, Any],
     dtype: torch.dtype | str,
     device: torch.device | str | Mapping[str, Any],
     quantization: Quantization | None,
-) -> dict[str, Any]:
-    """Return how transformers is to place and quantise the weights."""
+) -> tuple[Any, dict[str, Any]]:
+    """Return the class of transformers that reads the model, and how it is to place and quantise the weights."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, **source)
     _check_decoder_only(config, path)
     placed = {"": device} if isinstance(device, torch.device) else device
     if quantization is None:
-        return {"dtype": dtype, "device_map": placed}
+        return _reader(config), {"dtype": dtype, "device_map": placed}
     if getattr(config, "quantization_config", None) is not None:
         raise BadValue(f"{path} holds a model that is quantised already; load it without quantization")
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
-    return {
-        "dtype": dtype,
-        "device_map": placed,
-        "quantization_config": quantization_config(quantization, dtype, device),
-    }
+    quantized = quantization_config(quantization, dtype, device)
+    return _reader(config), {"dtype": dtype, "device_map": placed, "quantization_config": quantized}
 
 
-def _load(path: str, where: str, source: Mapping[str, Any], options: Mapping[str, Any]) -> LoadedModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _reader(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    # a vision-language model is edited in its text tower
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
+def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options: Mapping[str, Any]) -> LoadedModel:
+    from transformers import AutoTokenizer
 
     with _reading(f"{where} cannot be loaded as a causal language model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options, **source)
+        loaded: Any = reader.from_pretrained(path, output_loading_info=True, **options, **source)
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
