@@ -19,8 +19,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from speed_common import (
     SIZES,
+    agreement,
     answer_pairs,
+    bandwidth,
     harness_like,
+    interleaved,
     plain_forward,
     questions_of,
     random_llama,
@@ -259,29 +262,6 @@ def generation(w: World) -> dict[str, Any]:
         "tokens equal to the hook's": agreement(compiled[0][1], results["steered"]),
         "tokens equal to unsteered": agreement(compiled[0][1], unsteered[0][1]),
     }
-
-
-def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the share of equal tokens up to and including the first that differs (1: all equal)."""
-    same = (a[0] == b[0]).float()
-    return float(same.cumprod(0).mean())
-
-
-def bandwidth(device: torch.device) -> float:
-    """Return the measured bytes a second of reading memory: the sum of a large tensor."""
-    x = torch.ones(1 << (30 if device.type == "cuda" else 24), dtype=torch.bfloat16, device=device)
-    return x.numel() * 2 / min(timed(lambda: x.max())[0] for _ in range(5))
-
-
-def interleaved(jobs: dict[str, Any], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Return every job's seconds over the rounds, in turns after one warm-up, and its last result."""
-    results = {name: job() for name, job in jobs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(rounds):
-        for name in list(jobs)[:: 1 if number % 2 else -1]:
-            taken, results[name] = timed(jobs[name])
-            seconds[name].append(taken)
-    return seconds, results
 
 
 STAGES = {"capture": capture, "choice": choice, "probes": probes, "generation": generation, "protocol": protocol}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import log_softmax
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from trimtab.datasets import QuestionSet, folklore, truthfulqa
 from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
@@ -143,3 +145,57 @@ def setting() -> dict[str, Any]:
     if torch.cuda.is_available():
         hardware["gpu"] = torch.cuda.get_device_name()
     return {"versions": {"python": platform.python_version(), **versions()}, "hardware": hardware}
+
+
+def agreement(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the share of equal tokens up to and including the first that differs (1: all equal)."""
+    same = (a[0] == b[0]).float()
+    return float(same.cumprod(0).mean())
+
+
+def bandwidth(device: torch.device) -> float:
+    """Return the measured bytes a second of reading memory: the sum of a large tensor."""
+    x = torch.ones(1 << (30 if device.type == "cuda" else 24), dtype=torch.bfloat16, device=device)
+    return x.numel() * 2 / min(timed(lambda: x.max())[0] for _ in range(5))
+
+
+def interleaved(jobs: dict[str, Any], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return every job's seconds over the rounds, in turns after one warm-up, and its last result."""
+    results = {name: job() for name, job in jobs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(rounds):
+        for name in list(jobs)[:: 1 if number % 2 else -1]:
+            taken, results[name] = timed(jobs[name])
+            seconds[name].append(taken)
+    return seconds, results
+
+
+class Written:
+    """What speed.py wrote: model, tokenizer, and the task's sizes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.placed = folder, contextlib.ExitStack()
+        self.spec = json.loads((folder / "spec.json").read_text())
+        self.model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+        self.questions = questions_of(self.spec["truthfulqa"])
+        self.statements = self.questions[: self.spec["capture"]].statements()
+        self.asked = self.questions[: self.spec["choice"]]
+
+    def ids(self) -> list[list[int]]:
+        """Return the statements' tokens, longest first."""
+        return sorted((self.tokenizer(s.text)["input_ids"] for s in self.statements), key=len, reverse=True)
+
+    def batches(self, size: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Return (tokens, mask, last places) of batches of similar length."""
+        rows = [torch.tensor(row) for row in self.ids()]
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return [
+            (
+                pad(part, batch_first=True),
+                pad([torch.ones_like(r) for r in part], batch_first=True),
+                torch.tensor([len(r) - 1 for r in part]),
+            )
+            for part in parts
+        ]

@@ -15,56 +15,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from speed_common import answer_pairs, plain_forward, questions_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from speed_common import Written, answer_pairs, plain_forward
 
 Job = Callable[[], Any]
 
 
-class World:
-    """What speed.py wrote: model, tokenizer, and the task's sizes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.spec = json.loads((folder / "spec.json").read_text())
-        self.model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-        self.questions = questions_of(self.spec["truthfulqa"])
-        self.statements = self.questions[: self.spec["capture"]].statements()
-        self.asked = self.questions[: self.spec["choice"]]
-
-    def ids(self) -> list[list[int]]:
-        """Return the statements' tokens, longest first."""
-        return sorted((self.tokenizer(s.text)["input_ids"] for s in self.statements), key=len, reverse=True)
-
-    def batches(self, size: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Return (tokens, mask, last places) of batches of similar length."""
-        rows = [torch.tensor(row) for row in self.ids()]
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        pad = torch.nn.utils.rnn.pad_sequence
-        return [
-            (
-                pad(part, batch_first=True),
-                pad([torch.ones_like(r) for r in part], batch_first=True),
-                torch.tensor([len(r) - 1 for r in part]),
-            )
-            for part in parts
-        ]
-
-
-def capture_plain(w: World) -> Job:
+def capture_plain(w: Written) -> Job:
     ids = w.ids()
     return lambda: plain_forward(w.model, ids, 32)
 
 
-def capture_trimtab(w: World) -> Job:
+def capture_trimtab(w: Written) -> Job:
     from trimtab.models import capture_heads
 
     order = sorted(range(len(w.statements)), key=lambda i: -len(w.tokenizer(w.statements[i].text)["input_ids"]))
     return lambda: capture_heads(w.model, w.tokenizer, w.statements).values[order].flatten(2)
 
 
-def capture_pyvene(w: World) -> Job:
+def capture_pyvene(w: Written) -> Job:
     import pyvene
 
     n_layers = w.model.config.num_hidden_layers
@@ -95,7 +63,7 @@ def capture_pyvene(w: World) -> Job:
     return run
 
 
-def capture_nnsight(w: World) -> Job:
+def capture_nnsight(w: Written) -> Job:
     import nnsight
 
     model = nnsight.LanguageModel(w.model, tokenizer=w.tokenizer)
@@ -114,7 +82,7 @@ def capture_nnsight(w: World) -> Job:
     return run
 
 
-def capture_transformer_lens(w: World) -> Job:
+def capture_transformer_lens(w: Written) -> Job:
     from transformer_lens.model_bridge import TransformerBridge
 
     bridge = TransformerBridge.boot_transformers(str(w.folder / "model"), dtype=torch.float32)
@@ -131,7 +99,7 @@ def capture_transformer_lens(w: World) -> Job:
     return run
 
 
-def capture_one_at_a_time(w: World) -> Job:
+def capture_one_at_a_time(w: Written) -> Job:
     """As honest_llama captures: one prompt a forward, every token's activations copied before one is kept."""
     seen: dict[int, torch.Tensor] = {}
     for i, layer in enumerate(w.model.model.layers):
@@ -148,11 +116,11 @@ def capture_one_at_a_time(w: World) -> Job:
     return run
 
 
-def unshared_plain(w: World) -> Job:
+def unshared_plain(w: Written) -> Job:
     return lambda: plain_forward(w.model, w.spec["unshared"], 32)
 
 
-def unshared_trimtab(w: World) -> Job:
+def unshared_trimtab(w: Written) -> Job:
     from gpu_speed import Unshared
 
     from trimtab.models import capture_heads
@@ -161,7 +129,7 @@ def unshared_trimtab(w: World) -> Job:
     return lambda: capture_heads(w.model, made, made.statements()).values
 
 
-def choice_trimtab(w: World) -> Job:
+def choice_trimtab(w: Written) -> Job:
     from trimtab.evaluate import multiple_choice
 
     def run() -> np.ndarray:
@@ -171,7 +139,7 @@ def choice_trimtab(w: World) -> Job:
     return run
 
 
-def choice_lm_eval(w: World, batch_size: int) -> Job:
+def choice_lm_eval(w: Written, batch_size: int) -> Job:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -180,7 +148,7 @@ def choice_lm_eval(w: World, batch_size: int) -> Job:
     return lambda: np.array([v for v, _ in harness.loglikelihood(requests, disable_tqdm=True)])
 
 
-def shift_of(w: World) -> Any:
+def shift_of(w: Written) -> Any:
     """Return a random shift on six heads of every layer."""
     from trimtab.activations import Head
     from trimtab.steer import HeadShift
@@ -194,8 +162,8 @@ def shift_of(w: World) -> Any:
     return HeadShift(heads, units, torch.ones(len(heads)), 5.0)
 
 
-def sweep_trimtab(w: World) -> Job:
-    """5 strengths x 4 head counts at once; the result is the first setting's, which has strength 0."""
+def sweep_trimtab(w: Written) -> Job:
+    """5 strengths x 4 head counts at once; the first setting is the unedited model, for the check."""
     from trimtab.edits import NoEdit
     from trimtab.evaluate import multiple_choice_many
 
@@ -210,7 +178,7 @@ def sweep_trimtab(w: World) -> Job:
     return run
 
 
-def generation(w: World, mode: str) -> Job:
+def generation(w: Written, mode: str) -> Job:
     from trimtab.edits import NoEdit
     from trimtab.models.compiled import shifted_for_compilation
 
@@ -218,14 +186,16 @@ def generation(w: World, mode: str) -> Job:
     ids = torch.randint(3, w.model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
     new = w.spec["new_tokens"]
 
+    edits = {
+        "plain": lambda: NoEdit().applied(w.model),
+        "trimtab generated": lambda: shift.applied(w.model),
+        "trimtab all": lambda: shift.applied(w.model, positions="all"),
+        "trimtab constant": lambda: shifted_for_compilation(w.model, shift.deltas),
+    }
+    w.placed.enter_context(edits[mode]())  # stays until the process ends: placing it is not timed
+
     def run() -> None:
-        edits = {
-            "plain": lambda: NoEdit().applied(w.model),
-            "trimtab generated": lambda: shift.applied(w.model),
-            "trimtab all": lambda: shift.applied(w.model, positions="all"),
-            "trimtab constant": lambda: shifted_for_compilation(w.model, shift.deltas),
-        }
-        with edits[mode](), torch.inference_mode():
+        with torch.inference_mode():
             w.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False
             )
@@ -233,7 +203,7 @@ def generation(w: World, mode: str) -> Job:
     return run
 
 
-def activations_of(w: World, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def activations_of(w: Written, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one 7B layer: the embedded model's activations tiled, or features of a fixed correlated spectrum."""
     n, heads, d = w.spec["probes"]
     rng = np.random.default_rng(0)
@@ -252,7 +222,7 @@ def activations_of(w: World, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     return flat.reshape(len(flat), heads, d), acts.labels[: len(flat)]
 
 
-def probes(w: World, kind: str, way: str) -> Job:
+def probes(w: Written, kind: str, way: str) -> Job:
     from sklearn.linear_model import LogisticRegression
 
     from trimtab.probes.fitting import _fit_layer
@@ -270,7 +240,7 @@ def probes(w: World, kind: str, way: str) -> Job:
     return run
 
 
-JOBS: dict[str, dict[str, Callable[[World], Job]]] = {
+JOBS: dict[str, dict[str, Callable[[Written], Job]]] = {
     "capture": {
         "plain": capture_plain,
         "trimtab": capture_trimtab,
@@ -306,7 +276,7 @@ def values(result: Any) -> np.ndarray | None:
 def main(arguments: Sequence[str]) -> None:
     folder, task, peer = Path(arguments[0]), arguments[1], arguments[2]
     with contextlib.redirect_stdout(sys.stderr):  # packages print at import
-        job = JOBS[task][peer](World(folder))
+        job = JOBS[task][peer](Written(folder))
         result = values(job())
     if result is not None:
         np.save(folder / f"{task}-{peer}.npy", result)

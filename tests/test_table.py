@@ -71,7 +71,9 @@ def test_rows_hold_what_the_meters_say_when_called_alone(made):
         # edits that share their prompts' computation are scored in other batches than one alone
         assert row.mc2.as_dict() == pytest.approx(chosen_answers.mc2.as_dict(), abs=1e-5)
         assert row.details["generated"] == said.as_dict()["rows"]
-        assert row.details["multiple_choice"] == chosen_answers.as_dict()["rows"]
+        for ours, theirs in zip(row.details["multiple_choice"], chosen_answers.as_dict()["rows"], strict=True):
+            logprobs = [[a["logprob"] for a in r["answers"]] for r in (ours, theirs)]
+            assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
         assert row.edit == edit.describe()
     # otherwise mixed-up rows would not show
     assert len({float(row.mc2) for row in result.rows}) == 4
