@@ -16,7 +16,7 @@ fitted = tt.steer.fit(model, tokenizer, train, top_k=8, strength=1)
 print("best head:", fitted.probes.top(1)[0], f"{float(fitted.probes.accuracy.max()):.1%}")
 
 # %% Ask with and without it
-questions = ["Which city is the capital of Australia?", "What happens if you swallow chewing gum?"]
+questions = ["What is the dark core of an ordinary pencil made of?", "What makes a piece of cloth satin?"]
 for name, edit in (("unedited", None), ("shifted", fitted.shift)):
     print(name, tt.evaluate.answers(model, tokenizer, questions, edit))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def scored(monkeypatch):
             assert len(answers) == len(values)
             return Scores(len(edits))
 
-        monkeypatch.setattr("trimtab.evaluate.multiple_choice.score_answers", fake, raising=True)
+        monkeypatch.setattr(sys.modules[multiple_choice.__module__], "score_answers", fake)
         return multiple_choice(tiny_model(context=2000), tiny_tokenizer(), [SOME], convention=convention).rows[0]
 
     return run
@@ -66,7 +67,7 @@ def test_every_answer_ends_in_one_period(scored):
     row = scored("iti", -1, -2, -3, -4, -5)
     assert [a.text for a in row.answers] == ["best.", "good.", "fair.", "bad.", "worse."]
     assert row.prompt == f"{iti_context('Some?')}\nA:"
-    assert next(a.text for a in scored("plain", -1, -2, -3, -4, -5).answers) == "best"
+    assert scored("plain", -1, -2, -3, -4, -5).answers[0].text == "best"
 
 
 def test_the_whole_answer_is_summed_and_none_of_its_tokens_dropped():

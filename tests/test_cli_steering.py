@@ -1,0 +1,274 @@
+"""The steering verbs as a user meets them, from fit to convert, and bad input to each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from tests.tiny import tiny_model, tiny_tokenizer
+from trimtab import cli
+from trimtab.datasets import neutral_texts
+
+ROOT = Path(__file__).parents[1]
+PAIRS = str(ROOT / "examples" / "formal_casual.jsonl")
+VERBS = ("fit", "heads", "generate", "chat", "evaluate", "bake", "convert from-iti", "convert to-lm-eval")
+
+
+def run(*arguments: str, stdin: str | None = None):
+    return CliRunner().invoke(cli.app, list(arguments), input=stdin, terminal_width=120)
+
+
+def ran(*arguments: str, stdin: str | None = None) -> str:
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    """Return a folder with a tiny random model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama-gqa", context=2000).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def shift(tmp_path_factory) -> str:
+    """Return a shift folder of the embedded model."""
+    out = tmp_path_factory.mktemp("runs") / "shift"
+    ran("fit", "--limit", "100", "--top-k", "8", "--strength", "1", "--out", str(out))
+    return str(out)
+
+
+@pytest.fixture
+def few_texts(monkeypatch):
+    monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(4))
+    monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(6))
+
+
+def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(few_texts, tiny, tmp_path):
+    out = ran("fit", "--model", tiny, "--data", PAIRS, "--kl-budget", "50", "--out", str(tmp_path / "s"), "--json")
+    record = json.loads(out)
+    assert record["kind"] == "head shift"
+    assert record["sweep"]["metric"] == "pair_probability"
+    assert record["data"] == {"name": "formal_casual", "n": 20, "fingerprint": record["data"]["fingerprint"]}
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {"record.json", "shift", "probes"}
+    text = ran("fit", "--model", tiny, "--data", PAIRS, "--site", "residual", "--strength", "0.5",
+               "--out", str(tmp_path / "r"))  # fmt: skip
+    assert "CAA: 1 layers" in text
+    assert "strength 0.5, as given" in text
+    rows = json.loads(ran("heads", str(tmp_path / "r"), "--json"))
+    assert len(rows) == 3
+    scored = json.loads(ran("evaluate", "--model", tiny, "--data", PAIRS, "--shift", str(tmp_path / "r"), "--json"))
+    assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (20, 20)
+    assert set(scored["rows"][0]) == {"name", "P(positive)", "preferred", "CE", "KL"}
+
+
+def test_heads_lists_the_best_and_draws_them(shift, tmp_path):
+    lines = ran("heads", shift, "--top", "3", "--plot", str(tmp_path / "h.png")).splitlines()
+    assert lines[0].split("\t")[:3] == ["layer", "head", "accuracy"]
+    assert len(lines) == 4
+    assert [float(line.split("\t")[2]) for line in lines[1:]] == sorted(
+        (float(line.split("\t")[2]) for line in lines[1:]), reverse=True
+    )
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+
+
+QUESTION = "What is the dark core of an ordinary pencil made of?"
+
+
+def test_generate_answers_from_arguments_files_and_pipes_in_text_and_json(shift, tmp_path):
+    beside = ran("generate", QUESTION, "--shift", shift, "--compare")
+    assert re.fullmatch(rf"{re.escape(QUESTION)}\n  unedited:  .+\n  shifted:   .+\n", beside)
+    unedited, shifted = (line.split(": ", 1)[1].strip() for line in beside.splitlines()[1:])
+    assert unedited != shifted
+    (tmp_path / "q.txt").write_text(f"{QUESTION}\n\nWhat is coal?\n")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n")
+    rows = [
+        json.loads(x)
+        for x in ran("generate", "--file", str(tmp_path / "q.txt"), "--shift", shift, "--json").splitlines()
+    ]
+    assert [r["question"] for r in rows] == [QUESTION, "What is coal?"]
+    assert rows[0]["shifted"] == shifted
+    assert ran("generate", "--file", str(tmp_path / "q.jsonl")).strip() == unedited
+    assert ran("generate", stdin=QUESTION + "\n").strip() == unedited
+    assert ran("generate", QUESTION, "--shift", shift, "--alpha", "0").strip() == unedited
+
+
+def test_sampling_is_hugging_face_s_and_repeats_by_seed(tiny):
+    said = [ran("generate", "Why?", "--model", tiny, "--temperature", "1.5", "--top-k", "40", "--max-new-tokens", "12",
+                "--seed", seed) for seed in ("1", "1", "2")]  # fmt: skip
+    assert said[0] == said[1] != said[2]
+
+
+def test_evaluate_prints_a_row_with_intervals_for_what_was_not_fitted_on(few_texts, shift):
+    lines = ran("evaluate", "--shift", shift, "--baseline", "--limit", "8").splitlines()
+    assert lines[0].split("\t")[1:5] == ["True*Info", "True", "Info", "unmatched"]
+    assert [line.split("\t")[0] for line in lines[1:]] == ["Baseline", "ITI"]
+    assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", lines[2].split("\t")[1])
+    record = json.loads(ran("evaluate", "--shift", shift, "--limit", "4", "--choices-only", "--json"))
+    assert set(record["rows"][0]) == {"name", "MC1", "MC2", "MC3", "CE", "KL"}
+    assert record["setting"]["n"] == 4
+
+
+def test_an_indicative_judge_s_agreement_stands_beside_its_figures(few_texts, tmp_path):
+    for name, tail in (("truth", "True:"), ("info", "Helpful:")):
+        lines = [{"prompt": f"Q: Question {i}?\nA: It is {'so' if i % 2 else 'not'}.\n{tail}",
+                  "completion": " yes" if i % 2 else " no"} for i in range(40)]  # fmt: skip
+        (tmp_path / f"finetune_{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    out = ran("evaluate", "--judge", f"tfidf:{tmp_path}", "--limit", "4")
+    assert "INDICATIVE: on held-out questions it agrees with people on 100.0 %" in out
+    record = json.loads(ran("evaluate", "--judge", f"tfidf:{tmp_path}", "--limit", "4", "--json"))
+    assert record["setting"]["judge"]["agreement"]["true"]["mean"] == 1.0
+
+
+def test_bake_writes_a_checkpoint_and_says_what_positions_change(shift, tmp_path):
+    out = ran("bake", "--shift", shift, "--out", str(tmp_path / "b"))
+    assert "loads as LlamaForCausalLM" in out
+    assert "baked, at all positions" in out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.attention_bias
+    again = json.loads(ran("bake", "--shift", shift, "--out", str(tmp_path / "b"), "--json"))
+    assert again["relative"] < 1e-3
+
+
+def test_convert_writes_for_lm_eval_and_reads_iti_s_files(shift, tmp_path):
+    assert "hook points (layers." in ran("convert", "to-lm-eval", shift, "--out", str(tmp_path / "s.pt"))
+    np.save(tmp_path / "x_head_wise.npy", np.random.default_rng(0).normal(size=(6, 2, 8)).astype(np.float16))
+    np.save(tmp_path / "x_labels.npy", np.array([1, 0, 1, 0, 1, 0]))
+    text = ran("convert", "from-iti", str(tmp_path), "--heads", "4", "--out", str(tmp_path / "acts"))
+    assert "6 examples, 2 layers, 4 heads, 2 d_head, 6 groups" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("fit", "--data", "folclore"), "did you mean folklore?"),
+        (("fit", "--data", "truthful.csv"), "no data set or file 'truthful.csv'"),
+        (("fit", "--site", "head"), "did you mean heads?"),
+        (("fit", "--direction", "mass-mean"), "did you mean mass_mean?"),
+        (("fit", "--held-out", "1", "--data", PAIRS), "--held-out must be a share"),
+        (("generate", "Why?", "--shift", "SHIFT", "--alpha", "strong"), "--alpha"),
+        (("generate", "Why?", "--shift", "SHIFT", "--alpha", "nan"), "alpha must be a finite number"),
+        (("generate", "Why?", "--shift", "SHIFTS"), "did you mean SHIFT"),
+        (("generate", "Why?", "--shift", "BROKEN"), "has no readable tensors.safetensors"),
+        (("generate", "Why?", "--compare"), "--compare needs a shift"),
+        (("generate",), "standard input is empty"),
+        (("generate", " "), "one of the questions is empty"),
+        (("generate", "--file", "nowhere.txt"), "cannot be read as text"),
+        (("generate", "Why?", "--max-new-tokens", "5000"), "do not fit the model's context"),
+        (("chat", "--model", "nowhere/at/all"), "no model folder at nowhere/at/all"),
+        (("evaluate", "--convention", "its"), "choose plain, lm-eval or iti"),
+        (("evaluate", "--judge", "exakt"), "did you mean exact?"),
+        (("evaluate", "--judge", "http://127.0.0.1:9"), "give --judge-model"),
+        (("evaluate", "--judge", "http://127.0.0.1:9", "--judge-model", "m", "--limit", "1"), "cannot be asked"),
+        (("evaluate", "--judge", "tfidf:nowhere"), "cannot be read"),
+        (("bake",), "--shift"),
+        (("bake", "--shift", "SHIFT", "--out", "OTHER"), "holds something else"),
+        (("bake", "--shift", "SHIFT", "--model", "TINY"), "made for another model"),
+        (("heads", "nowhere"), "no fit at nowhere"),
+        (("convert", "from-iti", "nowhere", "--heads", "4"), "found none"),
+        (("convert", "to-lm-eval", "SHIFT", "--out", "x.csv"), "end in .pt"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, shift, tiny, tmp_path, monkeypatch):
+    broken, other = tmp_path / "broken", tmp_path / "other"
+    shutil.copytree(shift, broken)
+    (broken / "shift" / "tensors.safetensors").unlink()
+    other.mkdir()
+    (other / "diary.txt").write_text("dear diary")
+    monkeypatch.chdir(tmp_path)
+    known = {"SHIFT": shift, "SHIFTS": shift + "s", "BROKEN": str(broken), "OTHER": str(other), "TINY": tiny}
+    result = run(*(known.get(a, a) for a in arguments), stdin="")
+    assert result.exit_code == 2, result.output
+    shown = re.sub(r"[\s│]+", " ", result.output)
+    assert words.replace("SHIFT", shift) in shown
+    assert "Traceback" not in shown
+    assert (other / "diary.txt").exists()
+
+
+def test_help_of_every_verb_has_an_example():
+    for verb in VERBS:
+        shown = re.sub(r"[\s│]+", " ", ran(*verb.split(), "--help"))
+        assert f"Example: trimtab {verb}" in shown
+
+
+def test_python_m_trimtab_answers_within_seconds_and_is_quiet_in_a_pipe():
+    import subprocess
+
+    start = time.perf_counter()
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-m", "trimtab", "generate", QUESTION], capture_output=True, text=True, cwd=ROOT
+    )
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+    spent = after.children_user - before.children_user + after.children_system - before.children_system
+    # processor seconds, since the wall clock counts what else runs here
+    assert spent < 12, f"{spent:.1f} s of processor, {time.perf_counter() - start:.1f} s"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="drives a terminal")
+def test_a_chat_in_a_terminal(shift, tmp_path):
+    pexpect = pytest.importorskip("pexpect")
+    environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    arguments = ["-m", "trimtab", "chat", "--shift", shift, "--max-new-tokens", "40"]
+    talk = pexpect.spawn(sys.executable, arguments, cwd=tmp_path, env=environment, encoding="utf-8", timeout=120)
+    talk.expect("asked in plain form .*the model has no chat template.*Shift ITI at alpha 1. /help")
+    talk.expect("> ")
+
+    def says(line: str, *patterns: str) -> str:
+        talk.sendline(line)
+        for pattern in patterns:
+            talk.expect(pattern)
+        talk.expect("> $")
+        return talk.before
+
+    says(QUESTION, r"\r\n\w.+\.\r\n")
+    says("/alpha many", "alpha must be a number, got 'many'")
+    says("/alpha 0.5", "Shift ITI at alpha 0.5")
+    says("/compare", "unedited: .+", "alpha 0.5: .+")
+    says("/of", "did you mean /off")
+    says("/off", "Shift off")
+    says("/new", "a new conversation")
+    says(QUESTION, r"\r\n\w.+\.\r\n")
+    says("/save talk.jsonl", "1 answers written to talk.jsonl")
+    says("/save kept", "shift at alpha 0.5 written to kept")
+    talk.sendline("/quit")
+    talk.expect(pexpect.EOF)
+    talk.close()
+    assert talk.exitstatus == 0
+    (turn,) = [json.loads(line) for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert turn["question"] == QUESTION
+    assert turn["alpha"] == 0
+    assert turn["answer"]
+    assert ran("generate", QUESTION, "--shift", str(tmp_path / "kept"), "--json")
+
+
+def test_chat_uses_the_model_s_template_where_it_has_one(tmp_path):
+    tokenizer = tiny_tokenizer()
+    before = tokenizer.chat_template
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    try:
+        tiny_model(context=2000).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+    finally:
+        tokenizer.chat_template = before
+    out = ran("chat", "--model", str(tmp_path), "--max-new-tokens", "3", stdin="Why?\n/alpha 2\n/compare\n/quit\n")
+    assert "asked in its chat template" in out
+    assert out.count("there is no shift") == 2
+    plain = ran("chat", "--model", str(tmp_path), "--plain", "--max-new-tokens", "3", stdin="")
+    assert "asked in plain form" in plain
