@@ -73,6 +73,13 @@ class TuningTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return LengthBuckets(self, train_dataset or self.train_dataset)
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the names of what weight decay applies to."""
+        alone = {id(p) for p in self.attached.undecayed()}
+        parameters = dict(model.named_parameters())
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if name not in parameters or id(parameters[name]) not in alone]
+
     def compute_loss(
         self,
         model: nn.Module,
