@@ -35,6 +35,7 @@ class AttachedAdapter(Attached):
         self._snapshot = Snapshot(base)
         self.free: dict[str, int] = {}
         """Free numbers in parameters of which only some entries are trained."""
+        self._undecayed: list[nn.Parameter] = []
         try:
             with seeded(seed, base), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|is_gradient_checkpointing).*")
@@ -55,6 +56,8 @@ class AttachedAdapter(Attached):
         for name, mask in masks.items():
             parameter = parameters[name]
             self.free[name] = int(mask.expand_as(parameter).sum())
+            if bool(parameter.detach()[(mask == 0).expand_as(parameter)].any()):
+                self._undecayed.append(parameter)  # decay would move what has no gradient
             parameter.register_hook(mask.to(device=parameter.device, dtype=parameter.dtype).mul)
 
     def n_trainable(self) -> int:
@@ -64,6 +67,10 @@ class AttachedAdapter(Attached):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the adapter's parameters."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Return the parameters with entries other than zero that keep their start."""
+        return self._undecayed
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the adapter's state under PEFT's own names."""

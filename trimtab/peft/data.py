@@ -112,8 +112,8 @@ class Collator:
     """Makes a batch of examples: padded on the left, or several to a row where that is exact.
 
     Gives `input_ids`, `position_ids`, `attention_mask` (unless packed), `labels` (the token that each position is to
-    predict; -100 for none), `sign` of each label, `columns` (the positions at which some row has a label), and the
-    numbers of tokens and examples.
+    predict; -100 for none), `sign` of each label if some are to become less likely, `columns` (the positions at which
+    some row has a label), `dense` (whether every row has one at each of them), and the numbers of tokens and examples.
     """
 
     pad: int
@@ -141,7 +141,11 @@ class Collator:
         columns = (batch["labels"] != IGNORED).any(0).nonzero()[:, 0]
         # older and newer Trainers count what is learned under one name or the other
         counts = {"n_tokens": sum(len(e["input_ids"]) for e in examples), "n_examples": len(examples)}
-        batch |= {"shift_labels": batch["labels"], "columns": columns, **counts}
+        # known here, so that the loss need not ask the GPU
+        dense = sum(len(e["input_ids"]) - e["start"] for e in examples) == len(rows) * len(columns)
+        batch |= {"shift_labels": batch["labels"], "columns": columns, "dense": dense, **counts}
+        if all(e["sign"] > 0 for e in examples):
+            del batch["sign"]
         return batch if self.packing else {**batch, "attention_mask": padding}
 
     @staticmethod

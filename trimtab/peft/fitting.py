@@ -12,7 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import peft as hf_peft
 import torch
+from peft.helpers import disable_input_dtype_casting
 from transformers import TrainingArguments
 from transformers.utils import logging as hf_logging
 
@@ -75,7 +77,7 @@ def _fitted(
     data = encode(model, tokenizer, train, recipe)
     made_on, untuned = fingerprint(model), ms_per_token(model)
     packing = _packing(method, model)
-    with _attached(method, model, seed) as attached, _checkpointing(model, recipe):
+    with _attached(method, model, seed) as attached:
         plan = make_plan(method, attached, tokenizer, data, steps=n_steps(len(data), recipe), packing=packing)
         if sys.stderr.isatty():
             print(plan.to_text(), file=sys.stderr)
@@ -92,7 +94,8 @@ def _fitted(
                 attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None
             )
             prepared = time.perf_counter()
-            run_trainer(trainer, folder.checkpoint)
+            with _checkpointing(model, recipe), _cast_once(attached, recipe):
+                run_trainer(trainer, folder.checkpoint)
             trained = time.perf_counter()
         tensors = {k: v.detach().cpu().clone() for k, v in attached.tensors().items()}
         tuned = ms_per_token(attached.model)
@@ -162,6 +165,16 @@ def _checkpointing(model: Any, recipe: Recipe) -> Iterator[None]:
             base.disable_input_require_grads()
             if not before:
                 base.gradient_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def _cast_once(attached: Attached, recipe: Recipe) -> Iterator[None]:
+    """Leave casting to autocast, where PEFT would first cast every adapter's input up to the adapter's float32."""
+    if recipe.precision and isinstance(attached.model, hf_peft.PeftModel):
+        with disable_input_dtype_casting(attached.model):
+            yield
+    else:
+        yield
 
 
 def make_trainer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import peft as hf_peft
 import torch
@@ -29,7 +29,7 @@ class LoRA(HubBased):
     r: int = 8
     alpha: float | int | None = None
     """Scale of the update; twice the rank if not given."""
-    targets: Literal["all", "qv"] | tuple[str, ...] = "all"
+    targets: str | tuple[str, ...] = "all"
     """`"all"`: every linear module of the layers (as QLoRA); `"qv"`: queries and values (as the LoRA paper), the rows
     of both in a fused projection; or module names."""
     dropout: float = 0.0
@@ -67,7 +67,7 @@ class LoRA(HubBased):
         """Return PEFT's configuration. A fused projection gets one block of rank r for each of q and v."""
         if self.targets == "all":
             return self._config("all-linear")
-        targets = list(self.targets) if self.targets != "qv" else query_and_value_names(model)
+        targets = query_and_value_names(model) if isinstance(self.targets, str) else list(self.targets)
         require_modules(model, targets, self.name)
         return self._config(targets, blocks=2 if self.targets == "qv" and len(targets) == 1 else 1)
 

@@ -59,6 +59,10 @@ class Attached(ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters to train, by name."""
 
+    def undecayed(self) -> list[nn.Parameter]:
+        """Return those of the parameters that weight decay must leave alone."""
+        return []
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return what is stored of a tuned model: enough to rebuild it exactly. Detached, not copied."""

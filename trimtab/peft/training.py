@@ -73,6 +73,13 @@ class TuningTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return LengthBuckets(self, train_dataset or self.train_dataset)
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the names of what weight decay applies to."""
+        alone = {id(p) for p in self.attached.undecayed()}
+        parameters = dict(model.named_parameters())
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if name not in parameters or id(parameters[name]) not in alone]
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -81,13 +88,16 @@ class TuningTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the summed loss of the labelled tokens over their number in the whole optimiser batch."""
-        labels, sign, columns = inputs.pop("labels"), inputs.pop("sign"), inputs.pop("columns")
+        columns, sign, dense = inputs.pop("columns"), inputs.pop("sign", None), inputs.pop("dense")
+        labels = inputs.pop("labels")[:, columns]
         inputs.pop("shift_labels")
         logits = model(columns=columns, **inputs)
-        labels, sign = labels[:, columns], sign[:, columns]
-        chosen = labels != IGNORED
-        total = signed_loss(logits[chosen], labels[chosen], sign[chosen])
-        count = chosen.sum() if num_items_in_batch is None else num_items_in_batch
+        # choosing copies the logits, which are large: not where all are wanted
+        chosen = slice(None) if dense else (labels != IGNORED).flatten()
+        flat = labels.flatten()[chosen]
+        signs = None if sign is None else sign[:, columns].flatten()[chosen]
+        total = signed_loss(logits.flatten(0, 1)[chosen], flat, signs)
+        count = len(flat) if num_items_in_batch is None else num_items_in_batch
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             total = total * self.accelerator.num_processes  # gradients are averaged over processes
         loss = total / count
@@ -139,10 +149,10 @@ class LengthBuckets(Sampler):
         yield from get_length_grouped_indices(self._lengths, size, generator=generator)
 
 
-def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor) -> Float[Tensor, ""]:
+def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor | None = None) -> Float[Tensor, ""]:
     """Return the sum over tokens of -log p where the sign is 1, and of -log(1 - p) where it is -1."""
     negative_log_p = cross_entropy(logits.float(), labels, reduction="none")
-    if bool((sign > 0).all()):
+    if sign is None:
         return negative_log_p.sum()
     # unlikelihood (Welleck et al. 2020): cross-entropy itself has no lower bound to move away to
     away = -torch.log1p(-torch.exp(-negative_log_p).clamp(max=1 - 1e-6))
