@@ -19,7 +19,9 @@ from trimtab.compare.report import to_html, write_report
 from trimtab.errors import Incompatible
 from trimtab.steer import ITI
 
-REQUESTING = re.compile(r"""(?:src|href|action|data)\s*=\s*["'](?!#)|url\((?!#)|@import|<script|<link|<iframe|<img""")
+REQUESTING = re.compile(
+    r"""(?:src|href|action|data)\s*=\s*["'](?!#|data:)|url\((?!#)|@import|<script|<link|<iframe|<img"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +161,8 @@ def test_the_colours_can_be_told_apart_without_seeing_red_or_green():
         )
 
     for matrix in (deutan, protan):
-        assert nearest(matrix, PALETTE) > 0.05
-        assert nearest(matrix, ("#FF0000", "#4C9A00")) < 0.35  # a red and a green come close
+        assert nearest(matrix, PALETTE) > 0.15
+    assert nearest(deutan, ("#FF0000", "#4C9A00")) < 0.1  # the control: this red and this green are one
 
 
 def test_sizes_are_written_for_reading():

@@ -13,8 +13,8 @@ from trimtab.compare.results import Comparison, ResultRow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
-"""Okabe & Ito's colours, told apart by colour-blind readers (yellow darkened for white paper)."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe & Ito's colours, told apart by colour-blind readers; without the yellow, which is lost on white."""
 MARKERS = "osD^vP*X<>hd"
 Points: TypeAlias = dict[float, list[tuple[float, float | None]]]
 """A knob's value -> (score, KL) of the trials that had it."""
@@ -219,7 +219,7 @@ def heads_figure(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _figure(width: float, height: float, *, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+def _figure(width: float | int, height: float | int, *, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
