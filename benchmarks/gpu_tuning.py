@@ -222,7 +222,11 @@ class Seen(TrainerCallback):
 
 
 def methods(tiny: bool, steps: int) -> list[dict[str, Any]]:
-    config = GPT2Config(n_embd=64, n_layer=2, n_head=4) if tiny else GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+    config = (
+        GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=4)
+        if tiny
+        else GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config).eval()

@@ -7,10 +7,14 @@ import torch
 
 from tests.test_contracts import state_of
 from tests.tiny import tiny_questions, tiny_tokenizer
-from tests.tuning import METHODS, ON_FOUR_BITS, QUICK, fitted, logits, quantised, some_tokens
+from tests.tuning import METHODS, ON_FOUR_BITS, QUICK, default_of, fitted, logits, quantised, some_tokens
 from trimtab.edits import NoEdit
 from trimtab.evaluate import multiple_choice
 from trimtab.peft.merging import dequantized
+
+
+def _id(parameter):
+    return parameter if isinstance(parameter, str) else parameter.values[0]
 
 
 def steps(attached, *, evaluate, n=4):
@@ -51,11 +55,13 @@ def test_train_eval_train_equals_a_dequantised_reference(family, kind, tmp_path)
         assert torch.allclose(gradients[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
-@pytest.mark.parametrize("name", ON_FOUR_BITS)
+@pytest.mark.parametrize(
+    "name", [p for p in default_of("lora qv", "ia3", "houlsby", "prefix") if _id(p) in ON_FOUR_BITS]
+)
 def test_every_method_that_says_so_trains_on_4_bits_and_leaves_them_alone(name, tmp_path):
     model = quantised(tmp_path / "m", "llama-gqa")
     before, plain = state_of(model), logits(model)
-    edit = fitted(name, model, max_steps=8, learning_rate=max(METHODS[name].learning_rate, 3e-3))
+    edit = fitted(name, model, max_steps=8, batch_size=12, learning_rate=max(METHODS[name].learning_rate, 3e-3))
     assert edit.record["losses"][-1] < edit.record["losses"][0]
     assert edit.record["model"]["quantization"] == "nf4"
     assert state_of(model) == before
@@ -91,6 +97,6 @@ def test_parts_stay_in_single_precision_on_half_precision_weights_and_the_base_i
 
 @pytest.mark.parametrize("optimizer", ["paged_adamw", "adamw_8bit", "paged_adamw_8bit"])
 def test_bitsandbytes_optimisers_train(optimizer, tmp_path):
-    edit = fitted("lora", quantised(tmp_path / "m", "llama-gqa"), optimizer=optimizer, max_steps=8)
+    edit = fitted("lora", quantised(tmp_path / "m", "llama-gqa"), optimizer=optimizer, max_steps=8, batch_size=12)
     assert edit.record["losses"][-1] < edit.record["losses"][0]
     assert QUICK.optimizer == "adamw"
