@@ -66,10 +66,12 @@ def test_labels_are_the_completion_and_the_end_token_by_position():
         assert tokenizer.decode(labels[labels != IGNORED]) == pair.completion + tokenizer.eos_token
         # each label is the token that stands one place later
         places = (labels != IGNORED).nonzero()[:, 0]
-        last = batch["input_ids"].shape[1] - 1
+        last = int(batch["attention_mask"][row].sum()) - 1
         assert torch.equal(batch["input_ids"][row, places + 1], labels[places])
         assert int(places[-1]) == last - 1
     assert batch["n_tokens"] == int(batch["attention_mask"].sum())
+    # padding on the left would be rows of queries that see nothing, which GPU kernels turn into NaN gradients
+    assert bool(batch["attention_mask"][:, 0].all())
 
 
 def test_a_pad_token_that_is_the_end_token_hides_no_label():

@@ -109,7 +109,10 @@ def _plain_text(tokenizer: Any, text: str, limit: int | None) -> Encoded:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of examples: padded on the left, or several to a row where that is exact.
+    """Makes a batch of examples: padded on the right, or several to a row where that is exact.
+
+    Never on the left: there the padding's own queries attend to nothing, and fused attention kernels on a GPU give such
+    rows gradients that are not numbers.
 
     Gives `input_ids`, `position_ids`, `attention_mask` (unless packed), `labels` (the token that each position is to
     predict; -100 for none), `sign` of each label if some are to become less likely, `columns` (the positions at which
@@ -133,7 +136,7 @@ class Collator:
         }
         padding = torch.zeros(len(rows), width, dtype=torch.long)
         for n, row in enumerate(rows):
-            place = 0 if self.packing else width - len(examples[row[0]]["input_ids"])
+            place = 0
             for i in row:
                 place = self._put(batch, n, place, examples[i])
                 padding[n, place - len(examples[i]["input_ids"]) : place] = 1
