@@ -19,8 +19,8 @@ from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import Comparison, Design, FewShot, Job, Meters, Ready, Stack, merged, run, run_job, table
 from trimtab.compare.design import Unit, named
-from trimtab.compare.protocol import chosen
 from trimtab.compare.records import RunFolder
+from trimtab.compare.worker import chosen
 from trimtab.edits import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate import generate_answers

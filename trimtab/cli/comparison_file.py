@@ -38,6 +38,8 @@ class ComparisonFile:
     metric: str = "true_info"
     convention: str = "plain"
     max_new_tokens: int = 50
+    texts: str | None = None
+    """A file of neutral texts, one a line; trimtab's own if not given."""
     load: Mapping[str, str] = field(default_factory=dict)
     """Options of load_model: dtype, device, quantization, revision."""
 
@@ -87,12 +89,28 @@ def job_of(said: ComparisonFile) -> "Job":
             said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation,
             tuple(None if n == "all" else int(n) for n in said.train_sizes),
         )  # fmt: skip
-        meters = Meters(convention=said.convention, metric=said.metric, max_new_tokens=said.max_new_tokens)  # pyright: ignore[reportArgumentType]
+        meters = Meters(
+            convention=said.convention,  # pyright: ignore[reportArgumentType]
+            metric=said.metric,  # pyright: ignore[reportArgumentType]
+            max_new_tokens=said.max_new_tokens,
+            texts=None if said.texts is None else _lines(Path(said.texts)),
+        )
     except (TypeError, ValueError) as cause:
         raise BadValue(
             f"the comparison's numbers cannot be used: {cause}; see docs/comparing.md for an example"
         ) from cause
     return Job(named([method_of(m) for m in said.methods]), questions, test, design, meters)
+
+
+def _lines(path: Path) -> list[str]:
+    from trimtab.errors import BadDataset
+
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BadDataset(
+            f"{path} cannot be read as UTF-8 text; `texts:` names a file of neutral texts, one a line"
+        ) from cause
 
 
 def _questions(said: ComparisonFile) -> "tuple[QuestionSet, QuestionSet | None]":
