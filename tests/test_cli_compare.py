@@ -157,7 +157,7 @@ def test_reproduce_runs_a_protocol_on_any_model(files, tmp_path):
     tiny_tokenizer().save_pretrained(big)
     result = trimtab(
         "reproduce", "iti-2fold", "--model", big, "--data", files / "mine.jsonl", "--judge", "exact",
-        "--top-k", 2, "--alpha", 1, "--out", tmp_path / "out",
+        "--texts", files / "texts.txt", "--top-k", 2, "--alpha", 1, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "No figures were published for" in result.output

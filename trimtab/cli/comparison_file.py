@@ -93,7 +93,7 @@ def job_of(said: ComparisonFile) -> "Job":
             convention=said.convention,  # pyright: ignore[reportArgumentType]
             metric=said.metric,  # pyright: ignore[reportArgumentType]
             max_new_tokens=said.max_new_tokens,
-            texts=None if said.texts is None else _lines(Path(said.texts)),
+            texts=None if said.texts is None else read_lines(Path(said.texts)),
         )
     except (TypeError, ValueError) as cause:
         raise BadValue(
@@ -102,15 +102,14 @@ def job_of(said: ComparisonFile) -> "Job":
     return Job(named([method_of(m) for m in said.methods]), questions, test, design, meters)
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Return a file's lines that are not empty; raises `BadDataset` if it cannot be read."""
     from trimtab.errors import BadDataset
 
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as cause:
-        raise BadDataset(
-            f"{path} cannot be read as UTF-8 text; `texts:` names a file of neutral texts, one a line"
-        ) from cause
+        raise BadDataset(f"{path} cannot be read as UTF-8 text; neutral texts are a file with one a line") from cause
 
 
 def _questions(said: ComparisonFile) -> "tuple[QuestionSet, QuestionSet | None]":
