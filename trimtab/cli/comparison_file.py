@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from trimtab.edits import Method
 
 QUICK_LEFT_OUT = (
-    "two of three seeds, one of two folds, half of the trials, two thirds of the test questions, and every tuning "
-    "method but LoRA; its intervals are wide and its p-values weak"
+    "two of three seeds, one of two folds, half of the trials, a third of the test questions, half of the training "
+    "questions, and every tuning method but LoRA (at 3 passes over the data); its intervals are wide"
 )
 
 
