@@ -47,16 +47,17 @@ def main() -> None:
     command = [
         *(sys.executable, "-m", "trimtab", "compare", "--config", str(config)),
         *("--out", str(run), "--stop-after", str(60 * asked.minutes)),
-        *(["--retry-failed"] if asked.retry_failed else []),
     ]
     threads = max(1, (os.cpu_count() or 1) // asked.workers)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     workers = []
     for number in range(asked.workers):
         log = (run.parent / f"worker-{number}.log").open("a")
-        workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-        if number == 0:
-            time.sleep(2)  # the first one makes the folder
+        # the first one alone forgets failures, before the others can write new ones
+        again = ["--retry-failed"] if asked.retry_failed and number == 0 else []
+        workers.append(subprocess.Popen([*command, *again], env=environment, stdout=log, stderr=subprocess.STDOUT))
+        if again:
+            time.sleep(30)
     codes = [worker.wait() for worker in workers]
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(run, arcname=run.name, filter=lambda entry: None if "/locks" in entry.name else entry)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.comparing import TEXTS
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cli import app
 from trimtab.cli.comparison_file import job_of, method_of, quick, read_comparison_file
@@ -23,6 +24,7 @@ folds: 2
 seeds: [0]
 trials: 1
 max_new_tokens: 3
+texts: {texts}
 methods:
   - few-shot: {{shots: [1]}}
   - iti: {{top_ks: [2], alphas: [1]}}
@@ -39,7 +41,10 @@ def files(tmp_path_factory):
         {"question": q.question, "correct": list(q.correct), "incorrect": list(q.incorrect)} for q in tiny_questions(8)
     ]
     (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "c.yaml").write_text(CONFIG.format(model=folder / "model", questions=folder / "mine.jsonl"))
+    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    (folder / "c.yaml").write_text(
+        CONFIG.format(model=folder / "model", questions=folder / "mine.jsonl", texts=folder / "texts.txt")
+    )
     return folder
 
 
@@ -152,7 +157,7 @@ def test_reproduce_runs_a_protocol_on_any_model(files, tmp_path):
     tiny_tokenizer().save_pretrained(big)
     result = trimtab(
         "reproduce", "iti-2fold", "--model", big, "--data", files / "mine.jsonl", "--judge", "exact",
-        "--top-k", 2, "--alpha", 1, "--out", tmp_path / "out",
+        "--texts", files / "texts.txt", "--top-k", 2, "--alpha", 1, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "No figures were published for" in result.output

@@ -7,14 +7,15 @@ import torch
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import FewShot, RetrievedFewShot, RetrievedPassages, Widened, table
+from trimtab.compare import FewShot, OnQuantized, RetrievedFewShot, RetrievedPassages, Stack, Widened, table
 from trimtab.compare.meters import milliseconds_per_token, peak_memory, stored_bytes
 from trimtab.compare.retrieval import Retrieved, TfidfIndex, read_passages
 from trimtab.datasets import Question, QuestionSet
 from trimtab.edits import Edit, Method, NoEdit, Stacked
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import drift, generate_answers
-from trimtab.peft import LoRA
+from trimtab.models import load_model
+from trimtab.peft import LoRA, Recipe
 from trimtab.steer import CAA, ITI
 
 TEXTS = ["The sky was grey.", "Snow fell on the old road all night.", "It rained."]
@@ -130,6 +131,43 @@ def test_a_wider_grid_is_every_combination_and_a_named_knob_replaces_the_methods
     assert wide.name == LoRA().name
     with pytest.raises(BadValue, match="one value or more"):
         Widened(LoRA(), (("epochs", ()),))
+
+
+SHORT = Recipe(max_steps=2, batch_size=4, learning_rate=0.05)
+
+
+def test_lora_and_iti_fit_probes_and_shift_on_the_tuned_model():
+    model, tokenizer, train = tiny_model(), tiny_tokenizer(), tiny_questions(6)
+    steering = ITI(top_ks=(2,), alphas=(4,))
+    stack = Stack((LoRA(recipe=SHORT), steering))
+    made = stack.fit(model, tokenizer, train, knobs={"ITI": {"top_k": 2, "alpha": 4}}, seed=1)
+    lora, shift = made.edits
+    untuned = steering.fit(model, tokenizer, train, seed=1)
+    with lora.applied(model) as tuned:
+        again = steering.fit(tuned, tokenizer, train, seed=1)
+    assert shift.heads == again.heads and torch.allclose(shift.directions, again.directions, atol=1e-5)
+    assert shift.heads != untuned.heads or not torch.allclose(shift.directions, untuned.directions, atol=1e-3)
+    rows = table(model, tokenizer, tiny_questions(3), [NoEdit(), lora, made], texts=TEXTS, max_new_tokens=3).rows
+    assert float(rows[1].kl) > 0 and float(rows[2].kl) != float(rows[1].kl)
+    assert rows[2].cost["trainable_parameters"] == lora.cost.trainable_parameters + shift.directions.numel()
+
+
+def test_tuning_a_quantised_copy_leaves_the_model_alone_and_is_measured_against_it(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, tokenizer = load_model(tmp_path)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    method = OnQuantized(LoRA(recipe=SHORT))
+    assert method.name == "LoRA r=8 on nf4" and method.grid == LoRA().grid
+    edit = method.fit(model, tokenizer, tiny_questions(4), seed=0)
+    row = table(model, tokenizer, tiny_questions(3), [edit], texts=TEXTS, max_new_tokens=3).rows[0]
+    assert float(row.kl) > 0
+    assert row.cost["trainable_parameters"] > 0
+    assert stored_bytes(edit) > 0
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(BadValue, match="no folder or hub id to load a quantised copy from"):
+        method.fit(tiny_model(), tokenizer, tiny_questions(4))
 
 
 def test_strength_multiplies_the_finished_edit():

@@ -19,8 +19,8 @@ from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import Comparison, Design, FewShot, Job, Meters, Ready, Stack, merged, run, run_job, table
 from trimtab.compare.design import Unit, named
-from trimtab.compare.protocol import chosen
 from trimtab.compare.records import RunFolder
+from trimtab.compare.worker import chosen
 from trimtab.edits import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate import generate_answers
@@ -302,7 +302,7 @@ def test_runs_may_be_joined_where_all_else_is_equal_and_are_refused_with_the_rea
 
 
 def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_path):
-    program = _program(tmp_path / "run", pause=0.02)
+    program = _program(tmp_path / "run", pause=0.5, workers=2)
     workers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [w.wait(timeout=120) for w in workers] == [0, 0]
     result = Comparison.load(tmp_path / "run")
@@ -337,7 +337,7 @@ def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path):
     assert fits_after - fits_before <= 6 - len(slow) + 1
 
 
-def _program(folder: Path, *, pause: float) -> str:
+def _program(folder: Path, *, pause: float, workers: int = 1) -> str:
     return textwrap.dedent(f"""
         import os, time
         from dataclasses import dataclass
@@ -357,6 +357,10 @@ def _program(folder: Path, *, pause: float) -> str:
                 time.sleep({pause})
                 return random_shift(model, seed=seed, name=self.name).scaled(knobs["strength"])
 
+        here = Path({str(folder.parent)!r})
+        (here / f"ready-{{os.getpid()}}").touch()
+        while len(list(here.glob("ready-*"))) < {workers}:
+            time.sleep(0.01)
         run(tiny_model(), tiny_tokenizer(), tiny_questions(12), [Slow()], seeds=(0,), trials=3, meters=METERS,
             out={str(folder)!r})
     """)

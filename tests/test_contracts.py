@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from tests.tiny import VOCAB, tiny_model
 from trimtab.activations import Head
+from trimtab.compare.retrieval import Retrieved
 from trimtab.edits import Cost, Edit, NoEdit, Prompted, Stacked
 from trimtab.errors import BadValue
 from trimtab.models.fingerprint import fingerprint
@@ -23,6 +24,9 @@ from trimtab.peft import IA3, Bottleneck, LoRA, TunedEdit, TuningMethod
 from trimtab.steer import HeadShift, ResidualShift
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
+RETRIEVED = Retrieved(
+    ("What is snow?", "What is coal?"), ("Q: What is snow?\nA: White.", "Q: What is coal?\nA: Black."), 1
+)
 # models of any dtype normalise in float32 inside, so rounding of 1e-7 reaches the logits (of size 5)
 CLOSE = {"rtol": 0.0, "atol": 5e-5}
 
@@ -91,6 +95,7 @@ HOULSBY = Bottleneck("houlsby", 4)
 CASES: dict[str, Case] = {
     "no edit": Case(lambda m: NoEdit(), lambda m: NoEdit()),
     "few-shot": Case(lambda m: FEW_SHOT, lambda m: FEW_SHOT, tags=frozenset({"prompts"})),
+    "retrieved few-shot": Case(lambda m: RETRIEVED, lambda m: RETRIEVED, tags=frozenset({"prompts"})),
     "shift": Case(
         one_shift,
         lambda m: one_shift(m).scaled(0),

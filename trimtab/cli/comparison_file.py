@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from trimtab.edits import Method
 
 QUICK_LEFT_OUT = (
-    "two of three seeds, one of two folds, half of the trials, two thirds of the test questions, and every tuning "
-    "method but LoRA; its intervals are wide and its p-values weak"
+    "two of three seeds, one of two folds, half of the trials, a third of the test questions, half of the training "
+    "questions, and every tuning method but LoRA (at 3 passes over the data); its intervals are wide"
 )
 
 
@@ -38,6 +38,8 @@ class ComparisonFile:
     metric: str = "true_info"
     convention: str = "plain"
     max_new_tokens: int = 50
+    texts: str | None = None
+    """A file of neutral texts, one a line; trimtab's own if not given."""
     load: Mapping[str, str] = field(default_factory=dict)
     """Options of load_model: dtype, device, quantization, revision."""
 
@@ -87,12 +89,27 @@ def job_of(said: ComparisonFile) -> "Job":
             said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation,
             tuple(None if n == "all" else int(n) for n in said.train_sizes),
         )  # fmt: skip
-        meters = Meters(convention=said.convention, metric=said.metric, max_new_tokens=said.max_new_tokens)  # pyright: ignore[reportArgumentType]
+        meters = Meters(
+            convention=said.convention,  # pyright: ignore[reportArgumentType]
+            metric=said.metric,  # pyright: ignore[reportArgumentType]
+            max_new_tokens=said.max_new_tokens,
+            texts=None if said.texts is None else read_lines(Path(said.texts)),
+        )
     except (TypeError, ValueError) as cause:
         raise BadValue(
             f"the comparison's numbers cannot be used: {cause}; see docs/comparing.md for an example"
         ) from cause
     return Job(named([method_of(m) for m in said.methods]), questions, test, design, meters)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return a file's lines that are not empty; raises `BadDataset` if it cannot be read."""
+    from trimtab.errors import BadDataset
+
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BadDataset(f"{path} cannot be read as UTF-8 text; neutral texts are a file with one a line") from cause
 
 
 def _questions(said: ComparisonFile) -> "tuple[QuestionSet, QuestionSet | None]":

@@ -20,6 +20,9 @@ def reproduce(
     judge: Annotated[str, typer.Option(help="exact (known answers only) or local (AllenAI's 7B judges).")] = "local",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Heads to shift.")] = 48,
     alpha: Annotated[float, typer.Option(help="Strength, in sigmas of the protocol's own prompt bank.")] = 15.0,
+    texts: Annotated[
+        Path | None, typer.Option(help="Neutral texts for CE and KL, one a line.", show_default="trimtab's own")
+    ] = None,
     dtype: Dtype = None,
     device: Device = None,
     quantization: Quantization = None,
@@ -34,6 +37,7 @@ def reproduce(
 
     Example: trimtab reproduce iti-2fold --model huggyllama/llama-7b --data TruthfulQA.csv
     """
+    from trimtab.cli.comparison_file import read_lines
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import nearest, open_model, read_data
     from trimtab.compare import Meters
@@ -50,7 +54,11 @@ def reproduce(
         raise BadValue(f"unknown judge {judge!r}; choose exact or local")
     questions = read_data(data, limit=limit)
     loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
-    meters = Meters(judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=dtype), **ITI_METERS)  # pyright: ignore[reportArgumentType]
+    meters = Meters(
+        judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=dtype),
+        texts=None if texts is None else read_lines(texts),
+        **ITI_METERS,  # pyright: ignore[reportArgumentType]
+    )
     options = {"meters": meters, "top_k": top_k, "alpha": alpha, "name": model}
     if protocol == "iti-2fold":
         result = iti_two_fold(*loaded, questions, **options)

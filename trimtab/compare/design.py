@@ -203,7 +203,7 @@ def named(methods: Sequence[Method | Edit] | Mapping[str, Method | Edit]) -> dic
     found: dict[str, Method] = {BASELINE: Ready(NoEdit())}
     for name, method in pairs:
         ready = Ready(method) if isinstance(method, Edit) and not isinstance(method, Method) else method
-        if not isinstance(ready, Method):
+        if isinstance(method, type) or not isinstance(ready, Method):
             raise BadValue(
                 f"{method!r:.60} is neither a Method (grid, fit) nor an Edit; methods are instances, as ITI()"
             )

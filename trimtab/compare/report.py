@@ -23,7 +23,7 @@ from trimtab.compare.markdown import (
     status,
     to_markdown,
 )
-from trimtab.compare.results import Comparison, ResultRow
+from trimtab.compare.results import Comparison, ResultRow, measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,14 +138,17 @@ def _cell(text: str) -> str:
 
 def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
     """Return the first test questions with every method's answers side by side."""
-    columns: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        done = [t for t in comparison.of(row.method, row.size) if t["status"] == "done" and t[row.variant] is not None]
-        if done and row.variant == "best":
-            columns[row.method] = {q["question"]: q for q in done[0]["measured"][str(done[0]["best"])]["questions"]}
-    if BASELINE not in columns:
+    base = [t for t in comparison.of(BASELINE, comparison.sizes[-1]) if t["status"] == "done"]
+    if not base:
         return []
-    asked = [q for q in columns[BASELINE] if all(q in c for c in columns.values())][:N_ANSWERS]
+    columns: dict[str, dict[str, Any]] = {}
+    for row in (r for r in rows if r.variant == "best"):
+        # the same fold and seed for all: a method that failed in it has no column
+        for test in comparison.of(row.method, row.size):
+            same = all(test[key] == base[0][key] for key in ("fold", "seed"))
+            if same and test["status"] == "done":
+                columns[row.method] = {q["question"]: q for q in measured(test, "best")["questions"]}
+    asked = list(columns[BASELINE])[:N_ANSWERS]
     head = "".join(f"<th>{_safe(name)}</th>" for name in ("", *columns))
     lines = []
     for question in asked:
@@ -154,7 +157,7 @@ def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
             f'<td class="{"true" if a["true"] >= 0.5 else "false"}">{_safe(a["answer"])}</td>' for a in said
         )
         lines.append(f"<tr><td>{_safe(question)}</td>{cells}</tr>")
-    caption = f"<p>First {len(asked)} test questions of the first fold and seed; ✓ judged true, ✗ not.</p>"
+    caption = f"<p>First {len(asked)} test questions of one fold and seed; ✓ judged true, ✗ not.</p>"
     body = "\n".join(lines)
     table = f'<div class="scroll"><table class="text"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return ["<h2>Before and after</h2>", caption, table]

@@ -97,7 +97,7 @@ def generate_answers(
     answers = complete(model, tokenizer, prompts, edit, paragraphs=convention == "iti", **options)
     rows = []
     for question, prompt, answer in zip(questions, prompts, answers, strict=True):
-        verdict = _checked(judge(question, answer), judge)
+        verdict = checked_verdict(judge(question, answer), judge)
         rows.append(AnswerRow(question.question, prompt, answer, *verdict))
     return replace(summarised(rows), judge=judge_record(judge))
 
@@ -210,7 +210,8 @@ def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[st
         )
 
 
-def _checked(verdict: Any, judge: Judge) -> Verdict:
+def checked_verdict(verdict: Any, judge: Judge) -> Verdict:
+    """Return what a judge said as a `Verdict`; raises `BadValue` naming the judge if it is none."""
     name = judge_record(judge)["name"]
     try:
         if isinstance(verdict, str):

@@ -1,0 +1,218 @@
+"""One process's share of a comparison: trials, the choice among them, and the last measurement."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from trimtab.compare.design import Job, Parts, Unit, digest
+from trimtab.compare.meters import milliseconds_per_token, peak_memory, stored_bytes
+from trimtab.compare.records import TEST, RunFolder
+from trimtab.compare.table import only_prompts, table
+from trimtab.datasets import QuestionSet
+from trimtab.edits import Edit
+from trimtab.errors import TrimtabError
+from trimtab.evaluate import drift, generate_answers, multiple_choice
+from trimtab.models.tokens import input_device
+
+Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]
+
+
+@dataclass
+class Worker:
+    """One process's share of a comparison."""
+
+    model: Any
+    tokenizer: Any
+    job: Job
+    folder: RunFolder
+    ends: float | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether no new trial should be started."""
+        return self.ends is not None and time.monotonic() > self.ends
+
+    def done(self, unit: Unit) -> bool:
+        """Return whether the unit's last measurement is on disk."""
+        return self.folder.read(unit, TEST) is not None
+
+    def do(self, unit: Unit) -> None:
+        """Do the unit's missing trials, then its last measurement."""
+        if self.done(unit):
+            return
+        parts, settings = self.job.parts(unit), self.job.settings(unit.method)
+        fit, kept = self._fitter(unit, parts), _Kept(self.job.design.kl_budget)
+        records = []
+        for number, knobs in enumerate(settings):
+            record = self.folder.read(unit, number)
+            if record is None:
+                if self.late:
+                    return
+                record, edit = self._trial(fit, parts, knobs)
+                self.folder.write(unit, number, record)
+                kept.offer(number, record, edit)
+            records.append(record)
+        if not self.late:
+            self.folder.write(unit, TEST, self._measured(fit, parts, records, settings, kept))
+
+    def _fitter(self, unit: Unit, parts: Parts) -> Fitter:
+        method = self.job.methods[unit.method]
+        shared: list[Fitter] = []
+
+        def fit(knobs: Mapping[str, Any]) -> Edit:
+            if not hasattr(method, "fitter"):
+                return method.fit(self.model, self.tokenizer, parts.train, knobs=knobs, seed=unit.seed)
+            if not shared:
+                shared.append(method.fitter(self.model, self.tokenizer, parts.train, seed=unit.seed))  # pyright: ignore[reportAttributeAccessIssue]
+            return shared[0](knobs)
+
+        return fit
+
+    def _trial(self, fit: Fitter, parts: Parts, knobs: Mapping[str, Any]) -> tuple[dict[str, Any], Edit | None]:
+        started = time.perf_counter()
+        try:
+            with peak_memory(input_device(self.model)) as peak:
+                edit = fit(knobs)
+            fitted = time.perf_counter()
+            scores = self._scores(edit, parts.validation)
+        except Exception as mistake:
+            return {"status": "failed", "knobs": dict(knobs), "why": _why(mistake)}, None
+        record = {
+            "status": "done",
+            "knobs": dict(knobs),
+            "validation": {**scores, "n": len(parts.validation)},
+            "made": _made(edit, peak.bytes, peak.kind),
+            "seconds": {"fit": fitted - started, "measure": time.perf_counter() - fitted},
+        }
+        return record, edit
+
+    def _scores(self, edit: Edit, validation: QuestionSet) -> dict[str, float | None]:
+        meters, arguments = self.job.meters, (self.model, self.tokenizer)
+        if meters.metric == "mc1":
+            picked = multiple_choice(*arguments, validation, edit, convention=meters.convention)
+            scores = {"score": float(picked.mc1), "mc1": float(picked.mc1), "mc2": float(picked.mc2)}
+        else:
+            said = generate_answers(
+                *arguments, validation, edit, judge=meters.judge, max_new_tokens=meters.max_new_tokens
+            )
+            scores = {"score": float(said.true_info), "true": float(said.true), "info": float(said.informative)}
+        if only_prompts(edit):
+            return {**scores, "kl": None, "ce": None}
+        moved = drift(*arguments, edit, texts=meters.neutral()[0])
+        return {**scores, "kl": float(moved.kl), "ce": float(moved.ce)}
+
+    def _measured(
+        self,
+        fit: Fitter,
+        parts: Parts,
+        records: Sequence[dict[str, Any]],
+        settings: Sequence[Mapping[str, Any]],
+        kept: _Kept,
+    ) -> dict[str, Any]:
+        best, within = chosen(records, None), chosen(records, self.job.design.kl_budget)
+        if best is None:
+            return {"status": "failed", "why": f"every trial failed, the first one with: {records[0]['why']}"}
+        results: dict[int, dict[str, Any]] = {}
+        try:
+            for number in {best, within} - {None}:
+                assert number is not None
+                edit = kept.edits.get(number) or fit(settings[number])
+                results[number] = self._last_measurement(edit, parts.test)
+                results[number]["refitted"] = number not in kept.edits
+        except Exception as mistake:
+            return {"status": "failed", "why": f"the last measurement failed: {_why(mistake)}"}
+        return {
+            "status": "done",
+            "n": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+            "questions": digest([q.question for q in parts.test]),
+            "best": best,
+            "within": within,
+            "failed_trials": [r["why"] for r in records if r["status"] == "failed"],
+            "measured": {str(number): result for number, result in results.items()},
+        }
+
+    def _last_measurement(self, edit: Edit, test: QuestionSet) -> dict[str, Any]:
+        meters, texts = self.job.meters, self.job.meters.neutral()[1]
+        row = table(
+            self.model,
+            self.tokenizer,
+            test,
+            [edit],
+            judge=meters.judge,
+            convention=meters.convention,
+            texts=texts,
+            max_new_tokens=meters.max_new_tokens,
+        ).rows[0]
+        choices = {r["question"]: r for r in row.details["multiple_choice"]}
+        asked = [q.question for q in test[:3]]
+        return {
+            "questions": [
+                {
+                    **{k: said[k] for k in ("question", "answer", "true", "informative", "matched")},
+                    "mc1": choices[said["question"]]["mc1"],
+                    "mc2": choices[said["question"]]["mc2"],
+                }
+                for said in row.details["generated"]
+            ],
+            "drift": row.details["drift"],
+            "ms_per_token": milliseconds_per_token(self.model, self.tokenizer, asked, edit),
+            "edit": row.edit,
+        }
+
+
+@dataclass
+class _Kept:
+    """The edits of the best trials so far, so that the last measurement need not make them again."""
+
+    kl_budget: float | int
+
+    def __post_init__(self) -> None:
+        self.edits: dict[int, Edit] = {}
+        self.records: dict[int, dict[str, Any]] = {}
+
+    def offer(self, number: int, record: dict[str, Any], edit: Edit | None) -> None:
+        """Keep the edit if it is the best so far, or the best so far within the budget."""
+        if edit is None:
+            return
+        self.edits[number], self.records[number] = edit, record
+        numbers, held = list(self.records), list(self.records.values())
+        wanted = {numbers[i] for b in (None, self.kl_budget) if (i := chosen(held, b)) is not None}
+        self.edits = {n: e for n, e in self.edits.items() if n in wanted}
+        self.records = {n: r for n, r in self.records.items() if n in wanted}
+
+
+def chosen(records: Sequence[Mapping[str, Any]], kl_budget: float | int | None) -> int | None:
+    """Return the trial with the highest score (within the budget, if given), or None if there is none.
+
+    Equal scores go to the smaller drift, then to the earlier trial. Prompting has no drift and is within any budget.
+    """
+    within = [
+        (r["validation"]["score"], -(r["validation"]["kl"] or 0.0), -i)
+        for i, r in enumerate(records)
+        if r["status"] == "done" and (kl_budget is None or (r["validation"]["kl"] or 0.0) <= kl_budget)
+    ]
+    return -max(within)[2] if within else None
+
+
+def _made(edit: Edit, peak: int | None, kind: str) -> dict[str, Any]:
+    cost = {**asdict(edit.cost), "bytes_on_disk": stored_bytes(edit), "peak_bytes": peak, "peak_kind": kind}
+    losses = _losses(edit)
+    return {**cost, **({"losses": losses} if losses else {})}
+
+
+def _losses(edit: Any) -> list[float]:
+    """Return the training losses of an edit, or of the first part of it that was trained."""
+    parts = [edit, getattr(edit, "edit", None), *getattr(edit, "edits", ())]
+    return next((list(p.record["losses"]) for p in parts if "losses" in getattr(p, "record", ())), [])
+
+
+def _why(mistake: Exception) -> str:
+    if isinstance(mistake, TrimtabError):
+        return str(mistake)
+    place = traceback.extract_tb(mistake.__traceback__)[-1]
+    return f"{type(mistake).__name__}: {mistake} ({Path(place.filename).name}, line {place.lineno})"
