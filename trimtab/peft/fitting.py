@@ -125,7 +125,7 @@ def _packing(method: TuningMethod, model: Any) -> bool:
     asked = method.recipe.packing
     if asked and not method.capabilities.packing:
         raise BadValue(
-            f"{method.name} cannot be trained on packed rows: it does not tell a row's examples apart; leave packing out"
+            f"{method.name} cannot be trained on packed rows: examples in a row would see each other; leave packing out"
         )
     wanted = method.capabilities.packing if asked is None else asked
     if not wanted or packs_exactly(model):
