@@ -11,10 +11,12 @@ import torch
 from tests.planted import LAYERS, PLANTED, activations, planted_direction
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
-from trimtab.errors import BadDataset, BadValue, ShapeError
+from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate import multiple_choice
+from trimtab.evaluate.multiple_choice import MultipleChoice
+from trimtab.models import capture_heads
 from trimtab.probes import fit_logistic
-from trimtab.steer import Agreement, agreement
+from trimtab.steer import Agreement, MassMean, agreement
 
 ACTS = activations(60)
 
@@ -84,3 +86,35 @@ def test_what_cannot_be_compared_is_refused() -> None:
         agreement(ACTS, probes, ACTS, fit_logistic(ACTS, seed=1))
     with pytest.raises(BadValue, match="top 13 heads"):
         agreement(ACTS, probes, ACTS, probes, top_k=13)
+
+
+def test_saved_directions_agree_as_the_activations_do(tmp_path) -> None:
+    MassMean.of(ACTS).save(tmp_path / "d")
+    saved, probes, shuffled = MassMean.load(tmp_path / "d"), fit_logistic(ACTS), activations(60, seed=1)
+    other = fit_logistic(shuffled)
+    told = agreement(ACTS, probes, shuffled, other, top_k=3)
+    again = agreement(saved, probes, MassMean.of(shuffled), other, top_k=3)
+    assert torch.allclose(told.cosine, again.cosine, atol=1e-6)
+    assert float(told.cosine.min()) < 0.9
+    assert told.top == again.top and told.other_top == again.other_top
+    with pytest.raises(BadDataset, match="other statements"):
+        agreement(saved, probes, MassMean.of(activations(60, prefix="other")), other)
+
+
+def test_another_checkpoint_of_the_same_architecture_is_refused() -> None:
+    statements, tokenizer = tiny_questions(12).statements(), tiny_tokenizer()
+    one, other = (capture_heads(tiny_model("llama", seed=s), tokenizer, statements) for s in (0, 1))
+    probes = fit_logistic(one)
+    assert agreement(one, probes, one, probes, top_k=1).overlap == 1
+    with pytest.raises(Incompatible, match="different checkpoints"):
+        agreement(one, probes, other, fit_logistic(other), top_k=1)
+
+
+def test_multiple_choice_comes_back_from_json_and_other_conventions_do_not_compare() -> None:
+    model, tokenizer, questions = tiny_model("llama", context=2000), tiny_tokenizer(), tiny_questions(3)
+    plain, primed = (multiple_choice(model, tokenizer, questions, convention=c) for c in ("plain", "lm-eval"))
+    back = MultipleChoice.from_dict(json.loads(json.dumps(plain.as_dict())))
+    assert back == plain and back.mc1.low == plain.mc1.low
+    probes = fit_logistic(ACTS)
+    with pytest.raises(BadDataset, match="as plain and as lm-eval"):
+        agreement(ACTS, probes, ACTS, probes, scores=(back, primed))

@@ -64,7 +64,7 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     assert record["kind"] == "head shift"
     assert record["sweep"]["metric"] == "pair_probability"
     assert record["data"] == {"name": "formal_casual", "n": 20, "fingerprint": record["data"]["fingerprint"]}
-    assert {p.name for p in (tmp_path / "s").iterdir()} == {"record.json", "shift", "probes"}
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {"record.json", "shift", "probes", "directions"}
     text = ran("fit", "--model", tiny, "--data", PAIRS, "--site", "residual", "--strength", "0.5",
                "--out", str(tmp_path / "r"))  # fmt: skip
     assert "CAA: 1 layers" in text
@@ -84,6 +84,49 @@ def test_heads_lists_the_best_and_draws_them(shift, tmp_path):
         (float(line.split("\t")[2]) for line in lines[1:]), reverse=True
     )
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_heads_against_another_load_says_how_far_directions_move(few_texts, tiny, tmp_path):
+    one, other = str(tmp_path / "float32"), str(tmp_path / "bfloat16")
+    for out, dtype in ((one, "float32"), (other, "bfloat16")):
+        ran("fit", "--model", tiny, "--limit", "30", "--top-k", "3", "--strength", "1", "--dtype", dtype, "--out", out)
+    shown = ran("heads", one, "--against", other, "--plot", str(tmp_path / "a.png"))
+    assert shown.splitlines()[0].split("\t")[:3] == ["layer", "head", "cosine"]
+    assert f"MC1: not measured for {one} and {other}" in shown
+    assert "(by chance 0.25)" in shown
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    same = json.loads(ran("heads", one, "--against", one, "--json"))
+    assert same["overlap"] == 1 and min(map(min, same["cosine"])) == pytest.approx(1)
+    for out, dtype in ((one, "float32"), (other, "bfloat16")):
+        ran("evaluate", "--model", tiny, "--shift", out, "--dtype", dtype, "--choices-only", "--limit", "5", "--keep")
+    found = json.loads(ran("heads", one, "--against", other, "--top", "2", "--json"))
+    assert found["loads"] == ["float32", "bfloat16"]
+    assert (len(found["top"]), found["mc1"]["n"]) == (2, 5)
+    assert 0.9 < min(map(min, found["cosine"])) < 1
+    assert "points [" in ran("heads", one, "--against", other)
+
+
+def test_heads_refuses_fits_that_are_not_of_one_model(few_texts, shift, tiny, tmp_path):
+    fit = ("fit", "--model", tiny, "--strength", "1")
+    ran(*fit, "--limit", "20", "--out", str(tmp_path / "a"))
+    ran(*fit, "--limit", "30", "--out", str(tmp_path / "b"))
+    ran(*fit, "--limit", "20", "--site", "residual", "--out", str(tmp_path / "c"))
+    shutil.copytree(tmp_path / "a", tmp_path / "d")
+    (tmp_path / "d" / "multiple_choice.json").write_text("[]")
+    for name, words in (
+        ("b", "shown other statements"),
+        ("c", "compare two of one --site"),
+        ("d", "write it again with trimtab evaluate"),
+        ("e", "no fit at"),
+        (shift, "compare two loads of one model"),
+    ):
+        shutil.copy(tmp_path / "d" / "multiple_choice.json", tmp_path / "a")
+        result = run("heads", str(tmp_path / "a"), "--against", str(tmp_path / name))
+        assert result.exit_code == 2, result.output
+        assert words in result.stderr
+        assert result.stdout == ""
+    result = run("evaluate", "--keep")
+    assert (result.exit_code, "--keep needs a shift folder" in result.stderr) == (2, True)
 
 
 QUESTION = "What is the dark core of an ordinary pencil made of?"

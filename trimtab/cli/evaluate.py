@@ -1,5 +1,6 @@
 """`trimtab evaluate`: one table row for a shift (or for the model as it is), with intervals."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,10 @@ def evaluate(
     choices_only: Annotated[
         bool, typer.Option("--choices-only", help="Multiple choice only: no generated answers, no judge.")
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Keep the shift's multiple choice in its folder, for `trimtab heads --against`."),
+    ] = False,
     dtype: Dtype = None,
     device: Device = None,
     quantization: Quantization = None,
@@ -54,6 +59,7 @@ def evaluate(
 
     Example: trimtab evaluate --shift runs/shift --limit 20
     """
+    from trimtab.cli.against import require_keepable
     from trimtab.cli.printing import print_json, print_table, remark
     from trimtab.cli.setup import open_model, open_shift, read_data
     from trimtab.edits import NoEdit
@@ -67,6 +73,8 @@ def evaluate(
     if edit is None and alpha is not None:
         raise BadValue("--alpha needs a shift: give --shift DIR")
     questions = read_data(data, part="final")
+    if keep:
+        require_keepable(shift, questions)
     total = len(questions)
     questions = questions if edit is None else unseen(questions, edit)
     left_out = total - len(questions)
@@ -76,7 +84,8 @@ def evaluate(
     loaded = open_model(model, revision=revision, **loading)
     edits: list[Edit] = [*([NoEdit()] if baseline or edit is None else []), *([] if edit is None else [edit])]
     meters = {"convention": convention, "judge": judged, "batch_size": batch_size}
-    rows = [{"name": e.name, **_measured(loaded, questions, e, **meters)} for e in edits]
+    kept = [shift if keep and e is edit else None for e in edits]
+    rows = [{"name": e.name, **_measured(loaded, questions, e, k, **meters)} for e, k in zip(edits, kept, strict=True)]
     setting: dict[str, Any] = {"questions": questions.name, "n": len(questions), "fitted_on": left_out}
     if not are_pairs(questions):
         setting["convention"] = convention
@@ -93,8 +102,16 @@ def evaluate(
 
 
 def _measured(
-    loaded: "LoadedModel", questions: "QuestionSet", edit: "Edit", *, convention: Any, judge: Any, batch_size: int
+    loaded: "LoadedModel",
+    questions: "QuestionSet",
+    edit: "Edit",
+    keep_in: Path | None,
+    *,
+    convention: Any,
+    judge: Any,
+    batch_size: int,
 ) -> dict[str, "Estimate"]:
+    from trimtab.cli.against import keep_choices
     from trimtab.evaluate import contrast, drift, generate_answers, multiple_choice
     from trimtab.steer.recipe import are_pairs
 
@@ -109,6 +126,8 @@ def _measured(
             found = {"True*Info": said.true_info, "True": said.true, "Info": said.informative}
             found["unmatched"] = said.unmatched
         chosen = multiple_choice(*loaded, questions, edit, convention=convention, batch_size=batch_size)
+        if keep_in is not None:
+            keep_choices(keep_in, chosen, edit.describe()["strength"])
         found |= {"MC1": chosen.mc1, "MC2": chosen.mc2, "MC3": chosen.mc3}
     moved = drift(*loaded, edit, batch_size=batch_size)
     return {**found, "CE": moved.ce, "KL": moved.kl}

@@ -1,38 +1,61 @@
 """`trimtab heads`: what each head's probe reads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trimtab.cli.options import AsJson
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def heads(
     folder: Annotated[Path, typer.Argument(help="A folder that `trimtab fit` wrote.")],
-    top: Annotated[int, typer.Option(min=1, help="How many heads to list, best first.")] = 20,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Another fit of this model, loaded in another way: how far do directions move?"
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many heads to list, best first.",
+            show_default="20; against another fit, as many as shifted",
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of all heads (.png, .svg, .pdf).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how well the probe of each head (or layer) tells true from false, with intervals.
 
+    With --against: the cosine between the two fits' directions of each head, how many of the best heads they share,
+    and the difference in MC1 if `trimtab evaluate --keep` measured both.
+
     Example: trimtab heads runs/shift --plot heads.png
     """
+    from trimtab.cli.against import print_against
     from trimtab.cli.printing import print_json, print_table, remark
     from trimtab.probes import heat_map
     from trimtab.steer import Fitted, HeadShift
 
+    if against is not None:
+        print_against(folder, against, top=top, plot=plot, as_json=as_json)
+        return
     fitted = Fitted.load(folder)
     probes, shift = fitted.probes, fitted.shift
     shifted = set(shift.heads) if isinstance(shift, HeadShift) else {(layer, 0) for layer in shift.layers}
     rows = []
-    for layer, head in probes.top(min(top, probes.accuracy.numel())):
+    for layer, head in probes.top(min(top or 20, probes.accuracy.numel())):
         at = (probes.layers.index(layer), head)
         numbers = {name: float(getattr(probes, name)[at]) for name in ("accuracy", "accuracy_low", "accuracy_high")}
         place = {"layer": layer, "head": head, "shifted": (layer, head) in shifted}
         rows.append({**place, **numbers, "auroc": float(probes.auroc[at])})
     if plot is not None:
-        _save(heat_map(probes, marked=shift.heads if isinstance(shift, HeadShift) else ()), plot)
+        save_picture(heat_map(probes, marked=shift.heads if isinstance(shift, HeadShift) else ()), plot)
         remark(f"picture: {plot}")
     if as_json:
         print_json(rows)
@@ -49,7 +72,8 @@ def heads(
     print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
 
 
-def _save(figure, path: Path) -> None:  # noqa: ANN001
+def save_picture(figure: "Figure", path: Path) -> None:
+    """Write a figure; raises `BadValue` where that fails."""
     from trimtab.errors import BadValue
 
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -60,6 +60,15 @@ class MultipleChoice:
         scores = {name: getattr(self, name).as_dict() for name in ("mc1", "mc2", "mc3")}
         rows = [{**asdict(row), "answers": [a._asdict() for a in row.answers]} for row in self.rows]
         return {**scores, "convention": self.convention, "tokens_computed": self.tokens_computed, "rows": rows}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> MultipleChoice:
+        """Return what `as_dict` was made from."""
+        scores = {n: Estimate(*(plain[n][k] for k in ("mean", "low", "high", "n"))) for n in ("mc1", "mc2", "mc3")}
+        rows = tuple(
+            ChoiceRow(**{**row, "answers": tuple(ScoredAnswer(**a) for a in row["answers"])}) for row in plain["rows"]
+        )
+        return cls(**scores, rows=rows, convention=plain["convention"], tokens_computed=plain["tokens_computed"])
 
 
 def multiple_choice(

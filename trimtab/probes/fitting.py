@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from trimtab.activations import HeadActivations
@@ -68,6 +67,8 @@ def fit_logistic(
 def _fit_layer(
     x: Float[Tensor, "example head d_head"], labels: Bool[Tensor, " example"], C: float | int
 ) -> tuple[Float[Tensor, "head d_head"], Float[Tensor, " head"]]:
+    from sklearn.linear_model import LogisticRegression  # seconds of import that steering alone does not need
+
     solver = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-8, max_iter=200)
     coef = torch.empty(x.shape[1:], dtype=torch.float64)
     intercept = torch.empty(len(coef), dtype=torch.float64)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jaxtyping import Float
+from torch import Tensor
+
 from trimtab.activations import Head
 from trimtab.errors import BadValue
 from trimtab.probes.results import HeadProbes
@@ -20,26 +23,44 @@ def heat_map(probes: HeadProbes, *, marked: tuple[Head, ...] = (), title: str = 
     Raises:
         BadValue: a marked head that the probes do not have.
     """
+    label = "validation accuracy (%)"
+    return head_map(100 * probes.accuracy, probes.layers, marked=marked, title=title, label=label, lowest=50)
+
+
+def head_map(
+    values: Float[Tensor, "layer head"],
+    layers: tuple[int, ...],
+    *,
+    marked: tuple[Head, ...] = (),
+    title: str,
+    label: str,
+    lowest: float | int,
+) -> Figure:
+    """Return a figure of one number a head, in colours from `lowest` on; `marked` heads are framed.
+
+    Raises:
+        BadValue: a marked head that is not there.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    n_layers, n_heads = probes.accuracy.shape
+    n_layers, n_heads = values.shape
     figure = Figure(figsize=(1.8 + 0.42 * n_heads, 1.4 + 0.36 * n_layers), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(100 * probes.accuracy.numpy(), cmap="cividis", vmin=50, origin="lower", aspect="auto")
+    image = axes.imshow(values.numpy(), cmap="cividis", vmin=lowest, origin="lower", aspect="auto")
     step = max(1, n_heads // 16)
     axes.set(xlabel="head", ylabel="layer", title=title, xticks=range(0, n_heads, step))
     step = max(1, n_layers // 16)
-    axes.set_yticks(range(0, n_layers, step), [str(layer) for layer in probes.layers[::step]])
+    axes.set_yticks(range(0, n_layers, step), [str(layer) for layer in layers[::step]])
     for layer, head in marked:
-        if layer not in probes.layers or not 0 <= head < n_heads:
+        if layer not in layers or not 0 <= head < n_heads:
             raise BadValue(
                 f"cannot mark: no head {head} in layer {layer}; the probes have layers "
-                f"{', '.join(map(str, probes.layers))} of {n_heads} heads each"
+                f"{', '.join(map(str, layers))} of {n_heads} heads each"
             )
-        box = (head - 0.5, probes.layers.index(layer) - 0.5)
+        box = (head - 0.5, layers.index(layer) - 0.5)
         axes.add_patch(Rectangle(box, 1, 1, fill=False, edgecolor="red", linewidth=1.6))
-    figure.colorbar(image, label="validation accuracy (%)")
+    figure.colorbar(image, label=label)
     return figure
 
 

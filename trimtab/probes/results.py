@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Float
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from trimtab.activations import Head, HeadActivations
@@ -94,6 +93,8 @@ def measured(
     record: dict[str, Any],
 ) -> HeadProbes:
     """Return the probes with their accuracy, its bootstrap interval and their AUROC on the validation statements."""
+    from sklearn.metrics import roc_auc_score  # seconds of import that steering alone does not need
+
     n_layers, n_heads = intercept.shape
     empty = torch.zeros(n_layers, n_heads, dtype=torch.float64)
     bare = HeadProbes(coef, intercept, empty, empty, empty, empty, validation.layers, ())

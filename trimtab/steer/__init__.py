@@ -2,6 +2,7 @@
 
 from trimtab.steer.agreement import Agreement, agreement
 from trimtab.steer.bake import Baked, bake
+from trimtab.steer.directions import MassMean
 from trimtab.steer.export import to_lm_eval
 from trimtab.steer.fitting import fit_shift
 from trimtab.steer.loading import load_shift
@@ -18,6 +19,7 @@ __all__ = [
     "Baked",
     "Fitted",
     "HeadShift",
+    "MassMean",
     "ResidualShift",
     "agreement",
     "bake",

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from trimtab.activations import Head, HeadActivations
-from trimtab.errors import BadDataset, BadValue, ShapeError
+from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate.multiple_choice import MultipleChoice
 from trimtab.intervals import Estimate, bootstrap_mean
+from trimtab.models.fingerprint import differing_weight
 from trimtab.probes import HeadProbes
+from trimtab.steer.directions import MassMean
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class Agreement:
 
 
 def agreement(
-    acts: HeadActivations,
+    acts: HeadActivations | MassMean,
     probes: HeadProbes,
-    other_acts: HeadActivations,
+    other_acts: HeadActivations | MassMean,
     other_probes: HeadProbes,
     *,
     top_k: int = 8,
@@ -68,37 +69,37 @@ def agreement(
     """Return how far directions, the best heads and MC1 of one model move in the other.
 
     Args:
-        acts, probes: activations of the first model and the probes fitted on them.
+        acts, probes: activations of the first model (or their mass means) and the probes fitted on them.
         other_acts, other_probes: of the other model, for the same statements in the same order, fitted with the same
             seed, so that both are validated on the same questions.
-        scores: multiple choice of both models on the same questions, steered or not.
+        scores: multiple choice of both models on the same questions in the same convention, steered or not.
 
     Raises:
         ShapeError: another number of layers or heads: the two are not one model.
-        BadDataset: other statements or questions.
+        Incompatible: another checkpoint of the same architecture.
+        BadDataset: other statements or questions, or asked in another convention.
         BadValue: more heads asked for than there are; probes validated on different questions; NaN.
     """
-    for a in (acts, other_acts):
-        a.require_both_labels().require_finite()
-    if acts.layers != other_acts.layers or acts.values.shape[1:] != other_acts.values.shape[1:]:
+    one, other = (a if isinstance(a, MassMean) else MassMean.of(a) for a in (acts, other_acts))
+    if one.layers != other.layers or one.values.shape != other.values.shape:
         raise ShapeError(
-            f"activations {tuple(acts.values.shape[1:])} and {tuple(other_acts.values.shape[1:])} differ (layer head "
-            "d_head); compare two loads of one model"
+            f"activations {tuple(one.values.shape)} and {tuple(other.values.shape)} differ (layer head d_head); "
+            "compare two loads of one model"
         )
-    if acts.groups != other_acts.groups or not torch.equal(acts.labels, other_acts.labels):
+    weight = differing_weight(one.model, other.model) if one.model and other.model else None
+    if weight is not None:
+        raise Incompatible(f"the two are of different checkpoints: {weight} differs; compare two loads of one model")
+    if one.statements != other.statements:
         raise BadDataset("the two models were shown other statements; capture the same ones in the same order")
     if probes.validation_questions != other_probes.validation_questions:
         raise BadValue("the two sets of probes were validated on other questions; fit both with the same seed")
-    cosine = cosine_similarity(_mass_mean(acts), _mass_mean(other_acts), dim=-1)
+    cosine = cosine_similarity(one.values, other.values, dim=-1)
     return Agreement(cosine, probes.top(top_k), other_probes.top(top_k), None if scores is None else _mc1(*scores))
-
-
-def _mass_mean(acts: HeadActivations) -> Float[Tensor, "layer head d_head"]:
-    true, false = (acts.values[acts.labels == label].double().mean(0) for label in (True, False))
-    return true - false
 
 
 def _mc1(one: MultipleChoice, other: MultipleChoice) -> Estimate:
     if [row.question for row in one.rows] != [row.question for row in other.rows]:
         raise BadDataset("the two models were asked other questions; ask the same ones in the same order")
+    if one.convention != other.convention:
+        raise BadDataset(f"MC1 was measured as {one.convention} and as {other.convention}; measure both in one way")
     return bootstrap_mean([b.mc1 - a.mc1 for a, b in zip(one.rows, other.rows, strict=True)])

@@ -12,6 +12,7 @@ from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate.pairs import contrast
 from trimtab.models import capture_heads
 from trimtab.probes import HeadProbes, fit_logistic
+from trimtab.steer.directions import MassMean
 from trimtab.steer.fitting import Direction, fit_shift
 from trimtab.steer.loading import load_shift
 from trimtab.steer.residual import ResidualShift, fit_residual_shift
@@ -26,16 +27,18 @@ VALIDATION = 0.4
 
 @dataclass(frozen=True)
 class Fitted:
-    """A shift and the probes that its places were chosen by."""
+    """A shift, the probes that its places were chosen by, and the directions of all places."""
 
     shift: HeadShift | ResidualShift
     probes: HeadProbes
+    directions: MassMean
 
     def save(self, path: str | Path) -> None:
-        """Write both to a folder, atomically, as `shift/` and `probes/`."""
+        """Write all to a folder, atomically, as `shift/`, `probes/` and `directions/`."""
         with written_folder(path, KIND) as folder:
             self.shift.save(folder / "shift")
             self.probes.save(folder / "probes")
+            self.directions.save(folder / "directions")
             write_json(folder / RECORD, {**self.shift.describe(), "kind": KIND})
 
     @classmethod
@@ -44,7 +47,7 @@ class Fitted:
         path = Path(path)
         if not path.is_dir() or kind_of(path) != KIND:
             raise Incompatible(f"no fit at {path}: expected a folder written by `trimtab fit`")
-        return cls(load_shift(path / "shift"), HeadProbes.load(path / "probes"))
+        return cls(load_shift(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions"))
 
 
 def fit(
@@ -92,7 +95,7 @@ def fit(
         metric: Any = pair_probability if are_pairs(questions) else "true_info"
         chosen = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=metric)
     record = {**chosen.record, "data": data_record(questions), "questions": [q.key for q in questions]}
-    return Fitted(replace(chosen, record=record), probes)
+    return Fitted(replace(chosen, record=record), probes, MassMean.of(acts))
 
 
 def pair_probability(model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:

@@ -1,0 +1,118 @@
+"""What `trimtab heads --against` prints, and the multiple choice that `trimtab evaluate --keep` leaves for it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from trimtab.activations import Head
+    from trimtab.datasets import QuestionSet
+    from trimtab.evaluate.multiple_choice import MultipleChoice
+    from trimtab.steer import Agreement, Fitted
+
+KEPT = "multiple_choice.json"
+Both = tuple["Fitted", "Fitted"]
+
+
+def require_keepable(folder: Path | None, questions: "QuestionSet") -> None:
+    """Refuse to keep what is no multiple choice, or where `trimtab fit` wrote nothing to keep it in."""
+    from trimtab.errors import BadDataset, BadValue
+    from trimtab.steer.recipe import KIND, are_pairs
+    from trimtab.storage import kind_of
+
+    if folder is None or kind_of(folder) != KIND:
+        raise BadValue("--keep needs a shift folder that `trimtab fit` wrote: give --shift DIR")
+    if are_pairs(questions):
+        raise BadDataset(f"{questions.name} holds contrast pairs, which have no multiple choice; leave --keep out")
+
+
+def keep_choices(folder: Path, scores: "MultipleChoice", alpha: float) -> None:
+    """Write multiple choice, measured at strength alpha, into a folder that `trimtab fit` wrote."""
+    from trimtab.storage import write_json
+
+    write_json(folder / KEPT, {"alpha": alpha, **scores.as_dict()})
+
+
+def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None, as_json: bool) -> None:
+    """Print how far the directions of one fit are from those of another, of the same model loaded in another way."""
+    from trimtab.cli.printing import print_json, remark
+    from trimtab.errors import BadValue
+    from trimtab.steer import Fitted, HeadShift, agreement
+
+    both = Fitted.load(one), Fitted.load(other)
+    if type(both[0].shift) is not type(both[1].shift):
+        raise BadValue("one fit shifts heads, the other the residual stream; compare two of one --site")
+    k = top if top is not None else len(_places(both[0]))
+    (first, second), scores = both, _scores(one, other)
+    found = agreement(first.directions, first.probes, second.directions, second.probes, top_k=k, scores=scores)
+    if plot is not None:
+        from trimtab.cli.heads import save_picture
+        from trimtab.probes.plots import head_map
+
+        marked = found.top if isinstance(first.shift, HeadShift) else ()
+        title, label = "Agreement of directions per head", "cosine"
+        save_picture(
+            head_map(found.cosine, first.probes.layers, marked=marked, title=title, label=label, lowest=-1), plot
+        )
+        remark(f"picture: {plot}")
+    if as_json:
+        print_json({"loads": [_load(fit) for fit in both], "layers": list(first.probes.layers), **found.as_dict()})
+    else:
+        _print(found, both, (one, other))
+
+
+def _print(found: "Agreement", both: Both, folders: tuple[Path, Path]) -> None:
+    from trimtab.cli.printing import print_table
+
+    first, second = (fit.probes for fit in both)
+    rows = []
+    for head in dict.fromkeys((*found.top, *found.other_top)):
+        at = (first.layers.index(head.layer), head.head)
+        accuracies = (f"{100 * float(p.accuracy[at]):.1f}" for p in (first, second))
+        ranks = (str(top.index(head) + 1) if head in top else "" for top in (found.top, found.other_top))
+        rows.append([str(head.layer), str(head.head), f"{float(found.cosine[at]):.4f}", *accuracies, *ranks])
+    headings = ("layer", "head", "cosine", "accuracy", "other accuracy", "rank", "other rank")
+    print_table(headings, rows, title=f"{folders[0]} ({_load(both[0])}) against {folders[1]} ({_load(both[1])})")
+    flat, k = found.cosine.flatten(), len(found.top)
+    overlap = f"an overlap of {found.overlap:.2f} (by chance {found.chance_overlap:.2f})"
+    typer.echo(f"best {k}: {len(found.shared)} in both, {overlap}")
+    typer.echo(f"cosine over all {flat.numel()}: median {float(flat.median()):.4f}, lowest {float(flat.min()):.4f}")
+    if found.mc1 is None:
+        missing = [str(folder) for folder in folders if not (folder / KEPT).is_file()]
+        typer.echo(f"MC1: not measured for {' and '.join(missing)} (trimtab evaluate --shift DIR --keep)")
+    else:
+        points = [f"{100 * x:+.1f}" for x in (found.mc1, found.mc1.low, found.mc1.high)]
+        typer.echo(
+            f"MC1: {points[0]} points [{points[1]}, {points[2]}] over {found.mc1.n} questions, the other minus this"
+        )
+
+
+def _places(fit: "Fitted") -> "tuple[Head, ...] | tuple[int, ...]":
+    from trimtab.steer import HeadShift
+
+    return fit.shift.heads if isinstance(fit.shift, HeadShift) else tuple(fit.shift.layers)
+
+
+def _load(fit: "Fitted") -> str:
+    model: dict[str, Any] = fit.directions.model or {}
+    return model.get("quantization") or model.get("dtype", "")
+
+
+def _scores(one: Path, other: Path) -> "tuple[MultipleChoice, MultipleChoice] | None":
+    if not all((folder / KEPT).is_file() for folder in (one, other)):
+        return None
+    return _kept(one), _kept(other)
+
+
+def _kept(folder: Path) -> "MultipleChoice":
+    from trimtab.errors import Incompatible
+    from trimtab.evaluate.multiple_choice import MultipleChoice
+
+    try:
+        return MultipleChoice.from_dict(json.loads((folder / KEPT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise Incompatible(
+            f"{folder / KEPT} cannot be read; write it again with trimtab evaluate --shift {folder} --keep"
+        ) from cause

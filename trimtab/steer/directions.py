@@ -1,0 +1,53 @@
+"""MassMean: the direction of every head, small enough to keep beside each fit for comparing it with another."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.activations import HeadActivations
+from trimtab.storage import load_result, save_result
+
+KIND = "directions"
+
+
+@dataclass(frozen=True)
+class MassMean:
+    """Mean of true minus mean of false activations, of every head (or layer)."""
+
+    values: Float[Tensor, "layer head d_head"]
+    layers: tuple[int, ...]
+    statements: str
+    """Hash of the statements' questions and labels, in order."""
+    model: dict[str, Any] | None = field(default=None)
+    """Fingerprint of the model."""
+
+    @classmethod
+    def of(cls, acts: HeadActivations) -> MassMean:
+        """Return the differences of activations' class means, in float64.
+
+        Raises:
+            BadDataset, BadValue: one class only; NaN.
+        """
+        acts.require_both_labels().require_finite()
+        true, false = (acts.values[acts.labels == label].double().mean(0) for label in (True, False))
+        told = hashlib.sha256("\n".join(acts.groups).encode())
+        told.update(bytes(acts.labels.to(torch.uint8).tolist()))
+        return cls(true - false, acts.layers, told.hexdigest(), acts.record.get("model"))
+
+    def save(self, path: str | Path) -> None:
+        """Write the differences to a folder (safetensors and JSON), atomically, in float32."""
+        record = {"layers": self.layers, "statements": self.statements, "model": self.model}
+        save_result(path, KIND, record, {"values": self.values.float()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> MassMean:
+        """Return what `save` wrote; raises `Incompatible` for anything else."""
+        record, tensors = load_result(path, KIND)
+        return cls(tensors["values"].double(), tuple(record["layers"]), record["statements"], record["model"])
