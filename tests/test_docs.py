@@ -1,4 +1,4 @@
-"""Every command and Python block of the documentation runs, in the order of its page, and the pages build."""
+"""Every command and Python block of the documentation runs on cut data, in the order of its page; the pages build."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.cut import cut_data
 from trimtab import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != "embedded-model.md")
+# the README's Python runs in test_readme.py
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- ([^\n]*) -->\n)?```(bash|python)\n(.*?)```", re.S)
 
 
@@ -31,9 +33,10 @@ class Block(NamedTuple):
 
 
 BLOCKS = [
-    Block(str(page.relative_to(ROOT / "docs")), remark, language, code)
+    Block(str(page.relative_to(ROOT)).removeprefix("docs/"), remark, language, code)
     for page in PAGES
     for remark, language, code in BLOCK.findall(page.read_text(encoding="utf-8"))
+    if (page.name, language) != ("README.md", "python")
 ]
 QUICK = [b for b in BLOCKS if "slow" not in b.remark and "not run" not in b.remark]
 
@@ -41,7 +44,8 @@ QUICK = [b for b in BLOCKS if "slow" not in b.remark and "not run" not in b.rema
 def commands(code: str) -> list[list[str]]:
     """Return the words of every trimtab command, without redirections and what is piped in."""
     code = re.sub(r"<<'END'\n.*?\nEND\n", "\n", code, flags=re.S)
-    return [shlex.split(line.split("|")[-1])[1:] for line in code.splitlines() if "trimtab " in line]
+    lines = [line.split("|")[-1] for line in code.splitlines() if re.match(r"(printf .*\| )?trimtab ", line)]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +57,11 @@ def folder(tmp_path_factory):
     for name in ("mc_task.json", "finetune_truth.jsonl", "finetune_info.jsonl"):
         if (data / name).is_file():
             (place / name).symlink_to(data / name)
-    with contextlib.chdir(place):
-        arguments = ["fit", "--top-k", "8", "--strength", "1", "--limit", "150", "--out", "runs/truthful"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
+        cut_data(patch)
+        arguments = ["fit", "--top-k", "8", "--strength", "1", "--out", "runs/truthful"]
         assert CliRunner().invoke(cli.app, arguments).exit_code == 0
-    return place
+        yield place
 
 
 def run_shell(code: str) -> None:
@@ -77,8 +82,12 @@ def run_block(block: Block, folder: Path) -> None:
         if block.language == "bash":
             run_shell(block.code)
         else:
+            code = block.code
+            for long, short in re.findall(r"cut (\S.*?) to (.*?)(?:; |$)", block.remark):
+                assert long in code
+                code = code.replace(long, short)
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(block.code, block.page, "exec"), {})
+                exec(compile(code, block.page, "exec"), {})
             assert out.getvalue().strip()
 
 

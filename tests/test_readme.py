@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from trimtab.datasets import folklore, neutral_texts
+from tests.cut import cut_data
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,11 +29,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
 
 
 def test_the_python_example_runs_as_it_stands(monkeypatch, tmp_path):
-    questions = folklore()[:40]
-    monkeypatch.setattr("trimtab.datasets.folklore", lambda: questions)
-    monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(3))
-    # the package exports a function of the same name as this module
-    monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(3))
+    cut_data(monkeypatch, development=28, final=12, texts=3)
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     names: dict = {}
