@@ -16,6 +16,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from tests.cut import cut_data
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab import cli
 from trimtab.datasets import neutral_texts
@@ -177,7 +178,8 @@ def test_an_indicative_judge_s_agreement_stands_beside_its_figures(few_texts, tm
     assert record["setting"]["judge"]["agreement"]["true"]["mean"] == 1.0
 
 
-def test_bake_writes_a_checkpoint_and_says_what_positions_change(shift, tmp_path):
+def test_bake_writes_a_checkpoint_and_says_what_positions_change(shift, tmp_path, monkeypatch):
+    cut_data(monkeypatch)
     out = ran("bake", "--shift", shift, "--out", str(tmp_path / "b"))
     assert "loads as LlamaForCausalLM" in out
     assert "baked, at all positions" in out
@@ -262,6 +264,19 @@ def test_python_m_trimtab_answers_within_seconds_and_is_quiet_in_a_pipe():
     spent = after.children_user - before.children_user + after.children_system - before.children_system
     # processor seconds, since the wall clock counts what else runs here
     assert spent < 12, f"{spent:.1f} s of processor, {time.perf_counter() - start:.1f} s"
+
+
+def test_generate_imports_nothing_that_it_does_not_need(shift):
+    import subprocess
+
+    program = (
+        "import sys\nfrom trimtab.cli import app\n"
+        f"app(['generate', 'Why?', '--shift', {shift!r}], standalone_mode=False)\n"
+        "print(sorted({'sklearn', 'pandas', 'matplotlib', 'peft', 'datasets', 'lm_eval', 'bitsandbytes'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="drives a terminal")
