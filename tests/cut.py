@@ -9,7 +9,7 @@ import pytest
 from trimtab.datasets import QuestionSet, folklore, neutral_texts
 
 
-def cut_data(monkeypatch: pytest.MonkeyPatch, *, development: int = 60, final: int = 12, texts: int = 6) -> None:
+def cut_data(monkeypatch: pytest.MonkeyPatch, *, development: int = 40, final: int = 12, texts: int = 6) -> None:
     """Give folklore the first questions of each part only, and drift few texts, until the patch is undone."""
     parts = {"development": folklore("development")[:development], "final": folklore("final")[:final]}
     whole = folklore()[: development + final]

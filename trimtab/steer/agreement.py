@@ -69,9 +69,10 @@ def agreement(
     """Return how far directions, the best heads and MC1 of one model move in the other.
 
     Args:
-        acts, probes: activations of the first model (or their mass means) and the probes fitted on them.
-        other_acts, other_probes: of the other model, for the same statements in the same order, fitted with the same
-            seed, so that both are validated on the same questions.
+        acts: activations of the first model, or their mass means.
+        probes: the probes fitted on them.
+        other_acts: those of the other model, for the same statements in the same order.
+        other_probes: fitted with the same seed, so that both are validated on the same questions.
         scores: multiple choice of both models on the same questions in the same convention, steered or not.
 
     Raises:
