@@ -1,8 +1,9 @@
-"""What ITI does to the embedded model on folklore's final part: mean over three splits, with its controls.
+"""What ITI and LoRA do to the embedded model on folklore's final part: mean over three splits, with the controls.
 
     python benchmarks/embedded.py
 
-Writes benchmarks/results/embedded.json. Took 18 minutes on 2 busy cores.
+Writes benchmarks/results/embedded.json: every split's table, and means over the splits with 95 % intervals (bootstrap
+over questions, over neutral texts for CE and KL; splits and draws of the random control are averaged inside).
 """
 
 from __future__ import annotations
@@ -10,21 +11,32 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from trimtab.cli.setup import quiet
 from trimtab.compare import ItiRun, iti_run
-from trimtab.compare.table import HEADINGS, METRICS
+from trimtab.compare.statistics import first, product, spread
+from trimtab.compare.table import HEADINGS, METRICS, Table
 from trimtab.datasets import folklore
 from trimtab.models import load_model
 from trimtab.models.loading import embedded_folder
+from trimtab.peft import LoRA
 from trimtab.storage import versions, write_json
 
 SEEDS = (0, 1, 2)
 DRAWS = 10
+GENERATED = {
+    "true_info": lambda row: [row["true"], row["informative"]],
+    "true": lambda row: [row["true"]],
+    "info": lambda row: [row["informative"]],
+    "unmatched": lambda row: [not row["matched"]],
+}
+"""Metric -> the columns of an answer whose means make it."""
 
 
 def alignment(run: ItiRun) -> list[float]:
@@ -37,10 +49,12 @@ def alignment(run: ItiRun) -> list[float]:
 def main() -> None:
     quiet()
     model, tokenizer = load_model("embedded")
-    final, runs, started = folklore("final"), [], time.perf_counter()
+    final, runs, tables, started = folklore("final"), [], [], time.perf_counter()
     for seed in SEEDS:
         train, validation = folklore("development").split(test=0.4, seed=seed)
-        run = iti_run(model, tokenizer, train, validation, final, draws=DRAWS, seed=seed)
+        tuned = LoRA(r=8).fit(model, tokenizer, train, seed=seed)
+        run = iti_run(model, tokenizer, train, validation, final, draws=DRAWS, seed=seed, others=[tuned])
+        tables.append(run.table)
         random = run.table["Random direction"].details["draws"]
         runs.append(
             {
@@ -48,6 +62,7 @@ def main() -> None:
                 "reading": run.reading,
                 "chosen": run.shift.record["sweep"]["chosen"],
                 **run.table.as_dict(),
+                "lora": {key: tuned.record[key] for key in ("seconds", "steps", "tokens_seen", "losses")},
                 "random_draws": {
                     "cosine_with_iti": alignment(run),
                     "true": [row["true"]["mean"] for row in random],
@@ -55,14 +70,7 @@ def main() -> None:
             }
         )
         print(run.table.to_markdown(), run.reading, runs[-1]["random_draws"], sep="\n", flush=True)
-    names = [row["name"] for row in runs[0]["rows"]]
-    mean = {
-        name: {
-            m: float(np.mean([r["rows"][i][m]["mean"] for r in runs])) if runs[0]["rows"][i][m] else None
-            for m in METRICS
-        }
-        for i, name in enumerate(names)
-    }
+    mean = mean_over_seeds(tables)
     reading = {key: float(np.mean([r["reading"][key] for r in runs])) for key in runs[0]["reading"]}
     record = json.loads((embedded_folder() / "record.json").read_text())
     result = {
@@ -80,11 +88,48 @@ def main() -> None:
     print(markdown(mean), reading, sep="\n")
 
 
-def markdown(mean: dict[str, dict[str, float | None]]) -> str:
-    """Return the README's table."""
+def mean_over_seeds(tables: Sequence[Table]) -> dict[str, dict[str, dict[str, Any] | None]]:
+    """Return row -> metric -> mean, low and high over the seeds' tables; None where the row has no such measurement."""
+    pooled: dict[str, dict[str, dict[str, Any] | None]] = {}
+    for row in tables[0].rows:
+        draws = {seed: drawn(table[row.name].details) for seed, table in enumerate(tables)}
+        pooled[row.name] = {}
+        for metric in METRICS:
+            values = {seed: measurements(details, metric) for seed, details in draws.items()}
+            reduce = product if metric == "true_info" else first
+            pooled[row.name][metric] = spread(values, reduce).as_dict() if any(values.values()) else None
+    return pooled
+
+
+def drawn(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the details of a row's draws, or its own if it is not a row of draws."""
+    return [d["details"] for d in details["draws"]] if "draws" in details else [details]
+
+
+def measurements(draws: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[list[float]]]:
+    """Return question (or neutral text) -> its measurements, one a draw, each the columns that make the metric."""
+    found: dict[str, list[list[float]]] = {}
+    for details in draws:
+        if metric in ("ce", "kl"):
+            rows = enumerate(details["drift"] or ())
+            pairs = ((str(number), [pair[metric == "kl"]]) for number, pair in rows)
+        elif metric in ("mc1", "mc2"):
+            pairs = ((r["question"], [r[metric]]) for r in details["multiple_choice"])
+        else:
+            pairs = ((r["question"], GENERATED[metric](r)) for r in details["generated"])
+        for key, columns in pairs:
+            found.setdefault(key, []).append([float(c) for c in columns])
+    return found
+
+
+def markdown(mean: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -> str:
+    """Return the README's table: the means."""
     lines = [f"| | {' | '.join(HEADINGS.values())} |", "|" + " --- |" * 9]
     for name, row in mean.items():
-        shown = ("-" if v is None else f"{v:.3f}" if m in ("ce", "kl") else f"{100 * v:.1f}" for m, v in row.items())
+        shown = (
+            "-" if e is None else f"{e['mean']:.3f}" if m in ("ce", "kl") else f"{100 * e['mean']:.1f}"
+            for m, e in row.items()
+        )
         lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join(lines)
 

@@ -71,7 +71,7 @@ def one_tuned(method: TuningMethod) -> Callable[[Any], TunedEdit]:
         attached, generator = method.attach(model, seed=0), torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in attached.trainable().values():
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
         tensors = {name: t.clone() for name, t in attached.tensors().items()}
         attached.detach()
         return TunedEdit(method, tensors, record={"model": fingerprint(model)})
@@ -223,6 +223,18 @@ def generated(model: Any, ids: Tensor, padding: Tensor | None = None, n: int = 5
 
 
 @contextlib.contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Let no weight require gradients."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
 def plainly_added(model: Any, adds: Mapping[Any, Tensor], mask: Tensor) -> Iterator[None]:
     """Add the vectors at the mask with bare torch hooks: the oracle."""
 
@@ -288,7 +300,10 @@ def state_of(model: Any) -> dict[str, Any]:
 @every_edit
 def test_strength_zero_is_bit_identical_to_no_edit(family, name):
     model, case = the_model(family), CASES[name]
-    before, said = logits(model), generated(model, tokens())
+    # torch multiplies by frozen weights in another order (Gemma-2's prefill moves by one unit in the last place), and a
+    # tuned model's base is frozen
+    with frozen(model) if "tunes" in case.tags else contextlib.nullcontext():
+        before, said = logits(model), generated(model, tokens())
     for positions in ("all", some_positions()):
         with case.at_zero(model).applied(model, positions) as edited:
             assert torch.equal(logits(edited), before)

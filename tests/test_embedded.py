@@ -136,6 +136,13 @@ def evidence() -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def means(evidence: dict) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {metric: e and e["mean"] for metric, e in row.items()}
+        for name, row in evidence["mean_over_seeds"].items()
+    }
+
+
 def test_the_evidence_was_measured_on_the_shipped_weights_and_questions(evidence):
     assert evidence["weights_sha256"] == json.loads((embedded_folder() / "record.json").read_text())["sha256"]
     assert evidence["questions"] == folklore().fingerprint
@@ -144,8 +151,10 @@ def test_the_evidence_was_measured_on_the_shipped_weights_and_questions(evidence
 
 
 def test_the_evidence_shows_what_is_claimed_of_the_shipped_model(evidence):
-    rows, reading = evidence["mean_over_seeds"], evidence["reading"]
+    rows, reading = means(evidence), evidence["reading"]
     assert rows["Baseline"]["true"] <= 0.40
+    assert evidence["mean_over_seeds"]["Baseline"]["true"]["high"] < evidence["mean_over_seeds"]["ITI"]["true"]["low"]
+    assert rows["LoRA r=8"]["true"] - rows["Baseline"]["true"] >= 0.30
     assert reading["best_head"] >= 0.85
     assert abs(reading["shuffled_mean_head"] - 0.5) < 0.03
     for metric in ("true", "true_info"):
@@ -159,5 +168,5 @@ def test_the_shipped_model_still_does_on_this_machine_what_the_evidence_says(evi
     model, tokenizer = tt.load_model("embedded")
     final = folklore("final")
     said = tt.evaluate.generate_answers(model, tokenizer, final, max_new_tokens=32)
-    assert float(said.true) == pytest.approx(evidence["mean_over_seeds"]["Baseline"]["true"], abs=0.03)
+    assert float(said.true) == pytest.approx(means(evidence)["Baseline"]["true"], abs=0.03)
     assert float(said.unmatched) <= 0.03

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import trimtab as tt
+from tests.measuring import random_shift
 from tests.tiny import COMMON, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import iti_run
 from trimtab.compare.iti import random_controls
@@ -47,7 +51,8 @@ def small_run():
         model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(20)
         parts = questions[:10], questions[10:15], questions[15:]
         with pytest.warns(UserWarning, match="no setting within"):
-            return iti_run(model, tokenizer, *parts, top_k=4, kl_budget=0.5, shots=2, draws=3)
+            other = replace(random_shift(model, seed=1), name="Other")
+            return iti_run(model, tokenizer, *parts, top_k=4, kl_budget=0.5, shots=2, draws=3, others=[other])
 
 
 def test_a_run_has_its_rows_measured_on_the_test_questions(small_run):
@@ -56,6 +61,7 @@ def test_a_run_has_its_rows_measured_on_the_test_questions(small_run):
         "Few-shot",
         "ITI",
         "Few-shot + ITI",
+        "Other",
         "Random direction",
     ]
     asked = {row["question"] for row in small_run.table["ITI"].details["generated"]}
@@ -93,3 +99,25 @@ def test_parts_that_share_a_question_and_too_many_shots_are_refused():
         iti_run(model, tokenizer, questions[:6], questions[5:8], questions[8:])
     with pytest.raises(BadValue, match="7 shots asked for; there are 6"):
         iti_run(model, tokenizer, questions[:6], questions[6:8], questions[8:], shots=7)
+
+
+def test_the_benchmark_averages_seeds_and_draws_inside_a_question(small_run):
+    program = Path(__file__).parents[1] / "benchmarks" / "embedded.py"
+    spec = importlib.util.spec_from_file_location("embedded_benchmark", program)
+    assert spec and spec.loader
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    one = small_run.table
+    mean = benchmark.mean_over_seeds([one, one])
+    assert list(mean) == [row.name for row in one.rows]
+    for row in one.rows:
+        for metric in ("true", "info", "unmatched", "mc1", "mc2", "ce", "kl"):
+            value = getattr(row, metric)
+            assert (mean[row.name][metric] is None) == (value is None)
+            if value is not None:
+                assert mean[row.name][metric]["mean"] == pytest.approx(float(value))
+    # clusters are questions, or texts for CE and KL, however many seeds and draws measured them
+    assert mean["Random direction"]["mc2"]["n"] == mean["ITI"]["mc2"]["n"] == 5
+    assert mean["Random direction"]["kl"]["n"] == 3
+    assert mean["ITI"]["mc2"]["low"] < mean["ITI"]["mc2"]["mean"] < mean["ITI"]["mc2"]["high"]
+    assert "| Other | " in benchmark.markdown(mean)

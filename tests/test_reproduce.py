@@ -74,6 +74,8 @@ def test_the_bank_holds_every_answer_before_one_other_question_per_question():
         assert statement.text.startswith(f"Q: {statement.group} A: ")
         assert statement.answer.removeprefix("Q: ") in asked
     assert len({s.answer for s in bank if s.group == questions[0].question}) == 1
+    assert not any(s.text.endswith(".") for s in bank)
+    assert any(a.endswith(".") for q in questions for a in q.correct)
     assert bank == sigma_bank(questions, seed=42)
     assert bank != sigma_bank(questions, seed=43)
 

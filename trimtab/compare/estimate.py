@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trimtab.compare.design import Job, Unit
 from trimtab.compare.markdown import table_lines
+from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, measuring
 from trimtab.compare.records import TEST, RunFolder
+from trimtab.compare.table import only_prompts
 from trimtab.edits import NoEdit
 from trimtab.errors import Incompatible
-from trimtab.evaluate import drift, generate_answers, multiple_choice
+from trimtab.peft.snapshot import random_state_kept
+from trimtab.progress import tracked
 
-N_SAMPLED = 4
+LAST_MEASUREMENTS = 1.5
+"""Of the best setting, and of the best one within the KL budget where that is another: in between."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,24 @@ class Plan:
 def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
     """Return the plan of a comparison, with times from its own records where there are any.
 
-    Without records the meters are timed on a few questions and texts, and fitting is reckoned from them: a training
-    step as three forwards over a statement, as often as the knobs' `epochs` (3 if they name none) say.
+    Without records every method is fitted on a few questions and its meters run on a few, each at two sizes, so that
+    what a call costs anyway is told from what grows with questions, texts or optimiser steps.
     """
-    folder, rates = RunFolder(out), _rates(model, tokenizer, job)
-    first = job.parts(job.units[0])
+    folder = RunFolder(out)
+    first, unedited = job.parts(job.units[0]), None
     rows = []
-    for name in job.methods:
+    for name in tracked(list(job.methods), "timing"):
         units = [u for u in job.units if u.method == name]
         missing = [u for u in units if folder.read(u, TEST) is None]
-        seen = [t for u in units for t in _trials(folder, u, len(job.settings(name)))]
-        settings = job.settings(name)
-        if seen:
-            trial, basis = float(np.median([sum(t["seconds"].values()) for t in seen])), f"{len(seen)} trial(s) on disk"
-        else:
-            trial = _trial(rates, job, first, settings[0], tuned=any("learning_rate" in str(k) for k in settings))
-            basis = "a few questions timed now"
-        last = len(first.test) * (rates["answer"] + rates["choice"]) + len(job.meters.neutral()[1]) * rates["drift"]
-        left = sum(sum(folder.read(u, i) is None for i in range(len(settings))) for u in missing)
-        rows.append(PlanRow(name, len(settings), len(units), len(missing), left * trial + len(missing) * last, basis))
+        settings, seconds, basis = job.settings(name), 0.0, "finished"
+        if missing:
+            with random_state_kept(model):
+                unedited = unedited or measuring(model, tokenizer, NoEdit(), first.test, job.meters)
+                cost = _Cost.of(model, tokenizer, job, name, unedited)
+            seen = [t for u in units for t in _trials(folder, u, len(settings))]
+            seconds = sum(cost.unit(job, u, folder, seen) for u in missing)
+            basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"
+        rows.append(PlanRow(name, len(settings), len(units), len(missing), seconds, basis))
     return Plan(tuple(rows), {"train": len(first.train), "choose": len(first.validation), "test": len(first.test)})
 
 
@@ -98,27 +97,42 @@ def _trials(folder: RunFolder, unit: Unit, n: int) -> list[dict[str, Any]]:
     return [r for r in records if r is not None and r["status"] == "done"]
 
 
-def _rates(model: Any, tokenizer: Any, job: Job) -> dict[str, float]:
-    questions, meters = job.questions[:N_SAMPLED], job.meters
+@dataclass(frozen=True)
+class _Cost:
+    """What one method costs to fit and to measure."""
 
-    def timed(work: Any, n: int) -> float:
-        started = time.perf_counter()
-        work()
-        return (time.perf_counter() - started) / n
+    fitting: Fitting
+    measuring: Measuring
+    prompts: bool
 
-    answer = timed(
-        lambda: generate_answers(model, tokenizer, questions, judge=meters.judge, max_new_tokens=meters.max_new_tokens),
-        len(questions),
-    )
-    choice = timed(lambda: multiple_choice(model, tokenizer, questions, convention=meters.convention), len(questions))
-    texts = meters.neutral()[0][:N_SAMPLED]
-    one_forward = timed(lambda: drift(model, tokenizer, NoEdit(), texts=texts), len(texts))
-    return {"answer": answer, "choice": choice, "drift": 2 * one_forward, "statement": one_forward / 4}
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, job: Job, name: str, unedited: Measuring) -> _Cost:
+        """Time the method; prompts change what answers cost, so that they are timed with the method's own edit."""
+        method, knobs = job.methods[name], job.settings(name)[0]
+        train, test = job.parts(job.units[0]).train, job.parts(job.units[0]).test
+        fits = fitting(model, tokenizer, method, knobs, train)
+        if any(tuned for _, tuned, _ in fits.parts):
+            # a tuned model answers about as fast as the model itself; fitting another one would take longer
+            return cls(fits, unedited, prompts=False)
+        edit = method.fit(model, tokenizer, train[: FITTED_ON[1]], knobs=knobs)
+        return cls(fits, measuring(model, tokenizer, edit, test, job.meters), only_prompts(edit))
 
+    def unit(self, job: Job, unit: Unit, folder: RunFolder, seen: list[dict[str, Any]]) -> float:
+        """Return the seconds of what is missing of a unit."""
+        parts, settings, meters = job.parts(unit), job.settings(unit.method), job.meters
+        left = [knobs for number, knobs in enumerate(settings) if folder.read(unit, number) is None]
+        choosing, last = meters.neutral()
+        if seen:
+            trials = len(left) * sum(sum(t["seconds"].values()) for t in seen) / len(seen)
+        else:
+            fits = [self.fitting.seconds(parts.train, knobs) for knobs in left]
+            score = self.measuring.choice if meters.metric == "mc1" else self.measuring.answer
+            each = score.at(len(parts.validation)) + self._drift.at(len(choosing))
+            trials = (max(fits, default=0.0) if self.fitting.shared else sum(fits)) + len(left) * each
+        both = self.measuring.answer.at(len(parts.test)) + self.measuring.choice.at(len(parts.test))
+        once = both + self._drift.at(len(last)) + self.measuring.speed
+        return trials + once * (1 if self.prompts or len(settings) == 1 else LAST_MEASUREMENTS)
 
-def _trial(rates: Mapping[str, float], job: Job, parts: Any, knobs: Mapping[str, Any], *, tuned: bool) -> float:
-    statements = len(parts.train.statements())
-    epochs = float(knobs.get("epochs", 3))
-    fitting = statements * rates["statement"] * (3 * epochs / 2 if tuned else 1)
-    score = rates["choice"] if job.meters.metric == "mc1" else rates["answer"]
-    return fitting + len(parts.validation) * score + len(job.meters.neutral()[0]) * rates["drift"]
+    @property
+    def _drift(self) -> Line:
+        return Line(0.0, 0.0) if self.prompts else self.measuring.drift

@@ -68,11 +68,12 @@ def iti_run(
     shots: int = 5,
     draws: int = 10,
     seed: int = 0,
+    others: Sequence[Edit] = (),
 ) -> ItiRun:
     """Fit ITI on `train`, choose K and strength on `validation`, and measure on `test` with few-shot and controls.
 
-    Rows: Baseline; Few-shot (`shots` training questions with their best answers); ITI; both; and `draws` random
-    directions on ITI's heads with each head's shift of the same norm.
+    Rows: Baseline; Few-shot (`shots` training questions with their best answers); ITI; both; the `others`, such as an
+    edit tuned on `train`; and `draws` random directions on ITI's heads with each head's shift of the same norm.
 
     Raises:
         BadValue: the parts share a question, or there are fewer training questions than shots.
@@ -90,7 +91,7 @@ def iti_run(
     shift = choose_strength(model, tokenizer, validation, fitted, kl_budget=kl_budget)
     chosen = np.random.default_rng(seed).permutation(len(train))[:shots]
     few_shot = Prompted(tuple((q.question, q.best_answer) for q in train.select(chosen)))
-    edits: list[Edit] = [NoEdit(), few_shot, shift, Stacked((few_shot, shift))]
+    edits: list[Edit] = [NoEdit(), few_shot, shift, Stacked((few_shot, shift)), *others]
     rows = table(model, tokenizer, test, edits)
     controls = random_controls(acts, probes, shift, draws, seed=seed)
     drawn = [table(model, tokenizer, test, [c]).rows[0] for c in tracked(controls, "random directions")]

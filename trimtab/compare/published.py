@@ -71,7 +71,9 @@ TWO_FOLD: dict[str, dict[str, Published]] = {
         "ITI": Published({"true_info": 0.740, "true": 0.886, "mc1": 0.389, "ce": 3.36, "kl": 1.41}, _VICUNA),
     },
 }
-"""Model -> row -> what is printed for two folds, K 48, alpha 15."""
+"""Model -> row -> what is printed for two folds, K 48, alpha 15.
+
+The names are those of the repository's own map from its short names to the hub's."""
 DEVIATIONS = (
     "Generation ends the prompt with `A:`, where the published code ends it after the question; the first steered "
     "position is the one that predicts the answer's first token.",

@@ -157,11 +157,14 @@ def iti_table_1(
 def sigma_bank(questions: QuestionSet, *, seed: int) -> list[Statement]:
     """Return honest_llama's `tqa_gen_end_q`: every answer followed by one random other question per question.
 
+    Answers stand without their final period, as in the `generation` configuration of the dataset that it was made from.
     Sigma is measured at the last token of that next question; labels are not used.
     """
     draw = np.random.default_rng(seed).integers(len(questions), size=len(questions))
     return [
-        Statement(f"Q: {q.question} A: {answer}", f"Q: {questions[int(other)].question}", label, q.question)
+        Statement(
+            f"Q: {q.question} A: {answer.removesuffix('.')}", f"Q: {questions[int(other)].question}", label, q.question
+        )
         for q, other in zip(questions, draw, strict=True)
         for label, answers in ((True, q.correct), (False, q.incorrect))
         for answer in answers

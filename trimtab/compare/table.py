@@ -151,7 +151,9 @@ def pooled(rows: Sequence[Row], name: str) -> Row:
 
     metrics: dict[str, Any] = {m: mean(m) for m in METRICS}
     draws = {"kind": "draws", "draws": [row.edit for row in rows]}
-    return Row(name=name, **metrics, edit=draws, cost=rows[0].cost, details={"draws": [r.as_dict() for r in rows]})
+    return Row(
+        name=name, **metrics, edit=draws, cost=rows[0].cost, details={"draws": [r.as_dict(details=True) for r in rows]}
+    )
 
 
 def only_prompts(edit: Edit) -> bool:
