@@ -347,18 +347,51 @@ def test_a_forward_that_an_applied_edit_refuses_stays_refused() -> None:
         score_answers(model, tiny_tokenizer(), answers(), [NoEdit()])
 
 
-def test_wrong_results_of_packing_are_found_and_said(modes: list[str]) -> None:
-    model = tiny_model()
+def forget_positions(model: Any) -> None:
+    """Let the model number every forward's places from 0, so that no shared prefix gives the right results."""
 
-    def forget_positions(module: Any, args: Any, kwargs: Any) -> Any:
-        return args, {**kwargs, "position_ids": None}
+    def forget(module: Any, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, "position_ids": torch.arange(kwargs["input_ids"].shape[1])[None]}
 
-    model.model.register_forward_pre_hook(forget_positions, with_kwargs=True)
+    model.model.register_forward_pre_hook(forget, with_kwargs=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_wrong_results_of_sharing_are_found_and_said(dtype: torch.dtype, modes: list[str]) -> None:
+    model = tiny_model(dtype=dtype)
+    forget_positions(model)
     items = answers()
-    with pytest.warns(UserWarning, match="prefixes are not shared, every sequence is computed whole"):
+    with pytest.warns(UserWarning, match=r"computed whole \(packed: other results by .*padded: other results"):
         scores = score_answers(model, tiny_tokenizer(), items, [NoEdit()])
     assert modes == ["plain"] and len(scores.notes) == 1
-    assert scores.logprobs[0] == pytest.approx(one_by_one(model, items), abs=1e-4)
+    if dtype == torch.float32:
+        assert scores.logprobs[0] == pytest.approx(one_by_one(model, items), abs=1e-4)
+
+
+class NoisyHead(torch.nn.Module):
+    """A model's head whose logits are off by a share of their spread that depends on the batch's shape."""
+
+    def __init__(self, inner: torch.nn.Module, share: float) -> None:
+        super().__init__()
+        self.inner, self.share = inner, share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(x)
+        generator = torch.Generator().manual_seed(x.shape[0] * 1000 + x.shape[1])
+        noise = torch.randn(logits.shape, generator=generator).to(logits.dtype)
+        return logits + self.share * logits.float().std(-1, keepdim=True).to(logits.dtype) * noise
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.filterwarnings("ignore:.*prefixes are not shared")
+def test_sharing_may_be_as_far_from_single_rows_as_plain_batches_are(wrong: bool, modes: list[str]) -> None:
+    # noise of 0.12 on either side: above the tolerance for rounded numbers, far below what wrong results are off by
+    model = tiny_model(dtype=torch.bfloat16)
+    model.lm_head = NoisyHead(model.lm_head, 0.12)
+    if wrong:
+        forget_positions(model)
+    score_answers(model, tiny_tokenizer(), answers(), [NoEdit()])
+    assert modes == ["plain" if wrong else "packed"]
 
 
 def test_rows_that_share_little_run_in_plain_batches(modes: list[str]) -> None:
