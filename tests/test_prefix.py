@@ -29,9 +29,10 @@ from tests.measuring import answer_logprob, random_shift, shifted_from
 from tests.tiny import COMMON, CONFIGS, VOCAB, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.edits import Cost, NoEdit
 from trimtab.errors import BadValue
-from trimtab.evaluate import multiple_choice, multiple_choice_many
+from trimtab.evaluate import drifts, multiple_choice, multiple_choice_many
 from trimtab.evaluate.scoring import score_answers
-from trimtab.models import prefix
+from trimtab.models import known, prefix, prefix_mode
+from trimtab.models.heads import find_heads
 from trimtab.models.prefix import run_rows
 from trimtab.models.token_tree import TokenTree, TreeRow, n_common
 from trimtab.models.tokens import AnswerTokens, tokenize_answer
@@ -82,6 +83,11 @@ def shifted_one_by_one(model: Any, shift: Any, items: list[AnswerTokens]) -> lis
         with shifted_from(model, shift, a.start - 1):
             scores.append(answer_logprob(model, a.ids, a.start, a.end))
     return scores
+
+
+@pytest.fixture(autouse=True)
+def tried_for_any_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": 1, "cuda": 1})
 
 
 @pytest.fixture
@@ -405,6 +411,36 @@ def test_rows_that_share_little_run_in_plain_batches(modes: list[str]) -> None:
     took = run_rows(model, rows, read, pad=0)
     assert modes == ["plain"] and took.tokens == 6 * 21 and took.mode == "plain"
     assert seen == dict.fromkeys(range(6), 1)
+
+
+@pytest.mark.parametrize(("tokens", "way"), [(300, "packed"), (301, "plain")])
+def test_little_work_is_not_tried_out(tokens: int, way: str, modes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": tokens, "cuda": 1})
+    model, forwards = tiny_model(), []
+    model.model.register_forward_pre_hook(lambda *args: forwards.append(args))
+    rows = [TreeRow([*range(5, 105), i], 100, 100) for i in range(4)]  # three times a prompt of 100 tokens are saved
+    took = run_rows(model, rows, lambda edit, step, forward: forward(), pad=0)
+    assert modes == [way] and took.mode == way
+    assert took.tokens == (104 if way == "packed" else 404)
+    # without a trial there is nothing but the batches themselves
+    assert (len(forwards) == took.forwards) == (way == "plain")
+
+
+def test_a_sweep_looks_for_the_heads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, searched = tiny_model(), []
+
+    def searching(*args: Any) -> Any:
+        searched.append(args)
+        return find_heads(*args)
+
+    monkeypatch.setattr(known, "find_heads", searching)
+    shift = random_shift(model)
+    edits = [shift.scaled(a) for a in (0, 1, 2, 3)]
+    scores = score_answers(model, tiny_tokenizer(), answers(8), edits, token_budget=100)
+    moved = drifts(model, tiny_tokenizer(), edits, texts=["one two three four"] * 5, batch_size=2)
+    assert len(searched) == 2
+    # the control: every edit acted
+    assert len({row[0] for row in scores.logprobs}) == 4 and len({float(d.kl) for d in moved}) == 4
 
 
 def test_the_models_hooks_and_modes_are_left_as_they_were() -> None:

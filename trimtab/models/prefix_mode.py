@@ -22,11 +22,17 @@ WORTHWHILE = 1.15
 """Below this saving in tokens, plain batches of similar length are as fast as anything."""
 
 
+TRYING = {"cpu": 512, "cuda": 4096}
+"""Sharing is tried out where it saves so many tokens, on each device: the trial takes four or five short forwards, which
+cost what a few hundred tokens of a long one do, and on a GPU, where reading the weights bounds them, a thousand."""
+
+
 def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: TokenMask, computed: Computed) -> Mode:
     """Return the fastest way that gives this model's plain results."""
     plain = n_edits * sum(map(len, tree.paths))
     n_own = int(tree.own.sum())
-    if plain < WORTHWHILE * (len(tree.tokens) - n_own + n_edits * n_own):
+    shared = len(tree.tokens) - n_own + n_edits * n_own
+    if plain < max(WORTHWHILE * shared, shared + TRYING.get(base_of(model).device.type, TRYING["cuda"])):
         return "plain"
     failures = []
     for mode in MODES:
