@@ -63,4 +63,3 @@ def run_rows(
         with edits[i].applied(model, positions=mask) as edited:
             one_pass(edited, {i: lambda edited=edited: contextlib.nullcontext(edited)}, mask)
     return computed
-

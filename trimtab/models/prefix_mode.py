@@ -23,8 +23,8 @@ WORTHWHILE = 1.15
 
 
 TRYING = {"cpu": 512, "cuda": 4096}
-"""Sharing is tried out where it saves so many tokens, on each device: the trial takes four or five short forwards, which
-cost what a few hundred tokens of a long one do, and on a GPU, where reading the weights bounds them, a thousand."""
+"""Sharing is tried out where it saves so many tokens, on each device: the trial takes four or five short forwards,
+which cost what a few hundred tokens of a long one do, and on a GPU, where reading the weights bounds them, more."""
 
 
 def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: TokenMask, computed: Computed) -> Mode:
