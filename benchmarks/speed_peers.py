@@ -277,10 +277,12 @@ def main(arguments: Sequence[str]) -> None:
     folder, task, peer = Path(arguments[0]), arguments[1], arguments[2]
     with contextlib.redirect_stdout(sys.stderr):  # packages print at import
         job = JOBS[task][peer](Written(folder))
+        start = time.perf_counter()
         result = values(job())
+        first = time.perf_counter() - start
     if result is not None:
         np.save(folder / f"{task}-{peer}.npy", result)
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps({"seconds": first}), flush=True)
     for _ in sys.stdin:
         with contextlib.redirect_stdout(sys.stderr):
             start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from speed_common import answer_pairs, harness_like, plain_forward, timed
 
 from trimtab.activations import HeadActivations
 from trimtab.datasets import QuestionSet, neutral_texts
+from trimtab.datasets.truthfulqa import N_QUESTIONS, Fold, iti_folds
 from trimtab.edits import NoEdit
 from trimtab.evaluate import drifts, generate_answers, multiple_choice_many
 from trimtab.models import capture_heads
@@ -32,16 +34,11 @@ def protocol(w: Any) -> dict[str, Any]:
 
     start = time.perf_counter()
     acts = stage("capture", lambda: capture_heads(w.model, w.tokenizer, questions.statements()))
-    halves = np.array_split(np.arange(len(questions)), 2)
-    settings = []
-    for held, rest in ((halves[0], halves[1]), (halves[1], halves[0])):
-        drawn = np.random.default_rng(0).permutation(rest)
-        cut = int(0.8 * len(drawn))
-        train, validation = (of_questions(acts, questions, part) for part in (drawn[:cut], drawn[cut:]))
+    for fold in folds_of(questions):
+        train, validation = (of_questions(acts, questions, part) for part in (fold.train, fold.validation))
         probes = stage("probes", lambda t=train, v=validation: fit_logistic(t, validation=v))
         shift = stage("shift", lambda t=train, p=probes: fit_shift(t, p, top_k=min(48, p.accuracy.numel())))
-        edits, test = [NoEdit(), shift.scaled(15)], questions.select(held)
-        settings.append(len(edits))
+        edits, test = [NoEdit(), shift.scaled(15)], questions.select(fold.test)
         stage(
             "multiple choice",
             lambda e=edits, t=test: multiple_choice_many(w.model, w.tokenizer, t, e, convention="lm-eval"),
@@ -65,9 +62,22 @@ def protocol(w: Any) -> dict[str, Any]:
     }
 
 
-def of_questions(acts: HeadActivations, questions: QuestionSet, part: np.ndarray) -> HeadActivations:
+def folds_of(questions: QuestionSet) -> list[Fold]:
+    """Return ITI's two folds of TruthfulQA; for other questions halves, drawn on in the same way."""
+    if len(questions) == N_QUESTIONS:
+        return iti_folds()
+    halves = np.array_split(np.arange(len(questions)), 2)
+    folds = []
+    for held, rest in ((halves[0], halves[1]), (halves[1], halves[0])):
+        drawn = np.random.default_rng(0).permutation(rest).tolist()
+        cut = int(0.8 * len(drawn))
+        folds.append(Fold(drawn[:cut], drawn[cut:], held.tolist()))
+    return folds
+
+
+def of_questions(acts: HeadActivations, questions: QuestionSet, part: Sequence[int]) -> HeadActivations:
     """Return the activations of some questions."""
-    chosen = {questions[int(i)].question for i in part}
+    chosen = {questions[i].question for i in part}
     return acts.select(torch.tensor([group in chosen for group in acts.groups]))
 
 

@@ -18,12 +18,18 @@ from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import Question, QuestionSet, Statement
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
+from trimtab.models import prefix_mode
 from trimtab.models.capture import _Gather, capture_heads
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.hooks import add_to_heads
 from trimtab.models.tokens import tokenize_answer
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@pytest.fixture(autouse=True)
+def tried_for_any_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": 1, "cuda": 1})
 
 
 def statements() -> list[Statement]:

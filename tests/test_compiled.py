@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model
@@ -64,6 +65,26 @@ def test_the_model_is_as_before_also_after_an_error() -> None:
     assert dict(model.named_modules()) == modules
     assert not is_compiled(model)
     assert torch.equal(generated(model)[1], plain[1])
+
+
+@pytest.mark.parametrize("steered", [True, False])
+def test_other_edits_can_be_applied_after_compiled_generation(steered: bool) -> None:
+    model = tiny_model("llama")
+    shift = random_shift(model)
+    with shift.applied(model):
+        expected = generated(model)[1]
+    everywhere = CompileConfig(backend="eager")
+    everywhere._compile_all_devices = True  # generation compiles on GPUs only unless told
+    static = {"cache_implementation": "static", "compile_config": everywhere}
+    with shifted_for_compilation(model, shift.deltas if steered else {}):
+        generated(model, **static)
+        assert is_compiled(model)
+    with shift.applied(model):
+        torch.testing.assert_close(generated(model)[1], expected)
+    # the control: outside the block the compiled step stays, and edits are refused
+    generated(model, **static)
+    with pytest.raises(Incompatible, match="compiled before the edit was applied"), shift.applied(model):
+        pass
 
 
 def test_a_model_compiled_before_is_refused() -> None:

@@ -29,9 +29,10 @@ from tests.measuring import answer_logprob, random_shift, shifted_from
 from tests.tiny import COMMON, CONFIGS, VOCAB, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.edits import Cost, NoEdit
 from trimtab.errors import BadValue
-from trimtab.evaluate import multiple_choice, multiple_choice_many
+from trimtab.evaluate import drifts, multiple_choice, multiple_choice_many
 from trimtab.evaluate.scoring import score_answers
-from trimtab.models import prefix
+from trimtab.models import known, prefix, prefix_mode
+from trimtab.models.heads import find_heads
 from trimtab.models.prefix import run_rows
 from trimtab.models.token_tree import TokenTree, TreeRow, n_common
 from trimtab.models.tokens import AnswerTokens, tokenize_answer
@@ -82,6 +83,11 @@ def shifted_one_by_one(model: Any, shift: Any, items: list[AnswerTokens]) -> lis
         with shifted_from(model, shift, a.start - 1):
             scores.append(answer_logprob(model, a.ids, a.start, a.end))
     return scores
+
+
+@pytest.fixture(autouse=True)
+def tried_for_any_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": 1, "cuda": 1})
 
 
 @pytest.fixture
@@ -347,18 +353,51 @@ def test_a_forward_that_an_applied_edit_refuses_stays_refused() -> None:
         score_answers(model, tiny_tokenizer(), answers(), [NoEdit()])
 
 
-def test_wrong_results_of_packing_are_found_and_said(modes: list[str]) -> None:
-    model = tiny_model()
+def forget_positions(model: Any) -> None:
+    """Let the model number every forward's places from 0, so that no shared prefix gives the right results."""
 
-    def forget_positions(module: Any, args: Any, kwargs: Any) -> Any:
-        return args, {**kwargs, "position_ids": None}
+    def forget(module: Any, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, "position_ids": torch.arange(kwargs["input_ids"].shape[1])[None]}
 
-    model.model.register_forward_pre_hook(forget_positions, with_kwargs=True)
+    model.model.register_forward_pre_hook(forget, with_kwargs=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_wrong_results_of_sharing_are_found_and_said(dtype: torch.dtype, modes: list[str]) -> None:
+    model = tiny_model(dtype=dtype)
+    forget_positions(model)
     items = answers()
-    with pytest.warns(UserWarning, match="prefixes are not shared, every sequence is computed whole"):
+    with pytest.warns(UserWarning, match=r"computed whole \(packed: other results by .*padded: other results"):
         scores = score_answers(model, tiny_tokenizer(), items, [NoEdit()])
     assert modes == ["plain"] and len(scores.notes) == 1
-    assert scores.logprobs[0] == pytest.approx(one_by_one(model, items), abs=1e-4)
+    if dtype == torch.float32:
+        assert scores.logprobs[0] == pytest.approx(one_by_one(model, items), abs=1e-4)
+
+
+class NoisyHead(torch.nn.Module):
+    """A model's head whose logits are off by a share of their spread that depends on the batch's shape."""
+
+    def __init__(self, inner: torch.nn.Module, share: float) -> None:
+        super().__init__()
+        self.inner, self.share = inner, share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(x)
+        generator = torch.Generator().manual_seed(x.shape[0] * 1000 + x.shape[1])
+        noise = torch.randn(logits.shape, generator=generator).to(logits.dtype)
+        return logits + self.share * logits.float().std(-1, keepdim=True).to(logits.dtype) * noise
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.filterwarnings("ignore:.*prefixes are not shared")
+def test_sharing_may_be_as_far_from_single_rows_as_plain_batches_are(wrong: bool, modes: list[str]) -> None:
+    # noise of 0.12 on either side: above the tolerance for rounded numbers, far below what wrong results are off by
+    model = tiny_model(dtype=torch.bfloat16)
+    model.lm_head = NoisyHead(model.lm_head, 0.12)
+    if wrong:
+        forget_positions(model)
+    score_answers(model, tiny_tokenizer(), answers(), [NoEdit()])
+    assert modes == ["plain" if wrong else "packed"]
 
 
 def test_rows_that_share_little_run_in_plain_batches(modes: list[str]) -> None:
@@ -372,6 +411,36 @@ def test_rows_that_share_little_run_in_plain_batches(modes: list[str]) -> None:
     took = run_rows(model, rows, read, pad=0)
     assert modes == ["plain"] and took.tokens == 6 * 21 and took.mode == "plain"
     assert seen == dict.fromkeys(range(6), 1)
+
+
+@pytest.mark.parametrize(("tokens", "way"), [(300, "packed"), (301, "plain")])
+def test_little_work_is_not_tried_out(tokens: int, way: str, modes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": tokens, "cuda": 1})
+    model, forwards = tiny_model(), []
+    model.model.register_forward_pre_hook(lambda *args: forwards.append(args))
+    rows = [TreeRow([*range(5, 105), i], 100, 100) for i in range(4)]  # three times a prompt of 100 tokens are saved
+    took = run_rows(model, rows, lambda edit, step, forward: forward(), pad=0)
+    assert modes == [way] and took.mode == way
+    assert took.tokens == (104 if way == "packed" else 404)
+    # without a trial there is nothing but the batches themselves
+    assert (len(forwards) == took.forwards) == (way == "plain")
+
+
+def test_a_sweep_looks_for_the_heads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, searched = tiny_model(), []
+
+    def searching(*args: Any) -> Any:
+        searched.append(args)
+        return find_heads(*args)
+
+    monkeypatch.setattr(known, "find_heads", searching)
+    shift = random_shift(model)
+    edits = [shift.scaled(a) for a in (0, 1, 2, 3)]
+    scores = score_answers(model, tiny_tokenizer(), answers(8), edits, token_budget=100)
+    moved = drifts(model, tiny_tokenizer(), edits, texts=["one two three four"] * 5, batch_size=2)
+    assert len(searched) == 2
+    # the control: every edit acted
+    assert len({row[0] for row in scores.logprobs}) == 4 and len({float(d.kl) for d in moved}) == 4
 
 
 def test_the_models_hooks_and_modes_are_left_as_they_were() -> None:

@@ -9,9 +9,15 @@ from tests.measuring import answer_logprob, random_shift, shifted_from
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.edits import NoEdit, Stacked, TokenMask
 from trimtab.evaluate.scoring import answer_logprobs, token_logprobs
+from trimtab.models import prefix_mode
 from trimtab.models.tokens import AnswerTokens, tokenize_answer
 
 TOLERANCE = 1e-5  # on sums of about -100; float64 models still normalise in float32 inside
+
+
+@pytest.fixture(autouse=True)
+def tried_for_any_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": 1, "cuda": 1})
 
 
 def answers() -> list[AnswerTokens]:

@@ -16,6 +16,7 @@ from trimtab.errors import BadDataset
 from trimtab.evaluate.scoring import last_logits
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.heads import inference
+from trimtab.models.known import EnterAt, KnownModel, entered
 from trimtab.models.processes import spread
 from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
@@ -101,17 +102,20 @@ def _per_text(
     """Return for each text (CE, KL) under every edit."""
     pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
+    known = KnownModel(model)
+    ways = [None if isinstance(edit, NoEdit) else entered(edit, known) for edit in edits]
+    unedited = entered(NoEdit(), known)
     for batch in tracked(batches, "measuring drift"):
-        plain = _logprobs(model, batch, NoEdit())
-        for edit, found in zip(edits, pairs, strict=True):
-            edited = plain if isinstance(edit, NoEdit) else _logprobs(model, batch, edit)
+        plain = _logprobs(unedited, batch)
+        for enter, found in zip(ways, pairs, strict=True):
+            edited = plain if enter is None else _logprobs(enter, batch)
             for place, pair in zip(batch.indices, _ce_and_kl(plain, edited, batch), strict=True):
                 found[place] = pair
     return list(zip(*pairs, strict=True))
 
 
-def _logprobs(model: Any, batch: Batch, edit: Edit) -> Float[Tensor, "batch seq vocab"]:
-    with edit.applied(model, positions="all") as edited, inference(edited):
+def _logprobs(enter: EnterAt, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
+    with enter("all") as edited, inference(edited):
         logits = last_logits(edited, batch, keep=batch.input_ids.shape[1])[:, :-1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 

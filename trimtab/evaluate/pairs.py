@@ -45,13 +45,16 @@ class PairScores:
 
 
 def contrast(
-    model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit | None = None, *, batch_size: int = 16
+    model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit | None = None, *, batch_size: int | None = None
 ) -> PairScores:
     """Return how likely the edited model finds the positive sides of contrast pairs against the negative ones.
 
     Sums of log-probabilities over each side's tokens after the pair's prompt (after the tokenizer's own first token,
     or its end token, where a pair has none); several positive or negative texts count with their mean. The edit
     acts from the last prompt token on.
+
+    Args:
+        batch_size: at most so many texts in one forward; as many as fit if not given.
 
     Raises:
         BadDataset: there are no pairs.

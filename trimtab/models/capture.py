@@ -16,7 +16,7 @@ from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
 from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.models.prefix import run_rows
-from trimtab.models.prefix_pass import Step
+from trimtab.models.prefix_pass import Computed, Step
 from trimtab.models.token_tree import TreeRow
 from trimtab.models.tokens import pad_id, require_fits, tokenize_answer
 
@@ -61,28 +61,13 @@ def capture_heads(
         )
     tokens = [tokenize_answer(tokenizer, s.text, s.answer_start, needs_prompt=False) for s in statements]
     require_fits(model, [len(t.ids) for t in tokens], [s.text for s in statements])
+    rows = [TreeRow(t.ids[: t.end], t.start, t.end - 1 if position == "last" else t.start) for t in tokens]
     layers, modules, shape = _places(model, site, heads)
-    values = torch.empty(
-        len(statements), len(layers), *shape, dtype=torch.promote_types(base_of(model).dtype, torch.float32)
-    )
     on = on_inputs if site == "heads" else on_outputs
-
-    def read(edit: int, step: Step, forward: Callable[[], Any]) -> None:  # noqa: ARG001
-        gather = _Gather(step, len(layers))
-        with on((module, gather.reader(i)) for i, module in enumerate(modules)):
-            forward()
-        values[list(step.rows)] = gather.stacked().reshape(len(step.rows), len(layers), *shape).to(values.dtype)
-
-    took = run_rows(
-        model,
-        [TreeRow(t.ids[: t.end], t.start, t.end - 1 if position == "last" else t.start) for t in tokens],
-        read,
-        pad=pad_id(tokenizer),
-        token_budget=token_budget,
-        max_rows=batch_size,
-        logits=False,
-        task="capturing heads",
-    )
+    exact = torch.promote_types(base_of(model).dtype, torch.float32)
+    values = torch.empty(len(rows), len(layers), shape[0] * shape[1], dtype=exact)
+    limits = {"token_budget": token_budget, "max_rows": batch_size}
+    took = _fill(values, model, rows, on, modules, pad=pad_id(tokenizer), **limits)
     record = {
         "model": fingerprint(model),
         "position": position,
@@ -91,12 +76,31 @@ def capture_heads(
         **({} if heads is None else {"named_heads": [[layer, *named] for layer, named in heads.items()]}),
     }
     return HeadActivations(
-        values=values,
+        values=values.unflatten(2, shape),
         labels=torch.tensor([s.label for s in statements]),
         groups=tuple(s.group for s in statements),
         layers=tuple(layers),
         record=record,
     ).require_finite()
+
+
+def _fill(
+    values: Float[Tensor, "row layer width"],
+    model: Any,
+    rows: Sequence[TreeRow],
+    on: Any,
+    modules: Sequence[nn.Module],
+    **options: Any,
+) -> Computed:
+    """Write the mean over each row's wanted places of what `on` reads at every module; return what it took."""
+
+    def read(edit: int, step: Step, forward: Callable[[], Any]) -> None:  # noqa: ARG001
+        gather = _Gather(step, len(modules))
+        with on((module, gather.reader(i)) for i, module in enumerate(modules)):
+            forward()
+        values[list(step.rows)] = gather.stacked().to(values.dtype)
+
+    return run_rows(model, rows, read, logits=False, task="capturing heads", **options)
 
 
 def _places(

@@ -39,7 +39,8 @@ def shifted_for_compilation(model: Any, deltas: Mapping[Head, Float[Tensor, " d_
     Inside the block `model.generate(cache_implementation="static")` compiles the decoding step with the shift in it
     (hooks that are placed after compilation are ignored silently). The shift acts as `"generated"`: on the last
     position of each forward. A vector before a linear map is a constant behind it, projection(x + delta) -
-    projection(x), taken from the live module. On exit the modules, and what generation compiled, are as before.
+    projection(x), taken from the live module. On exit the modules are as before and what generation compiled is gone,
+    so that other edits can be applied; `{}` does the same for compiled generation without a shift.
 
     Raises:
         Incompatible: the model was compiled before.

@@ -54,13 +54,17 @@ def name_of(model: Any) -> str:
     return EMBEDDED if Path(name) == embedded_folder() else Path(name).name
 
 
-def require_same_model(made_on: Mapping[str, Any], model: Any, what: str) -> None:
+def require_same_model(
+    made_on: Mapping[str, Any], model: Any, what: str, *, here: Mapping[str, Any] | None = None
+) -> None:
     """Refuse another checkpoint or geometry; warn about another dtype, quantisation or adapter.
+
+    `here` is the model's fingerprint, where it is known already.
 
     Raises:
         Incompatible: naming what differs.
     """
-    here = fingerprint(model)
+    here = fingerprint(model) if here is None else here
     if made_on["geometry"] != here["geometry"]:
         theirs, ours = made_on["geometry"], here["geometry"]
         differing = ", ".join(f"{k} {theirs[k]} against {ours[k]}" for k in ours if theirs.get(k) != ours[k])

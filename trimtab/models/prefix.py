@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from trimtab.edits import Edit, NoEdit, TokenMask
 from trimtab.errors import BadValue
+from trimtab.models.known import KnownModel, entered
 from trimtab.models.prefix_mode import chosen_mode
 from trimtab.models.prefix_pass import Computed, Enter, Limits, Pass, Read
 from trimtab.models.token_tree import TokenTree, TreeRow
@@ -54,14 +56,10 @@ def run_rows(
         Pass(model, tree, rows, mode, pad, limits, mask, computed, read).run(entries, task)
 
     if shared:
-        mask = TokenMask()
-        one_pass(model, {i: _entering(edits[i], model, mask) for i in shared}, mask)
+        mask, known = TokenMask(), KnownModel(model)
+        one_pass(model, {i: partial(entered(edits[i], known), mask) for i in shared}, mask)
     for i in sorted(set(range(len(edits))) - set(shared)):
         mask = TokenMask()
         with edits[i].applied(model, positions=mask) as edited:
             one_pass(edited, {i: lambda edited=edited: contextlib.nullcontext(edited)}, mask)
     return computed
-
-
-def _entering(edit: Edit, model: Any, mask: TokenMask) -> Enter:
-    return lambda: edit.applied(model, positions=mask)

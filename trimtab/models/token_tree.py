@@ -46,40 +46,22 @@ class TokenTree:
         """Return the tree of the rows."""
         parts = [(tuple(row.ids[: row.split]), tuple(row.ids[row.split :])) for row in rows]
         order = sorted(range(len(rows)), key=parts.__getitem__)
-        tokens, depth, end, own = [], [], [], []
-        paths: dict[int, list[int]] = {}
+        nodes = _Nodes()
+        paths: dict[int, Int[np.ndarray, " _"]] = {}
         units: list[list[int]] = []
-        path: list[int] = []
-        before: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         for row in order:
-            prompt, rest = parts[row]
-            same_prompt = before is not None and before[0] == prompt
-            common = 0 if before is None else n_common(before[0], prompt)
-            common += n_common(before[1], rest) if before is not None and same_prompt else 0
-            for node in path[common:]:
-                end[node] = len(tokens)
-            new = range(len(tokens), len(tokens) + len(prompt) + len(rest) - common)
-            path = [*path[:common], *new]
-            tokens += (*prompt, *rest)[common:]
-            depth += range(common, len(path))
-            own += [place >= len(prompt) for place in range(common, len(path))]
-            end += [0] * len(new)
-            paths[row] = path
-            if same_prompt:
-                units[-1].append(row)
-            else:
-                units.append([row])
-            before = parts[row]
-        for node in path:
-            end[node] = len(tokens)
-        whole = tuple(np.array(paths[i], dtype=np.int64) for i in range(len(rows)))
+            if not nodes.row or nodes.row[0] != parts[row][0]:
+                units.append([])
+            units[-1].append(row)
+            paths[row] = np.array(nodes.add(*parts[row]), dtype=np.int64)
+        nodes.leave(0)
         first, last = (parts[order[i]][0] for i in (0, -1)) if order else ((), ())
         return cls(
-            tokens=np.array(tokens, dtype=np.int64),
-            depth=np.array(depth, dtype=np.int64),
-            end=np.array(end, dtype=np.int64),
-            own=np.array(own, dtype=bool),
-            paths=whole,
+            tokens=np.array(nodes.tokens, dtype=np.int64),
+            depth=np.array(nodes.depth, dtype=np.int64),
+            end=np.array(nodes.end, dtype=np.int64),
+            own=np.array(nodes.own, dtype=bool),
+            paths=tuple(paths[i] for i in range(len(rows))),
             units=tuple(map(tuple, units)),
             n_root=n_common(first, last),
         )
@@ -88,6 +70,40 @@ class TokenTree:
     def sharing(self) -> float:
         """How many times as many tokens the rows have as the tree."""
         return sum(map(len, self.paths)) / max(1, len(self.tokens))
+
+
+class _Nodes:
+    """The nodes of rows that are added in order, and the path to the last one."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.depth: list[int] = []
+        self.end: list[int] = []
+        self.own: list[bool] = []
+        self.path: list[int] = []
+        self.row: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+    def add(self, prompt: tuple[int, ...], rest: tuple[int, ...]) -> list[int]:
+        """Add what the row does not share with the one before, and return its nodes."""
+        common = 0
+        if self.row is not None:
+            common = n_common(self.row[0], prompt)
+            common += n_common(self.row[1], rest) if self.row[0] == prompt else 0
+        self.leave(common)
+        start, length = len(self.tokens), len(prompt) + len(rest)
+        self.tokens += (*prompt, *rest)[common:]
+        self.depth += range(common, length)
+        self.own += [place >= len(prompt) for place in range(common, length)]
+        self.end += [0] * (length - common)
+        self.path += range(start, len(self.tokens))
+        self.row = (prompt, rest)
+        return self.path
+
+    def leave(self, common: int) -> None:
+        """End the last path's nodes behind its first `common` ones: they have no more descendants."""
+        for node in self.path[common:]:
+            self.end[node] = len(self.tokens)
+        del self.path[common:]
 
 
 def n_common(one: Sequence[int], other: Sequence[int]) -> int:

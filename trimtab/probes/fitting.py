@@ -30,8 +30,7 @@ def fit_logistic(
 
     The optimum of scikit-learn's default objective (no standardisation, intercept not penalised), found by its
     newton-cholesky solver at a tight tolerance: its default lbfgs stops early on correlated features. On a GPU all
-    heads of a layer are fitted at once, one layer at a time (see `newton_logistic`).
-    Activations in a store are read one layer at a time.
+    heads of a layer are fitted at once (see `newton_logistic`). Activations in a store are read layer by layer.
 
     Args:
         validation: the share of questions to hold out for the accuracies, or activations of other questions.
@@ -55,11 +54,7 @@ def fit_logistic(
     intercept = torch.empty(coef.shape[:2], dtype=torch.float64)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else torch.device(device)
     for layer in tracked(range(len(coef)), "fitting probes"):
-        if place.type == "cpu":
-            coef[layer], intercept[layer] = _fit_layer(train.values[:, layer], train.labels, C)
-        else:
-            fitted = newton_logistic(train.values[:, layer].to(place), train.labels, C=C)
-            coef[layer], intercept[layer] = fitted.coef.cpu(), fitted.intercept.cpu()
+        coef[layer], intercept[layer] = _fit_layer(train.values[:, layer].to(place), train.labels, C)
     record = {"kind": "logistic", "C": C, "seed": seed, "n_train": len(train), "activations": acts.record}
     return measured(coef, intercept, held, record)
 
@@ -69,6 +64,9 @@ def _fit_layer(
 ) -> tuple[Float[Tensor, "head d_head"], Float[Tensor, " head"]]:
     from sklearn.linear_model import LogisticRegression  # seconds of import that steering alone does not need
 
+    if x.device.type != "cpu":
+        fitted = newton_logistic(x, labels, C=C)
+        return fitted.coef.cpu(), fitted.intercept.cpu()
     solver = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-8, max_iter=200)
     coef = torch.empty(x.shape[1:], dtype=torch.float64)
     intercept = torch.empty(len(coef), dtype=torch.float64)

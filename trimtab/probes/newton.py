@@ -42,73 +42,80 @@ def newton_logistic(
     target = labels.to(x.device, x.dtype)
     penalty = torch.ones(design.shape[-1], dtype=torch.float64, device=x.device)
     penalty[-1] = 0
-    weight = torch.zeros(design.shape[0], design.shape[-1], dtype=torch.float64, device=x.device)
-    loss, gradient, hessian = _derivatives(design, target, weight, penalty, C)
+    problem = _Problem(design, target, penalty, C)
+    found = _descended(problem, tolerance, max_steps)
+    if not found.gradient <= max(tolerance, _floor(x.dtype)):
+        raise BadValue(
+            f"the probes did not converge in {max_steps} Newton steps (gradient {found.gradient:.1e}); lower C"
+        )
+    return found
+
+
+class _Problem(NamedTuple):
+    """What is minimised: `objective` of the weights, the last of which is the intercept."""
+
+    design: Float[Tensor, "head example width"]
+    target: Float[Tensor, " example"]
+    penalty: Float[Tensor, " width"]
+    C: float | int
+
+    def margins(self, weight: Float[Tensor, "head width"]) -> Float[Tensor, "head example"]:
+        return torch.einsum("hed,hd->he", self.design, weight.to(self.design.dtype))
+
+    def objective(self, weight: Float[Tensor, "head width"]) -> Float[Tensor, " head"]:
+        margins = self.margins(weight)
+        losses = torch.nn.functional.softplus(margins) - self.target * margins
+        return self.C * losses.double().sum(1) + (self.penalty * weight.square()).sum(1) / 2
+
+    def derivatives(
+        self, weight: Float[Tensor, "head width"]
+    ) -> tuple[Float[Tensor, "head width"], Float[Tensor, "head width width"]]:
+        chance = torch.sigmoid(self.margins(weight))
+        slope = torch.einsum("hed,he->hd", self.design, chance - self.target)
+        curvature = (chance * (1 - chance)).sqrt()[..., None] * self.design
+        hessian = self.C * (curvature.transpose(1, 2) @ curvature).double() + torch.diag(self.penalty)
+        return self.C * slope.double() + self.penalty * weight, hessian
+
+
+def _descended(problem: _Problem, tolerance: float, max_steps: int) -> Fitted:
+    """Return where the Newton steps end: at the tolerance, at what the dtype allows, or after `max_steps`."""
+    weight = problem.penalty.new_zeros(problem.design.shape[0], problem.design.shape[-1])
+    scale, floor = problem.C * len(problem.target), _floor(problem.design.dtype)
+    gradient, hessian = problem.derivatives(weight)
+    largest = float(gradient.abs().max()) / scale
     for _ in range(max_steps):
-        largest = float(gradient.abs().max()) / (C * len(labels))
         if largest <= tolerance:
             break
         step = torch.linalg.solve(hessian, gradient)
-        # where the gain is within rounding, the full step is right: a search along it would see noise only
-        gain = torch.einsum("hd,hd->h", step, gradient)
-        size = torch.ones_like(loss)
-        for _ in range(30):
-            found = _objective(design, target, weight - size[:, None] * step, penalty, C)
-            rose = found > loss - 1e-4 * size * gain + _noise(loss, x.dtype)
-            if not bool(rose.any()):
-                break
-            size = torch.where(rose, size / 2, size)
-        weight = weight - size[:, None] * step
+        weight = weight - _size(problem, weight, step, gradient)[:, None] * step
         before = largest
-        loss, gradient, hessian = _derivatives(design, target, weight, penalty, C)
-        after = float(gradient.abs().max()) / (C * len(labels))
-        if after >= before and after <= _floor(x.dtype):
+        gradient, hessian = problem.derivatives(weight)
+        largest = float(gradient.abs().max()) / scale
+        if before <= largest <= floor:
             break
-    largest = float(gradient.abs().max()) / (C * len(labels))
-    if not largest <= max(tolerance, _floor(x.dtype)):
-        raise BadValue(f"the probes did not converge in {max_steps} Newton steps (gradient {largest:.1e}); lower C")
     return Fitted(weight[:, :-1], weight[:, -1], largest)
+
+
+def _size(
+    problem: _Problem,
+    weight: Float[Tensor, "head width"],
+    step: Float[Tensor, "head width"],
+    gradient: Float[Tensor, "head width"],
+) -> Float[Tensor, " head"]:
+    """Return each head's share of its step: 1, halved until the objective falls."""
+    loss = problem.objective(weight)
+    # where the gain is within rounding, the full step is right: a search along it would see noise only
+    noise = 16 * torch.finfo(problem.design.dtype).eps * loss.abs()
+    gain = torch.einsum("hd,hd->h", step, gradient)
+    size = torch.ones_like(loss)
+    for _ in range(30):
+        rose = problem.objective(weight - size[:, None] * step) > loss - 1e-4 * size * gain + noise
+        if not bool(rose.any()):
+            break
+        size = torch.where(rose, size / 2, size)
+    return size
 
 
 def _floor(dtype: torch.dtype) -> float:
     # the gradient is a mean of as many terms as there are examples, each rounded in the features' dtype
     return 1e-5 if dtype == torch.float32 else 1e-8
-
-
-def _noise(loss: Float[Tensor, " head"], dtype: torch.dtype) -> Float[Tensor, " head"]:
-    return 16 * torch.finfo(dtype).eps * loss.abs()
-
-
-def _margins(
-    design: Float[Tensor, "head example width"], weight: Float[Tensor, "head width"]
-) -> Float[Tensor, "head example"]:
-    return torch.einsum("hed,hd->he", design, weight.to(design.dtype))
-
-
-def _objective(
-    design: Float[Tensor, "head example width"],
-    target: Float[Tensor, " example"],
-    weight: Float[Tensor, "head width"],
-    penalty: Float[Tensor, " width"],
-    C: float | int,
-) -> Float[Tensor, " head"]:
-    margins = _margins(design, weight)
-    losses = torch.nn.functional.softplus(margins) - target * margins
-    return C * losses.double().sum(1) + (penalty * weight.square()).sum(1) / 2
-
-
-def _derivatives(
-    design: Float[Tensor, "head example width"],
-    target: Float[Tensor, " example"],
-    weight: Float[Tensor, "head width"],
-    penalty: Float[Tensor, " width"],
-    C: float | int,
-) -> tuple[Float[Tensor, " head"], Float[Tensor, "head width"], Float[Tensor, "head width width"]]:
-    margins = _margins(design, weight)
-    losses = torch.nn.functional.softplus(margins) - target * margins
-    chance = torch.sigmoid(margins)
-    loss = C * losses.double().sum(1) + (penalty * weight.square()).sum(1) / 2
-    gradient = C * torch.einsum("hed,he->hd", design, chance - target).double() + penalty * weight
-    curvature = (chance * (1 - chance)).sqrt()[..., None] * design
-    hessian = C * (curvature.transpose(1, 2) @ curvature).double() + torch.diag(penalty)
-    return loss, gradient, hessian

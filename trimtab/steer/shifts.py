@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.fingerprint import differing_weight, require_same_model
 from trimtab.models.heads import find_heads
 from trimtab.models.hooks import add_to_heads
+from trimtab.models.known import EnterAt, KnownModel
 from trimtab.storage import load_result, save_result
 
 
@@ -114,14 +116,28 @@ class HeadShift:
             Incompatible: the shift was made for another checkpoint or geometry, or did not act.
             BadValue: `"generated"` where it has no meaning (see `add_to_heads`).
         """
+        with self.on(KnownModel(model))(positions):
+            yield model
+
+    def on(self, known: KnownModel) -> EnterAt:
+        """Return what enters the shift on a model again and again: the model is checked here, its heads found once.
+
+        Raises:
+            Incompatible: the shift was made for another checkpoint or geometry.
+        """
         if "model" in self.record:
-            require_same_model(self.record["model"], model, f"the shift {self.name!r}")
-        if self.strength == 0:
-            yield model
-            return
-        named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
-        with add_to_heads(model, self.deltas, positions, heads=find_heads(model, named) if named else None):
-            yield model
+            require_same_model(self.record["model"], known.model, f"the shift {self.name!r}", here=known.fingerprint)
+        return partial(self._placed, known)
+
+    @contextlib.contextmanager
+    def _placed(self, known: KnownModel, positions: Positions) -> Iterator[Any]:
+        if self.strength != 0:
+            named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
+            heads = find_heads(known.model, named) if named else known.heads
+            with add_to_heads(known.model, self.deltas, positions, heads=heads):
+                yield known.model
+        else:
+            yield known.model
 
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return None: a shift leaves the prompt to the measurement."""
