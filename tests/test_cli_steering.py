@@ -175,13 +175,15 @@ def test_an_indicative_judge_s_agreement_stands_beside_its_figures(few_texts, tm
     assert record["setting"]["judge"]["agreement"]["true"]["mean"] == 1.0
 
 
-def test_bake_writes_a_checkpoint_and_says_what_positions_change(shift, tmp_path, monkeypatch):
+def test_bake_writes_a_checkpoint_and_says_what_positions_change(tiny, tmp_path, monkeypatch):
     cut_data(monkeypatch)
-    out = ran("bake", "--shift", shift, "--out", str(tmp_path / "b"))
+    ran("fit", "--model", tiny, "--limit", "20", "--strength", "1", "--out", str(tmp_path / "s"))
+    command = ("bake", "--model", tiny, "--shift", str(tmp_path / "s"), "--out", str(tmp_path / "b"))
+    out = ran(*command)
     assert "loads as LlamaForCausalLM" in out
     assert "baked, at all positions" in out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.attention_bias
-    again = json.loads(ran("bake", "--shift", shift, "--out", str(tmp_path / "b"), "--json"))
+    again = json.loads(ran(*command, "--json"))
     assert again["relative"] < 1e-3
 
 
