@@ -1,0 +1,43 @@
+"""E2E NLG in miniature: tune a LoRA on `valid`, continue meanings of `test` by beam search, and score the texts.
+
+    python examples/e2e.py path/to/e2e [--model embedded] [--train 200] [--test 10]
+
+The folder holds `valid.txt` and `test.txt` in the format of the LoRA repository. NOT COMPARABLE with published rows:
+those are models of GPT-2's size, tuned on the training part and scored on all of `test`.
+"""
+
+import argparse
+from pathlib import Path
+
+import trimtab as tt
+from trimtab.datasets.e2e import e2e, e2e_examples
+from trimtab.evaluate.beam_search import BeamSettings, beam_texts
+from trimtab.evaluate.text_overlap import text_overlap
+
+
+def main() -> None:
+    """Tune, write, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with valid.txt and test.txt")
+    parser.add_argument("--model", default="embedded", help="model folder, hub id or 'embedded'")
+    parser.add_argument("--train", type=int, default=200, help="texts of valid.txt to tune on")
+    parser.add_argument("--test", type=int, default=10, help="meanings of test.txt to score on")
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--beams", type=int, default=4)
+    arguments = parser.parse_args()
+    model, tokenizer = tt.load_model(arguments.model)
+    examples = e2e_examples(e2e(arguments.data / "valid.txt"))[: arguments.train]
+    asked = e2e(arguments.data / "test.txt")[: arguments.test]
+    lora = tt.peft.LoRA(r=8).fit(model, tokenizer, examples, knobs={"epochs": arguments.epochs})
+    settings = BeamSettings(beams=arguments.beams, max_new_tokens=48)
+    print(f"Not comparable with published rows: {len(examples)} texts of valid, {len(asked)} meanings of test.")
+    for name, edit in (("untuned", tt.NoEdit()), ("tuned", lora)):
+        texts = beam_texts(model, tokenizer, [m.prompt for m in asked], edit, settings=settings)
+        score = text_overlap(texts, [list(m.texts) for m in asked])
+        print(f"{name}: BLEU {score.bleu:.3f}, NIST {score.nist:.2f}, ROUGE-L {score.rouge_l:.3f}", end="")
+        print(f", CIDEr {score.cider:.2f}")
+        print(f"  {asked[0].meaning}\n  -> {texts[0]}")
+
+
+if __name__ == "__main__":
+    main()
