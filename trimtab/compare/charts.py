@@ -64,9 +64,11 @@ def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
     _pareto(left, rows, lambda r: r.metrics["kl"].estimate if r.metrics["kl"] else 0.0)
     left.set(xlabel="KL(unedited || edited), nats per token (prompting: 0)", ylabel="True*Info (%)", ylim=(0, 104))
     left.set_xscale("symlog", linthresh=1e-3)
+    left.set_xlim(left=-2e-4)
     _pareto(right, rows, lambda r: r.costs["seconds"])
     right.set(xlabel="seconds to make", ylim=(0, 104))
     right.set_xscale("symlog", linthresh=0.1)
+    right.set_xlim(left=-0.02)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
@@ -150,6 +152,8 @@ def knobs_figure(comparison: Comparison) -> Figure | None:
             other.tick_params(axis="y", colors=PALETTE[1], labelsize="x-small")
         positive = min(values) > 0 and max(values) / min(values) >= 4
         axes.set(title=f"{method}: {knob}", ylim=(0, 104), xscale="log" if positive else "linear")
+        axes.set_xticks(values, [f"{v:.2g}" for v in values], fontsize="x-small")
+        axes.minorticks_off()
         axes.title.set_fontsize("small")
         axes.grid(alpha=0.3)
     for axes in cells[len(panels) :]:
@@ -169,7 +173,10 @@ def _flat(knobs: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]
 
 
 def losses_figure(comparison: Comparison) -> Figure | None:
-    """Return the training loss of every method's chosen trials, or None if nothing was trained."""
+    """Return the training loss of every method's chosen trials, or None if nothing was trained.
+
+    Each trial is averaged over fiftieths of its run; the line is the mean over folds and seeds, the band their range.
+    """
     curves: dict[str, list[list[float]]] = {}
     for test in comparison.tests:
         if test["status"] == "done":
@@ -180,13 +187,20 @@ def losses_figure(comparison: Comparison) -> Figure | None:
         return None
     figure, axes = _figure(8, 4.2)
     for (name, runs), look in zip(curves.items(), styles(list(curves)).values(), strict=True):
-        for i, losses in enumerate(runs):
-            x = np.linspace(0, 1, len(losses))
-            axes.plot(x, losses, color=look["color"], alpha=0.5, linewidth=1, label=name if i == 0 else None)
+        smooth = np.array([_fiftieths(losses) for losses in runs])
+        x = np.linspace(0, 1, smooth.shape[1])
+        axes.plot(x, smooth.mean(0), **look, linewidth=1.5, markevery=10, markersize=5, label=name)
+        axes.fill_between(x, smooth.min(0), smooth.max(0), color=look["color"], alpha=0.1, linewidth=0)
     axes.set(xlabel="share of the training run", ylabel="training loss (nats per labelled token)", yscale="log")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
+
+
+def _fiftieths(losses: Sequence[float]) -> list[float]:
+    if len(losses) < 50:
+        return np.interp(np.linspace(0, 1, 50), np.linspace(0, 1, len(losses)), losses).tolist()
+    return [float(part.mean()) for part in np.array_split(np.asarray(losses), 50)]
 
 
 def heads_figure(comparison: Comparison) -> Figure | None:

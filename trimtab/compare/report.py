@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 N_ANSWERS = 12
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1360px; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0.2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid #ccc; padding-bottom: 0.2rem; }
 .scroll { overflow-x: auto; } svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 13px; margin: 0.8rem 0; }
-th, td { text-align: right; padding: 0.3rem 0.6rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
+th, td { text-align: right; padding: 0.3rem 0.4rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
 th { background: #f3f3f3; } th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: nowrap; }
-td small { color: #555; display: block; white-space: nowrap; }
+td small { color: #555; display: block; font-size: 11px; white-space: nowrap; }
 table.text td, table.text th { text-align: left; font-weight: 400; white-space: normal; min-width: 8rem; }
 table.text td:first-child { font-weight: 600; }
 .true::before { content: "✓ "; color: #0072B2; font-weight: 700; }
