@@ -12,7 +12,7 @@ from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, 
 from trimtab.compare.records import TEST, RunFolder
 from trimtab.compare.table import only_prompts
 from trimtab.edits import NoEdit
-from trimtab.errors import Incompatible
+from trimtab.errors import Incompatible, TrimtabError
 from trimtab.peft.snapshot import random_state_kept
 from trimtab.progress import tracked
 
@@ -81,7 +81,11 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
         if missing:
             with random_state_kept(model):
                 unedited = unedited or measuring(model, tokenizer, NoEdit(), first.test, job.meters)
-                cost = _Cost.of(model, tokenizer, job, name, unedited)
+                try:
+                    cost = _Cost.of(model, tokenizer, job, name, unedited)
+                except TrimtabError as why:  # the run goes on without a method that fails, and so does its plan
+                    rows.append(PlanRow(name, len(settings), len(units), len(missing), 0.0, f"cannot be timed: {why}"))
+                    continue
             seen = [t for u in units for t in _trials(folder, u, len(settings))]
             seconds = sum(cost.unit(job, u, folder, seen) for u in missing)
             basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"

@@ -132,7 +132,8 @@ def _steps(method: TuningMethod, train: QuestionSet, knobs: Mapping[str, Any]) -
 
 
 def _within(sizes: tuple[int, int], n: int) -> tuple[int, int]:
-    return min(sizes[0], max(1, n // 2)), min(sizes[1], n)
+    # probes are ranked on other questions than they are fitted on: two are the least
+    return min(sizes[0], max(2, n // 2)), min(sizes[1], n)
 
 
 def _spread(texts: Sequence[str], n: int) -> list[str]:
