@@ -113,6 +113,7 @@ def test_a_user_s_mistake_prints_one_line_and_an_interrupt_exits_with_130(monkey
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_build_embedded_writes_a_model_and_says_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "TOKENIZER_DOCUMENTS", 2000)
     monkeypatch.setattr(build, "DOCUMENTS_AT_A_TIME", 256)

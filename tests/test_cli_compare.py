@@ -56,6 +56,7 @@ def said(result):
     return " ".join((result.output + getattr(result, "stderr", "")).split())
 
 
+@pytest.mark.slow
 def test_compare_runs_a_file_and_report_makes_the_page(files, tmp_path):
     plan = trimtab("compare", "--config", files / "c.yaml", "--out", tmp_path / "run", "--dry-run")
     assert plan.exit_code == 0, plan.output
@@ -151,6 +152,7 @@ def test_mistakes_are_one_sentence_with_exit_code_2(files, tmp_path):
         assert "Traceback" not in said(result)
 
 
+@pytest.mark.slow
 def test_reproduce_runs_a_protocol_on_any_model(files, tmp_path):
     big = tmp_path / "model"
     tiny_model(context=2048).save_pretrained(big)
