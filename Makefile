@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trimtab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
@@ -37,7 +37,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m mkdocs build --strict
 
 $(BENCH)/.ready: pyproject.toml constraints.txt
-	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@test -x $(BENCH)/bin/pip || $(PYTHON) -m venv --clear $(BENCH)
 	$(BENCH)/bin/python -m pip install -q --upgrade pip
 	$(BENCH)/bin/python -m pip install -q -c constraints.txt -e . pyvene nnsight transformer-lens lm-eval
 	@touch $@

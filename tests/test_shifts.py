@@ -187,6 +187,7 @@ def test_a_shift_records_where_it_came_from(acts, probes):
         "sigma_bank": "training statements",
         "accuracy": expected,
         "validation_questions": list(probes.validation_questions),
+        "questions": sorted(set(made.groups)),
         "seed": 3,
     }
     assert shift.cost.trainable_parameters == 2 * 8

@@ -55,6 +55,8 @@ def read_comparison_file(path: Path) -> ComparisonFile:
 
     from trimtab.errors import BadValue
 
+    if not path.is_file():
+        raise BadValue(f"there is no file {path}; give a YAML file that describes the comparison")
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:

@@ -150,6 +150,7 @@ def _cell(name: str, value: "Estimate") -> str:
 def _title(setting: dict[str, Any]) -> str:
     left = f", without {setting['fitted_on']} that the shift was fitted on" if setting["fitted_on"] else ""
     how = f", asked as {setting['convention']}" if "convention" in setting else ""
+    how += ", answers generated in the plain form" if setting.get("convention") == "lm-eval" else ""
     return (
         f"{setting['n']} questions of {setting['questions']}{left}{how}: means and 95 % intervals (%; CE, KL in nats)"
     )

@@ -24,6 +24,13 @@ def fit(
         typer.Option("--top-k", min=1, help="Heads or layers to shift at most.", show_default="16 heads, 1 layer"),
     ] = None,
     direction: Annotated[str, typer.Option(help="mass_mean, probe, or random (the control).")] = "mass_mean",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What chooses the strength: mc1, or true_info by an exact judge (knows listed answers only).",
+            show_default="true_info on folklore, else mc1",
+        ),
+    ] = None,
     kl_budget: Annotated[
         float, typer.Option("--kl-budget", help="Nats per token that the strength may cost on neutral text.")
     ] = 0.1,
@@ -64,6 +71,7 @@ def fit(
         *loaded, questions, site=_one_of(site, "site", "heads", "residual"),
         top_k=top_k, direction=_one_of(direction, "direction", "mass_mean", "probe", "random"),
         strength=strength, kl_budget=kl_budget, seed=seed,
+        metric=_one_of(metric or ("true_info" if data == "folklore" else "mc1"), "metric", "true_info", "mc1"),
     )  # fmt: skip
     fitted.save(out)
     if as_json:

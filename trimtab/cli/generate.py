@@ -114,7 +114,10 @@ def _questions(prompts: list[str] | None, file: Path | None) -> list[str]:
     stdin = typer.get_text_stream("stdin")
     if stdin.isatty() and prompts != ["-"]:
         raise BadDataset("no question: give one as an argument, by --file, or on standard input")
-    asked = [line.strip() for line in stdin if line.strip()]
+    try:
+        asked = [line.strip() for line in stdin if line.strip()]
+    except UnicodeDecodeError as cause:
+        raise BadDataset("standard input is not UTF-8 text: expected questions, one a line") from cause
     if not asked:
         raise BadDataset("standard input is empty: expected questions, one a line")
     return asked

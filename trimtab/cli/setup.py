@@ -94,8 +94,11 @@ def _shift_folders(missing: Path) -> list[str]:
 def _is_truthfulqa(path: Path) -> bool:
     if path.suffix == ".json":
         return True
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return path.suffix == ".csv" and "Incorrect Answers" in file.readline()
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return path.suffix == ".csv" and "Incorrect Answers" in file.readline()
+    except OSError:  # the reader says what is wrong
+        return False
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -207,6 +207,8 @@ def named(methods: Sequence[Method | Edit] | Mapping[str, Method | Edit]) -> dic
             raise BadValue(
                 f"{method!r:.60} is neither a Method (grid, fit) nor an Edit; methods are instances, as ITI()"
             )
+        if name == BASELINE and not (isinstance(method, NoEdit) or getattr(ready, "edit", None) == NoEdit()):
+            raise BadValue(f"{BASELINE!r} is the name of the unedited model; give the method another one")
         if name in found and name != BASELINE:
             raise BadValue(f"two methods are called {name!r}; pass a mapping from names to methods")
         if not list(ready.grid):

@@ -19,8 +19,20 @@ HOW_TO_READ = (
     "unedited model; none for prompting) are means with 95 % intervals: questions (or texts) "
     "resampled, seeds averaged inside; "
     "± is the standard deviation between seeds. Differences are paired by question; p by a sign-flip test over "
-    "questions, then corrected by Holm's procedure over the rows of the table. Every method tried the same number of "
-    "settings on validation questions; a row 'within KL budget' is the best of them that kept it."
+    "questions, then corrected by Holm's procedure over the rows of the table. Every method tried settings on "
+    "validation questions, up to the same number, drawn once for all folds and seeds. Where the best setting was over "
+    "the KL budget in some fold or seed, a row 'within KL budget' shows the best that kept it; the budget holds for the "
+    "texts that settings are chosen on, the KL shown is that of other texts."
+)
+CAVEATS = (
+    "An exact judge knows only the answers that the question lists: a true answer in other words counts as neither.",
+    "Intervals and p-values resample questions, not folds, seeds or random directions: the spread between seeds stands "
+    "beside them, and a row of random directions is one draw a seed.",
+    "Methods had equal numbers of trials, not equal times or equal shares of their grids. Times were taken while "
+    "whatever else ran on the machine was running; where several processes shared it they say little.",
+    "A knob's panel averages over the other knobs, which few trials do not separate.",
+    "Few-shot and retrieval see the training questions in the prompt; steering and tuning see them when they are "
+    "fitted. A model that already knows the answers can be pushed to give them; one that does not cannot.",
 )
 
 
@@ -79,7 +91,7 @@ def facts(specification: Mapping[str, Any]) -> dict[str, str]:
     test = s["test"] and f"{s['test']['n']} of {s['test']['name']} (hash {s['test']['fingerprint']})"
     return {
         "Model": f"{model['name'] or 'unnamed'}, {model['dtype']}, quantization {model['quantization'] or 'none'}",
-        "Training questions": questions,
+        "Questions to train and choose on": questions,
         "Test questions": test or "each fold's held-out part",
         "Design": f"{design['folds']} fold(s), seeds {', '.join(map(str, design['seeds']))}, up to {design['trials']} "
         f"trials per method, {100 * design['validation']:.0f} % of a training fold to choose on",
@@ -103,7 +115,8 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
         lines += [f"## {smaller or 'All'} training questions", ""]
         lines += [*table_lines(QUALITY, map(quality_cells, comparison.rows(smaller))), ""]
     notes = [f"- {row.name}: {note}" for row in rows for note in row.notes]
-    lines += ["## Notes", "", *(notes or ["- none"]), "", "## What was run", ""]
+    lines += ["## Notes", "", *(notes or ["- none"]), "", "## Caveats", "", *(f"- {c}" for c in CAVEATS), ""]
+    lines += ["## What was run", ""]
     lines += [f"- {key}: {value}" for key, value in facts(comparison.specification).items()]
     lines += [f"- {name}: `{text}`" for name, text in comparison.specification["methods"].items()]
     return "\n".join(lines) + "\n"

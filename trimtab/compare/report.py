@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.compare import charts
 from trimtab.compare.design import BASELINE
 from trimtab.compare.markdown import (
+    CAVEATS,
     COSTS,
     DIFFERENCES,
     HOW_TO_READ,
@@ -46,14 +47,6 @@ table.text td:first-child { font-weight: 600; }
 .status.open { border-color: #D55E00; background: #fdf1ea; font-weight: 600; }
 figcaption { color: #444; font-size: 13px; } figure { margin: 1rem 0; }
 """
-CAVEATS = (
-    "An exact judge knows only the answers that the question lists: a true answer in other words counts as neither.",
-    "Intervals resample questions, not folds or seeds; the spread between seeds stands beside them.",
-    "Every method had the same number of trials, not the same time: seconds and memory are in the cost table. Times "
-    "were taken while whatever else ran on the machine was running.",
-    "Few-shot and retrieval see the training questions in the prompt; steering and tuning see them when they are "
-    "fitted. A model that already knows the answers can be pushed to give them; one that does not cannot.",
-)
 
 
 def write_report(comparison: Comparison, folder: str | Path, *, title: str = "Editing against tuning") -> list[Path]:
@@ -89,7 +82,9 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
             "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis).",
         ),
         _section(
-            "Loss curves", charts.losses_figure(comparison), "Each line is the chosen trial of one fold and seed."
+            "Loss curves",
+            charts.losses_figure(comparison),
+            "The chosen trials: mean over folds and seeds, and their range.",
         ),
         _section("Heads", charts.heads_figure(comparison), "Where the probes read, and which heads were shifted."),
         *_answers(comparison, rows),

@@ -190,8 +190,16 @@ class Comparison:
         made = [self.trial(t, t[variant])["made"] for t in used]
         keys = ("trainable_parameters", "bytes_on_disk", "seconds", "peak_bytes")
         costs = {key: [m[key] for m in made] for key in keys}
+        # what a unit's trials share (activations, probes) is computed in the first of them
+        costs["peak_bytes"] = [self._peak(t) for t in used]
         costs["ms_per_token"] = [measured(t, variant)["ms_per_token"] for t in used]
         return {k: float(np.median(v)) if v and None not in v else None for k, v in costs.items()}
+
+    def _peak(self, test: Mapping[str, Any]) -> float | None:
+        unit = Unit(*(test[f] for f in Unit._fields))
+        same = [t for t in self.trials if t["status"] == "done" and Unit(*(t[f] for f in Unit._fields)) == unit]
+        peaks = [t["made"]["peak_bytes"] for t in same]
+        return None if None in peaks else max(peaks)
 
 
 def measured(test: Mapping[str, Any], variant: Variant) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def drifts(
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
     rows = spread(ids, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
     pairs = list(zip(*rows, strict=True))
-    # every text weighs the same: texts are cut to equal length, and intervals resample texts
+    # every text weighs the same: texts are cut to nearly equal length, and intervals resample texts
     return tuple(Drift(bootstrap_mean([c for c, _ in p]), bootstrap_mean([k for _, k in p]), tuple(p)) for p in pairs)
 
 

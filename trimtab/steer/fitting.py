@@ -74,6 +74,7 @@ def fit_shift(
         "sigma_bank": "training statements" if sigma_statements is None else "given statements",
         "accuracy": [float(probes.accuracy[acts.layers.index(h.layer), h.head]) for h in heads],
         "validation_questions": list(probes.validation_questions),
+        "questions": sorted({*acts.groups, *probes.validation_questions}),
         "seed": seed,
     }
     name = {"mass_mean": "ITI", "probe": "ITI (probe weights)", "random": "Random direction"}[direction]

@@ -59,20 +59,23 @@ def fit(
     top_k: int | None = None,
     direction: Direction = "mass_mean",
     strength: float | int | None = None,
+    metric: Literal["true_info", "mc1"] = "true_info",
     kl_budget: float | int = 0.1,
     seed: int = 0,
 ) -> Fitted:
     """Return a shift fitted on the questions, and its probes.
 
     Three fifths of the questions fit probes and directions; the others rank heads (or layers) and choose, unless it
-    is given, the strength: by True*Info of generated answers, by the probability of the positive side for contrast
-    pairs. The shift's record keeps every question used under "questions", so that `unseen` can leave them out.
+    is given, the strength: by `metric`, or by the probability of the positive side for contrast pairs. The shift's
+    record keeps every question used under "questions", so that `unseen` can leave them out.
 
     Args:
         site: `"heads"`: Inference-Time Intervention; `"residual"`: Contrastive Activation Addition.
         top_k: heads (16) or layers (1) to shift at most.
         direction: of head shifts, as in `fit_shift`.
         strength: in sigmas (heads) or multiples of the mean difference (residual), instead of a sweep.
+        metric: `"true_info"` of generated answers by the exact judge, which knows only the answers that are listed: for
+            models that give those, as the embedded one does. `"mc1"` needs no judge.
         kl_budget: nats per token that the chosen strength may cost on neutral text.
         seed: of the division of the questions.
 
@@ -92,8 +95,8 @@ def fit(
     if strength is not None:
         chosen: Any = shift.scaled(strength)
     else:
-        metric: Any = pair_probability if are_pairs(questions) else "true_info"
-        chosen = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=metric)
+        by: Any = pair_probability if are_pairs(questions) else metric
+        chosen = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=by)
     record = {**chosen.record, "data": data_record(questions), "questions": [q.key for q in questions]}
     return Fitted(replace(chosen, record=record), probes, MassMean.of(acts))
 

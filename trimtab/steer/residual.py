@@ -159,6 +159,7 @@ def fit_residual_shift(acts: HeadActivations, probes: HeadProbes, *, top_k: int 
         "n_statements": len(acts),
         "accuracy": [float(probes.accuracy[acts.layers.index(layer), 0]) for layer in layers],
         "validation_questions": list(probes.validation_questions),
+        "questions": sorted({*acts.groups, *probes.validation_questions}),
     }
     return ResidualShift(layers, vectors, 1.0, "CAA", Cost(seconds[0], vectors.numel(), 0), record)
 

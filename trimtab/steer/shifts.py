@@ -105,6 +105,7 @@ class HeadShift:
         record = {
             **({"model": model} if model else {}),
             "sum_of": [self.describe(), other.describe()],
+            "questions": sorted({*self.record.get("questions", ()), *other.record.get("questions", ())}),
         }
         return HeadShift(tuple(total), unit, norms, 1.0, f"{self.name} + {other.name}", cost, record)
 

@@ -59,7 +59,8 @@ def choose_strength(
 
     Args:
         questions: training questions; those that the shift's probes were validated on are used, or all of them if
-            the shift does not say.
+            the shift does not say. Directions fitted on one capture of all of them have seen these, as in ITI's own
+            code; capture them apart, as `steer.fit` does, to keep them unseen.
         kl_budget: in nats per token, shift at all positions.
         metric: `"true_info"` of generated answers by `judge`, `"mc1"`, or a callable
             `(model, tokenizer, questions, edit) -> float`, more being better.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,11 +65,11 @@ class EndpointJudge:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, headers)
         try:
+            request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, headers)
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 return str(json.loads(response.read())["choices"][0]["message"]["content"])
-        except (OSError, urllib.error.URLError) as cause:
+        except (OSError, http.client.HTTPException) as cause:
             raise BadValue(f"judge {self.model} at {self.url} cannot be asked ({cause}); is it running?") from cause
         except (ValueError, LookupError, TypeError) as cause:
             raise BadValue(f"judge {self.model} at {self.url} does not answer as an OpenAI chat endpoint") from cause
