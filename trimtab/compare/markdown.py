@@ -21,7 +21,7 @@ HOW_TO_READ = (
     "± is the standard deviation between seeds. Differences are paired by question; p by a sign-flip test over "
     "questions, then corrected by Holm's procedure over the rows of the table. Every method tried settings on "
     "validation questions, up to the same number, drawn once for all folds and seeds. Where the best setting was over "
-    "the KL budget in some fold or seed, a row 'within KL budget' shows the best that kept it; the budget holds for the "
+    "the KL budget in some fold or seed, a row 'within KL budget' shows the best that kept it; the budget is for the "
     "texts that settings are chosen on, the KL shown is that of other texts."
 )
 CAVEATS = (

@@ -195,7 +195,7 @@ class Comparison:
         costs["ms_per_token"] = [measured(t, variant)["ms_per_token"] for t in used]
         return {k: float(np.median(v)) if v and None not in v else None for k, v in costs.items()}
 
-    def _peak(self, test: Mapping[str, Any]) -> float | None:
+    def _peak(self, test: Mapping[str, Any]) -> float | int | None:
         unit = Unit(*(test[f] for f in Unit._fields))
         same = [t for t in self.trials if t["status"] == "done" and Unit(*(t[f] for f in Unit._fields)) == unit]
         peaks = [t["made"]["peak_bytes"] for t in same]
