@@ -251,6 +251,7 @@ def plainly_added(model: Any, adds: Mapping[Any, Tensor], mask: Tensor) -> Itera
     def after(layer: int) -> Callable[..., Any]:
         def hook(module: Any, args: Any, out: Any) -> Any:
             moved = (out[0] if isinstance(out, tuple) else out) + mask[..., None] * adds.get(layer, torch.zeros(1))
+            moved = moved.to(out[0].dtype if isinstance(out, tuple) else out.dtype)
             return (moved, *out[1:]) if isinstance(out, tuple) else moved
 
         return hook
