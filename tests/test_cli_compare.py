@@ -141,7 +141,7 @@ def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_tria
 def test_mistakes_are_one_sentence_with_exit_code_2(files, tmp_path):
     for arguments, message in (
         (("compare", "--quick", "--config", files / "c.yaml"), "--quick is a comparison of its own"),
-        (("compare", "--config", tmp_path / "none.yaml"), "cannot be read as YAML"),
+        (("compare", "--config", tmp_path / "none.yaml"), "there is no file"),
         (("report", tmp_path / "none"), "no comparison at"),
         (("reproduce", "iti-table-2"), "unknown protocol 'iti-table-2'; did you mean iti-table-1"),
         (("reproduce", "iti-2fold", "--judge", "me"), "unknown judge 'me'"),
