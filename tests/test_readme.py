@@ -35,7 +35,7 @@ def test_the_python_example_runs_as_it_stands(monkeypatch, tmp_path):
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["acts"].values.shape == (len(names["train"].statements()), 8, 8, 32)
-    assert (tmp_path / "runs" / "truthful" / "record.json").is_file()
+    assert (tmp_path / "runs" / "mine" / "record.json").is_file()
 
 
 def test_pictures_and_pages_that_the_readme_names_exist():
