@@ -180,15 +180,14 @@ class Comparison:
 
     def trial(self, test: Mapping[str, Any], number: int) -> dict[str, Any]:
         """Return the record of a trial of the same unit as a last measurement."""
-        unit = Unit(*(test[f] for f in Unit._fields))
-        for trial in self.trials:
-            if trial["step"] == number and Unit(*(trial[f] for f in Unit._fields)) == unit:
+        for trial in self._trials_beside(test):
+            if trial["step"] == number:
                 return trial
-        raise Incompatible(f"trial {number} of {unit} has a measurement but no record; run the comparison again")
+        raise Incompatible(f"trial {number} of {_unit(test)} has a measurement but no record; run the comparison again")
 
     def _costs(self, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
         made = [self.trial(t, t[variant])["made"] for t in used]
-        keys = ("trainable_parameters", "bytes_on_disk", "seconds", "peak_bytes")
+        keys = ("trainable_parameters", "bytes_on_disk", "seconds")
         costs = {key: [m[key] for m in made] for key in keys}
         # what a unit's trials share (activations, probes) is computed in the first of them
         costs["peak_bytes"] = [self._peak(t) for t in used]
@@ -196,10 +195,16 @@ class Comparison:
         return {k: float(np.median(v)) if v and None not in v else None for k, v in costs.items()}
 
     def _peak(self, test: Mapping[str, Any]) -> float | int | None:
-        unit = Unit(*(test[f] for f in Unit._fields))
-        same = [t for t in self.trials if t["status"] == "done" and Unit(*(t[f] for f in Unit._fields)) == unit]
-        peaks = [t["made"]["peak_bytes"] for t in same]
+        peaks = [t["made"]["peak_bytes"] for t in self._trials_beside(test) if t["status"] == "done"]
         return None if None in peaks else max(peaks)
+
+    def _trials_beside(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
+        unit = _unit(test)
+        return [trial for trial in self.trials if _unit(trial) == unit]
+
+
+def _unit(record: Mapping[str, Any]) -> Unit:
+    return Unit(*(record[f] for f in Unit._fields))
 
 
 def measured(test: Mapping[str, Any], variant: Variant) -> dict[str, Any]:

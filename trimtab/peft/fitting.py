@@ -33,7 +33,7 @@ from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.runs import RunFolder
-from trimtab.peft.snapshot import Snapshot, random_state_kept
+from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.training import TuningTrainer
 
@@ -55,21 +55,7 @@ def fit_method(
     out: str | Path | None,
     resume: bool,
 ) -> TunedEdit:
-    """Return the tuned edit; see `TuningMethod.fit`."""
-    with random_state_kept(model):
-        return _fitted(method, model, tokenizer, train, seed=seed, out=out, resume=resume)
-
-
-def _fitted(
-    method: TuningMethod,
-    model: Any,
-    tokenizer: Any,
-    train: QuestionSet | Sequence[SftExample],
-    *,
-    seed: int,
-    out: str | Path | None,
-    resume: bool,
-) -> TunedEdit:
+    """Return the tuned edit; see `TuningMethod.fit`, which keeps the random state around it."""
     if is_compiled(model):
         raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
     start, peak = time.perf_counter(), PeakMemory(model)

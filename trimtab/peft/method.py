@@ -206,8 +206,10 @@ class TuningMethod(ABC):
             Incompatible: `out` holds another run.
         """
         from trimtab.peft.fitting import fit_method
+        from trimtab.peft.snapshot import random_state_kept
 
-        return fit_method(self.with_knobs(knobs), model, tokenizer, train, seed=seed, out=out, resume=resume)
+        with random_state_kept(model):
+            return fit_method(self.with_knobs(knobs), model, tokenizer, train, seed=seed, out=out, resume=resume)
 
 
 def has_four_bit(model: Any) -> bool:
