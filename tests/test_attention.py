@@ -133,16 +133,17 @@ def test_a_model_whose_forward_was_compiled_before_is_refused(make: Callable[[],
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_function_compiled_before_that_hides_the_model_is_told() -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_function_compiled_before_acts_inside_the_block_and_not_after_it(backend: str) -> None:
     model, ids = tiny_model("llama"), prompt_ids(6)
-    hidden = torch.compile(lambda ids: model(ids).logits, backend="eager")
+    compiled = torch.compile(lambda ids: model(ids).logits, backend=backend)
     with torch.no_grad():
-        hidden(ids)
-        with (
-            pytest.warns(UserWarning, match="no forward of the model was seen while the edit was in place"),
-            add_to_heads(model, {Head(0, 1): delta("llama", 0, torch.float32)}, "all"),
-        ):
-            hidden(ids)
+        plain = compiled(ids)
+        for head in (Head(0, 1), Head(1, 2)):
+            with add_to_heads(model, {head: delta("llama", 0, torch.float32)}, "all"):
+                expected, found = model(ids).logits, compiled(ids)
+            assert relative(found, expected) <= CLOSE and relative(expected, plain) > 0.01
+            assert relative(compiled(ids), plain) <= CLOSE
 
 
 @pytest.mark.usefixtures("unchecked")

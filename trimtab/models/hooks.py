@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.activations import Head
-from trimtab.edits import Positions, TokenMask
+from trimtab.edits import Positions
 from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.positions import ForwardCheck, mask_of
 
 Replace: TypeAlias = Callable[[Tensor], Tensor | None]
 """Gets a module's first input or output; returns what stands in its place, or None to leave it."""
@@ -67,7 +67,8 @@ def add_to_heads(
     """Add a vector to chosen heads' activations, at the input of the attention output projection.
 
     Where it acts is `positions`: `"generated"` is the last position of each forward and demands a KV cache for
-    forwards over several positions; a mask must have the forward's shape. `heads` are the model's sites, found
+    forwards over several positions; a mask must have the forward's shape. A function that was compiled around the
+    model is traced again at its first call inside the block. `heads` are the model's sites, found
     by `find_heads` if not given.
 
     Raises:
@@ -117,8 +118,9 @@ def _adding(model: Any, sites: Mapping[int, tuple[Any, nn.Module, Tensor]], posi
     """Add each layer's vector at its site (how to hook it, the module, the vector), and check that it acted."""
     from trimtab.models.heads import decoder_of
 
+    _forget_graphs()
     decoder = decoder_of(model)
-    forwards = _ForwardCheck(decoder, positions)
+    forwards = ForwardCheck(decoder, positions)
     adders = {layer: _Adder(vector, forwards) for layer, (_, _, vector) in sites.items()}
     with contextlib.ExitStack() as stack:
         stack.callback(decoder.register_forward_pre_hook(forwards, with_kwargs=True).remove)
@@ -129,12 +131,6 @@ def _adding(model: Any, sites: Mapping[int, tuple[Any, nn.Module, Tensor]], posi
     silent = [layer for layer, adder in adders.items() if not adder.fired]
     if forwards.count and silent:
         raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
-    if not forwards.count and adders and _graphs_compiled():
-        warnings.warn(
-            "no forward of the model was seen while the edit was in place; if one ran, it was inside a function "
-            "compiled before, which ignores the edit: compile it inside the block",
-            stacklevel=4,
-        )
 
 
 def _require_uncompiled(model: Any) -> None:
@@ -148,7 +144,7 @@ def _require_uncompiled(model: Any) -> None:
 @contextlib.contextmanager
 def edits_suspended(decoder: nn.Module) -> Iterator[None]:
     """Run the block as if no `add_to_heads` were active, so that edits neither change nor refuse its forwards."""
-    active = [hook for hook in decoder._forward_pre_hooks.values() if isinstance(hook, _ForwardCheck)]
+    active = [hook for hook in decoder._forward_pre_hooks.values() if isinstance(hook, ForwardCheck)]
     before = [check.suspended for check in active]
     for check in active:
         check.suspended = True
@@ -171,9 +167,13 @@ def is_compiled(model: Any) -> bool:
     )
 
 
-def _graphs_compiled() -> bool:
-    dynamo: Any = sys.modules.get("torch._dynamo")
-    return dynamo is not None and dynamo.utils.counters["stats"]["unique_graphs"] > 0
+def _forget_graphs() -> None:
+    """Let functions that were compiled around the model be traced again, now with its hooks in them.
+
+    A graph traced before holds no guard on hooks that are registered later, and would run without them.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _replace_first_input(
@@ -233,7 +233,7 @@ def _layer_vectors(sites: Mapping[int, Any], deltas: Mapping[Head, Tensor]) -> d
 class _Adder:
     """Adds one layer's vector at the positions; keeps a copy of it for each device and dtype it meets."""
 
-    def __init__(self, vector: Float[Tensor, " width"], forwards: _ForwardCheck) -> None:
+    def __init__(self, vector: Float[Tensor, " width"], forwards: ForwardCheck) -> None:
         self.vector, self.positions, self.forwards = vector, forwards.positions, forwards
         self.placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.fired = False
@@ -254,68 +254,3 @@ class _Adder:
         if mask.dtype == torch.bool:
             return torch.where(mask[..., None], x + vector, x)
         return x + mask[..., None].to(x.dtype) * vector
-
-
-def mask_of(positions: Tensor | TokenMask, shape: Sequence[int]) -> Tensor:
-    """Return the mask for a forward of this (batch, seq) shape; raises `ShapeError` if it has another."""
-    mask = positions.value if isinstance(positions, TokenMask) else positions
-    if mask is None:
-        raise ShapeError("the TokenMask has no value: set mask.value before each forward")
-    if tuple(mask.shape) != tuple(shape):
-        raise ShapeError(
-            f"the mask is {tuple(mask.shape)}, the forward is {tuple(shape)} (batch, seq); give one entry per token"
-        )
-    return mask
-
-
-class _ForwardCheck:
-    """Refuses the decoder's forwards in which "generated" has no meaning and counts the others."""
-
-    def __init__(self, decoder: nn.Module, positions: Positions) -> None:
-        if isinstance(positions, str) and positions not in ("generated", "all"):
-            raise BadValue(f"positions must be 'generated', 'all' or a mask (batch, seq), got {positions!r}")
-        self.signature = inspect.signature(decoder.forward)
-        self.positions = positions
-        self.suspended = False
-        self.count = 0
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        if self.suspended or not isinstance(self.positions, str) or self.positions == "all":
-            return
-        given = self.signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.pop("kwargs", {})}
-        tokens = given.get("input_ids")
-        tokens = given.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None or tokens.shape[1] == 1:
-            return
-        # transformers 5.24 renamed the argument
-        past = given.get("cache", given.get("past_key_values"))
-        if past is None:
-            raise BadValue(
-                f"positions='generated' in one forward over {tokens.shape[1]} positions without a cache would edit the "
-                "last one only; pass a mask (batch, seq) of the positions to edit, or positions='all'"
-            )
-        if _ends_in_padding(given.get("attention_mask"), past, tokens.shape[1]):
-            raise BadValue(
-                "positions='generated' needs left padding: some rows of this batch end in padding; "
-                "set tokenizer.padding_side = 'left'"
-            )
-
-    def completed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
-        """Count a forward, unless it was refused or failed."""
-        self.count += not self.suspended
-
-
-def _ends_in_padding(mask: Any, past: Any, length: int) -> bool:
-    if isinstance(mask, Mapping):
-        mask = next(iter(mask.values()))
-    if not isinstance(mask, Tensor):
-        return False
-    if mask.ndim == 2:
-        return not bool(mask[:, -1].all())
-    # with a static cache, generate() has expanded the mask already: the last token must be seen by itself
-    place = int(past.get_seq_length()) + length - 1
-    if mask.ndim != 4 or place >= mask.shape[-1]:
-        return False
-    own = mask[:, 0, -1, place]
-    return not bool(own.all() if own.dtype == torch.bool else (own == 0).all())
