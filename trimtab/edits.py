@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -28,6 +29,10 @@ class TokenMask:
 
 Positions: TypeAlias = Literal["generated", "all"] | Bool[Tensor, "batch seq"] | Float[Tensor, "batch seq"] | TokenMask
 """Where an edit acts: `"generated"` (every position that predicts a generated token), `"all"`, or a mask."""
+
+
+ALL_LAYERS = sys.maxsize
+"""`unchanged_layers` of an edit that leaves the model as it is."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class Edit(Protocol):
     after an exception and when nested, hooks and weights are as before; only declared sites and positions change;
     save -> load gives equal logits; batched with padding equals one by one; cached generation equals one masked
     forward.
+
+    An edit may also have `unchanged_layers: int`: how many of the decoder's first layers compute what they compute in
+    the unedited model, so that measurements can share them.
     """
 
     @property
@@ -110,6 +118,7 @@ class NoEdit:
     name: str = "Baseline"
     cost: Cost = field(default_factory=Cost)
     leaves_prompt_unedited: bool = True
+    unchanged_layers: ClassVar[int] = ALL_LAYERS
 
     @contextlib.contextmanager
     def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
@@ -136,6 +145,7 @@ class Prompted:
     name: str = "Few-shot"
     cost: Cost = field(default_factory=Cost)
     leaves_prompt_unedited: bool = True
+    unchanged_layers: ClassVar[int] = ALL_LAYERS
 
     def __post_init__(self) -> None:
         if not self.examples and not self.instruction:
@@ -188,6 +198,11 @@ class Stacked:
     def leaves_prompt_unedited(self) -> bool:
         """True if every edit does."""
         return all(e.leaves_prompt_unedited for e in self.edits)
+
+    @property
+    def unchanged_layers(self) -> int:
+        """Those that no edit of the stack changes."""
+        return min(getattr(e, "unchanged_layers", 0) for e in self.edits)
 
     @contextlib.contextmanager
     def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:

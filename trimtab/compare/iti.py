@@ -16,12 +16,12 @@ from trimtab.edits import Edit, NoEdit, Prompted, Stacked
 from trimtab.errors import BadValue
 from trimtab.models import capture_heads
 from trimtab.probes import HeadProbes, fit_logistic, heat_map, shuffled
-from trimtab.progress import tracked
 from trimtab.steer import HeadShift, choose_strength, fit_shift, sweep_figure
 from trimtab.steer.strength import require_budget
 from trimtab.storage import versions, write_json, written_folder
 
 RUN_KIND = "demo run"
+RANDOM = "Random direction"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def iti_run(
     edits: list[Edit] = [NoEdit(), few_shot, shift, Stacked((few_shot, shift)), *others]
     rows = table(model, tokenizer, test, edits)
     controls = random_controls(acts, probes, shift, draws, seed=seed)
-    drawn = [table(model, tokenizer, test, [c]).rows[0] for c in tracked(controls, "random directions")]
+    drawn = table(model, tokenizer, test, controls).rows if controls else ()
     reading = {**_reading(probes, tested), **{f"shuffled_{k}": v for k, v in _reading(control, tested).items()}}
     setting = {
         **rows.setting,
@@ -103,7 +103,7 @@ def iti_run(
         "validation": {"n": len(validation), "fingerprint": validation.fingerprint},
         "options": {"top_k": top_k, "kl_budget": kl_budget, "shots": shots, "draws": draws, "seed": seed},
     }
-    final = Table((*rows.rows, *([pooled(drawn, "Random direction")] if drawn else [])), setting)
+    final = Table((*rows.rows, *([pooled(drawn, RANDOM)] if drawn else [])), setting)
     return ItiRun(final, probes, shift, reading, tuple(controls))
 
 
@@ -121,4 +121,4 @@ def random_controls(
     """Return shifts on the same heads with the same norm per head in random directions, other ones for every seed."""
     k, first = len(shift.heads), seed * draws
     controls = (fit_shift(acts, probes, top_k=k, direction="random", seed=first + i) for i in range(draws))
-    return [control.scaled(shift.strength) for control in controls]
+    return [c.scaled(shift.strength).renamed(f"{c.name} {first + i}") for i, c in enumerate(controls)]

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from trimtab.edits import Cost, Positions
+from trimtab.edits import ALL_LAYERS, Cost, Positions
 from trimtab.errors import BadDataset, BadValue
 
 PASSAGE_WORDS = 120
@@ -49,6 +49,7 @@ class Retrieved:
     name: str = "Retrieved"
     cost: Cost = field(default_factory=Cost)
     leaves_prompt_unedited: bool = True
+    unchanged_layers: ClassVar[int] = ALL_LAYERS
     index: TfidfIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

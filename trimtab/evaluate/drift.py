@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.heads import inference
 from trimtab.models.known import EnterAt, KnownModel, entered
 from trimtab.models.processes import spread
+from trimtab.models.shared_layers import SharedLayers, n_unchanged
 from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
@@ -79,7 +81,8 @@ def drifts(
     """Return `drift` of every edit; the unedited model runs once for all of them.
 
     At any time two tables of next-token distributions over one batch are held, whatever the number of texts and
-    edits. Under a launcher every process measures a stretch of the texts.
+    edits. An edit's `unchanged_layers` are not run again. Under a launcher every process measures a stretch of the
+    texts.
 
     Raises:
         BadDataset: no text has two tokens or more.
@@ -103,19 +106,23 @@ def _per_text(
     pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     known = KnownModel(model)
-    ways = [None if isinstance(edit, NoEdit) else entered(edit, known) for edit in edits]
+    moving = [edit for edit in edits if not isinstance(edit, NoEdit)]
+    ways = [None if isinstance(edit, NoEdit) else (entered(edit, known), n_unchanged(edit)) for edit in edits]
     unedited = entered(NoEdit(), known)
+    shared = SharedLayers(model, map(n_unchanged, moving))
     for batch in tracked(batches, "measuring drift"):
-        plain = _logprobs(unedited, batch)
-        for enter, found in zip(ways, pairs, strict=True):
-            edited = plain if enter is None else _logprobs(enter, batch)
+        plain = _logprobs(unedited, batch, shared.recording())
+        for way, found in zip(ways, pairs, strict=True):
+            edited = plain
+            if way is not None:
+                edited = _logprobs(way[0], batch, shared.resumed(way[1]))
             for place, pair in zip(batch.indices, _ce_and_kl(plain, edited, batch), strict=True):
                 found[place] = pair
     return list(zip(*pairs, strict=True))
 
 
-def _logprobs(enter: EnterAt, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-    with enter("all") as edited, inference(edited):
+def _logprobs(enter: EnterAt, batch: Batch, within: AbstractContextManager[None]) -> Float[Tensor, "batch seq vocab"]:
+    with enter("all") as edited, inference(edited), within:
         logits = last_logits(edited, batch, keep=batch.input_ids.shape[1])[:, :-1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 

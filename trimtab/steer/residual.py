@@ -57,6 +57,11 @@ class ResidualShift:
         """What is added after each layer."""
         return dict(zip(self.layers, self.strength * self.vectors, strict=True))
 
+    @property
+    def unchanged_layers(self) -> int:
+        """The layers below the first one that the shift acts on."""
+        return min(self.layers)
+
     def scaled(self, factor: float | int) -> ResidualShift:
         """Return the shift with its strength multiplied."""
         factor = float(factor)

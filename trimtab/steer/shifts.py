@@ -64,6 +64,11 @@ class HeadShift:
         rows = self.strength * self.sigma[:, None] * self.directions
         return dict(zip(self.heads, rows, strict=True))
 
+    @property
+    def unchanged_layers(self) -> int:
+        """The layers below the first one that has a head in the shift."""
+        return min(head.layer for head in self.heads)
+
     def scaled(self, factor: float | int) -> HeadShift:
         """Return the shift with its strength multiplied."""
         factor = float(factor)
