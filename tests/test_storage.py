@@ -193,7 +193,7 @@ def test_whatever_the_disk_refuses_is_one_sentence(tmp_path, monkeypatch, number
 
 
 def test_a_name_that_no_disk_holds_is_refused_in_writing_and_reading(tmp_path):
-    with pytest.raises(Incompatible, match="cannot write a shift to .*File name too long"):
+    with pytest.raises(Incompatible, match=r"cannot write a shift to .*File name too long"):
         save(tmp_path / ("a" * 5000))
     with pytest.raises(Incompatible, match="no shift at"):
         load_result(tmp_path / ("a" * 5000), "shift")

@@ -68,6 +68,16 @@ def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def write_errors(path: str | Path) -> Iterator[None]:
+    """Raise `Incompatible` where a file cannot be written in the block."""
+    try:
+        yield
+    except OSError as cause:
+        advice = "make room or name another disk" if cause.errno in FULL else "name another place"
+        raise Incompatible(f"cannot write {path} ({_why(cause)}); {advice}") from cause
+
+
 def _number(cause: OSError | SafetensorError) -> int | None:
     if isinstance(cause, OSError):
         return cause.errno

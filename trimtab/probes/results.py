@@ -17,7 +17,6 @@ from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import resampled_means
 from trimtab.storage import load_result, save_result
 
-
 TENSORS = ("coef", "intercept", "accuracy", "accuracy_low", "accuracy_high", "auroc")
 
 
