@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -111,6 +112,16 @@ def test_a_user_s_mistake_prints_one_line_and_an_interrupt_exits_with_130(monkey
     monkeypatch.setattr("trimtab.models.load_model", interrupted)
     assert run("demo", "--out", str(tmp_path / "run")).exit_code == 130
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_disk_refuses_where_no_one_expected_it_is_one_line_too(monkeypatch, tmp_path):
+    def refused(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/somewhere/model")
+
+    monkeypatch.setattr("trimtab.models.load_model", refused)
+    result = run("demo", "--out", str(tmp_path / "run"))
+    said = "trimtab: /somewhere/model: Input/output error; name another place or mend this one\n"
+    assert (result.exit_code, result.stderr) == (2, said)
 
 
 @pytest.mark.slow

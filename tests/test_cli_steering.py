@@ -175,6 +175,48 @@ def test_an_indicative_judge_s_agreement_stands_beside_its_figures(few_texts, tm
     assert record["setting"]["judge"]["agreement"]["true"]["mean"] == 1.0
 
 
+def test_a_judge_that_fails_half_way_leaves_answers_that_the_next_run_takes_up(few_texts, tmp_path, monkeypatch):
+    from trimtab.errors import BadValue
+    from trimtab.evaluate import Verdict
+    from trimtab.evaluate.judges import EndpointJudge
+
+    asked = []
+
+    def judged(self, question, answer):
+        asked.append(answer)
+        if len(asked) == 4:
+            raise BadValue("judge m answered 'mu'")
+        return Verdict(1.0, 1.0)
+
+    monkeypatch.setattr(EndpointJudge, "__call__", judged)
+    monkeypatch.chdir(tmp_path)
+    command = ("evaluate", "--judge", "http://127.0.0.1:9", "--judge-model", "m", "--limit", "4")
+    result = run(*command)
+    assert result.exit_code == 2, result.output
+    assert "mu'; 4 answers and 2 verdicts are kept in runs/answers/" in result.stderr
+    record = json.loads(ran(*command, "--json"))
+    assert record["rows"][0]["True"]["mean"] == 1.0
+    # one verdict before anything is generated, two and a failure; then one again and the two that were missing
+    assert len(asked) == 4 + 1 + 2
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_bytes_that_are_no_text_are_refused_and_a_chat_goes_on(verb):
+    import subprocess
+
+    command = [sys.executable, "-m", "trimtab", verb, "--max-new-tokens", "20"]
+    done = subprocess.run(command, input=b"caf\xe9?\nWhat is coal?\n/compare \xff\n", capture_output=True, cwd=ROOT)
+    assert b"Traceback" not in done.stderr
+    if verb == "generate":
+        assert (done.returncode, b"is not UTF-8 text" in done.stderr) == (2, True)
+        return
+    assert done.returncode == 0
+    refused, answered, last = done.stdout.decode().split("> ")[1:4]
+    assert "is not UTF-8 text" in refused
+    assert answered.strip().endswith(".")
+    assert "there is no shift" in last
+
+
 def test_bake_writes_a_checkpoint_and_says_what_positions_change(tiny, tmp_path, monkeypatch):
     cut_data(monkeypatch)
     ran("fit", "--model", tiny, "--limit", "20", "--strength", "1", "--out", str(tmp_path / "s"))

@@ -14,6 +14,7 @@ import trimtab
 PACKAGE = Path(trimtab.__file__).parent
 ROOMS = [
     {"errors"},
+    {"fields"},
     {"storage", "intervals", "progress"},
     {"activations"},
     {"store"},

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets import Question
@@ -19,45 +22,55 @@ from trimtab.models import LoadedModel
 SKY = Question("What is the colour of the sky?", ("The sky is blue.",), ("The sky is green.",))
 
 
+@cache
+def yes_no_tokenizer():
+    """Return a tokenizer to which " yes", " no" and " blue" are one token each."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["True: yes no blue"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
 class Biased(torch.nn.Module):
     """Any model whose next token is always one and the same, with what it was asked."""
 
     def __init__(self, word: str) -> None:
         super().__init__()
-        self.inner, self.word, self.asked = tiny_model(), word, []
+        self.inner, self.asked = tiny_model(vocab_size=300), []
+        (self.word,) = yes_no_tokenizer()(word)["input_ids"]
         self.config = self.inner.config
 
     def get_input_embeddings(self):
         return self.inner.get_input_embeddings()
 
     def forward(self, input_ids, use_cache=False):
-        self.asked.append(tiny_tokenizer().decode(input_ids[0], skip_special_tokens=True))
+        self.asked.append(yes_no_tokenizer().decode(input_ids[0], skip_special_tokens=True))
         out = self.inner(input_ids=input_ids, use_cache=use_cache)
-        prompt = len(input_ids[0])
-        word = tiny_tokenizer()(self.asked[-1] + self.word)["input_ids"][prompt]
-        out.logits[..., word] = 1e4
+        out.logits[..., self.word] = 1e4
         return out
 
 
 @pytest.mark.parametrize("truth, info", [(" yes", " no"), (" no", " yes")])
 def test_local_judges_are_asked_in_truthfulqa_s_form(truth, info):
-    models = Biased(truth), Biased(info)
-    judge = LocalJudge(*(LoadedModel(m, tiny_tokenizer()) for m in models))
-    # tiny tokens: " yes" and " no" share their first one, so the words are told apart by whole words elsewhere
-    first = {
-        w: tiny_tokenizer()("True:" + w)["input_ids"][len(tiny_tokenizer()("True:")["input_ids"])]
-        for w in (" yes", " no")
-    }
-    if len(set(first.values())) < 2:
-        pytest.skip("the tiny tokenizer splits both words after the same space")
+    asked = Biased(truth), Biased(info)
+    judge = LocalJudge(*(LoadedModel(m, yes_no_tokenizer()) for m in asked))
     assert judge(SKY, "The sky is blue.") == Verdict(float(truth == " yes"), float(info == " yes"))
-    assert models[0].asked == ["Q: What is the colour of the sky?\nA: The sky is blue.\nTrue:"]
-    assert models[1].asked == ["Q: What is the colour of the sky?\nA: The sky is blue.\nHelpful:"]
+    assert asked[0].asked == ["Q: What is the colour of the sky?\nA: The sky is blue.\nTrue:"]
+    assert asked[1].asked == ["Q: What is the colour of the sky?\nA: The sky is blue.\nHelpful:"]
 
 
 def test_a_local_model_that_is_no_judge_is_named():
-    judge = LocalJudge(*(LoadedModel(Biased(" blue"), tiny_tokenizer()) for _ in range(2)), {"truth": "some/model"})
-    with pytest.raises(BadValue, match="judge some/model answered"):
+    judge = LocalJudge(*(LoadedModel(Biased(" blue"), yes_no_tokenizer()) for _ in range(2)), {"truth": "some/model"})
+    with pytest.raises(BadValue, match="judge some/model answered 'blue'"):
+        judge(SKY, "The sky is blue.")
+    # the tiny tokenizer begins both words with the same space
+    judge = LocalJudge(*(LoadedModel(tiny_model(), tiny_tokenizer()) for _ in range(2)), {"truth": "some/model"})
+    with pytest.raises(BadValue, match="judge some/model cannot be used: its tokenizer begins yes and no"):
         judge(SKY, "The sky is blue.")
 
 
@@ -66,19 +79,20 @@ def endpoint():
     """Return a function that serves given replies and gives (address, requests seen)."""
     servers = []
 
-    def serve(*replies: str | bytes):
+    def serve(*replies: str | bytes | int):
+        """Serve contents of messages, whole bodies, or status codes; the last one again and again."""
         seen, waiting = [], list(replies)
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 seen.append((self.path, self.headers.get("Authorization"), json.loads(body)))
-                reply = waiting.pop(0)
+                reply = waiting.pop(0) if len(waiting) > 1 else waiting[0]
                 if isinstance(reply, str):
                     reply = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
-                self.send_response(200)
+                self.send_response(reply if isinstance(reply, int) else 200)
                 self.end_headers()
-                self.wfile.write(reply)
+                self.wfile.write(reply if isinstance(reply, bytes) else b"")
 
             def log_message(self, *args):
                 pass
@@ -108,15 +122,113 @@ def test_an_endpoint_is_asked_once_an_answer_with_the_known_answers(endpoint):
 
 @pytest.mark.parametrize("reply", ["Certainly!", '{"true": "perhaps", "informative": true}', '{"true": true}', "{"])
 def test_an_endpoint_that_answers_nonsense_is_named(endpoint, reply):
-    url, _ = endpoint(reply)
+    url, seen = endpoint(reply)
     with pytest.raises(BadValue, match=r"judge grader at http.* answered"):
-        EndpointJudge(url, "grader")(SKY, "Blue.")
+        EndpointJudge(url, "grader", pause=0)(SKY, "Blue.")
+    assert len(seen) == 3
+
+
+GOOD = '{"true": true, "informative": true}'
+
+
+@pytest.mark.parametrize("bad", ["Certainly!", b"<html>", 503, 429])
+def test_a_passing_fault_of_an_endpoint_costs_another_try_only(endpoint, bad):
+    url, seen = endpoint(bad, bad, GOOD)
+    assert EndpointJudge(url, "grader", pause=0)(SKY, "Blue.") == Verdict(1.0, 1.0)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("refusal", [401, 404])
+def test_a_request_that_is_refused_is_not_repeated(endpoint, refusal):
+    url, seen = endpoint(refusal, GOOD)
+    with pytest.raises(BadValue, match=f"cannot be asked .*{refusal}"):
+        EndpointJudge(url, "grader", pause=0)(SKY, "Blue.")
+    assert len(seen) == 1
+
+
+def counting_model():
+    """Return a tiny model that counts its calls of `generate`."""
+    model = tiny_model()
+    model.calls, generate = 0, model.generate
+
+    def counted(*args, **kwargs):
+        model.calls += 1
+        return generate(*args, **kwargs)
+
+    model.generate = counted
+    return model
+
+
+def test_a_judge_that_fails_loses_neither_answers_nor_verdicts(endpoint, tmp_path):
+    model, questions = counting_model(), tiny_questions(4)
+    url, seen = endpoint(GOOD, GOOD, "mu")
+    ask = {"judge": EndpointJudge(url, "grader", pause=0), "max_new_tokens": 3, "keep": tmp_path}
+    with pytest.raises(BadValue, match=r"4 answers and 2 verdicts are kept in .*: run the same again"):
+        generate_answers(model, tiny_tokenizer(), questions, **ask)
+    assert (model.calls, len(seen)) == (1, 2 + 3)
+    url, seen = endpoint('{"true": false, "informative": true}')
+    again = EndpointJudge(url, "grader", pause=0)
+    # another address is another judge
+    said = generate_answers(model, tiny_tokenizer(), questions, **{**ask, "judge": again})
+    assert (model.calls, len(seen), float(said.true)) == (1, 4, 0.0)
+    # all is kept: nothing is generated or asked again, and the figures are those of a run that kept nothing
+    same = generate_answers(model, tiny_tokenizer(), questions, **{**ask, "judge": again})
+    assert (model.calls, len(seen)) == (1, 4)
+    fresh = generate_answers(model, tiny_tokenizer(), questions, judge=again, max_new_tokens=3)
+    assert same == said == fresh
+
+
+def test_a_run_that_stopped_between_verdicts_goes_on_from_the_last_whole_one(tmp_path):
+    class Oracle:
+        def __init__(self, verdict):
+            self.record, self.asked, self.verdict = {"name": "the oracle"}, 0, verdict
+
+        def __call__(self, question, answer):
+            self.asked += 1
+            return self.verdict
+
+    model, questions = tiny_model(), tiny_questions(4)
+    asked = (model, tiny_tokenizer(), questions)
+    options = {"max_new_tokens": 3, "keep": tmp_path}
+    generate_answers(*asked, judge=Oracle(Verdict(1, 1)), **options)
+    (file,) = tmp_path.glob("*/verdicts.jsonl")
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:2], lines[2][:20]]))
+    second = Oracle(Verdict(0, 1))
+    assert float(generate_answers(*asked, judge=second, **options).true) == 0.5
+    assert second.asked == 2
+    third = Oracle(Verdict(0, 1))
+    assert float(generate_answers(*asked, judge=third, **options).true) == 0.5
+    assert third.asked == 0
+    # a function has no record to be known by: it may have changed, and is asked again
+    assert float(generate_answers(*asked, judge=lambda question, answer: Verdict(1, 1), **options).true) == 1.0
+
+
+def test_answers_of_another_edit_model_or_length_are_not_taken_for_these(tmp_path):
+    from trimtab.activations import Head
+    from trimtab.steer import HeadShift
+
+    model = counting_model()
+    shift = HeadShift((Head(0, 1),), torch.eye(12)[:1], torch.ones(1))
+    other = HeadShift((Head(0, 1),), torch.eye(12)[1:2], torch.ones(1))
+    calls = 0
+    for edit, tokens in ((None, 3), (shift, 3), (other, 3), (shift.scaled(2), 3), (None, 4)):
+        for _ in range(2):
+            generate_answers(model, tiny_tokenizer(), tiny_questions(2), edit, max_new_tokens=tokens, keep=tmp_path)
+        calls += 1
+        assert model.calls == calls
+    assert len(list(tmp_path.iterdir())) == calls
+    changed = counting_model()
+    with torch.no_grad():
+        changed.get_input_embeddings().weight.mul_(1.5)
+    generate_answers(changed, tiny_tokenizer(), tiny_questions(2), max_new_tokens=3, keep=tmp_path)
+    assert changed.calls == 1
 
 
 def test_an_endpoint_that_is_not_there_or_no_chat_endpoint_is_named(endpoint):
     url, _ = endpoint(b"<html>")
     with pytest.raises(BadValue, match="does not answer as an OpenAI chat endpoint"):
-        EndpointJudge(url, "grader")(SKY, "Blue.")
+        EndpointJudge(url, "grader", pause=0)(SKY, "Blue.")
     with pytest.raises(BadValue, match="cannot be asked"):
         EndpointJudge("http://127.0.0.1:9", "grader")(SKY, "Blue.")
     with pytest.raises(BadValue, match="must start with http"):

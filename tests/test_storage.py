@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -155,13 +157,46 @@ def test_a_failure_while_writing_leaves_what_was_there_and_no_litter(tmp_path, m
         save(tmp_path / "a")
     with monkeypatch.context() as broken:
         fail(broken)
-        with pytest.raises((OSError, KeyboardInterrupt)):
+        with pytest.raises((Incompatible, KeyboardInterrupt)):
             save(tmp_path / "a", strength=2.0)
     assert names(tmp_path) == (["a"] if earlier else [])
     if earlier:
         assert_holds(tmp_path / "a", 1.0)
     # it was the planted failure that stopped it
     assert_holds(save(tmp_path / "a", strength=2.0), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EIO, "name another folder"),
+        (errno.EROFS, "name another folder"),
+        (errno.EACCES, "name another folder"),
+        (errno.ENAMETOOLONG, "name another folder"),
+        (errno.ENOSPC, "make room or name another disk"),
+    ],
+)
+@pytest.mark.parametrize("where", ["looking", "making", "tensors", "renaming"])
+def test_whatever_the_disk_refuses_is_one_sentence(tmp_path, monkeypatch, number, advice, where):
+    def refused(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    names = {"looking": (Path, "is_file"), "making": (storage.tempfile, "mkdtemp"), "tensors": (storage, "save_file")}
+    monkeypatch.setattr(*names.get(where, (storage, "_replace")), refused)
+    with pytest.raises(Incompatible) as caught:
+        save(tmp_path / "a")
+    said = str(caught.value)
+    assert said.startswith(f"cannot write a shift to {tmp_path / 'a'}")
+    assert os.strerror(number) in said
+    assert said.endswith(advice if where in ("tensors", "renaming") else "name another folder")
+    assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_a_name_that_no_disk_holds_is_refused_in_writing_and_reading(tmp_path):
+    with pytest.raises(Incompatible, match=r"cannot write a shift to .*File name too long"):
+        save(tmp_path / ("a" * 5000))
+    with pytest.raises(Incompatible, match="no shift at"):
+        load_result(tmp_path / ("a" * 5000), "shift")
 
 
 def test_a_value_that_json_cannot_hold_is_named_and_leaves_no_litter(tmp_path):

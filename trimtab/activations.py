@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -29,6 +29,12 @@ class HeadExamples(NamedTuple):
     X: Float[np.ndarray, "example d_head"]
     y: Bool[np.ndarray, " example"]
     groups: np.ndarray
+
+
+class _Saved(TypedDict):
+    groups: list[str]
+    layers: list[int]
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class HeadActivations:
     @classmethod
     def load(cls, path: str | Path) -> HeadActivations:
         """Return activations that `save` wrote; raises `Incompatible` for anything else."""
-        record, tensors = load_result(path, "activations")
+        record, tensors = load_result(path, "activations", fields=_Saved, names=("values", "labels"))
         return cls(
             values=tensors["values"],
             labels=tensors["labels"],

@@ -6,9 +6,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.errors import Incompatible
+from trimtab.fields import fault
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The ways in which a disk, or what one may write to it, is at its end."""
@@ -42,7 +44,7 @@ def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
     Of several processes of one launch, the first one's folder takes the place.
 
     Raises:
-        Incompatible: `path` exists and does not hold an earlier result of the same kind, or cannot be made.
+        Incompatible: `path` exists and does not hold an earlier result of the same kind, or cannot be written.
     """
     check_writable(path, kind)
     path = Path(path).resolve()  # the folder itself is replaced, not a link to it
@@ -50,25 +52,42 @@ def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as cause:
-        raise Incompatible(f"cannot write {_a(kind)} to {path} ({cause.strerror}); name another folder") from cause
+        raise Incompatible(f"cannot write {_a(kind)} to {path} ({_why(cause)}); name another folder") from cause
     try:
         yield staging
         _open_to_others(staging)
         _replace(path, staging)
     except (OSError, SafetensorError) as cause:
-        if isinstance(cause, OSError) and cause.errno not in FULL:
+        if isinstance(cause, SafetensorError) and _number(cause) is None:
             raise
-        if isinstance(cause, SafetensorError) and "os error" not in str(cause):
-            raise
+        advice = "make room or name another disk" if _number(cause) in FULL else "name another folder"
         raise Incompatible(
-            f"cannot write {_a(kind)} to {path}: {_why(cause)}; nothing was left there, make room or name another disk"
+            f"cannot write {_a(kind)} to {path}: {_why(cause)}; nothing was left there, {advice}"
         ) from cause
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def write_errors(path: str | Path) -> Iterator[None]:
+    """Raise `Incompatible` where a file cannot be written in the block."""
+    try:
+        yield
+    except OSError as cause:
+        advice = "make room or name another disk" if cause.errno in FULL else "name another place"
+        raise Incompatible(f"cannot write {path} ({_why(cause)}); {advice}") from cause
+
+
+def _number(cause: OSError | SafetensorError) -> int | None:
+    if isinstance(cause, OSError):
+        return cause.errno
+    found = re.search(r"os error (\d+)", str(cause))
+    return int(found[1]) if found else None
+
+
 def _why(cause: OSError | SafetensorError) -> str:
-    return (cause.strerror or str(cause)) if isinstance(cause, OSError) else str(cause).split("I/O error: ")[-1]
+    text = (cause.strerror or str(cause)) if isinstance(cause, OSError) else str(cause).split("I/O error: ")[-1]
+    return text.splitlines()[0] if text else type(cause).__name__
 
 
 def _replace(path: Path, staging: Path) -> None:
@@ -101,10 +120,15 @@ def _open_to_others(folder: Path) -> None:
 def check_writable(path: str | Path, kind: str) -> None:
     """Refuse a `path` that is a file, or a folder holding anything but a trimtab result of this kind."""
     path = Path(path)
-    if path.is_file():
-        raise Incompatible(f"cannot write {_a(kind)} to {path}: it is a file; name a folder that does not exist yet")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
+    try:
+        if path.is_file():
+            raise Incompatible(
+                f"cannot write {_a(kind)} to {path}: it is a file; name a folder that does not exist yet"
+            )
+        if not path.is_dir() or not any(path.iterdir()):
+            return
+    except OSError as cause:  # no right to look, a name that is too long, a broken disk
+        raise Incompatible(f"cannot write {_a(kind)} to {path} ({_why(cause)}); name another folder") from cause
     held = kind_of(path)
     if held != kind:
         what = _a(held) if held else "something else"
@@ -119,14 +143,21 @@ def save_result(path: str | Path, kind: str, record: Mapping[str, Any], tensors:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
 
 
-def load_result(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_result(
+    path: str | Path, kind: str, *, fields: Any = Any, names: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the record and tensors of a result folder.
 
+    Args:
+        fields: a `TypedDict` of what the record must hold (see `fields.fault`).
+        names: tensors that must be there.
+
     Raises:
-        Incompatible: the folder is absent, holds another kind of result, or has missing or damaged files.
+        Incompatible: the folder is absent, holds another kind of result, has missing or damaged files, or lacks a
+            field or tensor, or has one of another type.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that no disk can hold
         raise Incompatible(f"no {kind} at {path}: expected a folder written by trimtab")
     held = kind_of(path)
     if held != kind:
@@ -139,6 +170,11 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, 
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     if record.pop("tensors", None) != {name: list(t.shape) for name, t in tensors.items()}:
         raise Incompatible(f"the {TENSORS} at {path} are not those that its {RECORD} lists: write it again")
+    wrong = fault(record, fields)
+    if wrong is None and not set(names) <= set(tensors):
+        wrong = f"the tensor {min(set(names) - set(tensors))!r} is missing"
+    if wrong is not None:
+        raise Incompatible(f"the {RECORD} of the {kind} at {path} cannot be used: {wrong}; write it again")
     return record, tensors
 
 

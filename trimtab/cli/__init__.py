@@ -1,5 +1,6 @@
 """The command line: one file per verb, each turning flags into one library call and a printed result."""
 
+import errno
 from typing import Any
 
 import typer
@@ -23,7 +24,7 @@ from trimtab.cli.tune import tune
 
 
 class _Guarded(TyperGroup):
-    """Prints a user's mistake in one sentence and exits with 2; Ctrl-C exits with 130."""
+    """Prints a user's mistake, or what the disk refuses, in one sentence and exits with 2; Ctrl-C exits with 130."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
@@ -33,6 +34,12 @@ class _Guarded(TyperGroup):
             return super().invoke(ctx)
         except TrimtabError as mistake:
             typer.echo(f"trimtab: {mistake}", err=True)
+            raise typer.Exit(2) from None
+        except OSError as cause:
+            if cause.errno is None or cause.errno == errno.EPIPE:  # a closed pipe is no mistake: typer ends quietly
+                raise
+            place = f"{cause.filename}: " if cause.filename else ""
+            typer.echo(f"trimtab: {place}{cause.strerror}; name another place or mend this one", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("trimtab: interrupted", err=True)

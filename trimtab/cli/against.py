@@ -30,9 +30,10 @@ def require_keepable(folder: Path | None, questions: "QuestionSet") -> None:
 
 def keep_choices(folder: Path, scores: "MultipleChoice", alpha: float) -> None:
     """Write multiple choice, measured at strength alpha, into a folder that `trimtab fit` wrote."""
-    from trimtab.storage import write_json
+    from trimtab.storage import write_errors, write_json
 
-    write_json(folder / KEPT, {"alpha": alpha, **scores.as_dict()})
+    with write_errors(folder / KEPT):
+        write_json(folder / KEPT, {"alpha": alpha, **scores.as_dict()})
 
 
 def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """`trimtab chat`: talk to the steered model."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def chat(
     form = "its chat template" if template else "plain form (Q: ... A: ...)"
     why = "" if template or plain else "; the model has no chat template"
     typer.echo(f"{model}, asked in {form}{why}. {talk.strength()}. /help for commands.")
+    # a line that is no text is refused when it is asked, and the conversation goes on
+    sys.stdin.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
     while True:
         try:
             line = input("> ").strip()

@@ -40,6 +40,13 @@ def evaluate(
     choices_only: Annotated[
         bool, typer.Option("--choices-only", help="Multiple choice only: no generated answers, no judge.")
     ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps the generated answers and each verdict on them; run again, it goes on from there.",
+            show_default="runs/answers, unless the judge is exact",
+        ),
+    ] = None,
     keep: Annotated[
         bool,
         typer.Option("--keep", help="Keep the shift's multiple choice in its folder, for `trimtab heads --against`."),
@@ -64,7 +71,7 @@ def evaluate(
     from trimtab.cli.setup import open_model, open_shift, read_data
     from trimtab.edits import NoEdit
     from trimtab.errors import BadValue
-    from trimtab.evaluate.judges import judge_record
+    from trimtab.evaluate.judges import EndpointJudge, exact_judge, judge_record
     from trimtab.steer.recipe import are_pairs, unseen
 
     if convention not in ("plain", "lm-eval", "iti"):
@@ -81,9 +88,13 @@ def evaluate(
     questions = questions if limit is None else questions[:limit]
     loading = {"dtype": dtype, "device": device, "quantization": quantization}
     judged = None if choices_only or are_pairs(questions) else _open_judge(judge, judge_model, judge_key, loading)
+    if answers is None and judged not in (None, exact_judge):
+        answers = Path("runs/answers")
+    if isinstance(judged, EndpointJudge):
+        judged(questions[0], questions[0].best_answer)  # a wrong address shows before any answer is generated
     loaded = open_model(model, revision=revision, **loading)
     edits: list[Edit] = [*([NoEdit()] if baseline or edit is None else []), *([] if edit is None else [edit])]
-    meters = {"convention": convention, "judge": judged, "batch_size": batch_size}
+    meters = {"convention": convention, "judge": judged, "batch_size": batch_size, "answers": answers}
     kept = [shift if keep and e is edit else None for e in edits]
     rows = [{"name": e.name, **_measured(loaded, questions, e, k, **meters)} for e, k in zip(edits, kept, strict=True)]
     setting: dict[str, Any] = {"questions": questions.name, "n": len(questions), "fitted_on": left_out}
@@ -110,6 +121,7 @@ def _measured(
     convention: Any,
     judge: Any,
     batch_size: int,
+    answers: Path | None,
 ) -> dict[str, "Estimate"]:
     from trimtab.cli.against import keep_choices
     from trimtab.evaluate import contrast, drift, generate_answers, multiple_choice
@@ -122,7 +134,8 @@ def _measured(
     else:
         if judge is not None:
             form = "iti" if convention == "iti" else "plain"
-            said = generate_answers(*loaded, questions, edit, judge=judge, convention=form, batch_size=batch_size)
+            options = {"convention": form, "batch_size": batch_size, "keep": answers}
+            said = generate_answers(*loaded, questions, edit, judge=judge, **options)
             found = {"True*Info": said.true_info, "True": said.true, "Info": said.informative}
             found["unmatched"] = said.unmatched
         chosen = multiple_choice(*loaded, questions, edit, convention=convention, batch_size=batch_size)

@@ -34,8 +34,12 @@ def prompt_ids(
     template is used where there is one if not given.
 
     Raises:
+        BadDataset: the question is not UTF-8 text.
         BadValue: a template is asked for and there is none, or it does not take this conversation.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in question):  # how Python passes on bytes that are no text
+        shown = question.encode("utf-8", "backslashreplace").decode()
+        raise BadDataset(f"the question '{shown[:60]}' is not UTF-8 text; give it in UTF-8")
     if template is None:
         template = has_template(tokenizer)
     if not template:

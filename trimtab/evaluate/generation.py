@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 
 from trimtab.datasets import Question
 from trimtab.edits import Edit, NoEdit
-from trimtab.errors import BadDataset, BadValue
+from trimtab.errors import BadDataset, BadValue, TrimtabError
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge, judge_record
+from trimtab.evaluate.kept import KeptAnswers
 from trimtab.evaluate.primer import iti_context
 from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
 from trimtab.models.heads import inference
@@ -74,6 +76,7 @@ def generate_answers(
     convention: AnswerForm = "plain",
     max_new_tokens: int = 50,
     batch_size: int = 32,
+    keep: str | Path | None = None,
 ) -> GeneratedAnswers:
     """Return the edited model's greedy answers with the judge's verdicts.
 
@@ -82,9 +85,15 @@ def generate_answers(
     Inference-Time Intervention's evaluation does: instruction and primer before `Q: ...` without `A:`, and the answer
     is what stands after `A:` and before the next `Q:`.
 
+    Args:
+        keep: a folder in which the answers are written before they are judged, and each verdict once it is given, so
+            that a judge's failure or an interruption loses nothing: the same call takes them up again. Answers of
+            other models, edits or questions may stand there too.
+
     Raises:
         BadDataset: there are no questions.
         BadValue: prompt and answer do not fit the model's context; the judge returns something else than a verdict.
+        Incompatible: what is to be kept cannot be written.
     """
     edit = NoEdit() if edit is None else edit
     if not questions:
@@ -93,13 +102,39 @@ def generate_answers(
         raise BadValue(f"unknown convention {convention!r}; choose plain or iti")
     ask = iti_context if convention == "iti" else (lambda question: f"Q: {question}\nA:")
     prompts = [edit.prompt(q.question) or ask(q.question) for q in questions]
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    answers = complete(model, tokenizer, prompts, edit, paragraphs=convention == "iti", **options)
-    rows = []
-    for question, prompt, answer in zip(questions, prompts, answers, strict=True):
-        verdict = checked_verdict(judge(question, answer), judge)
-        rows.append(AnswerRow(question.question, prompt, answer, *verdict))
+    form = {"paragraphs": convention == "iti", "max_new_tokens": max_new_tokens}
+    kept = None if keep is None else KeptAnswers(keep, model, edit, prompts, **form)
+
+    def generated() -> list[str]:
+        return complete(model, tokenizer, prompts, edit, **form, batch_size=batch_size)
+
+    answers = generated() if kept is None else kept.answers(generated)
+    verdicts = _judged(questions, answers, judge, kept)
+    rows = [
+        AnswerRow(question.question, prompt, answer, *verdict)
+        for question, prompt, answer, verdict in zip(questions, prompts, answers, verdicts, strict=True)
+    ]
     return replace(summarised(rows), judge=judge_record(judge))
+
+
+def _judged(
+    questions: Sequence[Question], answers: Sequence[str], judge: Judge, kept: KeptAnswers | None
+) -> list[Verdict]:
+    given = {} if kept is None else kept.verdicts(judge)
+    missing = [i for i in range(len(answers)) if i not in given]
+    for i in tracked(missing, "judging answers"):
+        try:
+            given[i] = checked_verdict(judge(questions[i], answers[i]), judge)
+        except TrimtabError as cause:
+            if kept is None:
+                raise
+            raise type(cause)(
+                f"{cause}; {len(answers)} answers and {len(given)} verdicts are kept in {kept.folder}: run the same "
+                "again to go on from there"
+            ) from cause
+        if kept is not None:
+            kept.add(judge, i, given[i])
+    return [given[i] for i in range(len(answers))]
 
 
 def complete(

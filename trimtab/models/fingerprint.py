@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,6 +16,17 @@ from trimtab.models.offload import stored_weight
 
 WITHIN_A_DTYPE, ACROSS_DTYPES = 1e-5, 2**-7
 """Relative tolerances: records keep six digits; bfloat16 keeps 8 bits, so values differ by up to 2^-8."""
+
+
+class Fingerprint(TypedDict):
+    """What `fingerprint` returns, as it stands in records."""
+
+    name: str
+    geometry: dict[str, Any]
+    sample: dict[str, tuple[float, float]]
+    dtype: str
+    quantization: str | None
+    adapter: list[str]
 
 
 def fingerprint(model: Any) -> dict[str, Any]:
@@ -67,7 +78,7 @@ def require_same_model(
     here = fingerprint(model) if here is None else here
     if made_on["geometry"] != here["geometry"]:
         theirs, ours = made_on["geometry"], here["geometry"]
-        differing = ", ".join(f"{k} {theirs[k]} against {ours[k]}" for k in ours if theirs.get(k) != ours[k])
+        differing = ", ".join(f"{k} {theirs.get(k)} against {ours[k]}" for k in ours if theirs.get(k) != ours[k])
         raise Incompatible(f"{what} was made for another model ({made_on['name']}): {differing}; fit it on this model")
     weight = differing_weight(made_on, here)
     if weight is not None:

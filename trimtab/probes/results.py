@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,14 @@ from trimtab.activations import Head, HeadActivations
 from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import resampled_means
 from trimtab.storage import load_result, save_result
+
+TENSORS = ("coef", "intercept", "accuracy", "accuracy_low", "accuracy_high", "auroc")
+
+
+class _Saved(TypedDict):
+    layers: list[int]
+    validation_questions: list[str]
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,23 +74,22 @@ class HeadProbes:
 
     def save(self, path: str | Path) -> None:
         """Write the probes to a folder (safetensors and JSON), atomically."""
-        names = ("coef", "intercept", "accuracy", "accuracy_low", "accuracy_high", "auroc")
         record = {
             "layers": self.layers,
             "validation_questions": self.validation_questions,
             "record": self.record,
         }
-        save_result(path, "probes", record, {name: getattr(self, name) for name in names})
+        save_result(path, "probes", record, {name: getattr(self, name) for name in TENSORS})
 
     @classmethod
     def load(cls, path: str | Path) -> HeadProbes:
         """Return probes that `save` wrote; raises `Incompatible` for anything else."""
-        record, tensors = load_result(path, "probes")
+        record, tensors = load_result(path, "probes", fields=_Saved, names=TENSORS)
         return cls(
             layers=tuple(record["layers"]),
             validation_questions=tuple(record["validation_questions"]),
             record=record["record"],
-            **tensors,
+            **{name: tensors[name] for name in TENSORS},
         )
 
 

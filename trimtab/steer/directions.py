@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations import HeadActivations
+from trimtab.models.fingerprint import Fingerprint
 from trimtab.storage import load_result, save_result
 
 KIND = "directions"
+
+
+class _Saved(TypedDict):
+    layers: list[int]
+    statements: str
+    model: Fingerprint | None
 
 
 @dataclass(frozen=True)
@@ -49,5 +56,5 @@ class MassMean:
     @classmethod
     def load(cls, path: str | Path) -> MassMean:
         """Return what `save` wrote; raises `Incompatible` for anything else."""
-        record, tensors = load_result(path, KIND)
+        record, tensors = load_result(path, KIND, fields=_Saved, names=("values",))
         return cls(tensors["values"].double(), tuple(record["layers"]), record["statements"], record["model"])

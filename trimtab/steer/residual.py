@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,22 @@ from torch import Tensor
 
 from trimtab.activations import HeadActivations
 from trimtab.edits import Cost, Positions, stopwatch
-from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
+from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.models.fingerprint import require_same_model
 from trimtab.models.hooks import add_to_residual
 from trimtab.probes import HeadProbes
+from trimtab.steer.shifts import MadeFrom
 from trimtab.storage import load_result, save_result
 
 KIND = "residual shift"
+
+
+class _Saved(TypedDict):
+    layers: list[int]
+    strength: float
+    name: str
+    seconds: float
+    record: MadeFrom
 
 
 @dataclass(frozen=True)
@@ -120,9 +129,7 @@ class ResidualShift:
     @classmethod
     def load(cls, path: str | Path) -> ResidualShift:
         """Return a shift that `save` wrote; raises `Incompatible` for anything else."""
-        record, tensors = load_result(path, KIND)
-        if "vectors" not in tensors:
-            raise Incompatible(f"the shift at {path} lacks its vectors; fit it again")
+        record, tensors = load_result(path, KIND, fields=_Saved, names=("vectors",))
         size = sum(file.stat().st_size for file in Path(path).iterdir())
         cost = Cost(record["seconds"], tensors["vectors"].numel(), size)
         layers = tuple(record["layers"])

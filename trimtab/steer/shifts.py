@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,30 @@ from torch import Tensor
 from trimtab.activations import Head
 from trimtab.edits import Cost, Positions
 from trimtab.errors import BadValue, Incompatible, ShapeError
-from trimtab.models.fingerprint import differing_weight, require_same_model
+from trimtab.models.fingerprint import Fingerprint, differing_weight, require_same_model
 from trimtab.models.heads import find_heads
 from trimtab.models.hooks import add_to_heads
 from trimtab.models.known import EnterAt, KnownModel
 from trimtab.storage import load_result, save_result
+
+
+class MadeFrom(TypedDict):
+    """What a shift's `record` holds where trimtab reads it again."""
+
+    model: NotRequired[Fingerprint]
+    accuracy: NotRequired[list[float]]
+    questions: NotRequired[list[str]]
+    validation_questions: NotRequired[list[str]]
+    named_heads: NotRequired[list[tuple[int, str, int]]]
+    sweep: NotRequired[dict[str, Any]]
+
+
+class _Saved(TypedDict):
+    heads: list[tuple[int, int]]
+    strength: float
+    name: str
+    seconds: float
+    record: MadeFrom
 
 
 @dataclass(frozen=True)
@@ -175,9 +194,7 @@ class HeadShift:
     @classmethod
     def load(cls, path: str | Path) -> HeadShift:
         """Return a shift that `save` wrote; raises `Incompatible` for anything else."""
-        record, tensors = load_result(path, "shift")
-        if not {"directions", "sigma"} <= set(tensors):
-            raise Incompatible(f"the shift at {path} lacks its directions or sigma; fit it again")
+        record, tensors = load_result(path, "shift", fields=_Saved, names=("directions", "sigma"))
         size = sum(file.stat().st_size for file in Path(path).iterdir())
         return cls(
             heads=tuple(Head(*h) for h in record["heads"]),

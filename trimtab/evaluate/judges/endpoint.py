@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,10 +37,17 @@ class EndpointJudge:
     """Sent as a bearer token; never recorded."""
     timeout: float | int = 60.0
     """Seconds to wait for an answer."""
+    tries: int = 3
+    """How often an answer is asked about before its reply counts as nonsense, or a busy server (429, 5xx) or one that
+    says nothing in time as gone."""
+    pause: float | int = 1.0
+    """Seconds before the second try; each further one waits twice as long."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise BadValue(f"a judge's address must start with http:// or https://, got {self.url!r}")
+        if self.tries < 1:
+            raise BadValue(f"a judge must be asked at least once, got tries {self.tries}")
 
     @property
     def record(self) -> dict[str, Any]:
@@ -47,15 +56,23 @@ class EndpointJudge:
 
     def __call__(self, question: Question, answer: str) -> Verdict:
         """Return the verdict; raises `BadValue` naming the judge if it cannot be reached or answers nonsense."""
-        reply = self._ask(question, answer)
+        for number in range(1, self.tries):
+            try:
+                return self._verdict(self._ask(question, answer))
+            except BadValue as mistake:
+                if _lasting(mistake.__cause__):
+                    raise
+            time.sleep(self.pause * 2 ** (number - 1))
+        return self._verdict(self._ask(question, answer))
+
+    def _verdict(self, reply: str) -> Verdict:
         found = re.search(r"\{.*?\}", reply, re.S)
         try:
             given = json.loads(found.group()) if found else {}
-            verdict = Verdict(_truth(given["true"]), _truth(given["informative"]))
+            return Verdict(_truth(given["true"]), _truth(given["informative"]))
         except (ValueError, KeyError, TypeError) as cause:
             wanted = '{"true": ..., "informative": ...}'
             raise BadValue(f"judge {self.model} at {self.url} answered {reply!r:.100}; expected {wanted}") from cause
-        return verdict
 
     def _ask(self, question: Question, answer: str) -> str:
         known = "\n".join([*(f"True: {a}" for a in question.correct), *(f"False: {a}" for a in question.incorrect)])
@@ -73,6 +90,14 @@ class EndpointJudge:
             raise BadValue(f"judge {self.model} at {self.url} cannot be asked ({cause}); is it running?") from cause
         except (ValueError, LookupError, TypeError) as cause:
             raise BadValue(f"judge {self.model} at {self.url} does not answer as an OpenAI chat endpoint") from cause
+
+
+def _lasting(cause: BaseException | None) -> bool:
+    """Return whether asking again is of no use: nothing listens there, or the request itself is refused."""
+    if isinstance(cause, urllib.error.HTTPError):
+        return cause.code < 500 and cause.code != 429
+    reason = cause.reason if isinstance(cause, urllib.error.URLError) else cause
+    return isinstance(reason, OSError) and not isinstance(reason, TimeoutError | ConnectionResetError)
 
 
 def _truth(value: Any) -> float:

@@ -56,6 +56,8 @@ def _says_yes(judge: LoadedModel, prompt: str, name: str) -> float:
         tokens = torch.tensor([ids], device=input_device(model))
         logits = model(input_ids=tokens, use_cache=False, **logits_limit(model, 1)).logits[0, -1].float()
     yes, no = (_first_token(tokenizer, prompt, ids, word) for word in (" yes", " no"))
+    if yes == no:
+        raise BadValue(f"judge {name} cannot be used: its tokenizer begins yes and no with the same token")
     best = int(logits.argmax())
     if best not in (yes, no):
         said = tokenizer.decode([best]).strip()
