@@ -15,7 +15,7 @@ from trimtab.cli.comparison_file import job_of, method_of, quick, read_compariso
 from trimtab.compare import FewShot, OnQuantized, RetrievedPassages, Stack, Widened
 from trimtab.errors import BadValue
 from trimtab.peft import LoRA
-from trimtab.steer import ITI
+from trimtab.steer import ITI, RandomDirection
 
 CONFIG = """\
 model: {model}
@@ -87,7 +87,7 @@ def test_entries_of_a_file_are_methods():
     assert method_of({"retrieved passages": {"paths": ["notes.txt"]}}) == RetrievedPassages(("notes.txt",))
     tuned = method_of({"stack": [{"lora": {"r": 4}}, "iti"]})
     assert tuned == Stack((LoRA(r=4), ITI()))
-    assert method_of("random direction") == ITI(direction="random")
+    assert method_of({"random direction": {"draws": 4}}) == RandomDirection(draws=4)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def known_methods() -> "dict[str, Callable[..., Method]]":
     """Return name -> what makes the method, besides the tuning methods."""
     from trimtab.compare import FewShot, Ready, RetrievedFewShot, RetrievedPassages
     from trimtab.edits import NoEdit
-    from trimtab.steer import CAA, ITI
+    from trimtab.steer import CAA, ITI, RandomDirection
 
     return {
         "none": lambda: Ready(NoEdit()),
@@ -186,7 +186,7 @@ def known_methods() -> "dict[str, Callable[..., Method]]":
         "retrieved passages": RetrievedPassages,
         "iti": ITI,
         "iti probe": lambda **options: ITI(direction="probe", **options),
-        "random direction": lambda **options: ITI(direction="random", **options),
+        "random direction": RandomDirection,
         "caa": CAA,
     }
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from trimtab.compare.results import Comparison, ResultRow
+from trimtab.compare.results import Comparison
+from trimtab.compare.rows import ResultRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,7 @@ def knob_points(comparison: Comparison) -> dict[str, dict[str, Points]]:
     """Return method -> numeric knob -> value -> (score, KL) of its finished trials on all training questions."""
     found: dict[str, dict[str, Points]] = {}
     for trial in comparison.trials:
-        if trial["status"] != "done" or trial["size"] != comparison.sizes[-1]:
+        if trial["status"] != "done" or trial["size"] != comparison.sizes[-1] or "validation" not in trial:
             continue
         for knob, value in _flat(trial["knobs"]):
             scores = trial["validation"]["score"], trial["validation"]["kl"]
@@ -209,7 +210,7 @@ def heads_figure(comparison: Comparison) -> Figure | None:
         e
         for t in comparison.tests
         if t["status"] == "done"
-        for e in [t["measured"][str(t["best"])]["edit"]]
+        for e in (m["edit"] for m in comparison.measurements(t, "best"))
         if "probe_accuracy" in e and e.get("direction") != "random"
     ]
     if not edits:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.compare.results import Comparison, ResultRow
+from trimtab.compare.results import Comparison
+from trimtab.compare.rows import ResultRow
 from trimtab.compare.statistics import PairedDifference, Spread
 
 PERCENT = {"true_info": "True*Info", "true": "True", "info": "Info", "mc1": "MC1", "mc2": "MC2"}
@@ -76,7 +77,7 @@ def size(n_bytes: float | int | None) -> str:
 
 def status(comparison: Comparison) -> str:
     """Return a sentence on how far the run has got."""
-    whole = len(comparison.methods) * len(comparison.sizes) * comparison.n_units
+    whole = comparison.n_planned
     failed = sum(t["status"] == "failed" for t in comparison.tests)
     failures = f" {failed} of them failed; the notes say why." if failed else ""
     if comparison.finished:

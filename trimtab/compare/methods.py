@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.compare.control import Control
 from trimtab.compare.retrieval import Retrieved, read_passages
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Cost, Edit, Method, Prompted, Stacked
@@ -153,6 +154,17 @@ class Stack:
         names = [name_of(m) for m in self.methods]
         if len(names) < 2 or len(set(names)) < len(names):
             raise BadValue(f"a stack needs two or more methods of different names, got {', '.join(names) or 'none'}")
+        prompting = FewShot | RetrievedFewShot | RetrievedPassages
+        for i, method in enumerate(self.methods):
+            if isinstance(method, Control):
+                raise BadValue(
+                    f"{name_of(method)} is a control and takes over a whole row; it cannot be part of a stack"
+                )
+            lost = [name_of(m) for m in self.methods[:i] if not isinstance(m, prompting)]
+            if lost and getattr(method, "replaces_model", False):
+                raise BadValue(
+                    f"{names[i]} answers with a model of its own, on which {lost[0]} would not act; put it first"
+                )
 
     @property
     def name(self) -> str:

@@ -24,7 +24,8 @@ from trimtab.compare.markdown import (
     status,
     to_markdown,
 )
-from trimtab.compare.results import Comparison, ResultRow, measured
+from trimtab.compare.results import Comparison
+from trimtab.compare.rows import ResultRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,7 +143,7 @@ def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
         for test in comparison.of(row.method, row.size):
             same = all(test[key] == base[0][key] for key in ("fold", "seed"))
             if same and test["status"] == "done":
-                columns[row.method] = {q["question"]: q for q in measured(test, "best")["questions"]}
+                columns[row.method] = {q["question"]: q for q in comparison.measurements(test, "best")[0]["questions"]}
     asked = list(columns[BASELINE])[:N_ANSWERS]
     head = "".join(f"<th>{_safe(name)}</th>" for name in ("", *columns))
     lines = []

@@ -11,7 +11,7 @@ import numpy as np
 from trimtab.activations import HeadActivations
 from trimtab.compare.design import Meters
 from trimtab.compare.published import DEVIATIONS, TABLE_1, TWO_FOLD, Published
-from trimtab.compare.results import COLUMNS
+from trimtab.compare.rows import COLUMNS
 from trimtab.compare.statistics import Spread, first, product, spread
 from trimtab.compare.table import Row, table
 from trimtab.datasets import QuestionSet, Statement, iti_folds
