@@ -1,4 +1,4 @@
-"""Running again: what failed is retried only where asked, only what is then done anew goes, and only after all checks."""
+"""Running again: what failed is retried where asked, and only what is then done anew goes, after all checks."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_sizes_may_be_added_to_a_run_for_some_methods_and_the_rest_stays(run, tm
 
 
 def test_records_name_the_machine_and_how_many_processes_shared_it(run):
-    folder, method = run
+    folder, _ = run
     result = Comparison.load(folder)
     assert {(r["machine"], r["workers"]) for r in (*result.trials, *result.tests)} == {("1 CPU threads (x86_64)", 1)}
     place = RunFolder(folder)

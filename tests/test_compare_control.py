@@ -10,7 +10,8 @@ import torch
 
 from tests.comparing import METERS, FailsInFoldOf, SpyMethod, tiny_run
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Comparison, Control, Design, Job, Stack
+from trimtab.cli.comparison_methods import method_of
+from trimtab.compare import Comparison, Control, Design, Job
 from trimtab.compare.design import Unit, named
 from trimtab.compare.markdown import to_markdown
 from trimtab.compare.report import to_html
@@ -127,7 +128,7 @@ def test_it_fails_where_what_it_follows_failed_and_says_so(tmp_path):
         (lambda: tiny_run(None, [RandomDirection()]), "takes the setting that 'ITI' chose, which is not among"),
         (lambda: RandomDirection(draws=1), "two or more draws"),
         (lambda: ITI(direction="random"), "must be mass_mean or probe, got 'random'; RandomDirection is the control"),
-        (lambda: Stack((ITI(), RandomDirection())), "cannot be part of a stack"),
+        (lambda: method_of("few-shot + random direction"), "cannot be part of a stack"),
         (lambda: RandomDirection().draw(object(), seed=(0,)), "can only follow a shift of heads"),
     ],
 )

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.compare.control import Control
 from trimtab.compare.retrieval import Retrieved, read_passages
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Cost, Edit, Method, Prompted, Stacked
@@ -156,10 +155,6 @@ class Stack:
             raise BadValue(f"a stack needs two or more methods of different names, got {', '.join(names) or 'none'}")
         prompting = FewShot | RetrievedFewShot | RetrievedPassages
         for i, method in enumerate(self.methods):
-            if isinstance(method, Control):
-                raise BadValue(
-                    f"{name_of(method)} is a control and takes over a whole row; it cannot be part of a stack"
-                )
             lost = [name_of(m) for m in self.methods[:i] if not isinstance(m, prompting)]
             if lost and getattr(method, "replaces_model", False):
                 raise BadValue(

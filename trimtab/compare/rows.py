@@ -164,8 +164,8 @@ def _differences(
     differences = {}
     for metric in TESTED if used and theirs else ():
         reduce = product if metric == "true_info" else first
-        sides = (question_means(values_of(t, v, COLUMNS[metric])) for t, v in ((used, variant), (theirs, "best")))
-        difference, p = paired(*sides, reduce)
+        ours = question_means(values_of(used, variant, COLUMNS[metric]))
+        difference, p = paired(ours, question_means(values_of(theirs, "best", COLUMNS[metric])), reduce)
         differences[metric] = PairedDifference(difference, p, p, difference.n)
     return differences
 
@@ -186,7 +186,7 @@ def _peak(comparison: Comparison, test: Mapping[str, Any]) -> float | int | None
 
 def _at_once(comparison: Comparison, used: Sequence[Mapping[str, Any]]) -> int | None:
     found = [record.get("workers") for t in used for record in (t, *comparison.trials_of(t))]
-    return max(found) if found and None not in found else None
+    return None if None in found else max(found, default=None)  # pyright: ignore[reportArgumentType]
 
 
 def corrected(rows: list[ResultRow]) -> list[ResultRow]:
