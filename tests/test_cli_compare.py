@@ -171,7 +171,10 @@ def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_tria
     for part in ("Few-shot", "ITI", "Random direction", "LoRA", "IA3", "on nf4", "LoRA r=8 + ITI", "Few-shot + ITI"):
         assert any(part in name for name in names), part
     assert len(names) == 17
-    assert all(len(job.settings(name)) == min(job.design.trials, len(list(job.methods[name].grid))) for name in names)
+    for name, method in job.methods.items():
+        n = method.draws if isinstance(method, RandomDirection) else min(job.design.trials, len(list(method.grid)))
+        assert len(job.settings(name)) == n
+    assert len(job.settings("Random direction")) == 10
     assert len(job_of(quick()).units) == 7
 
 

@@ -82,7 +82,7 @@ def described(hint: Any) -> str:
     if kind is Annotated:
         return " ".join([described(parts[0]), *map(str, parts[1:])])
     if kind in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(described(part) for part in parts))
+        return " or ".join(dict.fromkeys(described(part) for part in parts if part is not int or float not in parts))
     if kind is Literal:
         return " or ".join(map(str, parts))
     if kind in (Sequence, tuple, list):

@@ -51,8 +51,8 @@ class ComparisonFile:
     folds: Count = 2
     seeds: Annotated[Sequence[Annotated[int, Within(0)]], NotEmpty()] = (0, 1, 2)
     trials: Count = 8
-    kl_budget: Annotated[float, Within(0, open=True)] = 0.1
-    validation: Annotated[float, Within(0, 1, open=True)] = 0.25
+    kl_budget: Annotated[float | int, Within(0, open=True)] = 0.1
+    validation: Annotated[float | int, Within(0, 1, open=True)] = 0.25
     train_sizes: Annotated[Sequence[Annotated[int, Within(3)] | Literal["all"]], NotEmpty()] = ("all",)
     """Numbers of training questions for a low-data curve."""
     low_data_methods: Sequence[str] | None = None

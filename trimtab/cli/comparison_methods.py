@@ -79,8 +79,8 @@ def _tuned(method: "TuningMethod", options: dict[str, Any], where: str) -> "Tuni
 
     from trimtab.peft import Recipe
 
-    method.with_knobs(options)  # says which names it knows
-    own = {f.name for f in fields(method)}
+    own, shared = {f.name for f in fields(method)} - {"recipe"}, {f.name for f in fields(Recipe)}
+    method.with_knobs({k: v for k, v in options.items() if k not in own | shared})  # refuses them, naming its own
     check({k: v for k, v in options.items() if k in own}, type(method), where)
     check({k: v for k, v in options.items() if k not in own}, Recipe, where)
     return method.with_knobs(options)

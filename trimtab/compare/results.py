@@ -118,6 +118,11 @@ class Comparison:
         unknown = f"not recorded (the run was begun on {self.specification['hardware']})"
         return dict(Counter(r.get("machine", unknown) for r in (*self.trials, *self.tests)).most_common())
 
+    @property
+    def crowds(self) -> dict[str, int]:
+        """How many processes shared a device, each with how many records were made so."""
+        return dict(Counter(str(r.get("workers", "not recorded")) for r in (*self.trials, *self.tests)).most_common())
+
 
 def _unit(record: Mapping[str, Any]) -> Unit:
     return Unit(*(record[f] for f in Unit._fields))
