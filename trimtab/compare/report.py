@@ -85,8 +85,8 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
             "Knobs",
             knobs_figure(comparison),
             "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis). "
-            "Lines join settings that differ in this knob alone; 'never alone': no two tried settings do, so that the panel "
-            "says nothing about the knob itself.",
+            "Lines join settings that differ in this knob alone; 'never alone': no two tried settings do, so that the "
+            "panel says nothing about the knob itself.",
         ),
         *_tried(comparison),
         _section(
