@@ -11,7 +11,7 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import FewShot, Meters, run
 from trimtab.datasets import Question
 from trimtab.evaluate import Verdict
-from trimtab.steer import ITI, HeadShift
+from trimtab.steer import ITI, HeadShift, RandomDirection
 
 TEXTS = tuple(f"The sky was grey and the road was {i} miles long." for i in range(10))
 
@@ -71,7 +71,7 @@ def tiny_run(out, methods=None, *, n=12, seeds=(0, 1), trials=2, meters=METERS, 
     methods = methods or [
         FewShot(shots=(1, 2), draws=1),
         ITI(top_ks=(2, 4), alphas=(1, 400)),
-        ITI(direction="random", top_ks=(2,), alphas=(1,)),
+        RandomDirection(draws=3),
     ]
     arguments = {"seeds": seeds, "trials": trials, "meters": meters, "out": out, **options}
     return run(tiny_model(), tiny_tokenizer(), tiny_questions(n), methods, **arguments)

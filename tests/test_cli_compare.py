@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 from tests.comparing import TEXTS
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cli import app
-from trimtab.cli.comparison_file import job_of, method_of, quick, read_comparison_file
+from trimtab.cli.comparison_file import job_of, quick, read_comparison_file
+from trimtab.cli.comparison_methods import method_of
 from trimtab.compare import FewShot, OnQuantized, RetrievedPassages, Stack, Widened
-from trimtab.errors import BadValue
 from trimtab.peft import LoRA
-from trimtab.steer import ITI
+from trimtab.steer import ITI, RandomDirection
 
 CONFIG = """\
 model: {model}
@@ -87,43 +87,80 @@ def test_entries_of_a_file_are_methods():
     assert method_of({"retrieved passages": {"paths": ["notes.txt"]}}) == RetrievedPassages(("notes.txt",))
     tuned = method_of({"stack": [{"lora": {"r": 4}}, "iti"]})
     assert tuned == Stack((LoRA(r=4), ITI()))
-    assert method_of("random direction") == ITI(direction="random")
+    assert method_of({"random direction": {"draws": 4}}) == RandomDirection(draws=4)
 
 
 @pytest.mark.parametrize(
-    "entry, message",
+    "line, message",
     [
-        ("itti", "unknown method 'itti'; did you mean iti"),
-        ({"iti": {"heads": 3}}, "the method 'iti' cannot be made from"),
-        ({"lora": {"rank": 3}}, "has no knob 'rank'"),
-        (["iti"], "unknown method"),
-        ({"iti": {"grid": [3]}}, "cannot be made"),
-    ],
-)
-def test_entries_that_mean_nothing_are_refused(entry, message):
-    with pytest.raises(BadValue, match=message):
-        method_of(entry)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
+        ("modle: embedded", "unknown key 'modle'; did you mean model"),
+        ("methods: 5", "methods must be a list of text or keys with values with one entry or more, got 5"),
+        ("methods: []", "methods must be a list of text or keys with values with one entry or more, got []"),
+        ("methods: [{lora: 8}]", "the options of 'lora' are keys with values, such as `lora: {r: 8}`; got 8"),
+        ("methods: [itti]", "unknown method 'itti'; did you mean iti"),
+        ("methods: [{iti: {heads: 3}}]", "the method 'iti': unknown key 'heads'; "),
+        ("methods: [{iti: {top_ks: 3}}]", "the method 'iti': top_ks must be a list of a whole number, got 3"),
+        ("methods: [{lora: {rank: 3}}]", "has no knob 'rank'; choose among"),
+        ("methods: [{lora: {r: eight}}]", "the method 'lora': r must be a whole number, got 'eight'"),
+        ("methods: [{lora: {epochs: many}}]", "the method 'lora': epochs must be a number"),
+        ("methods: [{lora: {grid: {epochz: [1]}}}]", "has no knob 'epochz'"),
+        ("methods: [{lora: {grid: {epochs: [few]}}}]", "the method 'lora': grid: epochs must be a number"),
+        ("methods: [{lora: {grid: {epochs: []}}}]", "every knob needs one value or more to try"),
+        ("methods: [{iti: {grid: {alpa: [1]}}}]", "the method 'iti' has no knob 'alpa'; did you mean alpha"),
+        ("methods: [{iti: {grid: [3]}}]", "grid holds knobs with lists of values"),
+        ("methods: [{iti: {}, caa: {}}]", "an entry of methods is one name, with its options below it; got iti, caa"),
+        ("methods: [retrieved passages]", "the method 'retrieved passages' needs paths"),
+        ("methods: [{stack: iti}]", "a stack is a list of methods"),
+        ("methods: [iti + qlora]", "LoRA r=8 on nf4 answers with a model of its own, on which ITI would not act"),
+        ("methods: [random direction]", "'Random direction' takes the setting that 'ITI' chose, which is not among"),
+        ("methods: [iti, {random direction: {grid: {draws: [2]}}}]", "chooses nothing; leave out its grid"),
+        ("limit: abc", "limit must be a whole number of 1 or more or nothing, got 'abc'"),
+        ("folds: 2.5", "folds must be a whole number of 1 or more, got 2.5"),
+        ("folds: true", "folds must be a whole number of 1 or more, got True"),
+        ("convention: foo", "convention must be plain or lm-eval or iti, got 'foo'"),
+        ("metric: bleu", "metric must be true_info or mc1, got 'bleu'"),
+        ("max_new_tokens: 0", "max_new_tokens must be a whole number of 1 or more, got 0"),
+        ("seeds: []", "seeds must be a list of a whole number of 0 or more with one entry or more, got []"),
+        ("seeds: 3", "seeds must be a list"),
+        ("seeds: [1, 1]", "each seed once"),
+        ("kl_budget: -1", "kl_budget must be a number above 0, got -1"),
+        ("kl_budget: .nan", "kl_budget must be a number above 0, got nan"),
+        ("validation: 1", "validation must be a number between 0 and 1, got 1"),
+        ("trials: 0", "trials must be a whole number of 1 or more, got 0"),
+        ("train_sizes: [few]", "train_sizes must be a list of a whole number of 3 or more or all"),
+        ("train_sizes: [2]", "train_sizes must be a list"),
+        ("low_data_methods: [loar]", "low_data_methods: 'loar' is not among the methods"),
+        ("questions: 5", "questions must be text, got 5"),
+        ("load: {dtpye: float32}", "load: unknown key 'dtpye'; did you mean dtype"),
+        ("load: {dtype: 16}", "load: dtype must be text or nothing, got 16"),
+        ("texts: nowhere.txt", "nowhere.txt cannot be read"),
         ("a: [", "cannot be read as YAML"),
         ("- iti", "must hold keys"),
-        ("modle: embedded", "unknown key 'modle'; the keys are model, questions"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused(tmp_path, text, message):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(BadValue, match=message):
-        read_comparison_file(tmp_path / "c.yaml")
+def test_a_file_that_says_what_cannot_be_is_refused_in_one_sentence_that_names_the_key(files, tmp_path, line, message):
+    (tmp_path / "c.yaml").write_text(f"{line}\n")
+    result = trimtab("compare", "--config", tmp_path / "c.yaml", "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert message in said(result)
+    assert "Traceback" not in said(result) and result.output.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_number_that_is_none_is_refused_with_exit_code_2(files, tmp_path):
-    (tmp_path / "c.yaml").write_text((files / "c.yaml").read_text() + "train_sizes: [few]\n")
-    result = trimtab("compare", "--config", tmp_path / "c.yaml", "--dry-run")
-    assert result.exit_code == 2
-    assert "the comparison's numbers cannot be used" in said(result)
+@pytest.mark.parametrize("line", ["folds: 3", "kl_budget: 1", "limit: null", "train_sizes: [5, 10, all]", "seeds: [7]"])
+def test_files_that_say_what_can_be_are_read(tmp_path, line):
+    (tmp_path / "c.yaml").write_text(f"{line}\n")
+    assert job_of(read_comparison_file(tmp_path / "c.yaml")).units
+
+
+def test_the_low_data_curve_is_asked_for_by_the_names_that_the_methods_have_in_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "train_sizes: [5, 10, 40, all]\nmethods: [few-shot, iti, lora: {r: 4}]\nlow_data_methods: [iti, LoRA r=4]\n"
+    )
+    job = job_of(read_comparison_file(tmp_path / "c.yaml"))
+    assert job.methods_at(5) == job.methods_at(40) == ["Baseline", "ITI", "LoRA r=4"]
+    assert job.methods_at(None) == ["Baseline", "Few-shot", "ITI", "LoRA r=4"]
+    assert len(job.units) == 6 * (3 * 3 + 4)
 
 
 def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_trials():
@@ -134,7 +171,10 @@ def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_tria
     for part in ("Few-shot", "ITI", "Random direction", "LoRA", "IA3", "on nf4", "LoRA r=8 + ITI", "Few-shot + ITI"):
         assert any(part in name for name in names), part
     assert len(names) == 17
-    assert all(len(job.settings(name)) == min(job.design.trials, len(list(job.methods[name].grid))) for name in names)
+    for name, method in job.methods.items():
+        n = method.draws if isinstance(method, RandomDirection) else min(job.design.trials, len(list(method.grid)))
+        assert len(job.settings(name)) == n
+    assert len(job.settings("Random direction")) == 10
     assert len(job_of(quick()).units) == 7
 
 

@@ -53,9 +53,10 @@ def test_every_method_tries_the_same_number_of_settings_and_the_same_ones_in_eve
     for trial in result.trials:
         tried.setdefault((trial["method"], trial["fold"], trial["seed"]), []).append(json.dumps(trial["knobs"]))
     for (method, _, _), knobs in tried.items():
-        assert len(knobs) == {"Baseline": 1, "Random direction": 1}.get(method, 2)
+        assert len(knobs) == {"Baseline": 1, "Random direction": 3}.get(method, 2)
         assert len(set(knobs)) == len(knobs)
-        assert knobs == tried[method, 0, 0]
+        if method != "Random direction":  # its setting is that of ITI in the same fold and seed
+            assert knobs == tried[method, 0, 0]
 
 
 def test_test_questions_are_seen_by_nothing_before_the_last_measurement():
@@ -195,9 +196,6 @@ def test_a_method_that_fails_in_one_fold_says_so_in_its_row_and_the_rest_goes_on
     assert fragile.metrics["true_info"].estimate.n == 6  # the other fold's questions
     assert fragile.differences["true_info"].n == 6
     assert not spy.notes
-    folder = RunFolder(tmp_path / "run")
-    assert folder.forget_failures() == 2  # its trial and its measurement
-    assert not Comparison.load(tmp_path / "run").finished
 
 
 def test_a_fold_with_fewer_than_two_questions_is_refused_before_anything_runs(tmp_path):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.comparing import FailsInFoldOf, SpyMethod, tiny_run
-from tests.tiny import tiny_questions
-from trimtab.compare import Comparison, FewShot
-from trimtab.compare.charts import PALETTE, knob_points, pareto_front, styles
-from trimtab.compare.markdown import size
+from tests.comparing import METERS, FailsInFoldOf, SpyMethod, tiny_run
+from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
+from trimtab.compare import Comparison, Design, FewShot, Job, run_job
+from trimtab.compare.charts import PALETTE, low_data_figure, pareto_front, styles
+from trimtab.compare.design import named
+from trimtab.compare.knobs import knob_lines, knobs_figure, tried
+from trimtab.compare.markdown import cost_cells, facts, quality_cells, size, to_markdown
 from trimtab.compare.report import to_html, write_report
 from trimtab.errors import Incompatible
-from trimtab.steer import ITI
+from trimtab.steer import ITI, RandomDirection
 
 REQUESTING = re.compile(
     r"""(?:src|href|action|data)\s*=\s*["'](?!#|data:)|url\((?!#)|@import|<script|<link|<iframe|<img"""
@@ -134,11 +137,98 @@ def test_the_pareto_front_is_what_nothing_beats(points):
     assert {points[i] for i in pareto_front(points)} == {p for p in points if not beaten(p)}
 
 
-def test_knobs_that_varied_are_drawn_with_every_trial(done):
-    points = knob_points(done[1])
-    assert set(points["ITI"]) <= {"top_k", "alpha"}
-    assert sum(len(v) for v in points["ITI"]["top_k" if "top_k" in points["ITI"] else "alpha"].values()) == 4
-    assert "Baseline" not in points
+def trials_of(knobs_and_scores):
+    """Return a comparison of one method whose trials had these knobs and scores."""
+    trials = tuple(
+        {"method": "M", "size": None, "fold": 0, "seed": 0, "step": i, "status": "done", "knobs": knobs,
+         "validation": {"score": score, "kl": kl}}
+        for i, (knobs, score, kl) in enumerate(knobs_and_scores)
+    )  # fmt: skip
+    specification = {"methods": {"M": "M()"}, "design": {"train_sizes": [None], "folds": 1, "seeds": [0]}}
+    return Comparison(specification, trials, ())
+
+
+def test_only_settings_that_differ_in_the_knob_alone_are_joined():
+    found = knob_lines(
+        trials_of(
+            [
+                ({"learning_rate": 0.1, "epochs": 4}, 0.5, 0.1),
+                ({"learning_rate": 0.3, "epochs": 4}, 0.7, 0.2),
+                ({"learning_rate": 0.3, "epochs": 10}, 0.9, 0.3),
+                ({"learning_rate": 0.9, "epochs": 25}, 0.1, 0.9),
+            ]
+        )
+    )["M"]
+    assert [sorted(points) for points in found["learning_rate"]] == [[0.1, 0.3], [0.3], [0.9]]
+    assert sorted(sorted(points) for points in found["epochs"]) == [[4], [4, 10], [25]]
+    # nested knobs of a stack are knobs like others
+    stacked = knob_lines(trials_of([({"A": {"x": 1}, "B": {"y": v}}, 0.5, None) for v in (1, 2)]))["M"]
+    assert stacked == {"B.y": [{1.0: [(0.5, None)], 2.0: [(0.5, None)]}]}
+
+
+def test_a_panel_whose_knob_never_varied_alone_says_so():
+    drawn = knobs_figure(trials_of([({"a": 1, "b": 1}, 0.5, 0.1), ({"a": 2, "b": 2}, 0.7, 0.2)]))
+    assert [axes.get_title() for axes in drawn.axes if axes.get_title()] == ["M: a (never alone)", "M: b (never alone)"]
+    alone = knobs_figure(trials_of([({"a": 1, "b": 1}, 0.5, 0.1), ({"a": 2, "b": 1}, 0.7, 0.2)]))
+    assert [axes.get_title() for axes in alone.axes if axes.get_title()] == ["M: a"]
+
+
+def test_every_setting_that_was_tried_is_listed_with_how_often_it_was_chosen(done):
+    lines = tried(done[1])
+    mine = [line for line in lines if "top_k" in line[1]]
+    assert mine[0][0] == "ITI (2 of 4 settings)"
+    assert len(mine) == 2 and sum(int(line[4].split()[0]) for line in mine) == 2
+    for line in mine:
+        assert line[4].endswith(" of 2")
+        assert line[1] in to_html(done[1]) and " | ".join(line[1:]) in to_markdown(done[1])
+
+
+def test_rows_say_how_much_was_measured_and_whether_best_is_also_best_within_the_budget(done, tmp_path):
+    cells = {row.name: quality_cells(row)[-2:] for row in done[1].rows()}
+    assert cells["Baseline"] == ["-", "2 of 2"]
+    assert cells["FailsInFoldOf" if "FailsInFoldOf" in cells else "Fragile"][1] == "1 of 2"
+    weak = tiny_run(tmp_path / "a", [SpyMethod(strengths=(1e-4,))], seeds=(0,), kl_budget=10)
+    assert quality_cells(weak.row("Spy"))[-2:] == ["kept", "2 of 2"]
+    strong = tiny_run(tmp_path / "b", [SpyMethod(strengths=(50.0,))], seeds=(0,), kl_budget=1e-9)
+    assert quality_cells(strong.row("Spy"))[-2:] == ["kept in 0 of 2", "2 of 2"]
+    assert quality_cells(strong.row("Spy (within KL budget)"))[-2:] == ["none within", "0 of 2"]
+
+
+def test_all_machines_are_named_and_times_of_a_shared_device_are_marked(done):
+    result = done[1]
+    assert cost_cells(result.row("ITI"))[3].replace(".", "").replace("e-", "").isdigit()
+    n = len(result.trials) + len(result.tests)
+    assert facts(result)["Hardware"] == f"1 CPU threads (x86_64): {n} records"
+
+    def told(records, **more):
+        return tuple({**r, **more} for r in records)
+
+    both = replace(result, trials=told(result.trials, machine="H100", workers=14))
+    assert facts(both)["Hardware"] == (
+        f"H100: {len(result.trials)} records; 1 CPU threads (x86_64): {len(result.tests)} records"
+    )
+    assert cost_cells(both.row("ITI"))[3].endswith(" (14 at once)") and cost_cells(both.row("ITI"))[5].endswith("once)")
+    old = [{k: v for k, v in r.items() if k not in ("machine", "workers")} for r in result.trials]
+    before = replace(result, trials=tuple(old))
+    assert "not recorded (the run was begun on 1 CPU threads (x86_64))" in facts(before)["Hardware"]
+    assert cost_cells(before.row("ITI"))[3].endswith(" (?)")
+
+
+def test_the_low_data_curve_is_drawn_for_the_methods_that_it_was_asked_for(tmp_path):
+    job = Job(
+        named([FewShot(shots=(1, 2), draws=1), ITI(top_ks=(2,), alphas=(1,)), RandomDirection(draws=2)]),
+        tiny_questions(12), None, Design(2, (0,), 2, train_sizes=(None, 3, 4)), METERS,
+        low_data=("ITI", "Random direction"),
+    )  # fmt: skip
+    result = run_job(tiny_model(), tiny_tokenizer(), job, tmp_path / "run")
+    assert result.finished and result.n_planned == 2 * (3 + 3 + 4)
+    axes = low_data_figure(result).axes[0]
+    curves = {line.get_label(): list(line.get_xdata()) for line in axes.get_lines()}
+    assert curves == {"Baseline": [3, 4, 6], "ITI": [3, 4, 6], "Random direction": [3, 4, 6], "Few-shot": [6]}
+    page, text = to_html(result), to_markdown(result)
+    assert "<h2>Few training questions</h2>" in page
+    assert "## 3 training questions" in text and "## 4 training questions" in text
+    assert "Finished: 20 measurements." in text
 
 
 def test_no_two_methods_share_both_colour_and_marker():

@@ -185,6 +185,12 @@ class Stacked:
         prompting = [e.name for e in self.edits if e.prompt("?") is not None]
         if len(prompting) > 1:
             raise BadValue(f"only one edit of a stack may change the prompt, got {' and '.join(prompting)}")
+        for i, edit in enumerate(self.edits):
+            lost = [e.name for e in self.edits[:i] if e.prompt("?") is None and not isinstance(e, NoEdit)]
+            if lost and getattr(edit, "replaces_model", False):
+                raise BadValue(
+                    f"{edit.name} answers with a model of its own, on which {lost[0]} would not act; put it first"
+                )
         costs = [e.cost for e in self.edits]
         total = Cost(
             sum(c.seconds for c in costs),
@@ -193,6 +199,11 @@ class Stacked:
         )
         object.__setattr__(self, "cost", total)
         object.__setattr__(self, "name", self.name or " + ".join(e.name for e in self.edits))
+
+    @property
+    def replaces_model(self) -> bool:
+        """Whether one of them answers with a model of its own, so that edits before it would not act."""
+        return any(getattr(e, "replaces_model", False) for e in self.edits)
 
     @property
     def leaves_prompt_unedited(self) -> bool:

@@ -22,7 +22,12 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and an estimate of time, and stop.")
     ] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what is recorded as failed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed trials again, and measure their folds and seeds anew.")
+    ] = False,
+    redo_changed: Annotated[
+        bool, typer.Option("--redo-changed", help="Do methods anew whose settings are not those in the run folder.")
+    ] = False,
     stop_after: Annotated[
         float | None,
         typer.Option("--stop-after", min=1, help="Start no trial after so many seconds.", show_default="never"),
@@ -42,7 +47,6 @@ def compare(
     from trimtab.cli.setup import open_model
     from trimtab.compare.estimate import estimate
     from trimtab.compare.protocol import run_job
-    from trimtab.compare.records import RunFolder
     from trimtab.errors import BadValue
 
     if quick and config is not None:
@@ -54,9 +58,8 @@ def compare(
         plan = estimate(*loaded, job, out)
         print_json(plan.as_dict()) if as_json else typer.echo(plan.to_text())
         return
-    if retry_failed:
-        remark(f"trying again {RunFolder(out).forget_failures()} failed record(s)")
-    done = run_job(*loaded, job, out, stop_after=stop_after)
+    again = {"retry_failed": retry_failed, "redo_changed": redo_changed}
+    done = run_job(*loaded, job, out, stop_after=stop_after, **again)
     if quick:
         remark(f"Left out by --quick: {QUICK_LEFT_OUT}.")
     print_json(done.as_dict()) if as_json else _show(done, job, out)

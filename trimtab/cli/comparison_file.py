@@ -1,12 +1,15 @@
 """The YAML file that describes a comparison, read into methods, questions, design and meters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from trimtab.cli.checking import NotEmpty, Within, check
+from trimtab.cli.comparison_methods import method_of
 
 if TYPE_CHECKING:
-    from trimtab.compare import Job
+    from trimtab.compare import Control, Job
     from trimtab.datasets import QuestionSet
     from trimtab.edits import Method
 
@@ -17,39 +20,57 @@ QUICK_LEFT_OUT = (
 )
 
 
+Count = Annotated[int, Within(1)]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How the model is loaded, as in `load_model`."""
+
+    dtype: str | None = None
+    device: str | None = None
+    quantization: str | None = None
+    revision: str | None = None
+
+
 @dataclass(frozen=True)
 class ComparisonFile:
-    """What the file may say; every key may be left out."""
+    """What the file may say; every key may be left out. Values are checked against these types."""
 
     model: str = "embedded"
     questions: str = "folklore"
     """A file or a name; folklore means its development part, with its final part to test on."""
     test: str | None = None
     """Another file to measure on; each fold's held-out part if not given."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use only the first so many questions."""
-    test_limit: int | None = None
-    methods: Sequence[Any] = ("few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti")
-    folds: int = 2
-    seeds: Sequence[int] = (0, 1, 2)
-    trials: int = 8
-    kl_budget: float = 0.1
-    validation: float = 0.25
-    train_sizes: Sequence[int | str] = ("all",)
-    metric: str = "true_info"
-    convention: str = "plain"
-    max_new_tokens: int = 50
+    test_limit: Count | None = None
+    methods: Annotated[Sequence[str | Mapping[str, Any]], NotEmpty()] = (
+        "few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti",
+    )  # fmt: skip
+    folds: Count = 2
+    seeds: Annotated[Sequence[Annotated[int, Within(0)]], NotEmpty()] = (0, 1, 2)
+    trials: Count = 8
+    kl_budget: Annotated[float | int, Within(0, open=True)] = 0.1
+    validation: Annotated[float | int, Within(0, 1, open=True)] = 0.25
+    train_sizes: Annotated[Sequence[Annotated[int, Within(3)] | Literal["all"]], NotEmpty()] = ("all",)
+    """Numbers of training questions for a low-data curve."""
+    low_data_methods: Sequence[str] | None = None
+    """The methods that the curve shows, as `methods` names them; all of them if not given."""
+    metric: Literal["true_info", "mc1"] = "true_info"
+    convention: Literal["plain", "lm-eval", "iti"] = "plain"
+    max_new_tokens: Count = 50
     texts: str | None = None
     """A file of neutral texts, one a line; trimtab's own if not given."""
-    load: Mapping[str, str] = field(default_factory=dict)
-    """Options of load_model: dtype, device, quantization, revision."""
+    load: Mapping[str, Any] = field(default_factory=dict)
+    """See `LoadOptions`."""
 
 
 def read_comparison_file(path: Path) -> ComparisonFile:
     """Return what a YAML file says.
 
     Raises:
-        BadValue: it cannot be read as YAML, or has keys that a comparison does not know.
+        BadValue: it cannot be read as YAML, or a key or its value is none that a comparison knows.
     """
     import yaml
 
@@ -63,10 +84,8 @@ def read_comparison_file(path: Path) -> ComparisonFile:
         raise BadValue(f"{path} cannot be read as YAML: {' '.join(str(cause).split())}") from cause
     if not isinstance(said, dict):
         raise BadValue(f"{path} must hold keys such as `methods:` and `trials:`, got {type(said).__name__}")
-    unknown = set(said) - set(ComparisonFile.__dataclass_fields__)
-    if unknown:
-        known = ", ".join(ComparisonFile.__dataclass_fields__)
-        raise BadValue(f"{path}: unknown key {sorted(map(str, unknown))[0]!r}; the keys are {known}")
+    check(said, ComparisonFile, str(path))
+    check(said.get("load", {}), LoadOptions, f"{path}: load")
     return ComparisonFile(**said)
 
 
@@ -84,25 +103,34 @@ def job_of(said: ComparisonFile) -> "Job":
     """
     from trimtab.compare import Design, Job, Meters
     from trimtab.compare.design import named
-    from trimtab.errors import BadValue
 
     questions, test = _questions(said)
-    try:
-        design = Design(
-            said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation,
-            tuple(None if n == "all" else int(n) for n in said.train_sizes),
-        )  # fmt: skip
-        meters = Meters(
-            convention=said.convention,  # pyright: ignore[reportArgumentType]
-            metric=said.metric,  # pyright: ignore[reportArgumentType]
-            max_new_tokens=said.max_new_tokens,
-            texts=None if said.texts is None else read_lines(Path(said.texts)),
-        )
-    except (TypeError, ValueError) as cause:
-        raise BadValue(
-            f"the comparison's numbers cannot be used: {cause}; see docs/comparing.md for an example"
-        ) from cause
-    return Job(named([method_of(m) for m in said.methods]), questions, test, design, meters)
+    sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
+    design = Design(said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation, sizes)
+    meters = Meters(
+        convention=said.convention,
+        metric=said.metric,
+        max_new_tokens=said.max_new_tokens,
+        texts=None if said.texts is None else read_lines(Path(said.texts)),
+    )
+    methods = [method_of(m) for m in said.methods]
+    return Job(named(methods), questions, test, design, meters, _low_data(said, methods))
+
+
+def _low_data(said: ComparisonFile, methods: "Sequence[Method | Control]") -> tuple[str, ...] | None:
+    from trimtab.cli.setup import nearest
+    from trimtab.compare.methods import name_of
+    from trimtab.errors import BadValue
+
+    if said.low_data_methods is None:
+        return None
+    # an entry's own word for it, or the name of its row
+    keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in said.methods]
+    rows = {**dict(zip(keys, map(name_of, methods), strict=True)), **{name_of(m): name_of(m) for m in methods}}
+    for name in said.low_data_methods:
+        if name not in rows:
+            raise BadValue(f"low_data_methods: {name!r} is not among the methods{nearest(name, rows)}")
+    return tuple(rows[name] for name in said.low_data_methods)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -124,72 +152,3 @@ def _questions(said: ComparisonFile) -> "tuple[QuestionSet, QuestionSet | None]"
         )
     test = None if said.test is None else read_data(said.test, limit=said.test_limit)
     return read_data(said.questions, limit=said.limit), test
-
-
-def method_of(said: Any) -> "Method":
-    """Return the method that an entry of `methods:` means.
-
-    An entry is a name (`iti`), a name with options (`lora: {r: 8}`), names joined by + for a stack, or
-    `stack: [...]` of such entries. The option `grid` adds knobs to try: `lora: {grid: {epochs: [5, 15]}}`.
-
-    Raises:
-        BadValue: an unknown name (the known ones are listed) or options that the method does not have.
-    """
-    from trimtab.compare import Stack
-
-    if isinstance(said, str) and "+" in said:
-        return Stack(tuple(method_of(part.strip()) for part in said.split("+")))
-    if isinstance(said, Mapping) and len(said) == 1:
-        name, options = next(iter(said.items()))
-        if name == "stack":
-            return Stack(tuple(method_of(part) for part in options))
-    else:
-        name, options = said, {}
-    return _made(name, dict(options or {}))
-
-
-def _made(name: Any, options: dict[str, Any]) -> "Method":
-    from trimtab.cli.setup import nearest
-    from trimtab.cli.tuning_methods import tuning_methods
-    from trimtab.compare import OnQuantized, Widened
-    from trimtab.errors import BadValue
-
-    known, tuned = known_methods(), tuning_methods()
-    key = str(name).lower()
-    if key not in known and key.removeprefix("q") not in tuned:
-        raise BadValue(f"unknown method {name!r:.60}{nearest(key, [*known, *tuned, 'qlora'])}")
-    grid = options.pop("grid", {})
-    try:
-        if key in known:
-            method = known[key](**_tuples(options))
-        else:
-            # a leading q is a tuning method on a 4-bit copy: qlora
-            plain = key in tuned
-            method = tuned[key if plain else key.removeprefix("q")].with_knobs(_tuples(options))
-            method = method if plain else OnQuantized(method)
-        knobs = tuple((knob, tuple(values)) for knob, values in grid.items())
-    except (TypeError, AttributeError) as cause:
-        raise BadValue(f"the method {name!r} cannot be made from {options!r} and grid {grid!r}: {cause}") from cause
-    return Widened(method, knobs) if knobs else method
-
-
-def known_methods() -> "dict[str, Callable[..., Method]]":
-    """Return name -> what makes the method, besides the tuning methods."""
-    from trimtab.compare import FewShot, Ready, RetrievedFewShot, RetrievedPassages
-    from trimtab.edits import NoEdit
-    from trimtab.steer import CAA, ITI
-
-    return {
-        "none": lambda: Ready(NoEdit()),
-        "few-shot": FewShot,
-        "retrieved few-shot": RetrievedFewShot,
-        "retrieved passages": RetrievedPassages,
-        "iti": ITI,
-        "iti probe": lambda **options: ITI(direction="probe", **options),
-        "random direction": lambda **options: ITI(direction="random", **options),
-        "caa": CAA,
-    }
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

@@ -1,14 +1,15 @@
-"""The comparison as pictures: intervals, Pareto fronts, low-data curve, knobs, loss curves, probes."""
+"""The comparison as pictures: intervals, Pareto fronts, low-data curve, loss curves, probes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.compare.results import Comparison, ResultRow
+from trimtab.compare.results import Comparison
+from trimtab.compare.rows import ResultRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe & Ito's colours, told apart by colour-blind readers; without the yellow, which is lost on white."""
 MARKERS = "osD^vP*X<>hd"
-Points: TypeAlias = dict[float, list[tuple[float, float | None]]]
-"""A knob's value -> (score, KL) of the trials that had it."""
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -27,13 +26,14 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def intervals_figure(rows: Sequence[ResultRow]) -> Figure:
-    """Return True*Info of every row with its 95 % interval, the unedited model's as a line."""
+    """Return True*Info of every row with its interval; the unedited model's is a line, a control's draws are ticks."""
     shown = [(row, m.estimate) for row in rows if (m := row.metrics["true_info"])]
-    figure, axes = _figure(8, 0.9 + 0.34 * max(1, len(shown)))
+    figure, axes = new_figure(8, 0.9 + 0.34 * max(1, len(shown)))
     style = styles([row.method for row, _ in shown])
     for place, (row, value) in enumerate(reversed(shown)):
         look = style[row.method]
         axes.plot([100 * value.low, 100 * value.high], [place, place], color=look["color"], linewidth=2)
+        axes.plot([100 * drawn for drawn in row.draws], [place] * len(row.draws), "|", color="grey", markersize=9)
         face = look["color"] if row.variant == "best" else "white"
         axes.plot(100 * value, place, **look, markerfacecolor=face, markersize=8, linestyle="")
     if shown:
@@ -60,7 +60,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
     """Return True*Info against KL and against the seconds to make it, each with its Pareto front."""
-    figure, (left, right) = _figure(10, 4.6, columns=2)
+    figure, (left, right) = new_figure(10, 4.6, columns=2)
     _pareto(left, rows, lambda r: r.metrics["kl"].estimate if r.metrics["kl"] else 0.0)
     left.set(xlabel="KL(unedited || edited), nats per token (prompting: 0)", ylabel="True*Info (%)", ylim=(0, 104))
     left.set_xscale("symlog", linthresh=1e-3)
@@ -93,7 +93,7 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
     """Return True*Info against the number of training questions, or None if only one number was run."""
     if len(comparison.sizes) < 2:
         return None
-    figure, axes = _figure(8, 4.6)
+    figure, axes = new_figure(8, 4.6)
     whole = max((t["n"]["train"] + t["n"]["validation"] for t in comparison.tests if t["status"] == "done"), default=0)
     curves: dict[str, list[tuple[int, Any]]] = {}
     for size in comparison.sizes:
@@ -115,63 +115,6 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def knob_points(comparison: Comparison) -> dict[str, dict[str, Points]]:
-    """Return method -> numeric knob -> value -> (score, KL) of its finished trials on all training questions."""
-    found: dict[str, dict[str, Points]] = {}
-    for trial in comparison.trials:
-        if trial["status"] != "done" or trial["size"] != comparison.sizes[-1]:
-            continue
-        for knob, value in _flat(trial["knobs"]):
-            scores = trial["validation"]["score"], trial["validation"]["kl"]
-            found.setdefault(trial["method"], {}).setdefault(knob, {}).setdefault(value, []).append(scores)
-    varied = {
-        m: {k: v for k, v in knobs.items() if len(v) > 1 and not k.endswith("draw")} for m, knobs in found.items()
-    }
-    return {m: knobs for m, knobs in varied.items() if knobs}
-
-
-def knobs_figure(comparison: Comparison) -> Figure | None:
-    """Return the validation score against every knob that varied: learning rates, strengths, numbers of shots."""
-    panels = [(m, k, points) for m, knobs in knob_points(comparison).items() for k, points in knobs.items()]
-    if not panels:
-        return None
-    n_rows = -(-len(panels) // 3)
-    figure, grid = _figure(11, 2.7 * n_rows, columns=3, rows=n_rows)
-    cells = np.atleast_1d(grid).flatten()
-    for axes, (method, knob, points) in zip(cells, panels, strict=False):
-        values = sorted(points)
-        means = [100 * float(np.mean([s for s, _ in points[v]])) for v in values]
-        axes.plot(values, means, color=PALETTE[0], marker="o", label="score")
-        for v in values:
-            axes.plot([v] * len(points[v]), [100 * s for s, _ in points[v]], ".", color=PALETTE[0], alpha=0.35)
-        drifts = [[kl for _, kl in points[v] if kl is not None] for v in values]
-        if all(drifts):
-            other = axes.twinx()
-            other.plot(values, [float(np.mean(d)) for d in drifts], color=PALETTE[1], marker="s", linestyle=":")
-            other.set_yscale("symlog", linthresh=1e-3)
-            other.tick_params(axis="y", colors=PALETTE[1], labelsize="x-small")
-        positive = min(values) > 0 and max(values) / min(values) >= 4
-        axes.set(title=f"{method}: {knob}", ylim=(0, 104), xscale="log" if positive else "linear")
-        axes.set_xticks(values, [f"{v:.2g}" for v in values], fontsize="x-small")
-        axes.minorticks_off()
-        axes.title.set_fontsize("small")
-        axes.grid(alpha=0.3)
-    for axes in cells[len(panels) :]:
-        axes.set_visible(False)
-    figure.supylabel("validation score (%)", fontsize="small")
-    return figure
-
-
-def _flat(knobs: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for key, value in knobs.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((prefix + key, float(value)))
-    return found
-
-
 def losses_figure(comparison: Comparison) -> Figure | None:
     """Return the training loss of every method's chosen trials, or None if nothing was trained.
 
@@ -185,7 +128,7 @@ def losses_figure(comparison: Comparison) -> Figure | None:
                 curves.setdefault(test["method"], []).append(losses)
     if not curves:
         return None
-    figure, axes = _figure(8, 4.2)
+    figure, axes = new_figure(8, 4.2)
     for (name, runs), look in zip(curves.items(), styles(list(curves)).values(), strict=True):
         smooth = np.array([_fiftieths(losses) for losses in runs])
         x = np.linspace(0, 1, smooth.shape[1])
@@ -209,14 +152,14 @@ def heads_figure(comparison: Comparison) -> Figure | None:
         e
         for t in comparison.tests
         if t["status"] == "done"
-        for e in [t["measured"][str(t["best"])]["edit"]]
+        for e in (m["edit"] for m in comparison.measurements(t, "best"))
         if "probe_accuracy" in e and e.get("direction") != "random"
     ]
     if not edits:
         return None
     accuracy = np.mean([e["probe_accuracy"] for e in edits], axis=0)
     layers = edits[0]["layers"]
-    figure, axes = _figure(2.2 + 0.42 * accuracy.shape[1], 1.4 + 0.36 * len(layers))
+    figure, axes = new_figure(2.2 + 0.42 * accuracy.shape[1], 1.4 + 0.36 * len(layers))
     image = axes.imshow(100 * accuracy, cmap="cividis", vmin=50, origin="lower", aspect="auto")
     counts = np.zeros(accuracy.shape, dtype=int)
     for edit in edits:
@@ -233,7 +176,8 @@ def heads_figure(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _figure(width: float | int, height: float | int, *, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float | int, height: float | int, *, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """Return a figure and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

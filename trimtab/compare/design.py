@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from trimtab.compare.control import Control
 from trimtab.compare.methods import Ready, name_of
 from trimtab.datasets import QuestionSet, neutral_texts, validation_texts
 from trimtab.edits import Edit, Method, NoEdit
@@ -34,7 +35,8 @@ class Design:
     validation: float = 0.25
     """Share of a training fold on which knobs are chosen."""
     train_sizes: tuple[int | None, ...] = (None,)
-    """Numbers of training questions, validation part included, for a low-data curve; None is all of the fold."""
+    """Numbers of training questions, validation part included, for a low-data curve; None is all of the fold. They are
+    kept by size; the last one is that of the main table."""
 
     def __post_init__(self) -> None:
         if self.folds < 1 or self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -51,6 +53,8 @@ class Design:
                 f"train_sizes must be numbers of 3 questions or more, or None for all, got {self.train_sizes}: two "
                 "are trained on and one chosen on"
             )
+        by_size = sorted(set(self.train_sizes), key=lambda n: (n is None, n or 0))
+        object.__setattr__(self, "train_sizes", tuple(by_size))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -125,14 +129,17 @@ class Parts(NamedTuple):
 class Job:
     """A comparison: methods by name, questions, design and meters."""
 
-    methods: Mapping[str, Method]
+    methods: Mapping[str, Method | Control]
     questions: QuestionSet
     test: QuestionSet | None
     """The questions to measure on; each fold's held-out part if not given."""
     design: Design
     meters: Meters = field(default_factory=Meters)
+    low_data: tuple[str, ...] | None = None
+    """The methods that are measured at the smaller numbers of training questions too; all of them if not given."""
 
     def __post_init__(self) -> None:
+        self._require_followed()
         if self.test is None and self.design.folds < 2:
             raise BadValue("one fold leaves no questions to test on; choose two or more folds, or give test questions")
         if self.test is not None:
@@ -141,6 +148,26 @@ class Job:
                 raise BadValue(f"{len(shared)} test questions are also training questions, such as {min(shared)!r}")
         for seed, fold, size in product(self.design.seeds, range(self.design.folds), self.design.train_sizes):
             self.parts(Unit("", fold, seed, size))
+
+    def _require_followed(self) -> None:
+        unknown = set(self.low_data or ()) - set(self.methods)
+        if unknown:
+            raise BadValue(f"the low-data curve asks for {min(unknown)!r}; the methods are {', '.join(self.methods)}")
+        for name, method in self.methods.items():
+            if not isinstance(method, Control):
+                continue
+            if method.follows not in self.methods or isinstance(self.methods[method.follows], Control):
+                raise BadValue(
+                    f"{name!r} takes the setting that {method.follows!r} chose, which is not among the methods; add it"
+                )
+            if self.low_data is not None and name in self.low_data and method.follows not in self.low_data:
+                raise BadValue(f"the low-data curve asks for {name!r} and lacks {method.follows!r}, which it follows")
+
+    def methods_at(self, size: int | None) -> list[str]:
+        """Return the methods to measure at one number of training questions, in their order; the baseline at all."""
+        if self.low_data is None or size == self.design.train_sizes[-1]:
+            return list(self.methods)
+        return [name for name in self.methods if name == BASELINE or name in self.low_data]
 
     def _folds(self, seed: int) -> list[tuple[QuestionSet, QuestionSet]]:
         n = self.design.folds
@@ -153,9 +180,12 @@ class Job:
 
     @property
     def units(self) -> list[Unit]:
-        """Every unit, cheap to lose first: all methods of one fold and seed before the next."""
-        d = self.design
-        return [Unit(m, f, s, n) for n in d.train_sizes for s in d.seeds for f in range(d.folds) for m in self.methods]
+        """Every unit, cheap to lose first: all methods of one fold and seed before the next, controls last."""
+        d, units = self.design, []
+        for size in d.train_sizes:
+            names = sorted(self.methods_at(size), key=lambda name: isinstance(self.methods[name], Control))
+            units += [Unit(m, f, s, size) for s in d.seeds for f in range(d.folds) for m in names]
+        return units
 
     def parts(self, unit: Unit) -> Parts:
         """Return a unit's questions: they depend on fold, seed and size only, so they are the same for every method.
@@ -183,15 +213,20 @@ class Job:
         )
 
     def settings(self, method: str) -> list[Mapping[str, Any]]:
-        """Return the settings that a method tries: the same ones in every fold and under every seed."""
-        grid = list(self.methods[method].grid)
+        """Return the settings that a method tries, or a control's draws: the same ones everywhere."""
+        chosen = self.methods[method]
+        if isinstance(chosen, Control):
+            return [{"draw": number} for number in range(chosen.draws)]
+        grid = list(chosen.grid)
         if len(grid) <= self.design.trials:
             return grid
         order = np.random.default_rng(0).permutation(len(grid))[: self.design.trials]
         return [grid[i] for i in sorted(order)]
 
 
-def named(methods: Sequence[Method | Edit] | Mapping[str, Method | Edit]) -> dict[str, Method]:
+def named(
+    methods: Sequence[Method | Edit | Control] | Mapping[str, Method | Edit | Control],
+) -> dict[str, Method | Control]:
     """Return methods by name, ready edits made into methods, and the unedited model first.
 
     Raises:
@@ -200,10 +235,10 @@ def named(methods: Sequence[Method | Edit] | Mapping[str, Method | Edit]) -> dic
     pairs = list(methods.items()) if isinstance(methods, Mapping) else [(name_of(m), m) for m in methods]
     if not pairs:
         raise BadValue("no methods to compare; give one or more, such as trimtab.steer.ITI()")
-    found: dict[str, Method] = {BASELINE: Ready(NoEdit())}
+    found: dict[str, Method | Control] = {BASELINE: Ready(NoEdit())}
     for name, method in pairs:
         ready = Ready(method) if isinstance(method, Edit) and not isinstance(method, Method) else method
-        if isinstance(method, type) or not isinstance(ready, Method):
+        if isinstance(method, type) or not isinstance(ready, Method | Control):
             raise BadValue(
                 f"{method!r:.60} is neither a Method (grid, fit) nor an Edit; methods are instances, as ITI()"
             )
@@ -211,7 +246,7 @@ def named(methods: Sequence[Method | Edit] | Mapping[str, Method | Edit]) -> dic
             raise BadValue(f"{BASELINE!r} is the name of the unedited model; give the method another one")
         if name in found and name != BASELINE:
             raise BadValue(f"two methods are called {name!r}; pass a mapping from names to methods")
-        if not list(ready.grid):
+        if isinstance(ready, Method) and not list(ready.grid):
             raise BadValue(f"the method {name!r} has an empty grid; it needs one setting or more, {{}} if no knobs")
         found[name] = ready
     return found

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.compare.control import Control
 from trimtab.compare.design import Job, Unit
 from trimtab.compare.markdown import table_lines
 from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, measuring
@@ -68,8 +69,9 @@ class Plan:
 def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
     """Return the plan of a comparison, with times from its own records where there are any.
 
-    Without records every method is fitted on a few questions and its meters run on a few, each at two sizes, so that
-    what a call costs anyway is told from what grows with questions, texts or optimiser steps.
+    Without records every method is fitted on a few training questions and its meters run on a few validation questions,
+    each at two sizes, so that what a call costs anyway is told from what grows with questions, texts or optimiser
+    steps. Test questions are counted, never shown.
     """
     folder = RunFolder(out)
     first, unedited = job.parts(job.units[0]), None
@@ -80,7 +82,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
         settings, seconds, basis = job.settings(name), 0.0, "finished"
         if missing:
             with random_state_kept(model):
-                unedited = unedited or measuring(model, tokenizer, NoEdit(), first.test, job.meters)
+                unedited = unedited or measuring(model, tokenizer, NoEdit(), first.validation, job.meters)
                 try:
                     cost = _Cost.of(model, tokenizer, job, name, unedited)
                 except TrimtabError as why:  # the run goes on without a method that fails, and so does its plan
@@ -112,29 +114,37 @@ class _Cost:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, job: Job, name: str, unedited: Measuring) -> _Cost:
         """Time the method; prompts change what answers cost, so that they are timed with the method's own edit."""
-        method, knobs = job.methods[name], job.settings(name)[0]
-        train, test = job.parts(job.units[0]).train, job.parts(job.units[0]).test
+        given = job.methods[name]
+        # a control costs what fitting the method that it follows costs, and then only its measurements
+        fitted = given.follows if isinstance(given, Control) else name
+        method: Any = job.methods[fitted]
+        knobs, (train, validation, _) = job.settings(fitted)[0], job.parts(job.units[0])
         fits = fitting(model, tokenizer, method, knobs, train)
         if any(tuned for _, tuned, _ in fits.parts):
             # a tuned model answers about as fast as the model itself; fitting another one would take longer
             return cls(fits, unedited, prompts=False)
         edit = method.fit(model, tokenizer, train[: FITTED_ON[1]], knobs=knobs)
-        return cls(fits, measuring(model, tokenizer, edit, test, job.meters), only_prompts(edit))
+        return cls(fits, measuring(model, tokenizer, edit, validation, job.meters), only_prompts(edit))
 
     def unit(self, job: Job, unit: Unit, folder: RunFolder, seen: list[dict[str, Any]]) -> float:
         """Return the seconds of what is missing of a unit."""
         parts, settings, meters = job.parts(unit), job.settings(unit.method), job.meters
         left = [knobs for number, knobs in enumerate(settings) if folder.read(unit, number) is None]
         choosing, last = meters.neutral()
+        both = self.measuring.answer.at(len(parts.test)) + self.measuring.choice.at(len(parts.test))
+        once = both + self._drift.at(len(last)) + self.measuring.speed
+        control = isinstance(job.methods[unit.method], Control)
         if seen:
             trials = len(left) * sum(sum(t["seconds"].values()) for t in seen) / len(seen)
+        elif control:
+            trials = self.fitting.seconds(parts.train, {}) + len(left) * once
         else:
             fits = [self.fitting.seconds(parts.train, knobs) for knobs in left]
             score = self.measuring.choice if meters.metric == "mc1" else self.measuring.answer
             each = score.at(len(parts.validation)) + self._drift.at(len(choosing))
             trials = (max(fits, default=0.0) if self.fitting.shared else sum(fits)) + len(left) * each
-        both = self.measuring.answer.at(len(parts.test)) + self.measuring.choice.at(len(parts.test))
-        once = both + self._drift.at(len(last)) + self.measuring.speed
+        if control:
+            return trials
         return trials + once * (1 if self.prompts or len(settings) == 1 else LAST_MEASUREMENTS)
 
     @property

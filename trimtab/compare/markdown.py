@@ -6,31 +6,35 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.compare.results import Comparison, ResultRow
+from trimtab.compare.results import Comparison
+from trimtab.compare.rows import ResultRow
 from trimtab.compare.statistics import PairedDifference, Spread
 
 PERCENT = {"true_info": "True*Info", "true": "True", "info": "Info", "mc1": "MC1", "mc2": "MC2"}
 NATS = {"ce": "CE", "kl": "KL"}
-QUALITY = ("", *PERCENT.values(), *NATS.values())
+QUALITY = ("", *PERCENT.values(), *NATS.values(), "KL budget", "measured")
 DIFFERENCES = ("", "True*Info − baseline", "p", "p (Holm)", "MC1 − baseline", "p", "p (Holm)", "questions")
 COSTS = ("", "fitted or stored numbers", "on disk", "seconds to make", "peak memory", "ms per token", "chosen settings")
 HOW_TO_READ = (
     "True*Info is mean(True) x mean(Info). Percentages and CE, KL (nats per token on neutral text, against the "
-    "unedited model; none for prompting) are means with 95 % intervals: questions (or texts) "
-    "resampled, seeds averaged inside; "
-    "± is the standard deviation between seeds. Differences are paired by question; p by a sign-flip test over "
-    "questions, then corrected by Holm's procedure over the rows of the table. Every method tried settings on "
-    "validation questions, up to the same number, drawn once for all folds and seeds. Where the best setting was over "
-    "the KL budget in some fold or seed, a row 'within KL budget' shows the best that kept it; the budget is for the "
-    "texts that settings are chosen on, the KL shown is that of other texts."
+    "unedited model; none for prompting) are means with 95 % intervals: questions (or texts) resampled, seeds averaged "
+    "inside; ± is the standard deviation between seeds. A random control took the setting that the method it follows "
+    "chose; its intervals are over draws, and it is not tested. Differences are paired by question; p by a sign-flip "
+    "test over questions, then corrected by Holm's procedure over the rows of the table. Every method tried settings "
+    "on validation questions, up to the same number, drawn once for all folds and seeds. KL budget 'kept': in every "
+    "fold and seed the best setting is also the best one within the budget, so that one row is both results. Where it "
+    "was not, a second row shows the best that kept it; the budget is for the texts that settings are chosen on, the KL "
+    "shown is that of other texts. 'Measured' counts folds times seeds."
 )
 CAVEATS = (
     "An exact judge knows only the answers that the question lists: a true answer in other words counts as neither.",
-    "Intervals and p-values resample questions, not folds, seeds or random directions: the spread between seeds stands "
-    "beside them, and a row of random directions is one draw a seed.",
-    "Methods had equal numbers of trials, not equal times or equal shares of their grids. Times were taken while "
-    "whatever else ran on the machine was running; where several processes shared it they say little.",
-    "A knob's panel averages over the other knobs, which few trials do not separate.",
+    "Intervals and p-values resample questions, not folds or seeds: the spread between seeds stands beside them. A "
+    "random control's intervals resample draws; its mean hides that some draws act and others do not.",
+    "Methods had equal numbers of trials, not equal times or equal shares of their grids: where a method tried fewer "
+    "settings than its grid has, its knobs changed together, and which of them acted cannot be told from few trials.",
+    "Times were taken while whatever else ran on the machine was running. Those marked 'n at once' were taken while up "
+    "to n processes of the comparison shared the device, those marked '?' in a run that did not record how many: they "
+    "say little.",
     "Few-shot and retrieval see the training questions in the prompt; steering and tuning see them when they are "
     "fitted. A model that already knows the answers can be pushed to give them; one that does not cannot.",
 )
@@ -39,7 +43,17 @@ CAVEATS = (
 def quality_cells(row: ResultRow) -> list[str]:
     """Return a row's measurements as text."""
     percent = [_spread(row.metrics[m], percent=True) for m in PERCENT]
-    return [row.name, *percent, *(_spread(row.metrics[m], percent=False) for m in NATS)]
+    nats = (_spread(row.metrics[m], percent=False) for m in NATS)
+    draws = f", {len(row.draws)} draws" if row.draws else ""
+    return [row.name, *percent, *nats, _budget(row), f"{row.n_done} of {row.n_units}{draws}"]
+
+
+def _budget(row: ResultRow) -> str:
+    if row.variant == "within":
+        return "chosen within it" if row.n_done else "none within"
+    if row.n_kept is None:
+        return "-"
+    return "kept" if row.n_kept == row.n_done else f"kept in {row.n_kept} of {row.n_done}"
 
 
 def difference_cells(row: ResultRow) -> list[str]:
@@ -53,14 +67,15 @@ def difference_cells(row: ResultRow) -> list[str]:
 def cost_cells(row: ResultRow) -> list[str]:
     """Return a row's costs as text."""
     c = row.costs
+    crowd = {None: " (?)", 0: "", 1: ""}.get(row.n_at_once, f" ({row.n_at_once} at once)")
     return [
         row.name,
         "-" if c["trainable_parameters"] is None else f"{c['trainable_parameters']:,.0f}",
         size(c["bytes_on_disk"]),
-        "-" if c["seconds"] is None else f"{c['seconds']:.3g}",
+        "-" if c["seconds"] is None else f"{c['seconds']:.3g}{crowd}",
         size(c["peak_bytes"]),
-        "-" if c["ms_per_token"] is None else f"{c['ms_per_token']:.3g}",
-        "; ".join(f"{_knobs(s)} ({n}x)" for s, n in row.settings[:3]) or "-",
+        "-" if c["ms_per_token"] is None else f"{c['ms_per_token']:.3g}{crowd}",
+        "; ".join(f"{knobs_text(json.loads(s))} ({n}x)" for s, n in row.settings[:3]) or "-",
     ]
 
 
@@ -76,7 +91,7 @@ def size(n_bytes: float | int | None) -> str:
 
 def status(comparison: Comparison) -> str:
     """Return a sentence on how far the run has got."""
-    whole = len(comparison.methods) * len(comparison.sizes) * comparison.n_units
+    whole = comparison.n_planned
     failed = sum(t["status"] == "failed" for t in comparison.tests)
     failures = f" {failed} of them failed; the notes say why." if failed else ""
     if comparison.finished:
@@ -84,8 +99,9 @@ def status(comparison: Comparison) -> str:
     return f"NOT FINISHED: {len(comparison.tests)} of {whole} measurements are there.{failures}"
 
 
-def facts(specification: Mapping[str, Any]) -> dict[str, str]:
+def facts(comparison: Comparison) -> dict[str, str]:
     """Return what was run and on what, for reading."""
+    specification = comparison.specification
     s, design, meters, model = specification, specification["design"], specification["meters"], specification["model"]
     questions = f"{s['questions']['n']} of {s['questions']['name']} (hash {s['questions']['fingerprint']})"
     test = s["test"] and f"{s['test']['n']} of {s['test']['name']} (hash {s['test']['fingerprint']})"
@@ -99,13 +115,16 @@ def facts(specification: Mapping[str, Any]) -> dict[str, str]:
         "Judge": f"{meters['judge']}, answers of up to {meters['max_new_tokens']} tokens, greedy; multiple choice "
         f"{meters['convention']}",
         "Neutral texts": f"hash {meters['texts']}",
-        "Hardware": s["hardware"],
-        "Versions": ", ".join(f"{k} {v}" for k, v in s["versions"].items()),
+        "Hardware": "; ".join(f"{name}: {n} records" for name, n in comparison.machines.items()) or "nothing run yet",
+        "Processes that shared a device": "; ".join(f"{n}: {count} records" for n, count in comparison.crowds.items()),
+        "Versions of the process that began the run": ", ".join(f"{k} {v}" for k, v in s["versions"].items()),
     }
 
 
 def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     """Return status, tables, notes and facts as Markdown."""
+    from trimtab.compare.knobs import SETTINGS, tried
+
     rows = comparison.rows(comparison.sizes[-1])
     lines = [f"# {title}", "", status(comparison), "", HOW_TO_READ, ""]
     lines += [*table_lines(QUALITY, map(quality_cells, rows)), ""]
@@ -114,10 +133,11 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     for smaller in comparison.sizes[:-1]:
         lines += [f"## {smaller or 'All'} training questions", ""]
         lines += [*table_lines(QUALITY, map(quality_cells, comparison.rows(smaller))), ""]
+    lines += ["## Settings tried", "", *table_lines(SETTINGS, tried(comparison)), ""]
     notes = [f"- {row.name}: {note}" for row in rows for note in row.notes]
     lines += ["## Notes", "", *(notes or ["- none"]), "", "## Caveats", "", *(f"- {c}" for c in CAVEATS), ""]
     lines += ["## What was run", ""]
-    lines += [f"- {key}: {value}" for key, value in facts(comparison.specification).items()]
+    lines += [f"- {key}: {value}" for key, value in facts(comparison).items()]
     lines += [f"- {name}: `{text}`" for name, text in comparison.specification["methods"].items()]
     return "\n".join(lines) + "\n"
 
@@ -144,13 +164,10 @@ def _difference(value: PairedDifference | None) -> list[str]:
     return [f"{100 * d:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", f"{value.p:.4f}", f"{value.p_holm:.4f}"]
 
 
-def _knobs(text: str) -> str:
-    return _plain(json.loads(text)) or "no knobs"
-
-
-def _plain(knobs: Mapping[str, Any]) -> str:
+def knobs_text(knobs: Mapping[str, Any]) -> str:
+    """Return a setting for reading."""
     parts = (
-        f"{k}: {_plain(v)}" if isinstance(v, Mapping) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+        f"{k}: {knobs_text(v)}" if isinstance(v, Mapping) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
         for k, v in knobs.items()
     )
-    return ", ".join(parts)
+    return ", ".join(parts) or "no knobs"

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,20 @@ def stored_bytes(edit: Edit) -> int:
         path = Path(folder) / "edit"
         save(path)
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def costs(edit: Edit, peak: Peak | None = None) -> dict[str, Any]:
+    """Return what making an edit took, with its training losses if it was trained, as plain values."""
+    peak = peak or Peak()
+    cost = {**asdict(edit.cost), "bytes_on_disk": stored_bytes(edit), "peak_bytes": peak.bytes, "peak_kind": peak.kind}
+    losses = _losses(edit)
+    return {**cost, **({"losses": losses} if losses else {})}
+
+
+def _losses(edit: Any) -> list[float]:
+    """Return the training losses of an edit, or of the first part of it that was trained."""
+    parts = [edit, getattr(edit, "edit", None), *getattr(edit, "edits", ())]
+    return next((list(p.record["losses"]) for p in parts if "losses" in getattr(p, "record", ())), [])
 
 
 def milliseconds_per_token(

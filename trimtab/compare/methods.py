@@ -153,6 +153,13 @@ class Stack:
         names = [name_of(m) for m in self.methods]
         if len(names) < 2 or len(set(names)) < len(names):
             raise BadValue(f"a stack needs two or more methods of different names, got {', '.join(names) or 'none'}")
+        prompting = FewShot | RetrievedFewShot | RetrievedPassages
+        for i, method in enumerate(self.methods):
+            lost = [name_of(m) for m in self.methods[:i] if not isinstance(m, prompting)]
+            if lost and getattr(method, "replaces_model", False):
+                raise BadValue(
+                    f"{names[i]} answers with a model of its own, on which {lost[0]} would not act; put it first"
+                )
 
     @property
     def name(self) -> str:

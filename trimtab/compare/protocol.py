@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.compare.design import Design, Job, Meters, digest, named
+from trimtab.compare.control import Control
+from trimtab.compare.design import Design, Job, Meters, named
 from trimtab.compare.records import RunFolder
 from trimtab.compare.results import Comparison
+from trimtab.compare.specification import specification
 from trimtab.compare.worker import Worker
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit, Method
 from trimtab.evaluate.generation import checked_verdict
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.tokens import input_device
 from trimtab.progress import tracked
-from trimtab.storage import versions
 
 POLL_SECONDS = 2.0
 
@@ -27,7 +26,7 @@ def run(
     model: Any,
     tokenizer: Any,
     questions: QuestionSet,
-    methods: Sequence[Method | Edit] | Mapping[str, Method | Edit],
+    methods: Sequence[Method | Edit | Control] | Mapping[str, Method | Edit | Control],
     *,
     folds: int = 2,
     seeds: Sequence[int] = (0, 1, 2),
@@ -65,63 +64,66 @@ def run(
 
 
 def run_job(
-    model: Any, tokenizer: Any, job: Job, out: str | Path, *, stop_after: float | int | None = None
+    model: Any,
+    tokenizer: Any,
+    job: Job,
+    out: str | Path,
+    *,
+    stop_after: float | int | None = None,
+    retry_failed: bool = False,
+    redo_changed: bool = False,
 ) -> Comparison:
     """Do what is missing in the run folder and return the comparison as it then stands.
 
-    Several processes may call this on one folder: each claims units that no other has. No new trial is started
-    after `stop_after` seconds; the rest is left to the next call.
+    Several processes may call this on one folder: each claims units that no other has.
+
+    Args:
+        stop_after: start no new trial after so many seconds; the rest is left to the next call.
+        retry_failed: try again the job's trials that are recorded as failed, and measure their units again.
+        redo_changed: do anew the methods whose settings differ from those in the folder.
+
+    Raises:
+        BadValue: the judge does not judge.
+        Incompatible: the folder holds something else.
     """
     _require_judge(job)
     folder = RunFolder(out)
-    folder.open_for(specification(job, model))
+    folder.open_for(specification(job, model), redo_changed=redo_changed)
     ends = None if stop_after is None else time.monotonic() + stop_after
     worker = Worker(model, tokenizer, job, folder, ends)
+    with folder.working(worker.place):
+        if retry_failed:
+            forget_failures(folder, job)
+        _work(worker, job)
+    return Comparison.load(out)
+
+
+def _work(worker: Worker, job: Job) -> None:
     waiting = [u for u in job.units if not worker.done(u)]
     while waiting and not worker.late:
         for unit in tracked(waiting, "comparing"):
-            with folder.claim(unit) as mine:
+            with worker.folder.claim(unit) as mine:
                 if mine and not worker.late:
                     worker.do(unit)
         waiting = [u for u in waiting if not worker.done(u)]
         if waiting and not worker.late:
             time.sleep(POLL_SECONDS)  # another process has them; should it die, its claims come free
-    return Comparison.load(out)
 
 
-def specification(job: Job, model: Any) -> dict[str, Any]:
-    """Return what makes two runs the same comparison, as plain values."""
-    return {
-        "design": job.design.as_dict(),
-        "meters": job.meters.as_dict(),
-        "model": _identity(model),
-        "questions": _described(job.questions),
-        "test": _described(job.test) if job.test else None,
-        "methods": {name: repr(method) for name, method in job.methods.items()},
-        "versions": versions(),
-        "hardware": hardware(model),
-    }
+def forget_failures(folder: RunFolder, job: Job) -> int:
+    """Delete what failed in the job's units that nobody works on, so that it is done again; return how many records.
 
-
-def hardware(model: Any) -> str:
-    """Return the name of what the model runs on."""
-    import platform
-
-    import torch
-
-    device = input_device(model)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
-
-
-def _identity(model: Any) -> dict[str, Any]:
-    made_on = fingerprint(model)
-    return {**made_on, "sample": digest(made_on["sample"])}
-
-
-def _described(questions: QuestionSet) -> dict[str, Any]:
-    return {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}
+    A unit's last measurement goes with its failed trials, and a control's draws with those of the method it follows.
+    """
+    forgotten = 0
+    for unit in job.units:
+        with folder.claim(unit) as mine:
+            gone = folder.forget(unit, only_failed=True) if mine else 0
+        if gone:
+            followers = [n for n, m in job.methods.items() if isinstance(m, Control) and m.follows == unit.method]
+            gone += sum(folder.forget(unit._replace(method=name)) for name in followers)
+        forgotten += gone
+    return forgotten
 
 
 def _require_judge(job: Job) -> None:

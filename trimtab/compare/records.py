@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import json
 import re
+import traceback
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trimtab.compare.design import Unit, digest
-from trimtab.errors import Incompatible
+from trimtab.compare.specification import grown
+from trimtab.errors import Incompatible, TrimtabError
 from trimtab.storage import check_writable, write_json
 
 RUN_KIND = "comparison"
@@ -24,8 +27,12 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def open_for(self, specification: Mapping[str, Any]) -> None:
-        """Make the folder, or check that it holds the same comparison; methods may be added to it.
+    def open_for(self, specification: Mapping[str, Any], *, redo_changed: bool = False) -> None:
+        """Make the folder, or check that it holds the same comparison; methods and training sizes may be added to it.
+
+        Args:
+            specification: what the run compares (trimtab/compare/specification.py).
+            redo_changed: forget the records of methods whose settings have changed, and of their controls.
 
         Raises:
             Incompatible: the folder holds something else, or a comparison that differs in what is named.
@@ -40,19 +47,24 @@ class RunFolder:
             if held is None:
                 write_json(self.path / "record.json", {"kind": RUN_KIND, **specification})
                 return
-            methods = {**held["methods"], **specification["methods"]}
-            ours, theirs = ({**s, "methods": None} for s in (specification, held))
-            differing = [k for k in ours if k not in ("versions", "hardware") and ours[k] != theirs.get(k)]
-            differing += [
-                f"method {m!r}" for m in specification["methods"] if methods[m] != held["methods"].get(m, methods[m])
-            ]
-            if differing:
+            try:
+                whole, changed = grown(held, specification)
+            except Incompatible as why:
                 raise Incompatible(
-                    f"{self.path} holds another comparison: it differs in {', '.join(differing)}; name another folder, "
-                    "or go on with the same settings"
+                    f"{self.path} holds another comparison: {why}; name another folder, or go on with the same settings"
+                ) from why
+            if changed and not redo_changed:
+                raise Incompatible(
+                    f"{self.path} holds another comparison: it differs in "
+                    f"{', '.join(f'method {m!r}' for m in sorted(changed))}; name another folder, go on with the same "
+                    "settings, or do these methods anew with --redo-changed"
                 )
-            if methods != held["methods"]:
-                write_json(self.path / "record.json", {**held, "kind": RUN_KIND, "methods": methods})
+            # first the records: killed in between, the next call finds the old specification and does this again
+            for path in self._files() if changed else ():
+                if _read(path)["method"] in changed:
+                    path.unlink()
+            if whole != held:
+                write_json(self.path / "record.json", {"kind": RUN_KIND, **whole})
 
     def _refuse_strangers(self) -> None:
         # another worker may be making the same folder at this moment: its locks and temporary files are no strangers
@@ -83,13 +95,10 @@ class RunFolder:
 
     def read(self, unit: Unit, step: int | str) -> dict[str, Any] | None:
         """Return the record of a unit's trial (its number) or of its last measurement (`TEST`), None if missing."""
-        path = self._file(unit, step)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return _read(self._file(unit, step))
         except FileNotFoundError:
             return None
-        except ValueError as cause:
-            raise Incompatible(f"{path} is not valid JSON; delete it and run again") from cause
 
     def write(self, unit: Unit, step: int | str, record: Mapping[str, Any]) -> None:
         """Write a record, atomically; there must be none yet."""
@@ -98,16 +107,49 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**unit._asdict(), "step": step, **record})
 
-    def forget_failures(self) -> int:
-        """Delete the records of what failed, so that running again tries it again; return how many there were."""
-        failed = [p for p in self._files() if json.loads(p.read_text(encoding="utf-8"))["status"] == "failed"]
-        for path in failed:
+    def forget(self, unit: Unit, *, only_failed: bool = False) -> int:
+        """Delete a unit's records and return how many there were.
+
+        If only what failed is to go, its last measurement goes too, as it was chosen without the failed trials; where
+        nothing failed nothing goes.
+        """
+        paths = sorted(self._file(unit, TEST).parent.glob("*.json"))
+        if only_failed:
+            failed = [p for p in paths if _read(p)["status"] == "failed"]
+            paths = [p for p in paths if failed and (p in failed or p == self._file(unit, TEST))]
+        for path in paths:
             path.unlink()
-        return len(failed)
+        return len(paths)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return all records, in a fixed order."""
-        return [json.loads(path.read_text(encoding="utf-8")) for path in self._files()]
+        """Return all records, in a fixed order.
+
+        Raises:
+            Incompatible: one is damaged.
+        """
+        return [_read(path) for path in self._files()]
+
+    @contextlib.contextmanager
+    def working(self, place: str) -> Iterator[None]:
+        """Count this process among those that work on the run at a place while the block lasts."""
+        name = f"worker-{uuid.uuid4().hex}"
+        with self._locked(name) as file:
+            file.write(place)
+            file.flush()
+            yield
+            (self.path / "locks" / f"{name}.lock").unlink(missing_ok=True)
+
+    def n_working(self, place: str) -> int:
+        """Return how many processes work on the run at a place."""
+        found = 0
+        for path in (self.path / "locks").glob("worker-*.lock"):
+            with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
+                try:
+                    # whoever counts shares the lock with others that count; only a living worker holds it alone
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found += file.read() == place
+        return found
 
     @contextlib.contextmanager
     def claim(self, unit: Unit) -> Iterator[bool]:
@@ -124,12 +166,12 @@ class RunFolder:
             yield mine
 
     @contextlib.contextmanager
-    def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+    def _locked(self, name: str, *, wait: bool = True) -> Iterator[TextIO]:
         folder = self.path / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.lock").open("w") as file:
+        with (folder / f"{name}.lock").open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            yield
+            yield file
 
     def _file(self, unit: Unit, step: int | str) -> Path:
         name = f"trial-{step:03d}" if isinstance(step, int) else step
@@ -139,8 +181,23 @@ class RunFolder:
         return sorted((self.path / "records").glob("*/*.json"))
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise Incompatible(f"{path} is not valid JSON; delete it and run again") from cause
+
+
 def _stem(unit: Unit) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", unit.method.lower()).strip("-")
     size = "" if unit.size is None else f"-n{unit.size}"
     # the hash keeps names apart that differ only in case or signs
     return f"{slug}-{digest(unit.method)[:4]}{size}-fold{unit.fold}-seed{unit.seed}"
+
+
+def why(mistake: Exception) -> str:
+    """Return what went wrong, and where if it is no user's mistake."""
+    if isinstance(mistake, TrimtabError):
+        return str(mistake)
+    place = traceback.extract_tb(mistake.__traceback__)[-1]
+    return f"{type(mistake).__name__}: {mistake} ({Path(place.filename).name}, line {place.lineno})"

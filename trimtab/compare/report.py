@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.compare import charts
 from trimtab.compare.design import BASELINE
+from trimtab.compare.knobs import SETTINGS, knobs_figure, tried
 from trimtab.compare.markdown import (
     CAVEATS,
     COSTS,
@@ -24,7 +25,8 @@ from trimtab.compare.markdown import (
     status,
     to_markdown,
 )
-from trimtab.compare.results import Comparison, ResultRow, measured
+from trimtab.compare.results import Comparison
+from trimtab.compare.rows import ResultRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +71,10 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         f"<p>{_safe(HOW_TO_READ)}</p>",
         "<h2>What it does</h2>",
         _table(QUALITY, map(quality_cells, rows)),
-        _picture(charts.intervals_figure(rows), "Filled: best settings. Hollow: best within the KL budget."),
+        _picture(
+            charts.intervals_figure(rows),
+            "Filled: best settings. Hollow: best within the KL budget. Grey ticks: a control's draws.",
+        ),
         "<h2>Against the unedited model</h2>",
         _table(DIFFERENCES, (difference_cells(r) for r in rows if r.differences)),
         "<h2>What it costs</h2>",
@@ -78,9 +83,12 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         _section("Few training questions", charts.low_data_figure(comparison), "Bands: 95 % intervals over questions."),
         _section(
             "Knobs",
-            charts.knobs_figure(comparison),
-            "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis).",
+            knobs_figure(comparison),
+            "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis). "
+            "Lines join settings that differ in this knob alone; 'never alone': no two tried settings do, so that the "
+            "panel says nothing about the knob itself.",
         ),
+        *_tried(comparison),
         _section(
             "Loss curves",
             charts.losses_figure(comparison),
@@ -131,6 +139,11 @@ def _cell(text: str) -> str:
     return re.sub(r"^(.*?) (\[.*)$", r"\1<small>\2</small>", _safe(text))
 
 
+def _tried(comparison: Comparison) -> list[str]:
+    lines = tried(comparison)
+    return ["<h2>Settings tried</h2>", _table(SETTINGS, lines)] if lines else []
+
+
 def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
     """Return the first test questions with every method's answers side by side."""
     base = [t for t in comparison.of(BASELINE, comparison.sizes[-1]) if t["status"] == "done"]
@@ -142,7 +155,7 @@ def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
         for test in comparison.of(row.method, row.size):
             same = all(test[key] == base[0][key] for key in ("fold", "seed"))
             if same and test["status"] == "done":
-                columns[row.method] = {q["question"]: q for q in measured(test, "best")["questions"]}
+                columns[row.method] = {q["question"]: q for q in comparison.measurements(test, "best")[0]["questions"]}
     asked = list(columns[BASELINE])[:N_ANSWERS]
     head = "".join(f"<th>{_safe(name)}</th>" for name in ("", *columns))
     lines = []
@@ -159,7 +172,7 @@ def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _facts(comparison: Comparison) -> str:
-    rows = {**facts(comparison.specification), **comparison.specification["methods"]}
+    rows = {**facts(comparison), **comparison.specification["methods"]}
     body = "\n".join(f"<tr><td>{_safe(k)}</td><td>{_safe(v)}</td></tr>" for k, v in rows.items())
     return f'<div class="scroll"><table class="text"><tbody>{body}</tbody></table></div>'
 

@@ -1,80 +1,18 @@
-"""Comparison: the records of a run as rows with intervals, paired differences and costs."""
+"""Comparison: the records of a run, and the rows that they make."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from trimtab.compare.design import BASELINE, Unit
 from trimtab.compare.records import TEST, RunFolder
-from trimtab.compare.statistics import PairedDifference, Spread, first, holm, paired, product, question_means, spread
+from trimtab.compare.rows import ResultRow, Variant, corrected, row_of
+from trimtab.compare.specification import joined, planned
 from trimtab.errors import BadValue, Incompatible
-
-Variant = Literal["best", "within"]
-COLUMNS = {
-    "true_info": ("true", "informative"),
-    "true": ("true",),
-    "info": ("informative",),
-    "mc1": ("mc1",),
-    "mc2": ("mc2",),
-}
-"""Metric -> the columns of a question's record whose means make it."""
-TESTED = ("true_info", "mc1")
-Values = dict[int, dict[str, list[list[float]]]]
-"""seed -> question (or neutral text) -> its measurements."""
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """One method's result over all folds and seeds, for its best settings or its best ones within the KL budget."""
-
-    method: str
-    variant: Variant
-    size: int | None
-    """Number of training questions; None is all of the fold."""
-    metrics: dict[str, Spread | None]
-    """True*Info, True, Info, MC1, MC2, CE, KL; None where it was not measured (CE and KL of prompting)."""
-    differences: dict[str, PairedDifference]
-    """To the unedited model, for True*Info and MC1; empty for the unedited model itself."""
-    costs: dict[str, float | None]
-    """Medians over folds and seeds: trainable_parameters, bytes_on_disk, seconds, peak_bytes, ms_per_token."""
-    settings: tuple[tuple[str, int], ...]
-    """The chosen knobs as text, each with how often it was chosen."""
-    n_done: int
-    n_units: int
-    notes: tuple[str, ...]
-    """What the reader must know: failures, folds missing, folds without a setting within the budget."""
-
-    @property
-    def name(self) -> str:
-        """The method's name, and that the budget was kept where that is another result."""
-        return self.method if self.variant == "best" else f"{self.method} (within KL budget)"
-
-    @property
-    def complete(self) -> bool:
-        """Whether every fold and seed was measured."""
-        return self.n_done == self.n_units
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            "method": self.method,
-            "variant": self.variant,
-            "train_size": self.size,
-            "metrics": {m: s and s.as_dict() for m, s in self.metrics.items()},
-            "differences": {m: d.as_dict() for m, d in self.differences.items()},
-            "costs": self.costs,
-            "settings": dict(self.settings),
-            "n_done": self.n_done,
-            "n_units": self.n_units,
-            "notes": list(self.notes),
-        }
 
 
 @dataclass(frozen=True)
@@ -104,8 +42,8 @@ class Comparison:
 
     @property
     def sizes(self) -> list[int | None]:
-        """Numbers of training questions that were planned."""
-        return list(self.specification["design"]["train_sizes"])
+        """Numbers of training questions that were planned; the last one, None where it is all, is the main table's."""
+        return list(planned(self.specification))
 
     @property
     def n_units(self) -> int:
@@ -114,9 +52,14 @@ class Comparison:
         return design["folds"] * len(design["seeds"])
 
     @property
+    def n_planned(self) -> int:
+        """Last measurements of a finished run."""
+        return self.n_units * sum(len(methods) for methods in planned(self.specification).values())
+
+    @property
     def finished(self) -> bool:
         """Whether every method was measured, or recorded as failed, everywhere."""
-        return len(self.tests) == len(self.methods) * len(self.sizes) * self.n_units
+        return len(self.tests) == self.n_planned
 
     def of(self, method: str, size: int | None = None) -> list[dict[str, Any]]:
         """Return a method's last measurements at one size."""
@@ -127,15 +70,13 @@ class Comparison:
 
         A method has two rows where its best settings and its best ones within the KL budget differ anywhere.
         """
-        base = self.of(BASELINE, size)
         rows = []
-        for method in self.methods:
-            tests = self.of(method, size)
-            done = [t for t in tests if t["status"] == "done"]
+        for method in planned(self.specification).get(size, ()):
+            done = [t for t in self.of(method, size) if t["status"] == "done"]
             split = any(t["best"] != t["within"] for t in done)
             variants: tuple[Variant, ...] = ("best", "within") if split else ("best",)
-            rows += [self._row(method, size, variant, tests, base) for variant in variants]
-        return _corrected(rows)
+            rows += [row_of(self, method, size, variant) for variant in variants]
+        return corrected(rows)
 
     def row(self, name: str, size: int | None = None) -> ResultRow:
         """Return the row of this name.
@@ -153,82 +94,38 @@ class Comparison:
         rows = [row.as_dict() for size in self.sizes for row in self.rows(size)]
         return {**self.specification, "finished": self.finished, "rows": rows}
 
-    def _row(
-        self, method: str, size: int | None, variant: Variant, tests: list[dict[str, Any]], base: list[dict[str, Any]]
-    ) -> ResultRow:
-        used = [t for t in tests if t["status"] == "done" and t[variant] is not None]
-        values = {m: values_of(used, variant, columns) for m, columns in COLUMNS.items()}
-        drifts = {m: drift_of(used, variant, i) for i, m in enumerate(("ce", "kl"))}
-        metrics: dict[str, Spread | None] = {
-            m: spread(v, product if m == "true_info" else first) if any(v.values()) else None
-            for m, v in {**values, **drifts}.items()
-        }
-        same = {(t["fold"], t["seed"]) for t in used}
-        paired_base = [t for t in base if t["status"] == "done" and (t["fold"], t["seed"]) in same]
-        differences = {}
-        if method != BASELINE and used and paired_base:
-            for metric in TESTED:
-                reduce = product if metric == "true_info" else first
-                theirs = values_of(paired_base, "best", COLUMNS[metric])
-                difference, p = paired(question_means(values[metric]), question_means(theirs), reduce)
-                differences[metric] = PairedDifference(difference, p, p, difference.n)
-        settings = Counter(json.dumps(self.trial(t, t[variant])["knobs"], default=str) for t in used)
-        return ResultRow(
-            method, variant, size, metrics, differences, self._costs(used, variant),
-            tuple(settings.most_common()), len(used), self.n_units, _notes(tests, variant, self.n_units),
-        )  # fmt: skip
-
     def trial(self, test: Mapping[str, Any], number: int) -> dict[str, Any]:
         """Return the record of a trial of the same unit as a last measurement."""
-        for trial in self._trials_beside(test):
+        for trial in self.trials_of(test):
             if trial["step"] == number:
                 return trial
         raise Incompatible(f"trial {number} of {_unit(test)} has a measurement but no record; run the comparison again")
 
-    def _costs(self, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
-        made = [self.trial(t, t[variant])["made"] for t in used]
-        keys = ("trainable_parameters", "bytes_on_disk", "seconds")
-        costs = {key: [m[key] for m in made] for key in keys}
-        # what a unit's trials share (activations, probes) is computed in the first of them
-        costs["peak_bytes"] = [self._peak(t) for t in used]
-        costs["ms_per_token"] = [measured(t, variant)["ms_per_token"] for t in used]
-        return {k: float(np.median(v)) if v and None not in v else None for k, v in costs.items()}
-
-    def _peak(self, test: Mapping[str, Any]) -> float | int | None:
-        peaks = [t["made"]["peak_bytes"] for t in self._trials_beside(test) if t["status"] == "done"]
-        return None if None in peaks else max(peaks)
-
-    def _trials_beside(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def trials_of(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the trials of the same unit as a last measurement."""
         unit = _unit(test)
         return [trial for trial in self.trials if _unit(trial) == unit]
+
+    def measurements(self, test: Mapping[str, Any], variant: Variant) -> list[dict[str, Any]]:
+        """Return the last measurement of a method's chosen setting, or those of a control's draws."""
+        if "follows" in test:
+            return [t["measured"] for t in self.trials_of(test) if t["status"] == "done"]
+        return [test["measured"][str(test[variant])]]
+
+    @property
+    def machines(self) -> dict[str, int]:
+        """What the measurements and trials were made on, each with how many of them; the most frequent first."""
+        unknown = f"not recorded (the run was begun on {self.specification['hardware']})"
+        return dict(Counter(r.get("machine", unknown) for r in (*self.trials, *self.tests)).most_common())
+
+    @property
+    def crowds(self) -> dict[str, int]:
+        """How many processes shared a device, each with how many records were made so."""
+        return dict(Counter(str(r.get("workers", "not recorded")) for r in (*self.trials, *self.tests)).most_common())
 
 
 def _unit(record: Mapping[str, Any]) -> Unit:
     return Unit(*(record[f] for f in Unit._fields))
-
-
-def measured(test: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """Return a last measurement's result for one variant."""
-    return test["measured"][str(test[variant])]
-
-
-def values_of(tests: Sequence[Mapping[str, Any]], variant: Variant, columns: Sequence[str]) -> Values:
-    """Return seed -> question -> measurements of these columns."""
-    found: Values = {}
-    for test in tests:
-        rows = found.setdefault(test["seed"], {})
-        for question in measured(test, variant)["questions"]:
-            rows.setdefault(question["question"], []).append([float(question[c]) for c in columns])
-    return found
-
-
-def drift_of(tests: Sequence[Mapping[str, Any]], variant: Variant, column: int) -> Values:
-    """Return seed -> neutral text -> its CE (column 0) or KL (1); empty for what only prompts."""
-    found: Values = {}
-    for test in tests:
-        for number, pair in enumerate(measured(test, variant)["drift"] or ()):
-            found.setdefault(test["seed"], {}).setdefault(str(number), []).append([pair[column]])
-    return found
 
 
 def merged(comparisons: Sequence[Comparison]) -> Comparison:
@@ -247,9 +144,10 @@ def merged(comparisons: Sequence[Comparison]) -> Comparison:
         shared = set(one.methods) & set(other.methods) - {BASELINE}
         if shared:
             raise Incompatible(f"both runs have a row {min(shared)!r}; name one of them differently and run it again")
-        methods = {**one.specification["methods"], **other.specification["methods"]}
         extra = [r for r in other.tests if r["method"] != BASELINE]
-        one = Comparison({**one.specification, "methods": methods}, one.trials + other.trials, (*one.tests, *extra))
+        one = Comparison(
+            joined(one.specification, other.specification), one.trials + other.trials, (*one.tests, *extra)
+        )
     return one
 
 
@@ -258,31 +156,3 @@ def _difference(key: str, ours: Any, theirs: Any) -> str:
         return f"{key} {ours!r:.80} against {theirs!r:.80}"
     parts = [f"{k} {ours[k]!r:.60} against {theirs.get(k)!r:.60}" for k in ours if ours[k] != theirs.get(k)]
     return f"{key} differ in {', '.join(parts)}"
-
-
-def _corrected(rows: list[ResultRow]) -> list[ResultRow]:
-    for metric in TESTED:
-        places = [i for i, row in enumerate(rows) if metric in row.differences]
-        adjusted = holm([rows[i].differences[metric].p for i in places])
-        for i, p in zip(places, adjusted, strict=True):
-            differences = {**rows[i].differences, metric: replace(rows[i].differences[metric], p_holm=p)}
-            rows[i] = replace(rows[i], differences=differences)
-    return rows
-
-
-def _notes(tests: Sequence[Mapping[str, Any]], variant: Variant, n_units: int) -> tuple[str, ...]:
-    notes = []
-    missing = n_units - len(tests)
-    if missing:
-        notes.append(f"not finished: {missing} of {n_units} folds and seeds are still missing")
-    for test in tests:
-        where = f"fold {test['fold']}, seed {test['seed']}"
-        if test["status"] == "failed":
-            notes.append(f"failed in {where}: {test['why']}")
-        elif test["failed_trials"]:
-            notes.append(f"{len(test['failed_trials'])} trial(s) failed in {where}: {test['failed_trials'][0]}")
-    if variant == "within":
-        none = sum(t["status"] == "done" and t["within"] is None for t in tests)
-        if none:
-            notes.append(f"none within the KL budget in {none} of {n_units} folds and seeds")
-    return tuple(notes)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.stats import permutation_test
 
 from trimtab.errors import BadDataset, BadValue
-from trimtab.intervals import Estimate, bootstrap
+from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
 
 Reduce: TypeAlias = Callable[[np.ndarray], Any]
 """Turns the means of a question's columns into one number; see `first` and `product`."""
@@ -78,6 +78,20 @@ def spread(values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]], reduce
         bootstrap(np.array(list(by_question.values())), reduce),
         float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
     )
+
+
+def over_draws(seeds: Sequence[int], values: Sequence[float]) -> Spread:
+    """Return the mean of a random control's draws with its interval over draws, and its spread between seeds.
+
+    Args:
+        seeds: of each draw, the seed under which it was made.
+        values: one number per draw, such as its share of true answers.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for seed, value in zip(seeds, values, strict=True):
+        by_seed.setdefault(seed, []).append(value)
+    means = [float(np.mean(drawn)) for drawn in by_seed.values()]
+    return Spread(bootstrap_mean(values), float(np.std(means, ddof=1)) if len(means) > 1 else None)
 
 
 def question_means(

@@ -37,6 +37,11 @@ class Widened:
             object.__setattr__(self, "name", name_of(self.method))
 
     @property
+    def replaces_model(self) -> bool:
+        """Whether the method's edit answers with a model of its own."""
+        return getattr(self.method, "replaces_model", False)
+
+    @property
     def grid(self) -> Sequence[Mapping[str, Any]]:
         """Every combination of the method's own settings with the added values; a named knob replaces its own."""
         names = [knob for knob, _ in self.knobs]
@@ -75,6 +80,11 @@ class OnQuantized:
     quantization: str = "nf4"
 
     @property
+    def replaces_model(self) -> bool:
+        """True: the edit answers with the copy."""
+        return True
+
+    @property
     def name(self) -> str:
         """The method's name with its quantisation."""
         return f"{name_of(self.method)} on {self.quantization}"
@@ -92,10 +102,18 @@ class OnQuantized:
         Raises:
             BadValue: the model has no path or hub id to load the copy from; bitsandbytes is missing.
         """
-        source = base_of(model).config.name_or_path
+        base = base_of(model)
+        source = base.config.name_or_path
         if not source:
             raise BadValue(f"{self.name}: this model has no folder or hub id to load a quantised copy from")
-        copy = load_model(source, quantization=self.quantization, device=str(input_device(model))).model  # pyright: ignore[reportArgumentType]
+        copy = load_model(
+            source,
+            quantization=self.quantization,  # pyright: ignore[reportArgumentType]
+            device=str(input_device(model)),
+            dtype=base.dtype,
+            # the commit that was loaded, whatever name it was asked for by
+            revision=getattr(base.config, "_commit_hash", None),
+        ).model
         return QuantizedEdit(copy, self.method.fit(copy, tokenizer, train, knobs=knobs, seed=seed), self.name)
 
 
@@ -107,6 +125,7 @@ class QuantizedEdit:
     edit: Edit
     name: str
     leaves_prompt_unedited: bool = False
+    replaces_model: bool = True
 
     @property
     def cost(self) -> Cost:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from trimtab.compare.control import Control
 from trimtab.compare.design import Job, Parts, Unit, digest
-from trimtab.compare.meters import milliseconds_per_token, peak_memory, stored_bytes
-from trimtab.compare.records import TEST, RunFolder
+from trimtab.compare.draws import do_control
+from trimtab.compare.machine import hardware, place
+from trimtab.compare.meters import costs, milliseconds_per_token, peak_memory
+from trimtab.compare.records import TEST, RunFolder, why
 from trimtab.compare.table import only_prompts, table
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit
-from trimtab.errors import TrimtabError
 from trimtab.evaluate import drift, generate_answers, multiple_choice
 from trimtab.models.tokens import input_device
 
@@ -32,6 +32,10 @@ class Worker:
     folder: RunFolder
     ends: float | None = None
 
+    def __post_init__(self) -> None:
+        self.machine, self.place = hardware(self.model), place(self.model)
+        self.crowd = 1
+
     @property
     def late(self) -> bool:
         """Whether no new trial should be started."""
@@ -42,11 +46,19 @@ class Worker:
         return self.folder.read(unit, TEST) is not None
 
     def do(self, unit: Unit) -> None:
-        """Do the unit's missing trials, then its last measurement."""
+        """Do the unit's missing trials, then its last measurement; of a control, its draws."""
         if self.done(unit):
             return
+        self.crowd = 1
+        method = self.job.methods[unit.method]
+        if isinstance(method, Control):
+            do_control(self, unit, method)
+        else:
+            self._do_method(unit)
+
+    def _do_method(self, unit: Unit) -> None:
         parts, settings = self.job.parts(unit), self.job.settings(unit.method)
-        fit, kept = self._fitter(unit, parts), _Kept(self.job.design.kl_budget)
+        fit, kept = self.fitter(unit, parts), _Kept(self.job.design.kl_budget)
         records = []
         for number, knobs in enumerate(settings):
             record = self.folder.read(unit, number)
@@ -54,21 +66,27 @@ class Worker:
                 if self.late:
                     return
                 record, edit = self._trial(fit, parts, knobs)
-                self.folder.write(unit, number, record)
+                self.write(unit, number, record)
                 kept.offer(number, record, edit)
             records.append(record)
         if not self.late:
-            self.folder.write(unit, TEST, self._measured(fit, parts, records, settings, kept))
+            self.write(unit, TEST, self._measured(fit, parts, records, settings, kept))
 
-    def _fitter(self, unit: Unit, parts: Parts) -> Fitter:
-        method = self.job.methods[unit.method]
+    def write(self, unit: Unit, step: int | str, record: Mapping[str, Any]) -> None:
+        """Write a record with the machine and the most processes that shared it since the unit was begun."""
+        self.crowd = max(self.crowd, self.folder.n_working(self.place))
+        self.folder.write(unit, step, {**record, "machine": self.machine, "workers": self.crowd})
+
+    def fitter(self, unit: Unit, parts: Parts) -> Fitter:
+        """Return what fits a unit's method with given knobs, sharing between settings what the method can share."""
+        method: Any = self.job.methods[unit.method]
         shared: list[Fitter] = []
 
         def fit(knobs: Mapping[str, Any]) -> Edit:
             if not hasattr(method, "fitter"):
                 return method.fit(self.model, self.tokenizer, parts.train, knobs=knobs, seed=unit.seed)
             if not shared:
-                shared.append(method.fitter(self.model, self.tokenizer, parts.train, seed=unit.seed))  # pyright: ignore[reportAttributeAccessIssue]
+                shared.append(method.fitter(self.model, self.tokenizer, parts.train, seed=unit.seed))
             return shared[0](knobs)
 
         return fit
@@ -81,12 +99,12 @@ class Worker:
             fitted = time.perf_counter()
             scores = self._scores(edit, parts.validation)
         except Exception as mistake:
-            return {"status": "failed", "knobs": dict(knobs), "why": _why(mistake)}, None
+            return {"status": "failed", "knobs": dict(knobs), "why": why(mistake)}, None
         record = {
             "status": "done",
             "knobs": dict(knobs),
             "validation": {**scores, "n": len(parts.validation)},
-            "made": _made(edit, peak.bytes, peak.kind),
+            "made": costs(edit, peak),
             "seconds": {"fit": fitted - started, "measure": time.perf_counter() - fitted},
         }
         return record, edit
@@ -122,21 +140,26 @@ class Worker:
             for number in {best, within} - {None}:
                 assert number is not None
                 edit = kept.edits.get(number) or fit(settings[number])
-                results[number] = self._last_measurement(edit, parts.test)
+                results[number] = self.last_measurement(edit, parts.test)
                 results[number]["refitted"] = number not in kept.edits
         except Exception as mistake:
-            return {"status": "failed", "why": f"the last measurement failed: {_why(mistake)}"}
+            return {"status": "failed", "why": f"the last measurement failed: {why(mistake)}"}
         return {
             "status": "done",
-            "n": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
-            "questions": digest([q.question for q in parts.test]),
+            **self.about(parts),
             "best": best,
             "within": within,
             "failed_trials": [r["why"] for r in records if r["status"] == "failed"],
             "measured": {str(number): result for number, result in results.items()},
         }
 
-    def _last_measurement(self, edit: Edit, test: QuestionSet) -> dict[str, Any]:
+    def about(self, parts: Parts) -> dict[str, Any]:
+        """Return which questions a last measurement rests on."""
+        n = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
+        return {"n": n, "questions": digest([q.question for q in parts.test])}
+
+    def last_measurement(self, edit: Edit, test: QuestionSet) -> dict[str, Any]:
+        """Return an edit's record on the test questions and the neutral texts of the last measurement."""
         meters, texts = self.job.meters, self.job.meters.neutral()[1]
         row = table(
             self.model,
@@ -197,22 +220,3 @@ def chosen(records: Sequence[Mapping[str, Any]], kl_budget: float | int | None) 
         if r["status"] == "done" and (kl_budget is None or (r["validation"]["kl"] or 0.0) <= kl_budget)
     ]
     return -max(within)[2] if within else None
-
-
-def _made(edit: Edit, peak: int | None, kind: str) -> dict[str, Any]:
-    cost = {**asdict(edit.cost), "bytes_on_disk": stored_bytes(edit), "peak_bytes": peak, "peak_kind": kind}
-    losses = _losses(edit)
-    return {**cost, **({"losses": losses} if losses else {})}
-
-
-def _losses(edit: Any) -> list[float]:
-    """Return the training losses of an edit, or of the first part of it that was trained."""
-    parts = [edit, getattr(edit, "edit", None), *getattr(edit, "edits", ())]
-    return next((list(p.record["losses"]) for p in parts if "losses" in getattr(p, "record", ())), [])
-
-
-def _why(mistake: Exception) -> str:
-    if isinstance(mistake, TrimtabError):
-        return str(mistake)
-    place = traceback.extract_tb(mistake.__traceback__)[-1]
-    return f"{type(mistake).__name__}: {mistake} ({Path(place.filename).name}, line {place.lineno})"

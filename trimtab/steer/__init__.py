@@ -6,7 +6,7 @@ from trimtab.steer.directions import MassMean
 from trimtab.steer.export import to_lm_eval
 from trimtab.steer.fitting import fit_shift
 from trimtab.steer.loading import load_shift
-from trimtab.steer.methods import CAA, ITI
+from trimtab.steer.methods import CAA, ITI, RandomDirection
 from trimtab.steer.recipe import Fitted, fit
 from trimtab.steer.residual import ResidualShift, fit_residual_shift
 from trimtab.steer.shifts import HeadShift
@@ -20,6 +20,7 @@ __all__ = [
     "Fitted",
     "HeadShift",
     "MassMean",
+    "RandomDirection",
     "ResidualShift",
     "agreement",
     "bake",

@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
 from trimtab.datasets import QuestionSet
 from trimtab.datasets.questions import Format
 from trimtab.edits import Cost, stopwatch
@@ -17,22 +21,28 @@ from trimtab.steer.fitting import Direction, fit_shift
 from trimtab.steer.residual import ResidualShift, fit_residual_shift
 from trimtab.steer.shifts import HeadShift
 
-NAMES = {"mass_mean": "ITI", "probe": "ITI (probe weights)", "random": "Random direction"}
+NAMES = {"mass_mean": "ITI", "probe": "ITI (probe weights)"}
 
 
 @dataclass(frozen=True)
 class ITI:
     """Inference-Time Intervention (Li et al. 2023): probes rank the heads, the best are shifted.
 
-    The knobs are K (`top_k`) and alpha. `direction="random"` is the control: the same heads, each with a shift of
-    the same norm in a random direction, other ones for every seed.
+    The knobs are K (`top_k`) and alpha. Its control is `RandomDirection`.
     """
 
     direction: Direction = "mass_mean"
+    """`"mass_mean"` or `"probe"`."""
     top_ks: tuple[int, ...] = (8, 16, 32)
     alphas: tuple[float | int, ...] = (0.5, 1, 2, 4, 8, 16)
     format: Literal["plain", "iti", "bare"] | Format | None = None
     """The statements' form: `"iti"` is the original one-line form; the question set's own if not given."""
+
+    def __post_init__(self) -> None:
+        if self.direction not in NAMES:
+            raise BadValue(
+                f"ITI's direction must be mass_mean or probe, got {self.direction!r}; RandomDirection is the control"
+            )
 
     @property
     def name(self) -> str:
@@ -80,6 +90,38 @@ class ITI:
             return replace(fitted, cost=cost, record=record).scaled(knobs["alpha"])
 
         return shift
+
+
+@dataclass(frozen=True)
+class RandomDirection:
+    """The control of a head shift: its heads, each shifted by the same norm in a random direction.
+
+    It has nothing to fit and nothing to choose, so it is no method: in a comparison it takes the shift that `follows`
+    chose in the same fold and under the same seed, and draws other directions for it.
+    """
+
+    draws: int = 10
+    """Draws in every fold and under every seed; one direction says little, as some random ones do act."""
+    follows: str = "ITI"
+    """The row whose shift it takes."""
+    name: str = "Random direction"
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise BadValue(f"{self.name} needs two or more draws for an interval over them, got {self.draws}")
+
+    def draw(self, edit: Any, *, seed: Sequence[int]) -> HeadShift:
+        """Return the shift with random unit directions; the seed's numbers alone decide them.
+
+        Raises:
+            BadValue: the edit is not a head shift.
+        """
+        if not isinstance(edit, HeadShift):
+            raise BadValue(f"{self.name} can only follow a shift of heads, and {self.follows} makes another edit")
+        drawn = np.random.default_rng(seed).standard_normal(tuple(edit.directions.shape))
+        units = normalize(torch.from_numpy(drawn), dim=1).to(edit.directions)
+        record = {**edit.record, "direction": "random", "seed": list(seed)}
+        return replace(edit, directions=units, name=self.name, record=record)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""The entries of `methods:` in a comparison's file, read into methods and controls."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trimtab.cli.checking import check
+
+if TYPE_CHECKING:
+    from trimtab.compare import Control
+    from trimtab.edits import Method
+    from trimtab.peft import TuningMethod
+
+
+def method_of(said: Any) -> "Method | Control":
+    """Return the method or control that an entry of `methods:` means.
+
+    An entry is a name (`iti`), a name with options (`lora: {r: 8}`), names joined by + for a stack, or
+    `stack: [...]` of such entries. The option `grid` adds knobs to try: `lora: {grid: {epochs: [5, 15]}}`.
+
+    Raises:
+        BadValue: an unknown name (the nearest ones are offered), or options or knobs that the method does not have.
+    """
+    from trimtab.errors import BadValue
+
+    if isinstance(said, str) and "+" in said:
+        return _stacked([part.strip() for part in said.split("+")])
+    if not isinstance(said, Mapping):
+        return _made(said, {})
+    if len(said) != 1:
+        raise BadValue(f"an entry of methods is one name, with its options below it; got {', '.join(map(str, said))}")
+    name, options = next(iter(said.items()))
+    if name == "stack":
+        if not isinstance(options, list):
+            raise BadValue(f"a stack is a list of methods, such as `stack: [lora, iti]`; got {options!r:.60}")
+        return _stacked(options)
+    if not isinstance(options, Mapping | None):
+        raise BadValue(f"the options of {name!r} are keys with values, such as `lora: {{r: 8}}`; got {options!r:.60}")
+    return _made(name, dict(options or {}))
+
+
+def _stacked(parts: list[Any]) -> "Method":
+    from trimtab.compare import Control, Stack
+    from trimtab.errors import BadValue
+
+    methods = [method_of(part) for part in parts]
+    for method in methods:
+        if isinstance(method, Control):
+            raise BadValue(f"{method.name} is a control of a whole row; it cannot be part of a stack")
+    return Stack(tuple(methods))  # pyright: ignore[reportArgumentType]
+
+
+def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
+    from trimtab.cli.setup import nearest
+    from trimtab.cli.tuning_methods import tuning_methods
+    from trimtab.compare import OnQuantized
+    from trimtab.errors import BadValue
+
+    known, tuned = known_methods(), tuning_methods()
+    key = str(name).lower()
+    if key not in known and key.removeprefix("q") not in tuned:
+        raise BadValue(f"unknown method {name!r:.60}{nearest(key, [*known, *tuned, 'qlora'])}")
+    grid = options.pop("grid", {})
+    where, options = f"the method {name!r}", {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    if key in known:
+        kind, fixed = known[key]
+        check(options, kind, where)
+        _require_all(kind, options, where)
+        method = kind(**fixed, **options)
+    else:
+        # a leading q is a tuning method on a 4-bit copy: qlora
+        plain = tuned.get(key) or tuned[key.removeprefix("q")]
+        method = _tuned(plain, options, where)
+        method = method if key in tuned else OnQuantized(method)
+    return _widened(method, grid, where)
+
+
+def _tuned(method: "TuningMethod", options: dict[str, Any], where: str) -> "TuningMethod":
+    from dataclasses import fields
+
+    from trimtab.peft import Recipe
+
+    own, shared = {f.name for f in fields(method)} - {"recipe"}, {f.name for f in fields(Recipe)}
+    method.with_knobs({k: v for k, v in options.items() if k not in own | shared})  # refuses them, naming its own
+    check({k: v for k, v in options.items() if k in own}, type(method), where)
+    check({k: v for k, v in options.items() if k not in own}, Recipe, where)
+    return method.with_knobs(options)
+
+
+def _require_all(kind: type, options: Mapping[str, Any], where: str) -> None:
+    from dataclasses import MISSING, fields
+
+    from trimtab.errors import BadValue
+
+    for f in fields(kind):
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in options and f.name != "edit":
+            raise BadValue(f"{where} needs {f.name}")
+
+
+def _widened(method: "Method | Control", grid: Any, where: str) -> "Method | Control":
+    from trimtab.cli.setup import nearest
+    from trimtab.compare import Control, Widened
+    from trimtab.compare.rates import tuning_inside
+    from trimtab.compare.tuning import STRENGTH
+    from trimtab.errors import BadValue
+
+    if not grid:
+        return method
+    if not isinstance(grid, Mapping) or not all(isinstance(values, list) for values in grid.values()):
+        raise BadValue(f"{where}: grid holds knobs with lists of values, such as {{epochs: [5, 15]}}; got {grid!r:.60}")
+    if isinstance(method, Control):
+        raise BadValue(f"{where} is a control and chooses nothing; leave out its grid")
+    tuned = tuning_inside(method)
+    for knob, values in grid.items():
+        for value in values if tuned and knob != STRENGTH else ():
+            _tuned(tuned, {knob: value}, f"{where}: grid")  # pyright: ignore[reportArgumentType]
+        known = {*method.grid[0], STRENGTH}
+        if not tuned and knob not in known:
+            raise BadValue(f"{where} has no knob {knob!r}{nearest(str(knob), known)}")
+    return Widened(method, tuple((knob, tuple(values)) for knob, values in grid.items()))
+
+
+def known_methods() -> "dict[str, tuple[type[Any], dict[str, Any]]]":
+    """Return name -> (class, the fields that the name sets), besides the tuning methods."""
+    from trimtab.compare import FewShot, Ready, RetrievedFewShot, RetrievedPassages
+    from trimtab.edits import NoEdit
+    from trimtab.steer import CAA, ITI, RandomDirection
+
+    return {
+        "none": (Ready, {"edit": NoEdit()}),
+        "few-shot": (FewShot, {}),
+        "retrieved few-shot": (RetrievedFewShot, {}),
+        "retrieved passages": (RetrievedPassages, {}),
+        "iti": (ITI, {}),
+        "iti probe": (ITI, {"direction": "probe"}),
+        "random direction": (RandomDirection, {}),
+        "caa": (CAA, {}),
+    }

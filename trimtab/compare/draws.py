@@ -1,0 +1,68 @@
+"""A control's share of a comparison: its draws, each measured as it is made, and their summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from trimtab.compare.control import Control
+from trimtab.compare.design import Parts, Unit
+from trimtab.compare.meters import costs
+from trimtab.compare.records import TEST, why
+from trimtab.edits import Edit
+
+if TYPE_CHECKING:
+    from trimtab.compare.worker import Worker
+
+
+def do_control(worker: Worker, unit: Unit, control: Control) -> None:
+    """Do a control's missing draws, then its summary; do nothing while the followed method has no last measurement.
+
+    Nothing is chosen among the draws, so each is measured on the test questions at once, in a record of its own.
+    """
+    followed = unit._replace(method=control.follows)
+    theirs = worker.folder.read(followed, TEST)
+    if theirs is None:
+        return
+    if theirs["status"] == "failed":
+        why = f"{control.follows}, whose setting it takes, failed here: {theirs['why']}"
+        worker.write(unit, TEST, {"status": "failed", "why": why})
+        return
+    trial = worker.folder.read(followed, theirs["best"])
+    assert trial is not None, f"{followed} has a measurement but not its trial"
+    parts, records = worker.job.parts(unit), []
+    make = cache(partial(worker.fitter(followed, parts), trial["knobs"]))
+    for number in range(control.draws):
+        record = worker.folder.read(unit, number)
+        if record is None:
+            if worker.late:
+                return
+            record = {"knobs": {**trial["knobs"], "draw": number}}
+            record |= _drawn(worker, parts, lambda seed=(unit.seed, unit.fold, number): control.draw(make(), seed=seed))
+            worker.write(unit, number, record)
+        records.append(record)
+    worker.write(
+        unit, TEST, _summary(worker.about(parts), records, {"method": control.follows, "trial": theirs["best"]})
+    )
+
+
+def _drawn(worker: Worker, parts: Parts, make: Callable[[], Edit]) -> dict[str, Any]:
+    started = time.perf_counter()
+    try:
+        edit = make()
+        made = time.perf_counter()
+        found = worker.last_measurement(edit, parts.test)
+    except Exception as mistake:
+        return {"status": "failed", "why": why(mistake)}
+    seconds = {"fit": made - started, "measure": time.perf_counter() - made}
+    return {"status": "done", "made": costs(edit), "seconds": seconds, "measured": found}
+
+
+def _summary(about: dict[str, Any], records: Sequence[dict[str, Any]], follows: dict[str, Any]) -> dict[str, Any]:
+    failed = [r["why"] for r in records if r["status"] == "failed"]
+    if len(failed) == len(records):
+        return {"status": "failed", "why": f"every draw failed, the first one with: {failed[0]}"}
+    first = next(number for number, r in enumerate(records) if r["status"] == "done")
+    return {"status": "done", **about, "follows": follows, "best": first, "within": first, "failed_trials": failed}

@@ -1,0 +1,91 @@
+"""What makes two runs the same comparison, as plain values: the record that a run folder opens with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trimtab.compare.control import Control
+from trimtab.compare.machine import hardware
+from trimtab.errors import Incompatible
+from trimtab.models.fingerprint import fingerprint
+from trimtab.storage import versions
+
+if TYPE_CHECKING:
+    from trimtab.compare.design import Job
+
+GROWS = ("methods", "grids", "controls", "planned")
+"""What may be added to a run: methods, how many settings they have, whom controls follow, methods at each size."""
+FREE = ("versions", "hardware")
+"""Those of the process that began the run; every record says on which machine it was made."""
+
+
+def specification(job: Job, model: Any) -> dict[str, Any]:
+    """Return what a run compares, and with what."""
+    from trimtab.compare.design import digest
+
+    made_on = fingerprint(model)
+    methods = job.methods
+    return {
+        "design": job.design.as_dict(),
+        "meters": job.meters.as_dict(),
+        "model": {**made_on, "sample": digest(made_on["sample"])},
+        "questions": _described(job.questions),
+        "test": _described(job.test) if job.test else None,
+        "methods": {name: repr(method) for name, method in methods.items()},
+        "grids": {name: len(list(m.grid)) for name, m in methods.items() if not isinstance(m, Control)},
+        "controls": {name: m.follows for name, m in methods.items() if isinstance(m, Control)},
+        "planned": {_key(size): job.methods_at(size) for size in job.design.train_sizes},
+        "versions": versions(),
+        "hardware": hardware(model),
+    }
+
+
+def _described(questions: Any) -> dict[str, Any]:
+    return {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}
+
+
+def _key(size: int | None) -> str:
+    return "all" if size is None else str(size)
+
+
+def planned(specification: Mapping[str, Any]) -> dict[int | None, list[str]]:
+    """Return number of training questions -> the methods to measure there; smaller numbers first, None (all) last."""
+    found = specification.get("planned")
+    if found is None:
+        return {size: list(specification["methods"]) for size in specification["design"]["train_sizes"]}
+    sizes = {None if key == "all" else int(key): list(names) for key, names in found.items()}
+    return dict(sorted(sizes.items(), key=lambda item: (item[0] is None, item[0] or 0)))
+
+
+def grown(held: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return a run's specification with what another one adds, and the methods whose records no longer hold.
+
+    These are the ones whose settings differ, and the controls that follow them.
+
+    Raises:
+        Incompatible: they differ in more than methods and numbers of training questions.
+    """
+    differing = [key for key in ours if key not in (*GROWS, *FREE) and _fixed(ours[key]) != _fixed(held.get(key))]
+    if differing:
+        raise Incompatible(f"it differs in {', '.join(differing)}")
+    changed = {m for m, text in ours["methods"].items() if held["methods"].get(m, text) != text}
+    changed |= {
+        name for name, follows in {**held.get("controls", {}), **ours["controls"]}.items() if follows in changed
+    }
+    both = joined(held, ours)
+    both["design"] = {**held["design"], "train_sizes": list(planned(both))}
+    return both, changed
+
+
+def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first specification with the second one's methods, at the sizes that they are planned at."""
+    both = {**one, **{key: {**one.get(key, {}), **other.get(key, {})} for key in GROWS}}
+    both["planned"] = {_key(size): names for size, names in planned(one).items()}
+    for size, names in planned(other).items():
+        both["planned"][_key(size)] = list(dict.fromkeys([*both["planned"].get(_key(size), ()), *names]))
+    return both
+
+
+def _fixed(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "train_sizes"} if isinstance(value, Mapping) else value
