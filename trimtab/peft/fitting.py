@@ -204,6 +204,8 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         use_cpu=device.type == "cpu",
+        # of an expert that no token was sent to; looking for others would cost a walk of the graph at every step
+        ddp_find_unused_parameters=any("expert" in name for name in attached.trainable()),
     )
     # without a launcher, several visible GPUs would be used by DataParallel, which copies the model at every step
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -45,7 +45,7 @@ class RunFolder:
         if (path / RECORD).is_file():
             held = json.loads((path / RECORD).read_text(encoding="utf-8"))["specification"]
             if held != plain:
-                differing = sorted(k for k in plain if held.get(k) != plain[k])
+                differing = sorted(k for k in {*plain, *held} if held.get(k) != plain.get(k))
                 raise Incompatible(
                     f"{path} holds a run of another specification ({', '.join(differing)} differ); name another folder"
                 )
