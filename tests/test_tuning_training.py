@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from trimtab import peft
 from trimtab.datasets import SftExample
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.peft.data import IGNORED, Collator, encode, first_fit
-from trimtab.peft.fitting import n_steps
+from trimtab.peft.fitting import _require_scalable, n_steps
 from trimtab.peft.memory import estimate, require_memory
 from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
@@ -290,6 +291,45 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(tm
     assert state_of(model) == before
 
 
+def test_gradients_that_are_not_numbers_stop_the_run_before_they_reach_the_weights(tmp_path, monkeypatch):
+    """As those of fully masked rows on some GPU kernels: the loss of that step is a number still."""
+    from trimtab.peft.training import TuningTrainer
+
+    model, original = tiny_model(), TuningTrainer.training_step
+    before = state_of(model)
+
+    def poisoned(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        if self.state.global_step == 2:
+            next(iter(self.attached.trainable().values())).grad.view(-1)[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(TuningTrainer, "training_step", poisoned)
+    message = r"loss of step 3 is a number but its gradients are not.*last good checkpoint is .*checkpoint-2"
+    with pytest.raises(BadValue, match=message):
+        fitted("lora", model, out=tmp_path / "run", save_every=1)
+    from safetensors.torch import load_file
+
+    kept = load_file(tmp_path / "run/checkpoint-2/trimtab.safetensors")
+    assert all(bool(t.isfinite().all()) for t in kept.values())
+    assert state_of(model) == before
+
+
+def test_fp16_is_refused_where_it_cannot_be_scaled(monkeypatch):
+    model = tiny_model()
+    before = state_of(model)
+    with pytest.raises(BadValue, match='"fp16" needs a GPU'):
+        fitted("lora", model, precision="fp16")
+    assert state_of(model) == before
+    # as on a GPU: parts in float32 may, weights in float16 may not
+    half = tiny_model(dtype=torch.float16)
+    for name, refused in (("lora", False), ("full", True)):
+        attached = METHODS[name].attach(half, seed=0)
+        with pytest.raises(BadValue, match="cannot train weights that are float16") if refused else nullcontext():
+            _require_scalable(attached, torch.device("cuda"))
+        attached.detach()
+
+
 def test_a_part_without_gradient_is_named_by_the_third_step():
     idle = torch.nn.Parameter(torch.zeros(3))
     used = torch.nn.Parameter(torch.zeros(3))
@@ -303,10 +343,10 @@ def test_a_part_without_gradient_is_named_by_the_third_step():
         fp16 = False
 
     for step in (1, 2):
-        check.on_pre_optimizer_step(None, State, None)
+        check.on_pre_optimizer_step(Args, State, None)
         State.global_step = step
         check.on_step_end(Args, State, None)
-    check.on_pre_optimizer_step(None, State, None)
+    check.on_pre_optimizer_step(Args, State, None)
     State.global_step = 3
     with pytest.raises(BadValue, match="1 trainable tensors have had no gradient after 3 steps, idle"):
         check.on_step_end(Args, State, None)

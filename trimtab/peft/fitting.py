@@ -24,6 +24,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
+from trimtab.models.processes import rank_and_count
 from trimtab.models.tokens import input_device, pad_id
 from trimtab.peft.data import Collator, Examples, encode
 from trimtab.peft.edit import TunedEdit
@@ -74,6 +75,8 @@ def fit_method(
             "data": data.fingerprint,
             "seed": seed,
         }
+        if (processes := rank_and_count()[1]) > 1:
+            specification["processes"] = processes
         with RunFolder.opened(out, specification, resume=resume) as folder:
             collator = Collator(pad_id(tokenizer), packing)
             trainer = make_trainer(
@@ -83,6 +86,7 @@ def fit_method(
             with _checkpointing(model, recipe), _cast_once(attached, recipe):
                 run_trainer(trainer, folder.checkpoint)
             trained = time.perf_counter()
+            tokens_seen, examples_seen = trainer.seen_by_all()
         tensors = {k: v.detach().cpu().clone() for k, v in attached.tensors().items()}
         tuned = ms_per_token(attached.model)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -91,8 +95,8 @@ def fit_method(
         "data": {"fingerprint": data.fingerprint, "name": getattr(train, "name", "pairs"), "n": len(data)},
         "plan": plan.as_dict(),
         "seconds": {"prepare": prepared - start, "train": trained - prepared},
-        "examples_seen": trainer.examples_seen,
-        "tokens_seen": trainer.tokens_seen,
+        "examples_seen": examples_seen,
+        "tokens_seen": tokens_seen,
         "steps": trainer.state.global_step,
         "losses": [round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
         "peak_bytes": peak.read(),
@@ -103,8 +107,9 @@ def fit_method(
 
 
 def n_steps(n_examples: int, recipe: Recipe) -> int:
-    """Return the optimiser steps of a run on one process."""
-    return recipe.max_steps or math.ceil(math.ceil(n_examples / recipe.batch_size) * recipe.epochs)
+    """Return the optimiser steps of a run; each process of a launch takes a batch of its own in every step."""
+    together = recipe.batch_size * rank_and_count()[1]
+    return recipe.max_steps or math.ceil(math.ceil(n_examples / together) * recipe.epochs)
 
 
 def _packing(method: TuningMethod, model: Any) -> bool:
@@ -166,8 +171,14 @@ def _cast_once(attached: Attached, recipe: Recipe) -> Iterator[None]:
 def make_trainer(
     attached: Attached, method: TuningMethod, data: Examples, collator: Collator, *, seed: int, folder: Path, keep: bool
 ) -> TuningTrainer:
-    """Return the Trainer of a run by the method's recipe; `keep` asks for checkpoints in `folder`."""
+    """Return the Trainer of a run by the method's recipe; `keep` asks for checkpoints in `folder`.
+
+    Raises:
+        BadValue: fp16 on a CPU, or for parts that are themselves kept in it.
+    """
     recipe, device = method.recipe, input_device(base_of(attached.model))
+    if recipe.precision == "fp16":
+        _require_scalable(attached, device)
     micro = recipe.micro_batch or recipe.batch_size
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -193,10 +204,25 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         use_cpu=device.type == "cpu",
+        # of an expert that no token was sent to; looking for others would cost a walk of the graph at every step
+        ddp_find_unused_parameters=any("expert" in name for name in attached.trainable()),
     )
     # without a launcher, several visible GPUs would be used by DataParallel, which copies the model at every step
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator)
+
+
+def _require_scalable(attached: Attached, device: torch.device) -> None:
+    """Raise `BadValue` where small gradients in fp16 could not be kept by scaling the loss."""
+    if device.type == "cpu":
+        raise BadValue(
+            'precision "fp16" needs a GPU, whose losses are scaled against underflow; use "bf16" or leave it out'
+        )
+    if any(p.dtype == torch.float16 for p in attached.trainable().values()):
+        raise BadValue(
+            'precision "fp16" cannot train weights that are float16 themselves: gradients of that dtype cannot be '
+            'unscaled; load the model in float32 or bfloat16, or use "bf16"'
+        )
 
 
 def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import Incompatible
-from trimtab.peft.training import last_checkpoint
+from trimtab.models.processes import rank_and_count, wait
+from trimtab.peft.training import COMPLETE, last_checkpoint
 from trimtab.storage import RECORD, check_writable, write_json
 
 KIND = "unfinished tuning run"
@@ -44,17 +45,16 @@ class RunFolder:
         if (path / RECORD).is_file():
             held = json.loads((path / RECORD).read_text(encoding="utf-8"))["specification"]
             if held != plain:
-                differing = sorted(k for k in plain if held.get(k) != plain[k])
+                differing = sorted(k for k in {*plain, *held} if held.get(k) != plain.get(k))
                 raise Incompatible(
                     f"{path} holds a run of another specification ({', '.join(differing)} differ); name another folder"
                 )
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / RECORD, {"kind": KIND, "specification": plain})
-        last = last_checkpoint(path) if resume else None
-        for folder in path.glob("checkpoint-*"):
-            if folder != last and not (folder / "complete.json").is_file():
-                shutil.rmtree(folder)  # cut off while it was written
-        if not resume:
+        wait()  # all have looked before the first one writes
+        if rank_and_count()[0] == 0:
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / RECORD, {"kind": KIND, "specification": plain})
             for folder in path.glob("checkpoint-*"):
-                shutil.rmtree(folder)
-        yield cls(path, last)
+                if not resume or not (folder / COMPLETE).is_file():  # cut off while it was written
+                    shutil.rmtree(folder)
+        wait()
+        yield cls(path, last_checkpoint(path))

@@ -20,6 +20,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, logits_limit
+from trimtab.models.processes import wait
 from trimtab.peft.data import IGNORED
 from trimtab.peft.method import Attached
 from trimtab.storage import write_json
@@ -109,10 +110,9 @@ class TuningTrainer(Trainer):
         self.examples_seen += inputs.pop("n_examples")
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(float(loss)):
-            kept = last_checkpoint(Path(self.args.output_dir or "."))
-            where = f"the last good checkpoint is {kept}" if kept else "nothing was saved before it"
             raise BadValue(
-                f"the loss of step {self.state.global_step + 1} is {float(loss)}: training stopped and {where}; lower "
+                f"the loss of step {self.state.global_step + 1} is {float(loss)}: training stopped and "
+                f"{kept(self.args)}; lower "
                 f"the learning rate (it was {self.args.learning_rate:g}) or use bf16 instead of fp16"
             )
         return loss
@@ -127,7 +127,14 @@ class TuningTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         self.attached.load(load_file(folder / STATE))
         seen = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        self.tokens_seen, self.examples_seen = seen["tokens"], seen["examples"]
+        if self.is_world_process_zero():  # the marks hold the sums over processes
+            self.tokens_seen, self.examples_seen = seen["tokens"], seen["examples"]
+
+    def seen_by_all(self) -> tuple[int, int]:
+        """Return the tokens and examples that all processes together have seen; every process must ask."""
+        seen = torch.tensor([self.tokens_seen, self.examples_seen], device=self.args.device)
+        tokens, examples = self.accelerator.reduce(seen, "sum").tolist()
+        return tokens, examples
 
 
 class LengthBuckets(Sampler):
@@ -145,7 +152,8 @@ class LengthBuckets(Sampler):
     def __iter__(self) -> Iterator[int]:
         arguments, epoch = self._trainer.args, int(self._trainer.state.epoch or 0)
         generator = torch.Generator().manual_seed(arguments.seed + 1_000_003 * epoch)
-        size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        # of the whole step on all processes: each then takes a stretch of the batch that one process would have
+        size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         yield from get_length_grouped_indices(self._lengths, size, generator=generator)
 
 
@@ -160,16 +168,25 @@ def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tens
 
 
 class GradientCheck(TrainerCallback):
-    """Stops a run in which some trainable tensor has had no gradient by the third step."""
+    """Stops a run in which some tensor has had no gradient by the third step, or one that is not a number."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.silent = dict(parameters)
+        self.parameters, self.silent = dict(parameters), dict(parameters)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Look at the gradients of the step."""
+        """Look at the gradients of the step; raise `BadValue` before one that is not a number gets into the weights."""
         for name, parameter in list(self.silent.items()):
             if parameter.grad is not None and bool(parameter.grad.any()):
                 del self.silent[name]
+        if args.fp16:  # its scaler finds the largest scale by gradients that overflow, and leaves those steps out
+            return
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+            raise BadValue(
+                f"the loss of step {state.global_step + 1} is a number but its gradients are not: training stopped "
+                f"before the step and {kept(args)}; lower the learning rate (it was {args.learning_rate:g}), or try "
+                "another attention implementation or precision"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Raise after the third step, naming the tensors."""
@@ -190,12 +207,19 @@ class CheckpointMark(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Write the mark."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        tokens, examples = self.trainer.seen_by_all()
+        wait()  # each process writes its random state beside
         if state.is_world_process_zero:
-            seen = {"tokens": self.trainer.tokens_seen, "examples": self.trainer.examples_seen}
-            write_json(folder / COMPLETE, seen)
+            write_json(folder / COMPLETE, {"tokens": tokens, "examples": examples})
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint of a run folder, or None."""
     whole = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
     return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def kept(arguments: Any) -> str:
+    """Return what remains of a run that stops, for a sentence."""
+    last = last_checkpoint(Path(arguments.output_dir or "."))
+    return f"the last good checkpoint is {last}" if last else "nothing was saved before it"

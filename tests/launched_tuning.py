@@ -1,0 +1,35 @@
+"""What tests/test_distributed.py runs under a launcher: a LoRA tuned on a tiny model, and what its record says."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
+from trimtab import peft
+
+
+def main(folder: Path, knobs: dict[str, Any]) -> None:
+    """Write what this process learned to `folder`, and save the edit as every process does."""
+    torch.set_num_threads(1)
+    method = peft.LoRA(r=4, recipe=peft.Recipe(learning_rate=0.02))
+    # 12 examples
+    edit = method.fit(tiny_model("llama-gqa"), tiny_tokenizer(), tiny_questions(6), knobs=knobs, out=folder / "run")
+    keys = ("losses", "steps", "tokens_seen", "examples_seen")
+    found = {
+        "tensors": {name: tensor.tolist() for name, tensor in edit.tensors.items()},
+        "planned": edit.record["plan"]["steps"],
+        **{key: edit.record[key] for key in keys},
+    }
+    edit.save(folder / "edit")
+    rank = os.environ.get("RANK", "alone")
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
