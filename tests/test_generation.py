@@ -16,7 +16,7 @@ from trimtab.datasets import Question
 from trimtab.edits import NoEdit, Prompted, Stacked
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import Verdict, exact_judge, generate_answers
-from trimtab.evaluate.generation import complete, cut
+from trimtab.evaluate.completion import complete, cut
 from trimtab.evaluate.judges import ABSTENTIONS
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))

@@ -13,7 +13,7 @@ from trimtab.datasets import Question
 from trimtab.edits import NoEdit
 from trimtab.errors import BadValue
 from trimtab.evaluate import generate_answers, multiple_choice
-from trimtab.evaluate.generation import cut
+from trimtab.evaluate.completion import cut
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER, iti_context
 
 SOME = Question("Some?", ("best", "good.", "fair"), ("bad", "worse."))

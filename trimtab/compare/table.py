@@ -10,7 +10,7 @@ from trimtab.compare.retrieval import Retrieved
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit, Prompted
 from trimtab.errors import BadValue
-from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers, multiple_choice_many
+from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers_many, multiple_choice_many
 from trimtab.evaluate.multiple_choice import Convention
 from trimtab.intervals import Estimate, bootstrap_mean
 
@@ -109,8 +109,8 @@ def table(
     choices = multiple_choice_many(model, tokenizer, questions, edits, convention=convention)
     moving = [i for i, edit in enumerate(edits) if not only_prompts(edit)]
     moves = dict(zip(moving, drifts(model, tokenizer, [edits[i] for i in moving], texts=texts), strict=True))
-    for i, (edit, chosen) in enumerate(zip(edits, choices, strict=True)):
-        said = generate_answers(model, tokenizer, questions, edit, judge=judge, max_new_tokens=max_new_tokens)
+    answers = generate_answers_many(model, tokenizer, questions, edits, judge=judge, max_new_tokens=max_new_tokens)
+    for i, (edit, chosen, said) in enumerate(zip(edits, choices, answers, strict=True)):
         moved = moves.get(i)
         rows.append(
             Row(

@@ -2,7 +2,7 @@
 
 from trimtab.evaluate.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.drift import Drift, drift, drifts
-from trimtab.evaluate.generation import GeneratedAnswers, generate_answers
+from trimtab.evaluate.generation import GeneratedAnswers, generate_answers, generate_answers_many
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge
 from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, multiple_choice_many
 from trimtab.evaluate.pairs import PairScores, Scorer, TextScores, contrast, score_texts
@@ -23,6 +23,7 @@ __all__ = [
     "drifts",
     "exact_judge",
     "generate_answers",
+    "generate_answers_many",
     "multiple_choice",
     "multiple_choice_many",
     "prompt_ids",

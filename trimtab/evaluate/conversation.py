@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.generation import AnswerEnd, cut
+from trimtab.evaluate.completion import AnswerEnd, cut
 from trimtab.models.heads import inference
 from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from trimtab.datasets import Question
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue, TrimtabError
+from trimtab.evaluate.completion import complete, completions
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge, judge_record
 from trimtab.evaluate.kept import KeptAnswers
 from trimtab.evaluate.primer import iti_context
 from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
-from trimtab.models.heads import inference
-from trimtab.models.processes import spread
-from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
 
 AnswerForm: TypeAlias = Literal["plain", "iti"]
-NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
-"""Where an answer ends; not inside a word such as "FAQ:"."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +90,7 @@ def generate_answers(
         Incompatible: what is to be kept cannot be written.
     """
     edit = NoEdit() if edit is None else edit
-    if not questions:
-        raise BadDataset("no questions to ask")
-    if convention not in ("plain", "iti"):
-        raise BadValue(f"unknown convention {convention!r}; choose plain or iti")
-    ask = iti_context if convention == "iti" else (lambda question: f"Q: {question}\nA:")
-    prompts = [edit.prompt(q.question) or ask(q.question) for q in questions]
+    prompts = _prompts(questions, edit, convention)
     form = {"paragraphs": convention == "iti", "max_new_tokens": max_new_tokens}
     kept = None if keep is None else KeptAnswers(keep, model, edit, prompts, **form)
 
@@ -109,6 +98,54 @@ def generate_answers(
         return complete(model, tokenizer, prompts, edit, **form, batch_size=batch_size)
 
     answers = generated() if kept is None else kept.answers(generated)
+    return _answered(questions, prompts, answers, judge, kept)
+
+
+def generate_answers_many(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    edits: Sequence[Edit],
+    *,
+    judge: Judge = exact_judge,
+    convention: AnswerForm = "plain",
+    max_new_tokens: int = 50,
+    batch_size: int = 32,
+) -> tuple[GeneratedAnswers, ...]:
+    """Return `generate_answers` of every edit; prompts that several edits ask and leave unedited run once for all.
+
+    Raises:
+        BadDataset: there are no questions.
+        BadValue: as for `generate_answers`.
+    """
+    asked = [_prompts(questions, edit, convention) for edit in edits]
+    form = {"paragraphs": convention == "iti", "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    found: dict[int, GeneratedAnswers] = {}
+    for prompts in {tuple(prompts): prompts for prompts in asked}.values():
+        places = [i for i, own in enumerate(asked) if own == prompts]
+        for i, answers in zip(
+            places, completions(model, tokenizer, prompts, [edits[i] for i in places], **form), strict=True
+        ):
+            found[i] = _answered(questions, prompts, answers, judge, None)
+    return tuple(found[i] for i in range(len(edits)))
+
+
+def _prompts(questions: Sequence[Question], edit: Edit, convention: AnswerForm) -> list[str]:
+    if not questions:
+        raise BadDataset("no questions to ask")
+    if convention not in ("plain", "iti"):
+        raise BadValue(f"unknown convention {convention!r}; choose plain or iti")
+    ask = iti_context if convention == "iti" else (lambda question: f"Q: {question}\nA:")
+    return [edit.prompt(q.question) or ask(q.question) for q in questions]
+
+
+def _answered(
+    questions: Sequence[Question],
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    judge: Judge,
+    kept: KeptAnswers | None,
+) -> GeneratedAnswers:
     verdicts = _judged(questions, answers, judge, kept)
     rows = [
         AnswerRow(question.question, prompt, answer, *verdict)
@@ -137,76 +174,6 @@ def _judged(
     return [given[i] for i in range(len(answers))]
 
 
-def complete(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    edit: Edit,
-    *,
-    paragraphs: bool = False,
-    max_new_tokens: int = 50,
-    batch_size: int = 32,
-) -> list[str]:
-    """Return the greedy continuation of every prompt, up to the next question, paragraph or end token.
-
-    With `paragraphs` an answer may have several, and an `A:` that the model writes itself is where it begins.
-    Under a launcher every process continues a stretch of the prompts, and all get all texts.
-    """
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
-    _require_room(model, ids, prompts, max_new_tokens)
-
-    def part(ids: Sequence[list[int]]) -> list[str]:
-        return _continued(model, tokenizer, ids, edit, paragraphs, max_new_tokens, batch_size)
-
-    return spread(ids, part)
-
-
-def _continued(
-    model: Any,
-    tokenizer: Any,
-    ids: Sequence[list[int]],
-    edit: Edit,
-    paragraphs: bool,
-    max_new_tokens: int,
-    batch_size: int,
-) -> list[str]:
-    pad = pad_id(tokenizer)
-    batches = list(length_batches(ids, batch_size=batch_size, pad=pad, device=input_device(model), side="left"))
-    texts = [""] * len(ids)
-    with edit.applied(model) as edited, inference(edited):
-        for batch in tracked(batches, "generating answers"):
-            out = edited.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                use_cache=True,
-                # greedy whatever the model's generation defaults; a repetition penalty would also act on padding
-                do_sample=False,
-                num_beams=1,
-                num_return_sequences=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-                stopping_criteria=[AnswerEnd(tokenizer, batch.input_ids.shape[1], paragraphs=paragraphs)],
-            )
-            new = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-            for place, text in zip(batch.indices, new, strict=True):
-                texts[place] = cut(text, paragraphs=paragraphs)
-    return texts
-
-
-def cut(text: str, *, paragraphs: bool = False) -> str:
-    """Return the answer: the text before the next `Q:` or blank line, stripped.
-
-    With `paragraphs`: after the first `A:`, if there is one, and before the next `Q:`.
-    """
-    text = NEXT_QUESTION.split(text)[0].strip()
-    return text.split("A:", 1)[-1].strip() if paragraphs else text.split("\n\n")[0].strip()
-
-
 def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
     """Return the scores of judged answers."""
     both = np.array([[r.true, r.informative] for r in rows])
@@ -217,32 +184,6 @@ def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
         unmatched=bootstrap_mean([float(not r.matched) for r in rows]),
         rows=tuple(rows),
     )
-
-
-class AnswerEnd:
-    """Stops a row once its new text holds the next question or, unless `paragraphs` may follow, a blank line."""
-
-    def __init__(self, tokenizer: Any, prompt_length: int, *, paragraphs: bool = False) -> None:
-        self.tokenizer, self.prompt_length, self.paragraphs = tokenizer, prompt_length, paragraphs
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002
-        """Return for each row whether it is done."""
-        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
-        return torch.tensor([self._done(t) for t in texts], device=input_ids.device)
-
-    def _done(self, text: str) -> bool:
-        started = text.lstrip()
-        return NEXT_QUESTION.search(started) is not None or ("\n\n" in started and not self.paragraphs)
-
-
-def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[str], new: int) -> None:
-    context = context_length(model)
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if context is not None and len(ids[longest]) + new > context:
-        raise BadValue(
-            f"a prompt of {len(ids[longest])} tokens and {new} new ones do not fit the model's context of {context}: "
-            f"{prompts[longest][:60]!r}...; shorten the prompt or ask for fewer tokens"
-        )
 
 
 def checked_verdict(verdict: Any, judge: Judge) -> Verdict:

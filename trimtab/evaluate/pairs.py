@@ -115,7 +115,7 @@ def score_texts(
         BadDataset: there are no pairs.
         BadValue: a pair without a prompt; the scorer returns something else than a number from 0 to 1.
     """
-    from trimtab.evaluate.generation import complete
+    from trimtab.evaluate.completion import complete
 
     edit = NoEdit() if edit is None else edit
     if not pairs:

@@ -141,6 +141,11 @@ def _require_uncompiled(model: Any) -> None:
         )
 
 
+def has_edits(decoder: nn.Module) -> bool:
+    """Return whether an edit of this file is in place."""
+    return any(isinstance(hook, ForwardCheck) for hook in decoder._forward_pre_hooks.values())
+
+
 @contextlib.contextmanager
 def edits_suspended(decoder: nn.Module) -> Iterator[None]:
     """Run the block as if no `add_to_heads` were active, so that edits neither change nor refuse its forwards."""

@@ -60,7 +60,7 @@ class TreeForward:
         )
         takes = inspect.signature(base_of(model).forward).parameters
         self.positions = "position_ids" in takes
-        self.cache_name = "cache" if "cache" in takes else "past_key_values"  # renamed in transformers 5.2x
+        self.cache_name = cache_name(model)
         self.window, self.mixed = windows(model)
 
     def __call__(
@@ -102,6 +102,11 @@ class TreeForward:
         dtype = base_of(self.model).dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def cache_name(model: Any) -> str:
+    """Return the name under which the model takes and gives its cache; transformers 5.2x renamed it."""
+    return "cache" if "cache" in inspect.signature(base_of(model).forward).parameters else "past_key_values"
 
 
 def windows(model: Any) -> tuple[int | None, bool]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from trimtab.datasets import QuestionSet, validation_texts
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadValue, Incompatible
-from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers, multiple_choice_many
+from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers_many, multiple_choice_many
 from trimtab.progress import tracked
 from trimtab.steer.residual import ResidualShift
 from trimtab.steer.shifts import HeadShift
@@ -90,10 +90,8 @@ def choose_strength(
     elif metric == "mc1":
         unedited, *scores = (float(m.mc1) for m in multiple_choice_many(model, tokenizer, validation, edits))
     else:
-        asked = tracked(edits, "choosing K and strength")
-        unedited, *scores = (
-            float(generate_answers(model, tokenizer, validation, edit, judge=judge).true_info) for edit in asked
-        )
+        said = generate_answers_many(model, tokenizer, validation, edits, judge=judge)
+        unedited, *scores = (float(answers.true_info) for answers in said)
     scored = dict(zip(within, scores, strict=True))
     trials = [Trial(0, 0.0, 0.0, unedited)]
     trials += [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]

@@ -1,0 +1,130 @@
+"""Prompts that several edits leave unedited run once for all of them, and the texts are those of one edit at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from tests.families import FAMILIES, family_model
+from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
+from trimtab.activations import Head
+from trimtab.edits import Edit, NoEdit, Prompted, Stacked
+from trimtab.evaluate import generate_answers, generate_answers_many
+from trimtab.evaluate.completion import complete, completions
+from trimtab.models.heads import decoder_of, find_heads
+from trimtab.steer import HeadShift
+
+# of different lengths, so that every batch is padded
+PROMPTS = [f"Q: {q.question}\nA:" for q in tiny_questions(4)] + ["Q: Why?\nA:"]
+OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 3}
+FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
+
+
+@dataclass(frozen=True)
+class PromptEditing:
+    """The same shift, said to change how the prompt runs."""
+
+    edit: Any
+    leaves_prompt_unedited: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.edit, name)
+
+
+def shifts(model: Any) -> list[Edit]:
+    site = find_heads(model)[-1]
+    direction = torch.nn.functional.normalize(torch.ones(1, site.d_head), dim=1)
+    shift = HeadShift((Head(site.layer, 1),), direction, torch.full((1,), 8.0))
+    return [NoEdit(), shift.scaled(0.5), shift, shift.scaled(-1)]
+
+
+def one_by_one(model: Any, edits: list[Edit], prompts: list[str] = PROMPTS) -> list[list[str]]:
+    return [complete(model, tiny_tokenizer(), prompts, edit, **OPTIONS) for edit in edits]
+
+
+@contextlib.contextmanager
+def widths(model: Any) -> Iterator[list[int]]:
+    """Collect how many tokens a row each of the decoder's forwards over more than four positions takes."""
+    seen: list[int] = []
+
+    def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if ids.shape[1] > 4:  # finding the heads takes a forward over four
+            seen.append(ids.shape[1])
+
+    handle = decoder_of(model).register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_texts_are_those_of_one_edit_at_a_time(family: str) -> None:
+    model = family_model(family)
+    head = model.get_output_embeddings()
+    # with tied random embeddings some families repeat the prompt's last token for ever, whatever the shift
+    head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)))
+    edits = shifts(model)
+    found = completions(model, tiny_tokenizer(), PROMPTS, edits, **OPTIONS)
+    assert found == one_by_one(model, edits)
+    assert found[0] != found[2]  # the control: the shift changes what is said
+
+
+def test_a_prompt_runs_once_for_all_edits_that_leave_it_unedited() -> None:
+    model = tiny_model("llama")
+    edits = shifts(model)
+    with widths(model) as seen:
+        completions(model, tiny_tokenizer(), PROMPTS, edits, **OPTIONS)
+        together = list(seen)
+        seen.clear()
+        one_by_one(model, edits)
+    assert len(together) == 2  # two batches
+    assert sorted(seen) == sorted((width + 1) for width in together * len(edits))
+
+
+def test_an_edit_that_changes_how_the_prompt_runs_has_a_prompt_of_its_own() -> None:
+    model = tiny_model("llama")
+    none, half, whole, _ = shifts(model)
+    editing: list[Any] = [none, PromptEditing(half), whole]
+    with widths(model) as seen:
+        found = completions(model, tiny_tokenizer(), PROMPTS, editing, **OPTIONS)
+    assert len(seen) == 2 + 2  # two batches once for two edits, and once for the one
+    assert found == one_by_one(model, [none, half, whole])
+
+
+@pytest.mark.parametrize("positions", ["generated", "all"])
+def test_inside_another_edit_nothing_is_shared(positions: Any) -> None:
+    model = tiny_model("llama")
+    none, half, whole, _ = shifts(model)
+    with whole.applied(model, positions):
+        found = completions(model, tiny_tokenizer(), PROMPTS, [none, half], **OPTIONS)
+        expected = one_by_one(model, [none, half])
+    assert found == expected
+    assert found != completions(model, tiny_tokenizer(), PROMPTS, [none, half], **OPTIONS)
+
+
+def test_prompts_of_one_token_are_run_whole() -> None:
+    model = tiny_model("gpt2")
+    edits = shifts(model)
+    prompts = ["", "a longer prompt"]
+    found = completions(model, tiny_tokenizer(), prompts, edits, **OPTIONS)
+    assert found == [complete(model, tiny_tokenizer(), prompts, edit, **OPTIONS) for edit in edits]
+
+
+def test_answers_of_many_edits_are_those_of_each() -> None:
+    model, questions = tiny_model("llama"), tiny_questions(5)
+    _, half, whole, _ = shifts(model)
+    edits: list[Edit] = [NoEdit(), FEW_SHOT, half, Stacked((FEW_SHOT, whole))]
+    asked = (model, tiny_tokenizer(), questions)
+    with widths(model) as seen:
+        found = generate_answers_many(*asked, edits, **OPTIONS)
+    assert len(seen) == 2 + 2  # the plain prompts, and those with examples
+    assert list(found) == [generate_answers(*asked, edit, **OPTIONS) for edit in edits]
+
+
+def test_no_edits_give_no_answers() -> None:
+    assert generate_answers_many(tiny_model("llama"), tiny_tokenizer(), tiny_questions(2), []) == ()
