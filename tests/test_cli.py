@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -112,6 +113,22 @@ def test_a_user_s_mistake_prints_one_line_and_an_interrupt_exits_with_130(monkey
     monkeypatch.setattr("trimtab.models.load_model", interrupted)
     assert run("demo", "--out", str(tmp_path / "run")).exit_code == 130
     assert not (tmp_path / "run").exists()
+
+
+def test_version_and_warnings_are_one_line_each(monkeypatch, tmp_path):
+    from importlib.metadata import version
+
+    assert run("--version").stdout == f"trimtab {version('trimtab')}\n"
+
+    def warned(*args, **kwargs):
+        warnings.warn("the wind has turned", stacklevel=2)
+        raise BadDataset("no questions")
+
+    monkeypatch.setattr("trimtab.models.load_model", warned)
+    assert (
+        run("demo", "--out", str(tmp_path / "r")).stderr
+        == "trimtab: note: the wind has turned\ntrimtab: no questions\n"
+    )
 
 
 def test_what_the_disk_refuses_where_no_one_expected_it_is_one_line_too(monkeypatch, tmp_path):

@@ -1,5 +1,5 @@
-"""Two processes on the CPU (gloo) give the numbers and the weights of one, write one store or one run, and go on where a
-killed run stopped; under both launchers."""
+"""Two processes on the CPU (gloo) give the numbers and the weights of one, write one store or one run, and go on where
+a killed run stopped; under both launchers."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ def test_judge_data_of_another_form_is_refused_by_line(tmp_path):
         file.write('{"prompt": "hello", "completion": " yes"}\n')
     with pytest.raises(BadDataset, match=r"finetune_info\.jsonl, line 21"):
         TfidfJudge.train(tmp_path)
-    with pytest.raises(BadDataset, match="cannot be read"):
+    with pytest.raises(BadDataset, match=r"no finetune_truth\.jsonl and no finetune_info\.jsonl in"):
         TfidfJudge.train(tmp_path / "nowhere")
 
 

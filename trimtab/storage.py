@@ -118,13 +118,14 @@ def _open_to_others(folder: Path) -> None:
 
 
 def check_writable(path: str | Path, kind: str) -> None:
-    """Refuse a `path` that is a file, or a folder holding anything but a trimtab result of this kind."""
+    """Refuse a `path` that is a file, a folder holding anything but a trimtab result of this kind, or unwritable."""
     path = Path(path)
     try:
         if path.is_file():
             raise Incompatible(
                 f"cannot write {_a(kind)} to {path}: it is a file; name a folder that does not exist yet"
             )
+        _try_beside(path.resolve())
         if not path.is_dir() or not any(path.iterdir()):
             return
     except OSError as cause:  # no right to look, a name that is too long, a broken disk
@@ -133,6 +134,12 @@ def check_writable(path: str | Path, kind: str) -> None:
     if held != kind:
         what = _a(held) if held else "something else"
         raise Incompatible(f"cannot write {_a(kind)} to {path}: the folder holds {what}; name another folder")
+
+
+def _try_beside(path: Path) -> None:
+    # before hours of work, not after: a folder can be made where the result will be put together
+    parent = next(p for p in path.parents if p.exists())
+    Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent)).rmdir()
 
 
 def save_result(path: str | Path, kind: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """The command line: one file per verb, each turning flags into one library call and a printed result."""
 
 import errno
-from typing import Any
+import warnings
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -31,7 +32,9 @@ class _Guarded(TyperGroup):
         from trimtab.errors import TrimtabError
 
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _noted
+                return super().invoke(ctx)
         except TrimtabError as mistake:
             typer.echo(f"trimtab: {mistake}", err=True)
             raise typer.Exit(2) from None
@@ -44,6 +47,10 @@ class _Guarded(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("trimtab: interrupted", err=True)
             raise typer.Exit(130) from None
+
+
+def _noted(message: Any, *_: Any) -> None:
+    typer.echo(f"trimtab: note: {message}", err=True)
 
 
 app = typer.Typer(
@@ -69,8 +76,21 @@ app.command()(reproduce)
 app.command()(build_embedded)
 
 
+def _version(wanted: bool) -> bool:
+    from importlib.metadata import version
+
+    if wanted:
+        typer.echo(f"trimtab {version('trimtab')}")
+        raise typer.Exit
+    return wanted
+
+
 @app.callback()
-def _options() -> None:
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     pass
 
 

@@ -10,7 +10,7 @@ def build_embedded(
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the shipped recipe's if left out.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of weights and documents; the shipped one if left out.")
+        int | None, typer.Option(min=0, help="Seed of weights and documents; the shipped one if left out.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the GPU if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the training record as JSON.")] = False,

@@ -40,11 +40,12 @@ def chat(
     """
     import torch
 
-    from trimtab.cli.generate import sampling
+    from trimtab.cli.generate import require_shift, sampling
     from trimtab.cli.setup import open_model, open_shift
     from trimtab.evaluate.conversation import has_template
 
     edit = open_shift(shift, alpha)
+    require_shift(edit, alpha=alpha)
     loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
     torch.manual_seed(seed)
     template = has_template(loaded.tokenizer) and not plain

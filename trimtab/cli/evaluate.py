@@ -67,6 +67,7 @@ def evaluate(
     Example: trimtab evaluate --shift runs/shift --limit 20
     """
     from trimtab.cli.against import require_keepable
+    from trimtab.cli.generate import require_shift
     from trimtab.cli.printing import print_json, print_table, remark
     from trimtab.cli.setup import open_model, open_shift, read_data
     from trimtab.edits import NoEdit
@@ -77,9 +78,13 @@ def evaluate(
     if convention not in ("plain", "lm-eval", "iti"):
         raise BadValue(f"unknown convention {convention!r}; choose plain, lm-eval or iti")
     edit = open_shift(shift, alpha)
-    if edit is None and alpha is not None:
-        raise BadValue("--alpha needs a shift: give --shift DIR")
+    require_shift(edit, alpha=alpha)
     questions = read_data(data, part="final")
+    if are_pairs(questions) and (judge != "exact" or convention != "plain" or choices_only):
+        raise BadValue(
+            f"{questions.name} holds contrast pairs, scored by probability; leave --judge, --convention and "
+            "--choices-only out"
+        )
     if keep:
         require_keepable(shift, questions)
     total = len(questions)

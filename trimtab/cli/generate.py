@@ -20,8 +20,8 @@ from trimtab.cli.options import (
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")]
 DoSample = Annotated[bool, typer.Option("--do-sample", help="Sample instead of taking the likeliest token.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Of sampling.", show_default="the model's")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Of sampling.", show_default="the model's")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Of sampling.", show_default="the model's")]
+TopP = Annotated[float | None, typer.Option("--top-p", min=0, max=1, help="Of sampling.", show_default="the model's")]
+TopK = Annotated[int | None, typer.Option("--top-k", min=1, help="Of sampling.", show_default="the model's")]
 Plain = Annotated[bool, typer.Option("--plain", help="Ask as 'Q: ... A:' although the model has a chat template.")]
 
 
@@ -65,7 +65,7 @@ def generate(
 
     asked = _questions(prompts, file)
     edit = open_shift(shift, alpha)
-    _require_shift(edit, compare=compare, alpha=alpha)
+    require_shift(edit, compare=compare, alpha=alpha)
     loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
     settings = sampling(max_new_tokens, do_sample, temperature, top_p, top_k)
     columns = {}
@@ -95,7 +95,8 @@ def sampling(
     return {"max_new_tokens": max_new_tokens, "do_sample": do_sample or bool(given), **given}
 
 
-def _require_shift(edit: object, *, compare: bool, alpha: float | None) -> None:
+def require_shift(edit: object, *, alpha: float | None, compare: bool = False) -> None:
+    """Refuse options that say something of a shift where there is none."""
     from trimtab.errors import BadValue
 
     if edit is None and (compare or alpha is not None):
@@ -136,8 +137,10 @@ def _from_file(path: Path) -> list[str]:
     else:
         try:
             asked = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as cause:
-            raise BadDataset(f"{path} cannot be read as text; expected questions, one a line") from cause
+        except OSError as cause:
+            raise BadDataset(f"{path} cannot be read ({cause.strerror}); expected questions, one a line") from cause
+        except UnicodeDecodeError as cause:
+            raise BadDataset(f"{path} is not UTF-8 text; expected questions, one a line") from cause
     if not asked:
         raise BadDataset(f"{path} holds no question; expected one a line")
     return asked

@@ -10,9 +10,15 @@ from trimtab.cli.options import AsJson
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from trimtab.probes import HeadProbes
+    from trimtab.steer import HeadShift, ResidualShift
+
+KINDS = ("fit", "demo run")
+"""Results that hold probes and a shift."""
+
 
 def heads(
-    folder: Annotated[Path, typer.Argument(help="A folder that `trimtab fit` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that `trimtab fit` or `trimtab demo` wrote.")],
     against: Annotated[
         Path | None,
         typer.Option(
@@ -40,13 +46,12 @@ def heads(
     from trimtab.cli.against import print_against
     from trimtab.cli.printing import print_json, print_table, remark
     from trimtab.probes import heat_map
-    from trimtab.steer import Fitted, HeadShift
+    from trimtab.steer import HeadShift
 
     if against is not None:
         print_against(folder, against, top=top, plot=plot, as_json=as_json)
         return
-    fitted = Fitted.load(folder)
-    probes, shift = fitted.probes, fitted.shift
+    probes, shift = _read(folder)
     shifted = set(shift.heads) if isinstance(shift, HeadShift) else {(layer, 0) for layer in shift.layers}
     rows = []
     for layer, head in probes.top(min(top or 20, probes.accuracy.numel())):
@@ -72,11 +77,27 @@ def heads(
     print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
 
 
+def _read(folder: Path) -> "tuple[HeadProbes, HeadShift | ResidualShift]":
+    from trimtab.cli.setup import beside_results, nearest
+    from trimtab.errors import Incompatible
+    from trimtab.probes import HeadProbes
+    from trimtab.steer import load_shift
+    from trimtab.storage import kind_of
+
+    if kind_of(folder) not in KINDS:
+        known = nearest(str(folder), beside_results(folder, *KINDS))
+        raise Incompatible(f"no fit at {folder}: expected a folder written by `trimtab fit` or `trimtab demo`{known}")
+    return HeadProbes.load(folder / "probes"), load_shift(folder / "shift")
+
+
 def save_picture(figure: "Figure", path: Path) -> None:
-    """Write a figure; raises `BadValue` where that fails."""
+    """Write a figure; raises `BadValue` for a format that there is not, `Incompatible` where the disk refuses it."""
     from trimtab.errors import BadValue
+    from trimtab.storage import write_errors
 
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as cause:
-        raise BadValue(f"cannot write a picture to {path} ({cause}); name a .png, .svg or .pdf file") from cause
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+    except ValueError as cause:  # no such format
+        raise BadValue(f"cannot draw {path}: name a .png, .svg or .pdf file") from cause

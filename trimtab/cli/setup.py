@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 def quiet() -> None:
     """Silence the libraries' own progress bars and advice, so that trimtab's output stands alone."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
 
 
 def open_model(
@@ -52,6 +54,7 @@ def read_data(
     if data == "folklore":
         questions = folklore() if part is None else folklore(part)
     elif data == "truthfulqa":
+        quiet()
         questions = truthfulqa()
     elif path.is_file():
         questions = truthfulqa(path) if _is_truthfulqa(path) else from_file(path)
@@ -71,11 +74,13 @@ def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | 
 
     from trimtab.errors import BadValue, Incompatible
     from trimtab.steer import load_shift
+    from trimtab.storage import kind_of
 
     if folder is None:
         return None
-    if not folder.is_dir():
-        raise Incompatible(f"no shift folder {str(folder)!r}{nearest(str(folder), _shift_folders(folder))}")
+    if kind_of(folder) is None:
+        known = nearest(str(folder), beside_results(folder, "fit", "demo run", "shift", "residual shift"))
+        raise Incompatible(f"no shift in {str(folder)!r}: expected a folder that `trimtab fit` wrote{known}")
     shift = load_shift(folder)
     if alpha is None:
         return shift
@@ -84,11 +89,12 @@ def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | 
     return replace(shift, strength=alpha)
 
 
-def _shift_folders(missing: Path) -> list[str]:
+def beside_results(missing: Path, *kinds: str) -> list[str]:
+    """Return the folders beside a missing one that hold results of these kinds."""
+    from trimtab.storage import kind_of
+
     parent = missing.parent
-    if not parent.is_dir():
-        return []
-    return [str(parent / p.name) for p in parent.iterdir() if (p / "record.json").is_file()]
+    return [str(p) for p in sorted(parent.iterdir()) if kind_of(p) in kinds] if parent.is_dir() else []
 
 
 def _is_truthfulqa(path: Path) -> bool:

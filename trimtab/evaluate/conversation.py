@@ -127,8 +127,8 @@ def _continued(
     context, new = context_length(model), options["max_new_tokens"]
     if context is not None and length + new > context:
         raise BadValue(
-            f"{length} tokens of prompt and {new} new ones do not fit the model's context of {context}; ask for fewer "
-            "new tokens or begin a new conversation"
+            f"{length} tokens of prompt and {new} new ones do not fit the model's context of {context}; shorten the "
+            "prompt (in a chat: /new) or ask for fewer new tokens"
         )
     if not options["do_sample"]:
         options = {"temperature": None, "top_p": None, "top_k": None, **options}

@@ -161,6 +161,8 @@ def fit_residual_shift(acts: HeadActivations, probes: HeadProbes, *, top_k: int 
             f"activations {tuple(acts.values.shape[1:])} and probes {tuple(probes.coef.shape)} differ (layer 1 "
             "d_model); make both on the same model with site='residual'"
         )
+    if not 1 <= top_k <= len(acts.layers):
+        raise BadValue(f"top {top_k} layers asked for; the model has {len(acts.layers)}, choose 1 to that many")
     with stopwatch() as seconds:
         layers = tuple(place.layer for place in probes.top(top_k))
         difference = _mean_over_questions(acts)

@@ -87,9 +87,16 @@ class EndpointJudge:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 return str(json.loads(response.read())["choices"][0]["message"]["content"])
         except (OSError, http.client.HTTPException) as cause:
-            raise BadValue(f"judge {self.model} at {self.url} cannot be asked ({cause}); is it running?") from cause
+            raise BadValue(
+                f"judge {self.model} at {self.url} cannot be asked ({_reason(cause)}); is it running?"
+            ) from cause
         except (ValueError, LookupError, TypeError) as cause:
             raise BadValue(f"judge {self.model} at {self.url} does not answer as an OpenAI chat endpoint") from cause
+
+
+def _reason(cause: Exception) -> str:
+    reason = cause if isinstance(cause, urllib.error.HTTPError) else getattr(cause, "reason", cause)
+    return getattr(reason, "strerror", None) or str(reason) or type(cause).__name__
 
 
 def _lasting(cause: BaseException | None) -> bool:

@@ -55,6 +55,9 @@ class TfidfJudge:
         Raises:
             BadDataset: a file cannot be read or holds something else; the message names file and line.
         """
+        missing = [name for name in FILES.values() if not (Path(folder) / name).is_file()]
+        if missing:
+            raise BadDataset(f"no {' and no '.join(missing)} in {folder}: expected TruthfulQA's judge data there")
         parts = {kind: _trained(Path(folder) / name, seed) for kind, name in FILES.items()}
         agreement = {kind: part.agreement for kind, part in parts.items()}
         majority = {kind: part.majority for kind, part in parts.items()}
