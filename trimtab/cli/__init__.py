@@ -1,5 +1,9 @@
 """The command line: one file per verb, each turning flags into one library call and a printed result."""
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -68,5 +72,13 @@ def _options() -> None:
 
 
 def main() -> None:
-    """Run the command line."""
-    app(prog_name="trimtab")
+    """Run the command line; of several processes of one launch the first alone prints, since all find the same."""
+    first = os.environ.get("RANK", "0") == "0"
+    with contextlib.nullcontext() if first else _printed_nowhere():
+        app(prog_name="trimtab")
+
+
+@contextlib.contextmanager
+def _printed_nowhere() -> Iterator[None]:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

@@ -66,7 +66,7 @@ def fit_method(
     packing = _packing(method, model)
     with _attached(method, model, seed) as attached:
         plan = make_plan(method, attached, tokenizer, data, steps=n_steps(len(data), recipe), packing=packing)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and rank_and_count()[0] == 0:
             print(plan.to_text(), file=sys.stderr)
         specification = {
             "model": made_on,
