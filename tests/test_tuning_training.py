@@ -222,9 +222,10 @@ def test_checkpointing_gives_the_same_result_and_is_switched_off_again():
     assert not model.is_gradient_checkpointing
 
 
-def test_autocast_trains_close_to_full_precision():
+@pytest.mark.parametrize("name", default_of("lora", "ia3", "prefix mlp"))
+def test_autocast_trains_close_to_full_precision(name):
     model = tiny_model()
-    full, half = fitted("lora", model), fitted("lora", model, precision="bf16")
+    full, half = (fitted(name, model, precision=p, learning_rate=0.005) for p in (None, "bf16"))
     assert half.record["losses"] == pytest.approx(full.record["losses"], rel=0.02)
     assert half.record["losses"] != full.record["losses"]
 
