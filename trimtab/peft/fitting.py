@@ -164,7 +164,7 @@ def cast_once(attached: Attached, recipe: Recipe) -> Iterator[None]:
         yield
         return
     # PEFT's own switch, disable_input_dtype_casting, fails on layers that never cast, such as (IA)^3's
-    casting = [m for m in attached.model.modules() if getattr(m, "cast_input_dtype_enabled", False)]
+    casting: list[Any] = [m for m in attached.model.modules() if getattr(m, "cast_input_dtype_enabled", False)]
     for module in casting:
         module.cast_input_dtype_enabled = False
     try:
