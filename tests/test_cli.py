@@ -27,6 +27,18 @@ def run(*arguments: str):
     return CliRunner().invoke(cli.app, list(arguments), terminal_width=120)
 
 
+@pytest.mark.parametrize(("rank", "printed"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_alone_prints(rank: str, printed: bool, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("sys.argv", ["trimtab", "methods", "--no-count"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0
+    assert ("lora" in capsys.readouterr().out) is printed
+    print("and what comes after is printed again")
+    assert "after" in capsys.readouterr().out
+
+
 @pytest.fixture
 def small_world(monkeypatch):
     """Cut questions, texts and strengths, so that the demo's whole path takes seconds."""

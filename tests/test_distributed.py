@@ -1,5 +1,4 @@
-"""Two processes on the CPU (gloo) give the numbers and the weights of one, write one store or one run, and go on where
-a killed run stopped; under both launchers."""
+"""Two processes on the CPU (gloo) give the numbers and the weights of one, and go on where a killed run stopped."""
 
 from __future__ import annotations
 

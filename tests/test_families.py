@@ -13,8 +13,11 @@ from tests.by_hand import prompt_ids, seen_inputs
 from tests.families import FAMILIES, GQA, family_model
 from tests.family_checks import CHECKS, DOCS, TOLERANCE, measured, shifted, sites, table, the_model
 from tests.tiny import COMMON
+from trimtab.activations import Head
+from trimtab.edits import TokenMask
 from trimtab.errors import UnsupportedModel
 from trimtab.models.heads import find_heads
+from trimtab.models.hooks import add_to_heads
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -104,3 +107,36 @@ def test_the_vision_towers_own_attention_is_left_alone() -> None:
 
 def test_the_table_in_the_docs_is_the_one_that_these_checks_give() -> None:
     assert DOCS.read_text(encoding="utf-8") == table(), "run python -m tests.family_checks and commit the table"
+
+
+def test_zamba_2_generates_as_far_from_a_whole_forward_without_an_edit_as_with_one() -> None:
+    """The cached step of transformers' own Mamba layers is another sum than its whole forward, in float64 too."""
+    torch.manual_seed(0)
+    config = transformers.Zamba2Config(
+        **COMMON, num_key_value_heads=4, hybrid_layer_ids=[1], layers_block_type=["mamba", "hybrid", "mamba"],
+        mamba_d_state=8, n_mamba_heads=8, mamba_headdim=12, mamba_ngroups=1, chunk_size=8, num_mem_blocks=1,
+        use_shared_attention_adapter=False,
+    )  # fmt: skip
+    model = transformers.Zamba2ForCausalLM(config).eval().double()
+    model.generation_config.eos_token_id = None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*have no attention heads and are left out")
+        heads = find_heads(model)
+    delta = {Head(1, 2): torch.randn(heads[0].d_head, generator=torch.Generator().manual_seed(0))}
+    mask, ids = TokenMask(), prompt_ids(9, seed=9)
+
+    def apart(deltas: dict[Head, torch.Tensor]) -> list[float]:
+        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "output_logits": True}
+        with torch.no_grad(), add_to_heads(model, deltas, "generated", heads=heads):
+            real = torch.ones_like(ids)
+            out = model.generate(input_ids=ids, attention_mask=real, return_dict_in_generate=True, **options)
+        mask.value = torch.arange(out.sequences.shape[1] - 1)[None] >= 8
+        with torch.no_grad(), add_to_heads(model, deltas, mask, heads=heads):
+            whole = model(input_ids=out.sequences[:, :-1], use_cache=False).logits[0, 8:]
+        steps = torch.stack(out.logits)[:, 0]
+        return ((steps - whole).abs().amax(-1) / whole.abs().max()).tolist()
+
+    plain, steered = apart({}), apart(delta)
+    assert plain[0] < 1e-6 and steered[0] < 1e-6
+    assert 1e-5 < max(plain) < 1e-3
+    assert max(steered) < 5 * max(plain)

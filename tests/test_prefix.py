@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -372,6 +373,9 @@ def test_wrong_results_of_sharing_are_found_and_said(dtype: torch.dtype, modes: 
     assert modes == ["plain"] and len(scores.notes) == 1
     if dtype == torch.float32:
         assert scores.logprobs[0] == pytest.approx(one_by_one(model, items), abs=1e-4)
+    with warnings.catch_warnings():  # said once of a model; the notes of each measurement still say it
+        warnings.simplefilter("error")
+        assert score_answers(model, tiny_tokenizer(), items, [NoEdit()]).notes == scores.notes
 
 
 class NoisyHead(torch.nn.Module):

@@ -1,7 +1,11 @@
 """The command line: one file per verb, each turning flags into one library call and a printed result."""
 
+import contextlib
 import errno
+import os
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -95,5 +99,13 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line."""
-    app(prog_name="trimtab")
+    """Run the command line; of several processes of one launch the first alone prints, since all find the same."""
+    first = os.environ.get("RANK", "0") == "0"
+    with contextlib.nullcontext() if first else _printed_nowhere():
+        app(prog_name="trimtab")
+
+
+@contextlib.contextmanager
+def _printed_nowhere() -> Iterator[None]:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

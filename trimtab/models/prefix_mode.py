@@ -46,8 +46,15 @@ def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: Token
         f"({'; '.join(failures)})"
     )
     computed.notes.append(note)
-    warnings.warn(note, stacklevel=2)
+    _warn_once(base_of(model), note)
     return "plain"
+
+
+def _warn_once(base: Any, note: str) -> None:
+    """Warn of a model's trait at the first call alone; the mark stands on the model, so it goes when the model goes."""
+    if getattr(base, "_trimtab_warned", None) != note:
+        base._trimtab_warned = note
+        warnings.warn(note, stacklevel=3)
 
 
 MODES: tuple[Mode, ...] = ("packed", "padded")

@@ -12,9 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import peft as hf_peft
 import torch
-from peft.helpers import disable_input_dtype_casting
 from transformers import TrainingArguments
 from transformers.utils import logging as hf_logging
 
@@ -66,7 +64,7 @@ def fit_method(
     packing = _packing(method, model)
     with _attached(method, model, seed) as attached:
         plan = make_plan(method, attached, tokenizer, data, steps=n_steps(len(data), recipe), packing=packing)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and rank_and_count()[0] == 0:
             print(plan.to_text(), file=sys.stderr)
         specification = {
             "model": made_on,
@@ -83,7 +81,7 @@ def fit_method(
                 attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None
             )
             prepared = time.perf_counter()
-            with _checkpointing(model, recipe), _cast_once(attached, recipe):
+            with checkpointed(model, recipe), cast_once(attached, recipe):
                 run_trainer(trainer, folder.checkpoint)
             trained = time.perf_counter()
             tokens_seen, examples_seen = trainer.seen_by_all()
@@ -138,7 +136,8 @@ def _attached(method: TuningMethod, model: Any, seed: int) -> Iterator[Attached]
 
 
 @contextlib.contextmanager
-def _checkpointing(model: Any, recipe: Recipe) -> Iterator[None]:
+def checkpointed(model: Any, recipe: Recipe) -> Iterator[None]:
+    """Run the block under non-reentrant gradient checkpointing if the recipe asks for it."""
     base = base_of(model)
     if not recipe.checkpointing:
         yield
@@ -159,13 +158,20 @@ def _checkpointing(model: Any, recipe: Recipe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cast_once(attached: Attached, recipe: Recipe) -> Iterator[None]:
+def cast_once(attached: Attached, recipe: Recipe) -> Iterator[None]:
     """Leave casting to autocast, where PEFT would first cast every adapter's input up to the adapter's float32."""
-    if recipe.precision and isinstance(attached.model, hf_peft.PeftModel):
-        with disable_input_dtype_casting(attached.model):
-            yield
-    else:
+    if not recipe.precision:
         yield
+        return
+    # PEFT's own switch, disable_input_dtype_casting, fails on layers that never cast, such as (IA)^3's
+    casting: list[Any] = [m for m in attached.model.modules() if getattr(m, "cast_input_dtype_enabled", False)]
+    for module in casting:
+        module.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for module in casting:
+            module.cast_input_dtype_enabled = True
 
 
 def make_trainer(

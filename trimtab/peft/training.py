@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -133,7 +133,7 @@ class TuningTrainer(Trainer):
     def seen_by_all(self) -> tuple[int, int]:
         """Return the tokens and examples that all processes together have seen; every process must ask."""
         seen = torch.tensor([self.tokens_seen, self.examples_seen], device=self.args.device)
-        tokens, examples = self.accelerator.reduce(seen, "sum").tolist()
+        tokens, examples = cast(Tensor, self.accelerator.reduce(seen, "sum")).tolist()
         return tokens, examples
 
 
