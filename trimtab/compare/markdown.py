@@ -23,8 +23,8 @@ HOW_TO_READ = (
     "test over questions, then corrected by Holm's procedure over the rows of the table. Every method tried settings "
     "on validation questions, up to the same number, drawn once for all folds and seeds. KL budget 'kept': in every "
     "fold and seed the best setting is also the best one within the budget, so that one row is both results. Where it "
-    "was not, a second row shows the best that kept it; the budget is for the texts that settings are chosen on, the KL "
-    "shown is that of other texts. 'Measured' counts folds times seeds."
+    "was not, a second row shows the best that kept it; the budget is for the texts that settings are chosen on, the "
+    "KL shown is that of other texts. 'Measured' counts folds times seeds."
 )
 CAVEATS = (
     "An exact judge knows only the answers that the question lists: a true answer in other words counts as neither.",
