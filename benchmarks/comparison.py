@@ -47,6 +47,7 @@ def main() -> None:
     command = [
         *(sys.executable, "-m", "trimtab", "compare", "--config", str(config)),
         *("--out", str(run), "--stop-after", str(60 * asked.minutes)),
+        *(["--redo-changed"] if asked.redo_changed else []),
     ]
     threads = max(1, (os.cpu_count() or 1) // asked.workers)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -75,6 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.5, help="start no trial after this")
     parser.add_argument("--json", type=Path, help="write the summary here")
     parser.add_argument("--retry-failed", action="store_true", help="try again what is recorded as failed")
+    parser.add_argument("--redo-changed", action="store_true", help="do methods anew whose settings have changed")
     parser.add_argument("--tiny", action="store_true", help="two methods for a minute")
     return parser.parse_args()
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import FewShot, OnQuantized, RetrievedFewShot, RetrievedPassages, Stack, Widened, table
+from trimtab.compare import FewShot, OnQuantized, RetrievedFewShot, RetrievedPassages, Stack, Widened, table, tuning
 from trimtab.compare.meters import milliseconds_per_token, peak_memory, stored_bytes
 from trimtab.compare.retrieval import Retrieved, TfidfIndex, read_passages
 from trimtab.datasets import Question, QuestionSet
@@ -168,6 +168,50 @@ def test_tuning_a_quantised_copy_leaves_the_model_alone_and_is_measured_against_
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with pytest.raises(BadValue, match="no folder or hub id to load a quantised copy from"):
         method.fit(tiny_model(), tokenizer, tiny_questions(4))
+
+
+def test_the_quantised_copy_is_of_the_commit_and_computes_in_the_dtype_that_were_loaded(tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    asked = []
+    original = tuning.load_model
+    monkeypatch.setattr(
+        tuning, "load_model", lambda name, **options: asked.append(options) or original(name, **options)
+    )
+    model, tokenizer = load_model(tmp_path, dtype="bfloat16")
+    # a folder has no commits: the one of a model from the hub stands here
+    model.config._commit_hash = "0123abc"
+    edit = OnQuantized(LoRA(recipe=SHORT)).fit(model, tokenizer, tiny_questions(4), seed=0)
+    assert asked[0]["revision"] == "0123abc"
+    computing = {m.compute_dtype for m in edit.copy.modules() if hasattr(m, "compute_dtype")}
+    assert computing == {torch.bfloat16}, "the checkpoint's own dtype is float32"
+
+
+def test_a_quantised_copy_comes_first_in_a_stack_or_after_prompts_alone(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, tokenizer = load_model(tmp_path)
+    steering, copied = ITI(top_ks=(2,), alphas=(4,)), OnQuantized(LoRA(recipe=SHORT))
+    refused = "LoRA r=8 on nf4 answers with a model of its own, on which ITI would not act; put it first"
+    for last in (copied, Widened(copied, (("epochs", (1,)),))):
+        with pytest.raises(BadValue, match=refused):
+            Stack((steering, last))
+    edit = copied.fit(model, tokenizer, tiny_questions(4), seed=0)
+    shift = random_shift(model)
+    with pytest.raises(BadValue, match="on which ITI would not act; put it first"):
+        Stacked((shift, edit))
+    with pytest.raises(BadValue, match="on which ITI would not act; put it first"):
+        Stacked((shift, Stacked((edit, FewShot().fit(None, None, POOL, knobs={"shots": 1})))))
+    # the other way round, and after a prompt, everything acts
+    few = FewShot().fit(None, None, POOL, knobs={"shots": 1})
+    made = Stack((copied, steering)).fit(model, tokenizer, tiny_questions(4), seed=0)
+    edits = [edit, made, Stacked((few, edit))]
+    rows = table(model, tokenizer, tiny_questions(3), edits, texts=TEXTS, max_new_tokens=3).rows
+    assert float(rows[1].kl) != pytest.approx(float(rows[0].kl), rel=1e-3)
+    assert float(rows[2].kl) > 0 and float(rows[2].mc2) != float(rows[0].mc2)
+    assert Stack((FewShot(), copied)).name == "Few-shot + LoRA r=8 on nf4"
 
 
 def test_strength_multiplies_the_finished_edit():

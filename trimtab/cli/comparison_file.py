@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trimtab.edits import Method
 
 QUICK_LEFT_OUT = (
-    "two of three seeds, one of two folds, half of the trials, all but 50 of the "
+    "two of three seeds, one of two folds, half of the trials, seven of ten random draws, all but 50 of the "
     "test questions, all but 120 of the training questions, and every tuning method but LoRA (at 3 passes over the "
     "data); its intervals are wide"
 )
@@ -91,7 +91,8 @@ def read_comparison_file(path: Path) -> ComparisonFile:
 
 def quick() -> ComparisonFile:
     """Return the small comparison of `--quick`."""
-    methods = ("few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti", "lora")
+    control = {"random direction": {"draws": 3}}
+    methods = ("few-shot", "retrieved few-shot", "iti", control, "few-shot + iti", "lora")
     return ComparisonFile(folds=1, seeds=(0,), trials=2, test_limit=50, limit=120, methods=methods, max_new_tokens=24)
 
 

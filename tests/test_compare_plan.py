@@ -1,0 +1,35 @@
+"""The plan of a comparison: what is missing and about how long it takes, without a look at the test questions."""
+
+from __future__ import annotations
+
+from tests.comparing import TEXTS, SpyJudge
+from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
+from trimtab.compare import Design, FewShot, Job, Meters
+from trimtab.compare.design import named
+from trimtab.compare.estimate import estimate
+from trimtab.steer import ITI, RandomDirection
+
+
+def test_the_plan_times_validation_questions_and_never_shows_a_test_question(tmp_path, monkeypatch):
+    judge, timed = SpyJudge(), []
+    monkeypatch.setattr(
+        "trimtab.compare.rates.milliseconds_per_token", lambda model, tokenizer, asked, edit: timed.extend(asked)
+    )
+    monkeypatch.setattr("trimtab.compare.rates.multiple_choice", lambda m, t, asked, *a, **k: timed.extend(
+        q.question for q in asked
+    ))  # fmt: skip
+    job = Job(
+        named([FewShot(shots=(1,), draws=1), ITI(top_ks=(2,), alphas=(1,)), RandomDirection(draws=4)]),
+        tiny_questions(12), tiny_questions(24)[12:], Design(1, (0,), 1), Meters(judge, texts=TEXTS, max_new_tokens=3),
+    )  # fmt: skip
+    plan = estimate(tiny_model(), tiny_tokenizer(), job, tmp_path / "run")
+    parts = job.parts(job.units[0])
+    seen = {question for _, question in judge.log} | set(timed)
+    assert seen and seen <= {q.question for q in parts.validation}
+    assert not seen & {q.question for q in parts.test}
+    assert plan.parts == {"train": 9, "choose": 3, "test": 12}
+    rows = {row.method: row for row in plan.rows}
+    assert rows["Random direction"].settings == 4
+    # four measurements on the test questions against one or two, with the same fit
+    assert rows["Random direction"].seconds > rows["ITI"].seconds > 0
+    assert not (tmp_path / "run").exists()
