@@ -128,6 +128,25 @@ def test_a_saved_and_loaded_edit_is_the_same_to_the_bit(name, tuned, tmp_path):
     assert (tmp_path / "edit/adapter_config.json").is_file() == (name in IN_PEFT)
 
 
+@pytest.mark.parametrize("name", ["lora", "heads"])  # a PEFT folder, and one of trimtab's own
+@pytest.mark.parametrize(
+    ("change", "telling"),
+    [
+        ({"seconds": None}, "field 'seconds' is missing"),
+        ({"trainable_parameters": "many"}, "field 'trainable_parameters' is 'many', expected an integer"),
+        ({"method": {"rank": 8}}, "field 'method.method' is missing"),
+        ({"recipe": {"learning_pace": 1}}, "describes no method: .*learning_pace"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_its_field(name, change, telling, tuned, tmp_path):
+    tuned(name).save(tmp_path / "edit")
+    file = tmp_path / "edit/record.json"
+    record = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+    with pytest.raises(Incompatible, match=telling):
+        peft.TunedEdit.load(tmp_path / "edit")
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
 @pytest.mark.parametrize("name", ["lora", "lora qv", "rslora", "dora", "ia3", "prompt", "prefix"])
 def test_peft_loads_what_was_saved_and_gives_the_same_logits(family, name, tuned, tmp_path):

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -177,12 +177,21 @@ def load_result(
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     if record.pop("tensors", None) != {name: list(t.shape) for name, t in tensors.items()}:
         raise Incompatible(f"the {TENSORS} at {path} are not those that its {RECORD} lists: write it again")
-    wrong = fault(record, fields)
-    if wrong is None and not set(names) <= set(tensors):
-        wrong = f"the tensor {min(set(names) - set(tensors))!r} is missing"
-    if wrong is not None:
-        raise Incompatible(f"the {RECORD} of the {kind} at {path} cannot be used: {wrong}; write it again")
+    require_fields(path, kind, record, fields)
+    if not set(names) <= set(tensors):
+        _refuse(path, kind, f"the tensor {min(set(names) - set(tensors))!r} is missing")
     return record, tensors
+
+
+def require_fields(path: Path, kind: str, record: Any, fields: Any) -> None:
+    """Raise `Incompatible` if the folder's record lacks a field of a `TypedDict`, or has one of another type."""
+    wrong = fault(record, fields)
+    if wrong is not None:
+        _refuse(path, kind, wrong)
+
+
+def _refuse(path: Path, kind: str, wrong: str) -> NoReturn:
+    raise Incompatible(f"the {RECORD} of the {kind} at {path} cannot be used: {wrong}; write it again")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,10 +17,23 @@ from trimtab.edits import Cost, Positions
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import require_same_model
 from trimtab.peft.method import HubAdapter, TuningMethod
-from trimtab.storage import RECORD, TENSORS, load_result, versions, write_json, written_folder
+from trimtab.storage import RECORD, TENSORS, load_result, require_fields, versions, write_json, written_folder
 
 KIND = "tuned edit"
 HUB_CONFIG, HUB_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class _Method(TypedDict):
+    method: str
+
+
+class _Saved(TypedDict):
+    method: _Method
+    recipe: dict[str, Any]
+    name: str
+    seconds: float
+    trainable_parameters: int
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ class TunedEdit:
         if (path / HUB_CONFIG).is_file() and not (path / RECORD).is_file():
             return cls._from_elsewhere(path)
         if not (path / HUB_CONFIG).is_file():
-            record, tensors = load_result(path, KIND)
+            record, tensors = load_result(path, KIND, fields=_Saved)
             return cls._from_record(path, record, dict(tensors), None)
         record = _read_record(path)
         tensors = _read_tensors(path / HUB_TENSORS)
@@ -165,7 +178,10 @@ class TunedEdit:
     ) -> TunedEdit:
         from trimtab.peft.names import method_from_record
 
-        method = method_from_record(record["method"], record["recipe"])
+        try:
+            method = method_from_record(record["method"], record["recipe"])
+        except TypeError as cause:  # a setting that the method does not have, or lacks
+            raise Incompatible(f"the {RECORD} at {path} describes no method: {cause}; write the edit again") from cause
         if config is not None:
             tensors = method.from_hub(HubAdapter(config, tensors))
         cost = Cost(record["seconds"], record["trainable_parameters"], folder_bytes(path))
@@ -198,6 +214,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise Incompatible(f"the {RECORD} at {path} cannot be read: write the edit again") from cause
     if record.get("kind") != KIND:
         raise Incompatible(f"expected a {KIND} at {path}, found a {record.get('kind')}")
+    require_fields(path, KIND, record, _Saved)
     return record
 
 
