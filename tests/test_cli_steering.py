@@ -315,7 +315,7 @@ def test_python_m_trimtab_answers_within_seconds_is_quiet_in_a_pipe_and_imports_
     assert not imported & {"sklearn", "pandas", "matplotlib", "peft", "datasets", "lm_eval", "bitsandbytes"}
     spent = after.children_user - before.children_user + after.children_system - before.children_system
     # processor seconds, since the wall clock counts what else runs here
-    assert spent < 10, f"{spent:.1f} s of processor, {time.perf_counter() - start:.1f} s"
+    assert spent < 20, f"{spent:.1f} s of processor, {time.perf_counter() - start:.1f} s"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="drives a terminal")

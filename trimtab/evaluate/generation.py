@@ -130,7 +130,7 @@ def generate_answers_many(
     return tuple(found[i] for i in range(len(edits)))
 
 
-def _prompts(questions: Sequence[Question], edit: Edit, convention: AnswerForm) -> list[str]:
+def _prompts(questions: Sequence[Question], edit: Edit, convention: str) -> list[str]:
     if not questions:
         raise BadDataset("no questions to ask")
     if convention not in ("plain", "iti"):
