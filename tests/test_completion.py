@@ -22,6 +22,7 @@ from trimtab.steer import HeadShift
 # of different lengths, so that every batch is padded
 PROMPTS = [f"Q: {q.question}\nA:" for q in tiny_questions(4)] + ["Q: Why?\nA:"]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 3}
+USUAL = ("Llama", "GPT-2", "GPT-NeoX / Pythia", "BLOOM", "Gemma 3 (text)", "Qwen2.5-VL (text tower)", "Jamba (hybrid)")
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
 
 
@@ -62,7 +63,7 @@ def widths(model: Any) -> Iterator[list[int]]:
     handle.remove()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f if f in USUAL else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
 def test_the_texts_are_those_of_one_edit_at_a_time(family: str) -> None:
     model = family_model(family)
     head = model.get_output_embeddings()
