@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, decoder_of, inference
 from trimtab.models.hooks import has_edits
 from trimtab.models.known import EnterAt, KnownModel, entered
-from trimtab.models.prefix_cache import cache_name
+from trimtab.models.prefix_cache import cache_name, takes_positions
 from trimtab.models.processes import spread
 from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import progress
@@ -117,8 +116,7 @@ def _prompt_cache(model: Any, batch: Batch) -> Any:
     mask = batch.attention_mask[:, :-1]
     if not mask.shape[1] or not bool(mask.any(1).all()):
         return None
-    takes_positions = "position_ids" in inspect.signature(base_of(model).forward).parameters
-    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions else {}
+    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
     with inference(model):
         out = model(input_ids=batch.input_ids[:, :-1], attention_mask=mask, use_cache=True, **positions)
     return out[cache_name(model)]

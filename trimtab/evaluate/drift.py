@@ -106,10 +106,9 @@ def _per_text(
     pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     known = KnownModel(model)
-    moving = [edit for edit in edits if not isinstance(edit, NoEdit)]
     ways = [None if isinstance(edit, NoEdit) else (entered(edit, known), n_unchanged(edit)) for edit in edits]
     unedited = entered(NoEdit(), known)
-    shared = SharedLayers(model, map(n_unchanged, moving))
+    shared = SharedLayers(model, [way[1] for way in ways if way])
     for batch in tracked(batches, "measuring drift"):
         plain = _logprobs(unedited, batch, shared.recording())
         for way, found in zip(ways, pairs, strict=True):

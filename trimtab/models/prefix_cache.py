@@ -58,8 +58,7 @@ class TreeForward:
         self.tokens, self.depth, self.end = (
             torch.from_numpy(x).to(self.device) for x in (tree.tokens, tree.depth, tree.end)
         )
-        takes = inspect.signature(base_of(model).forward).parameters
-        self.positions = "position_ids" in takes
+        self.positions = takes_positions(model)
         self.cache_name = cache_name(model)
         self.window, self.mixed = windows(model)
 
@@ -107,6 +106,11 @@ class TreeForward:
 def cache_name(model: Any) -> str:
     """Return the name under which the model takes and gives its cache; transformers 5.2x renamed it."""
     return "cache" if "cache" in inspect.signature(base_of(model).forward).parameters else "past_key_values"
+
+
+def takes_positions(model: Any) -> bool:
+    """Return whether the model is told its tokens' positions, rather than counting them itself."""
+    return "position_ids" in inspect.signature(base_of(model).forward).parameters
 
 
 def windows(model: Any) -> tuple[int | None, bool]:
