@@ -100,16 +100,17 @@ def capture(w: World) -> dict[str, Any]:
 
 
 class Unshared:
-    """A tokenizer of made-up prompts: each text is the number of its row."""
+    """A tokenizer of made-up prompts, which takes them together: each text is the number of its row."""
 
     is_fast, pad_token_id, eos_token_id, bos_token = True, 0, 2, None
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.rows = rows
 
-    def __call__(self, text: str, **options: Any) -> dict[str, Any]:  # noqa: ARG002
-        ids = self.rows[int(text)]
-        return {"input_ids": ids, "offset_mapping": [(0, 0)] * (len(ids) - 1) + [(0, len(text))]}
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, Any]:  # noqa: ARG002
+        rows = [self.rows[int(text)] for text in texts]
+        offsets = [[(0, 0)] * (len(row) - 1) + [(0, len(text))] for row, text in zip(rows, texts, strict=True)]
+        return {"input_ids": rows, "offset_mapping": offsets}
 
     def statements(self) -> list[Statement]:
         """Return one statement for every row."""

@@ -110,6 +110,8 @@ class HeadActivations:
 
     def require_finite(self) -> HeadActivations:
         """Return self; raises `BadValue` naming the layers if some values are NaN or infinite."""
+        if bool(self.values.sum().isfinite()):  # one pass without a copy; finite values may overflow, so look closer
+            return self
         finite = torch.stack([self.values[:, i].isfinite().all() for i in range(len(self.layers))])
         if not bool(finite.all()):
             bad = [layer for layer, ok in zip(self.layers, finite.tolist(), strict=True) if not ok]

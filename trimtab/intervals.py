@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,8 +40,15 @@ def resampled_means(
     n = len(values)
     if n == 0:
         raise BadDataset("nothing to average: an interval needs the values of at least one question")
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    return counts @ values / n
+    return _resamples(n, draws, seed) @ values / n
+
+
+@functools.lru_cache(maxsize=4)
+def _resamples(n: int, draws: int, seed: int) -> Float[np.ndarray, "draw cluster"]:
+    """Return how often each cluster is drawn; kept, since all metrics of all settings resample the same questions."""
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def bootstrap(

@@ -163,11 +163,27 @@ class AnswerEnd:
 
     def __init__(self, tokenizer: Any, prompt_length: int, *, paragraphs: bool = False) -> None:
         self.tokenizer, self.prompt_length, self.paragraphs = tokenizer, prompt_length, paragraphs
+        self.read = prompt_length
+        self.ending: dict[int, bool] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002
-        """Return for each row whether it is done."""
-        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :])
-        return torch.tensor([self._done(t) for t in texts], device=input_ids.device)
+        """Return for each row whether its newest tokens end it."""
+        length = input_ids.shape[1]
+        newest = input_ids[:, min(self.read, length - 1) :].tolist()
+        self.read = length
+        # only rows that may have ended are decoded whole, or decoding would cost as much as a forward in large batches
+        rows = [row for row, tokens in enumerate(newest) if any(map(self._may_end, tokens))]
+        done = torch.zeros(len(input_ids), dtype=torch.bool)
+        if rows:
+            texts = self.tokenizer.batch_decode(input_ids[rows, self.prompt_length :])
+            done[rows] = torch.tensor([self._done(text) for text in texts])
+        return done.to(input_ids.device)
+
+    def _may_end(self, token: int) -> bool:
+        """Return whether a token holds the last character of what ends an answer."""
+        if token not in self.ending:
+            self.ending[token] = not {":", "\n"}.isdisjoint(self.tokenizer.decode([token]))
+        return self.ending[token]
 
     def _done(self, text: str) -> bool:
         started = text.lstrip()

@@ -14,7 +14,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
 from trimtab.evaluate.scoring import score_answers
 from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
+from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
 
 Convention = Literal["plain", "lm-eval", "iti"]
 
@@ -150,9 +150,13 @@ def _answer_tokens(
     asked = [
         (prompt, text) for q, prompt in zip(questions, prompts, strict=True) for text, _ in _choices(q, convention)
     ]
-    split = _lm_eval_tokens if convention == "lm-eval" else _plain_tokens
-    tokens = [split(tokenizer, prompt, text) for prompt, text in asked]
-    require_fits(model, [t.end for t in tokens], [p + " " + a for p, a in asked])
+    texts = [f"{prompt} {answer}" for prompt, answer in asked]
+    if convention == "lm-eval":
+        tokens = _lm_eval_tokens(tokenizer, [prompt for prompt, _ in asked], texts)
+    else:
+        # all that follows the prompt counts: no answer gets its space for free where that is a token of its own
+        tokens = tokenize_answers(tokenizer, texts, [len(prompt) for prompt, _ in asked])
+    require_fits(model, [t.end for t in tokens], texts)
     return tokens
 
 
@@ -192,20 +196,22 @@ def _prompt(question: Question, convention: Convention) -> str:
     return asked if convention == "plain" else f"{QA_PRIMER}\n\n{asked}"
 
 
-def _plain_tokens(tokenizer: Any, prompt: str, answer: str) -> AnswerTokens:
-    # all that follows the context counts, so that no answer gets its space for free where that is a token of its own
-    return tokenize_answer(tokenizer, f"{prompt} {answer}", len(prompt))
-
-
-def _lm_eval_tokens(tokenizer: Any, prompt: str, answer: str) -> AnswerTokens:
+def _lm_eval_tokens(tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> list[AnswerTokens]:
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    written_out = first is not None and prompt.startswith(tokenizer.decode(first))
-    special = {"add_special_tokens": False} if written_out else {}
-    whole, context = (tokenizer(text, **special)["input_ids"] for text in (f"{prompt} {answer}", prompt.rstrip()))
-    if not context or len(context) >= len(whole):
-        what = "answer" if context else "prompt"
-        raise BadValue(f"the {what} in {f'{prompt} {answer}'[-60:]!r} is empty after tokenisation; give a longer one")
-    return AnswerTokens(context + whole[len(context) :], len(context), len(whole))
+    opening = None if first is None else tokenizer.decode(first)
+    contexts = list(dict.fromkeys(prompts))  # all answers to a question share it
+    written_out = [opening is not None and prompt.startswith(opening) for prompt in (*prompts, *contexts)]
+    encoded = encode_each(tokenizer, [*texts, *(context.rstrip() for context in contexts)], written_out)
+    ids = [e["input_ids"] for e in encoded]
+    before = dict(zip(contexts, ids[len(texts) :], strict=True))
+    found = []
+    for prompt, text, whole in zip(prompts, texts, ids, strict=False):
+        context = before[prompt]
+        if not context or len(context) >= len(whole):
+            what = "answer" if context else "prompt"
+            raise BadValue(f"the {what} in {text[-60:]!r} is empty after tokenisation; give a longer one")
+        found.append(AnswerTokens(context + whole[len(context) :], len(context), len(whole)))
+    return found
 
 
 def _row(question: str, prompt: str, answers: tuple[ScoredAnswer, ...], *, strict: bool) -> ChoiceRow:

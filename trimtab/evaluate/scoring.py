@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.edits import Edit
 from trimtab.models.heads import logits_limit
 from trimtab.models.prefix import run_rows
+from trimtab.models.prefix_cache import sent
 from trimtab.models.prefix_pass import Step, kept_logits, kept_places
 from trimtab.models.processes import spread
 from trimtab.models.token_tree import TreeRow
@@ -88,13 +89,13 @@ def _score(
 ) -> Scores:
     # the last token predicts nothing that counts, and neither does what a tokenizer puts after it
     rows = [TreeRow(a.ids[: a.end - 1], a.start - 1, a.start - 1) for a in answers]
-    sums = [[0.0] * len(answers) for _ in edits]
+    found: list[tuple[int, Step, Tensor]] = []
 
     def read(index: int, step: Step, forward: Callable[[], Any]) -> None:
         targets = [t for row in step.rows for t in answers[row].ids[answers[row].start : answers[row].end]]
         chosen = token_logprobs(kept_logits(forward().logits, step), kept_places(step), torch.tensor(targets))
-        for row, values in zip(step.rows, chosen.split(step.counts), strict=True):
-            sums[index][row] = float(values.sum())
+        # fetched when all is done: a GPU then never waits for what the CPU does between two forwards
+        found.append((index, step, chosen))
 
     took = run_rows(
         model,
@@ -106,20 +107,25 @@ def _score(
         max_rows=batch_size,
         task="scoring answers",
     )
+    sums = [[0.0] * len(answers) for _ in edits]
+    for index, step, chosen in found:
+        for row, values in zip(step.rows, chosen.cpu().split(step.counts), strict=True):
+            sums[index][row] = float(values.sum())
     return Scores(tuple(map(tuple, sums)), took.tokens, tuple(took.notes))
 
 
 def token_logprobs(
     logits: Float[Tensor, "place vocab"], places: Int[Tensor, " target"], targets: Int[Tensor, " target"]
 ) -> Float[Tensor, " target"]:
-    """Return each target's log-probability at its place, in float32 or better, on the CPU.
+    """Return each target's log-probability at its place, in float32 or better, where the logits are.
 
-    A place may predict several targets: answers that begin alike.
+    A place may predict several targets: answers that begin alike. Places and targets may stand on the CPU.
     """
     unique, back = places.unique(return_inverse=True)
+    unique, back, places, targets = (sent(x, logits.device) for x in (unique, back, places, targets))
     # in slices, since a float32 copy of all logits of a large vocabulary would be the largest tensor of all
     slices = [_exact(logits[some]).logsumexp(-1) for some in unique.split(1024)]
-    return (_exact(logits[places, targets.to(places.device)]) - torch.cat(slices)[back]).cpu()
+    return _exact(logits[places, targets]) - torch.cat(slices)[back]
 
 
 def _exact(logits: Tensor) -> Tensor:

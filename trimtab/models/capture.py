@@ -16,9 +16,11 @@ from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
 from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.models.prefix import run_rows
+from trimtab.models.prefix_cache import sent
 from trimtab.models.prefix_pass import Computed, Step
+from trimtab.models.staging import RowsToCpu
 from trimtab.models.token_tree import TreeRow
-from trimtab.models.tokens import pad_id, require_fits, tokenize_answer
+from trimtab.models.tokens import pad_id, require_fits, tokenize_answers
 
 
 def capture_heads(
@@ -59,8 +61,9 @@ def capture_heads(
         raise BadValue(
             f"position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got {position!r}, {site!r}"
         )
-    tokens = [tokenize_answer(tokenizer, s.text, s.answer_start, needs_prompt=False) for s in statements]
-    require_fits(model, [len(t.ids) for t in tokens], [s.text for s in statements])
+    texts, starts = [s.text for s in statements], [s.answer_start for s in statements]
+    tokens = tokenize_answers(tokenizer, texts, starts, needs_prompt=False)
+    require_fits(model, [len(t.ids) for t in tokens], texts)
     rows = [TreeRow(t.ids[: t.end], t.start, t.end - 1 if position == "last" else t.start) for t in tokens]
     layers, modules, shape = _places(model, site, heads)
     on = on_inputs if site == "heads" else on_outputs
@@ -94,13 +97,17 @@ def _fill(
 ) -> Computed:
     """Write the mean over each row's wanted places of what `on` reads at every module; return what it took."""
 
+    written = RowsToCpu(values)
+
     def read(edit: int, step: Step, forward: Callable[[], Any]) -> None:  # noqa: ARG001
         gather = _Gather(step, len(modules))
         with on((module, gather.reader(i)) for i, module in enumerate(modules)):
             forward()
-        values[list(step.rows)] = gather.stacked().to(values.dtype)
+        written.put(step.rows, gather.stacked())
 
-    return run_rows(model, rows, read, logits=False, task="capturing heads", **options)
+    took = run_rows(model, rows, read, logits=False, task="capturing heads", **options)
+    written.finish()
+    return took
 
 
 def _places(
@@ -114,21 +121,25 @@ def _places(
 
 
 class _Gather:
-    """Reads the mean over each row's wanted places in every layer, and moves the means to the CPU together."""
+    """Reads the mean over each row's wanted places in every layer."""
 
     def __init__(self, step: Step, n_layers: int) -> None:
         self.step = step
         self.read: list[Tensor | None] = [None] * n_layers
-        rows = torch.arange(len(step.counts)).repeat_interleave(torch.tensor(step.counts))
-        self.row, self.counts = rows.to(step.flat.device), torch.tensor(step.counts, device=step.flat.device)
+        counts = torch.tensor(step.counts)
+        self.where = (step.flat, torch.arange(len(counts)).repeat_interleave(counts), counts)
+        self.placed: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def reader(self, layer: int) -> Any:
         def read(x: Float[Tensor, "batch seq width"]) -> None:
-            found = x.flatten(0, 1)[self.step.flat.to(x.device)]
-            if max(self.step.counts) > 1:
+            if x.device not in self.placed:
+                self.placed[x.device] = tuple(sent(t, x.device) for t in self.where)
+            flat, row, counts = self.placed[x.device]
+            found = x.flatten(0, 1)[flat]
+            if len(flat) > len(counts):
                 exact = found.to(torch.promote_types(x.dtype, torch.float32))
-                sums = exact.new_zeros(len(self.counts), x.shape[-1])
-                found = sums.index_add_(0, self.row.to(x.device), exact) / self.counts.to(x.device)[:, None]
+                sums = exact.new_zeros(len(counts), x.shape[-1])
+                found = sums.index_add_(0, row, exact) / counts[:, None]
             self.read[layer] = found
 
         return read
@@ -140,5 +151,5 @@ class _Gather:
                 f"nothing was read in layer(s) {missing}: their modules were not called; use the uncompiled model"
             )
         found = [r for r in self.read if r is not None]
-        # one copy to the CPU, not one for each layer; layers may live on several devices
-        return torch.stack([r.to(found[0].device) for r in found], dim=1).cpu()
+        # layers may live on several devices
+        return torch.stack([r.to(found[0].device) for r in found], dim=1)

@@ -249,7 +249,8 @@ class _Adder:
         self.fired = True
         place = (x.device, x.dtype)
         if place not in self.placed:
-            self.placed[place] = self.vector.to(device=x.device, dtype=x.dtype)
+            # a small copy to the device need not wait for what the device is computing
+            self.placed[place] = self.vector.to(device=x.device, dtype=x.dtype, non_blocking=True)
         vector = self.placed[place]
         if isinstance(self.positions, str):
             if self.positions == "all" or x.shape[1] == 1:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,9 +56,7 @@ class TreeForward:
     def __init__(self, model: Any, tree: TokenTree, mode: Mode, pad: int) -> None:
         self.model, self.mode, self.pad = model, mode, pad
         self.device = input_device(model)
-        self.tokens, self.depth, self.end = (
-            torch.from_numpy(x).to(self.device) for x in (tree.tokens, tree.depth, tree.end)
-        )
+        self.tokens, self.depth, self.end = (sent(x, self.device) for x in (tree.tokens, tree.depth, tree.end))
         self.positions = takes_positions(model)
         self.cache_name = cache_name(model)
         self.window, self.mixed = windows(model)
@@ -101,6 +100,14 @@ class TreeForward:
         dtype = base_of(self.model).dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def sent(x: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Return a small CPU array on the device, without waiting for what the device is computing."""
+    tensor = torch.as_tensor(x)
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def cache_name(model: Any) -> str:

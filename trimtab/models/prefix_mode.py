@@ -34,20 +34,42 @@ def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: Token
     shared = len(tree.tokens) - n_own + n_edits * n_own
     if plain < max(WORTHWHILE * shared, shared + TRYING.get(base_of(model).device.type, TRYING["cuda"])):
         return "plain"
+    computed.mode, note = _known_mode(model, pad, mask)
+    if note is not None:
+        computed.notes.append(note)
+        _warn_once(base_of(model), note)
+    return computed.mode
+
+
+def _known_mode(model: Any, pad: int, mask: TokenMask) -> tuple[Mode, str | None]:
+    """Return the mode and a note on it; the model keeps them for as long as nothing that they rest on changes."""
+    rests_on = _traits(model)
+    known = base_of(model).__dict__.get("_trimtab_mode")
+    if known is None or known[0] != rests_on:
+        known = (rests_on, *_first_that_agrees(model, pad, mask))
+        base_of(model)._trimtab_mode = known
+    return known[1:]
+
+
+def _traits(model: Any) -> tuple[Any, ...]:
+    """Return what decides whether sharing agrees: how the model attends and counts, not what its weights say."""
+    base = base_of(model)
+    # every hook has a number of its own, so that no hook of a caller's goes unnoticed
+    hooks = [key for m in model.modules() for key in (*m._forward_pre_hooks, *m._forward_hooks)]
+    replaced = [id(m.__dict__["forward"]) for m in model.modules() if "forward" in m.__dict__]
+    attention = getattr(base.config, "_attn_implementation", None)
+    return type(model), attention, base.dtype, base.device, base.config.to_json_string(), tuple(hooks), tuple(replaced)
+
+
+def _first_that_agrees(model: Any, pad: int, mask: TokenMask) -> tuple[Mode, str | None]:
     failures = []
     for mode in MODES:
         failure = _failure(model, mode, pad, mask)
         if failure is None:
-            computed.mode = mode
-            return mode
+            return mode, None
         failures.append(failure)
-    note = (
-        f"{type(base_of(model)).__name__}: prefixes are not shared, every sequence is computed whole "
-        f"({'; '.join(failures)})"
-    )
-    computed.notes.append(note)
-    _warn_once(base_of(model), note)
-    return "plain"
+    name = type(base_of(model)).__name__
+    return "plain", f"{name}: prefixes are not shared, every sequence is computed whole ({'; '.join(failures)})"
 
 
 def _warn_once(base: Any, note: str) -> None:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.edits import TokenMask
 from trimtab.models.heads import base_of, inference
-from trimtab.models.prefix_cache import Mode, Past, TreeForward
+from trimtab.models.prefix_cache import Mode, Past, TreeForward, sent
 from trimtab.models.token_tree import TokenTree, TreeRow
 from trimtab.progress import progress
 
@@ -33,7 +32,7 @@ class Step:
     keep: int
     """How many of the last places have logits."""
     flat: Int[Tensor, " wanted"]
-    """The wanted places (batch * length + place) of all rows, one row after the other."""
+    """The wanted places (batch * length + place) of all rows, one row after the other; on the CPU."""
     counts: tuple[int, ...]
     """How many of them each row has."""
 
@@ -225,8 +224,8 @@ class Pass:
         if not max(map(len, prompts)):
             return past
         nodes = self._placed(prompts)
-        self._count(nodes, torch.zeros_like(nodes, dtype=torch.bool))
-        return self.forward(self.model, nodes, past, keep=1, remember=True)[1]
+        self._count(nodes, np.zeros_like(nodes, dtype=bool))
+        return self.forward(self.model, sent(nodes, self.forward.device), past, keep=1, remember=True)[1]
 
     def _answers(self, model: Any, index: int, batch: list[tuple[int, ...]], known: bool, past: Past | None) -> None:
         chosen = [self._nodes(group) for group in batch]
@@ -237,38 +236,38 @@ class Pass:
             chosen = [np.concatenate([np.setdiff1d(n, w), w]) for n, w in zip(chosen, wanted, strict=True)]
         nodes = self._placed(chosen)
         step = self._step(batch, nodes)
-        own = torch.from_numpy(self.tree.own).to(nodes.device)[nodes.clamp(min=0)] & (nodes >= 0)
-        self._count(nodes, own)
-        self.read(index, step, lambda: self.forward(model, nodes, past, keep=step.keep)[0])
+        self._count(nodes, self.tree.own[nodes] & (nodes >= 0))
+        placed = sent(nodes, self.forward.device)
+        self.read(index, step, lambda: self.forward(model, placed, past, keep=step.keep)[0])
         self.done |= {(index, row) for row in step.rows}
 
-    def _placed(self, rows: Sequence[np.ndarray]) -> Int[Tensor, "batch seq"]:
-        side = "left" if self.mode == "packed" else "right"
-        tensors = [torch.from_numpy(row) for row in rows]
-        placed = pad_sequence(tensors, batch_first=True, padding_value=-1, padding_side=side)
-        return placed.to(self.forward.device)
+    def _placed(self, rows: Sequence[np.ndarray]) -> Int[np.ndarray, "batch seq"]:
+        length = max(map(len, rows))
+        placed = np.full((len(rows), length), -1, dtype=np.int64)
+        for place, row in zip(placed, rows, strict=True):
+            place[slice(length - len(row), None) if self.mode == "packed" else slice(len(row))] = row
+        return placed
 
-    def _count(self, nodes: Int[Tensor, "batch seq"], acts: Bool[Tensor, "batch seq"]) -> None:
-        self.mask.value = acts
+    def _count(self, nodes: Int[np.ndarray, "batch seq"], acts: Bool[np.ndarray, "batch seq"]) -> None:
+        self.mask.value = sent(acts, self.forward.device)
         self.computed.forwards += 1
         self.computed.tokens += int((nodes >= 0).sum())
 
     def _wanted(self, row: int) -> Int[np.ndarray, " wanted"]:
         return self.tree.paths[row][self.rows[row].wanted :]
 
-    def _step(self, batch: Sequence[tuple[int, ...]], nodes: Int[Tensor, "batch seq"]) -> Step:
+    def _step(self, batch: Sequence[tuple[int, ...]], nodes: Int[np.ndarray, "batch seq"]) -> Step:
         length, flat, counts = nodes.shape[1], [], []
-        for place, group in enumerate(batch):
-            held = nodes[place].cpu().numpy()
+        for place, (group, held) in enumerate(zip(batch, nodes, strict=True)):
             order = np.argsort(held)
             for row in group:
                 wanted = self._wanted(row)
                 flat.append(place * length + order[np.searchsorted(held, wanted, sorter=order)])
                 counts.append(len(wanted))
-        where = torch.from_numpy(np.concatenate(flat))
+        where = np.concatenate(flat)
         keep = length - int((where % length).min()) if self.limits.logits else 1
         rows = tuple(row for group in batch for row in group)
-        return Step(rows, (len(batch), length), keep, where.to(nodes.device), tuple(counts))
+        return Step(rows, (len(batch), length), keep, torch.from_numpy(where), tuple(counts))
 
 
 def kept_logits(logits: Tensor, step: Step) -> Tensor:
@@ -277,6 +276,6 @@ def kept_logits(logits: Tensor, step: Step) -> Tensor:
 
 
 def kept_places(step: Step) -> Int[Tensor, " wanted"]:
-    """Return the wanted places' rows in `kept_logits`."""
+    """Return the wanted places' rows in `kept_logits`; on the CPU."""
     batch, place = step.flat // step.shape[1], step.flat % step.shape[1]
     return batch * step.keep + place - (step.shape[1] - step.keep)

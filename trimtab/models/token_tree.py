@@ -44,7 +44,12 @@ class TokenTree:
     @classmethod
     def grown(cls, rows: Sequence[TreeRow]) -> TokenTree:
         """Return the tree of the rows."""
-        parts = [(tuple(row.ids[: row.split]), tuple(row.ids[row.split :])) for row in rows]
+        prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        parts = []
+        for row in rows:
+            prompt = tuple(row.ids[: row.split])
+            # one object for each prompt: rows that share it are then compared without a look inside
+            parts.append((prompts.setdefault(prompt, prompt), tuple(row.ids[row.split :])))
         order = sorted(range(len(rows)), key=parts.__getitem__)
         nodes = _Nodes()
         paths: dict[int, Int[np.ndarray, " _"]] = {}
@@ -53,7 +58,7 @@ class TokenTree:
             if not nodes.row or nodes.row[0] != parts[row][0]:
                 units.append([])
             units[-1].append(row)
-            paths[row] = np.array(nodes.add(*parts[row]), dtype=np.int64)
+            paths[row] = nodes.add(*parts[row])
         nodes.leave(0)
         first, last = (parts[order[i]][0] for i in (0, -1)) if order else ((), ())
         return cls(
@@ -80,10 +85,10 @@ class _Nodes:
         self.depth: list[int] = []
         self.end: list[int] = []
         self.own: list[bool] = []
-        self.path: list[int] = []
+        self.path: Int[np.ndarray, " node"] = np.zeros(0, dtype=np.int64)
         self.row: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
-    def add(self, prompt: tuple[int, ...], rest: tuple[int, ...]) -> list[int]:
+    def add(self, prompt: tuple[int, ...], rest: tuple[int, ...]) -> Int[np.ndarray, " node"]:
         """Add what the row does not share with the one before, and return its nodes."""
         common = 0
         if self.row is not None:
@@ -91,23 +96,25 @@ class _Nodes:
             common += n_common(self.row[1], rest) if self.row[0] == prompt else 0
         self.leave(common)
         start, length = len(self.tokens), len(prompt) + len(rest)
-        self.tokens += (*prompt, *rest)[common:]
+        self.tokens += prompt[common:] + rest[max(0, common - len(prompt)) :]
         self.depth += range(common, length)
         self.own += [place >= len(prompt) for place in range(common, length)]
         self.end += [0] * (length - common)
-        self.path += range(start, len(self.tokens))
+        self.path = np.concatenate([self.path, np.arange(start, len(self.tokens))])
         self.row = (prompt, rest)
         return self.path
 
     def leave(self, common: int) -> None:
         """End the last path's nodes behind its first `common` ones: they have no more descendants."""
-        for node in self.path[common:]:
+        for node in self.path[common:].tolist():
             self.end[node] = len(self.tokens)
-        del self.path[common:]
+        self.path = self.path[:common]
 
 
 def n_common(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the length of the common beginning."""
+    if one is other:
+        return len(one)
     n = min(len(one), len(other))
     if one[:n] == other[:n]:
         return n

@@ -28,31 +28,68 @@ class AnswerTokens:
 
 
 def tokenize_answer(tokenizer: Any, text: str, answer_start: int, *, needs_prompt: bool = True) -> AnswerTokens:
-    """Return prompt and answer tokenised jointly, split at the character where the answer starts.
+    """Return one text's `tokenize_answers`."""
+    return tokenize_answers(tokenizer, [text], [answer_start], needs_prompt=needs_prompt)[0]
+
+
+def tokenize_answers(
+    tokenizer: Any, texts: Sequence[str], answer_starts: Sequence[int], *, needs_prompt: bool = True
+) -> list[AnswerTokens]:
+    """Return prompts and answers tokenised jointly, each split at the character where the answer starts.
 
     Tokenizers may merge across the border: a token belongs to the answer if it holds any of its characters.
     Special tokens are added as `encode` adds them. An answer's first token can be predicted only after another one;
     `needs_prompt=False` does without (contrast pairs have no prompt, and some tokenizers put nothing first).
 
     Raises:
-        BadValue: the answer is empty after tokenisation, or no token stands before it.
+        BadValue: an answer is empty after tokenisation, or no token stands before it.
     """
-    special = unless_written_out(tokenizer, text)
-    if tokenizer.is_fast:
-        encoded = tokenizer(text, return_offsets_mapping=True, **special)
-        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
-        inside = [i for i, (a, b) in enumerate(spans) if b > answer_start and b > a]
-    else:
-        ids, prompt = tokenizer(text, **special)["input_ids"], text[:answer_start]
-        # the space before the answer may belong to the answer's first token or not
-        befores = (tokenizer(before, **special)["input_ids"] for before in (prompt, prompt.rstrip()))
-        shared = max(_n_shared(ids, before) for before in befores)
-        specials = set(tokenizer.all_special_ids)
-        inside = [i for i in range(shared, len(ids)) if ids[i] not in specials]
-    if not inside or (needs_prompt and inside[0] == 0):
-        what = "no answer token" if not inside else "no prompt token before the answer"
-        raise BadValue(f"{what} in {text[-60:]!r}; give a non-empty prompt and answer")
-    return AnswerTokens(ids, inside[0], inside[-1] + 1)
+    offsets = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
+    written_out = [bool(unless_written_out(tokenizer, text)) for text in texts]
+    found = []
+    for text, start, encoded in zip(
+        texts, answer_starts, encode_each(tokenizer, texts, written_out, **offsets), strict=True
+    ):
+        ids = encoded["input_ids"]
+        if tokenizer.is_fast:
+            inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and b > a]
+        else:
+            inside = _inside_without_offsets(tokenizer, ids, text, start)
+        if not inside or (needs_prompt and inside[0] == 0):
+            what = "no answer token" if not inside else "no prompt token before the answer"
+            raise BadValue(f"{what} in {text[-60:]!r}; give a non-empty prompt and answer")
+        found.append(AnswerTokens(ids, inside[0], inside[-1] + 1))
+    return found
+
+
+def _inside_without_offsets(tokenizer: Any, ids: Sequence[int], text: str, answer_start: int) -> list[int]:
+    special, prompt = unless_written_out(tokenizer, text), text[:answer_start]
+    # the space before the answer may belong to the answer's first token or not
+    befores = (tokenizer(before, **special)["input_ids"] for before in (prompt, prompt.rstrip()))
+    shared = max(_n_shared(ids, before) for before in befores)
+    specials = set(tokenizer.all_special_ids)
+    return [i for i in range(shared, len(ids)) if ids[i] not in specials]
+
+
+def encode_each(
+    tokenizer: Any, texts: Sequence[str], written_out: Sequence[bool], **options: Any
+) -> list[dict[str, Any]]:
+    """Return every text's encoding; special tokens are added where the text does not have them `written_out`.
+
+    A fast tokenizer takes them together, since it works on all cores then.
+    """
+    found: list[dict[str, Any]] = [{} for _ in texts]
+    for written in (False, True):
+        places = [i for i, own in enumerate(written_out) if own is written]
+        special = {"add_special_tokens": False} if written else {}
+        if tokenizer.is_fast and places:
+            together = tokenizer([texts[i] for i in places], **special, **options)
+            for n, i in enumerate(places):
+                found[i] = {name: together[name][n] for name in together}
+        else:
+            for i in places:
+                found[i] = tokenizer(texts[i], **special, **options)
+    return found
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
