@@ -164,7 +164,7 @@ class Pass:
         yield part
 
     def _nodes(self, group: Sequence[int]) -> Int[np.ndarray, " node"]:
-        return np.unique(np.concatenate([self.tree.paths[i][self.n_root :] for i in group]))
+        return _united([self.tree.paths[i][self.n_root :] for i in group])
 
     def _shelf(self, pending: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         size, shelf = 0, []
@@ -231,7 +231,7 @@ class Pass:
         chosen = [self._nodes(group) for group in batch]
         if known:
             chosen = [nodes[self.tree.own[nodes]] for nodes in chosen]
-        wanted = [np.unique(np.concatenate([self._wanted(i) for i in group])) for group in batch]
+        wanted = [_united([self._wanted(i) for i in group]) for group in batch]
         if self.mode == "packed":  # wanted places last, so that logits are computed for few others
             chosen = [np.concatenate([np.setdiff1d(n, w), w]) for n, w in zip(chosen, wanted, strict=True)]
         nodes = self._placed(chosen)
@@ -268,6 +268,11 @@ class Pass:
         keep = length - int((where % length).min()) if self.limits.logits else 1
         rows = tuple(row for group in batch for row in group)
         return Step(rows, (len(batch), length), keep, torch.from_numpy(where), tuple(counts))
+
+
+def _united(paths: Sequence[np.ndarray]) -> Int[np.ndarray, " node"]:
+    """Return the nodes of paths, each once and in order, as they stand in every single path."""
+    return paths[0] if len(paths) == 1 else np.unique(np.concatenate(paths))
 
 
 def kept_logits(logits: Tensor, step: Step) -> Tensor:
