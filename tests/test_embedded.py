@@ -111,10 +111,24 @@ def test_a_partial_run_of_another_recipe_and_foreign_folders_are_refused(tmp_pat
         build_embedded(tmp_path / "model", recipe, device="cpu")
     with pytest.raises(Incompatible, match="other recipe"):
         build_embedded(tmp_path / "model", replace(recipe, seed=9), device="cpu")
+    (state,) = (tmp_path / "model.partial").glob("state-*.safetensors")
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(
+        Incompatible, match=r"in .*model\.partial cannot be read \(SafetensorError\); remove that folder"
+    ):
+        build_embedded(tmp_path / "model", recipe, device="cpu")
+    (tmp_path / "model.partial" / "state.json").write_text("{")
+    with pytest.raises(Incompatible, match=r"model\.partial cannot be read \(JSONDecodeError\); remove that folder"):
+        build_embedded(tmp_path / "model", recipe, device="cpu")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "diary.txt").write_text("dear diary")
     with pytest.raises(Incompatible, match="something else"):
         build_embedded(tmp_path / "other", quick(SMALL, 1), device="cpu")
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "diary.txt").write_text("dear diary")
+    with pytest.raises(Incompatible, match=r"mine\.partial, which holds something else \(diary\.txt\); name another"):
+        build_embedded(tmp_path / "mine", quick(SMALL, 1), device="cpu")
+    assert (tmp_path / "mine.partial" / "diary.txt").read_text() == "dear diary"
     with pytest.raises(BadValue, match="steps"):
         build_embedded(tmp_path / "none", replace(SMALL, steps=0), device="cpu")
 

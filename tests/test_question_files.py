@@ -247,6 +247,28 @@ MALFORMED = {
         lines(PAIRS[0], {"positive": "So."}),
         "line 2: field 'negative' is missing; found positive",
     ),
+    "answer twice": (
+        "a.jsonl",
+        lines({**ROW, "correct": ["Yes.", "Yes. "]}),
+        r"line 1: .* lists the true answer 'Yes\.' twice; keep it once",
+    ),
+    "question twice but for white space": (
+        "a.jsonl",
+        lines(ROW, {**ROW, "question": " Is it so?\n"}),
+        r"line 2: 'Is it so\?' stands in line 1 already",
+    ),
+    "half a character": (
+        "a.jsonl",
+        lines(ROW) + json.dumps({**OTHER, "question": "Is it \ud83d?"}) + "\n",
+        "line 2: holds half a character",
+    ),
+    "JSON without end": ("a.jsonl", "[" * 100_000, "line 1: not valid JSON"),
+    "column twice": (
+        "a.csv",
+        "question,question,correct,incorrect\nA?,B?,C,D\n",
+        "line 1: the field 'question' stands",
+    ),
+    "pair twice": ("a.jsonl", lines(*PAIRS, PAIRS[0]), "line 3: the pair stands in line 1 already; keep it once"),
     "pair of equal texts": ("a.jsonl", lines(PAIRS[0], {"positive": "So.", "negative": "So."}), "line 2: .* lists 'So"),
     "pair of numbers": ("a.jsonl", lines({"positive": 1, "negative": 0}), "line 1: field 'positive' must be a text"),
     "pair with a blank text": (
@@ -278,10 +300,23 @@ def test_a_malformed_file_is_refused_by_file_line_and_field(tmp_path, case):
     assert "\n" not in message
 
 
+def test_suffixes_may_be_in_capitals_and_unnamed_columns_of_a_spreadsheet_are_no_matter(tmp_path):
+    assert from_file(write(tmp_path, "a.CSV", "question,correct,incorrect,,\nIs it so?,Yes.,No.,,\n")).questions == (
+        SO,
+    )
+    assert from_file(write(tmp_path, "a.JSONL", lines(ROW))).questions == (SO,)
+
+
+def test_pairs_of_one_prompt_are_lists_in_one_row(tmp_path):
+    row = {"prompt": "I say:", "positive": ["I love it.", "How nice."], "negative": [" I hate it."]}
+    (pair,) = from_file(write(tmp_path, "a.jsonl", lines(row)))
+    assert (pair.question, pair.correct, pair.incorrect) == ("I say:", ("I love it.", "How nice."), (" I hate it.",))
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     folder = tmp_path / "b.jsonl"
     folder.mkdir()
-    for path in (tmp_path / "a.jsonl", folder):
+    for path in (tmp_path / "a.jsonl", folder, Path("a\0b.jsonl")):
         with pytest.raises(BadDataset, match=re.escape(str(path)) + " cannot be read"):
             from_file(path)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.tiny import tiny_questions
 from trimtab.datasets import Question, QuestionSet, one_line, plain
 from trimtab.errors import BadDataset, BadValue
+from trimtab.intervals import seeded
 
 SKY = Question("Is the sky blue?", ("Yes.", "It is blue."), ("No.", "It is green."))
 
@@ -55,6 +56,8 @@ def test_the_best_answer_is_the_first_true_one_unless_given():
         (("Yes.", "So."), ("No.", "So."), "", r"lists 'So\.' as true and as false; keep it on one side"),
         (("Yes.",), ("No.",), "No.", r"best answer 'No\.' is not among the true answers"),
         ("Yes.", ("No.",), "", r"the true answers must be a list of texts, got 'Yes\.'"),
+        (None, ("No.",), "", "the true answers must be a list of texts, got None"),
+        (("Yes.",), ("No.", "Not.", "No."), "", r"lists the false answer 'No\.' twice; keep it once"),
         (("Yes.",), (False,), "", r"the false answers must be a list of texts, got \(False,\)"),
     ],
 )
@@ -63,6 +66,15 @@ def test_an_unusable_question_is_refused_by_its_text(correct, incorrect, best, w
     construct = inspect.unwrap(Question.__init__)
     with pytest.raises(BadDataset, match=words):
         construct(object.__new__(Question), "Is it so?", correct, incorrect, best)
+
+
+def test_lists_of_answers_become_tuples_so_that_questions_can_be_hashed():
+    construct = inspect.unwrap(Question.__init__)
+    construct(question := object.__new__(Question), SKY.question, list(SKY.correct), list(SKY.incorrect))
+    assert question == SKY
+    assert hash(question) == hash(SKY)
+    with pytest.raises(BadDataset, match="a question must be a text, got None"):
+        construct(object.__new__(Question), None, ("Yes.",), ("No.",))
 
 
 # ---- question sets
@@ -97,6 +109,7 @@ def test_a_question_set_is_a_sequence_of_its_questions():
         (lambda: tiny_questions(3)[3:], "tiny: no questions"),
         (lambda: tiny_questions(3).where(lambda q: False), "tiny: no questions"),
         (lambda: QuestionSet((SKY, *tiny_questions(2), SKY)), r"'Is the sky blue\?' stands 2 times; merge its answers"),
+        (lambda: QuestionSet((Question("", ("So.",), ("No.",)),) * 2), "'pair .*' stands 2 times"),
     ],
 )
 def test_an_empty_set_and_a_question_that_stands_twice_are_refused(make, words):
@@ -174,6 +187,22 @@ def test_another_seed_gives_another_split_and_other_folds():
 def test_an_impossible_number_of_folds_is_refused(n):
     with pytest.raises(BadValue, match=f"cannot make {n} folds of 6 questions; choose 2 to 6"):
         tiny_questions(6).folds(n)
+
+
+def test_what_is_no_seed_is_refused():
+    questions = tiny_questions(4)
+    for draw in (lambda seed: questions.split(seed=seed), lambda seed: questions.folds(2, seed=seed)):
+        with pytest.raises(BadValue, match="a seed must be a whole number of 0 or more, got -1"):
+            draw(-1)
+    for no_seed in (0.5, None, "1"):
+        with pytest.raises(BadValue, match="a seed must be a whole number of 0 or more, got"):
+            inspect.unwrap(seeded)(no_seed)
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -0.5, 0.0, 1.0])
+def test_what_is_no_share_is_refused(share):
+    with pytest.raises(BadDataset, match=f"a test share of {share} of 4 questions leaves one side empty; choose"):
+        tiny_questions(4).split(test=share)
 
 
 def test_no_answer_of_a_held_out_question_is_trained_on():
@@ -257,6 +286,11 @@ def test_a_format_that_loses_the_answer_and_an_unknown_one_are_refused():
     questions = QuestionSet((SKY,))
     with pytest.raises(BadValue, match=r"the statement format lost the answer 'Yes\.'"):
         questions.statements(lambda q, a: q + a.upper())
+    for nonsense in (None, 3, b"Yes."):
+        with pytest.raises(BadValue, match="the statement format must return the whole text, got"):
+            questions.statements(lambda q, a, nonsense=nonsense: nonsense)
+        with pytest.raises(BadValue, match="must return the whole text"):
+            questions.sft_examples(lambda q, a, nonsense=nonsense: nonsense)
     with pytest.raises(BadValue, match="unknown statement format 'two'; choose plain, iti, bare or pass a callable"):
         QuestionSet((SKY,), default_format="two").statements()
 

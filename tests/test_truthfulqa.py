@@ -192,6 +192,11 @@ MC_ROW = {
         ([{**MC_ROW, "mc1_targets": {"No.": 1}}], r"row 0: .* best answer 'No\.' is not among the true answers"),
         ([MC_ROW, MC_ROW], r"mc\.json: truthfulqa: 'Is it so\?' stands 2 times"),
         ([], r"mc\.json: truthfulqa: no questions"),
+        (
+            [{**MC_ROW, "mc2_targets": {"Yes.": 1, "No.": "no"}}],
+            "row 0: field 'mc2_targets' has the label 'no', expected",
+        ),
+        ([{**MC_ROW, "mc1_targets": {"Yes.": 2}}], "row 0: field 'mc1_targets' has the label 2, expected 0 or 1"),
         ({"questions": [MC_ROW]}, r"mc\.json: expected a list of questions, as in mc_task\.json; got dict"),
     ],
 )
@@ -237,6 +242,12 @@ def test_a_malformed_csv_is_refused_by_file_line_and_field(tmp_path, rows, words
     (control,) = truthfulqa(write_csv(path, [{**CSV_ROW, "Best Answer": ""}]))
     assert (control.question, control.correct, control.incorrect) == ("Is it so?", ("Yes.", "So."), ("No.",))
     assert control.best_answer == "Yes."
+
+
+def test_a_byte_order_mark_before_the_multiple_choice_file_changes_nothing(tmp_path):
+    (tmp_path / "mc.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([MC_ROW]).encode())
+    (question,) = truthfulqa(tmp_path / "mc.json")
+    assert (question.correct, question.incorrect) == (("Yes.", "So."), ("No.",))
 
 
 @pytest.mark.parametrize(

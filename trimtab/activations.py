@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.errors import BadDataset, BadValue, ShapeError
+from trimtab.intervals import number_held_out, seeded
 from trimtab.storage import load_result, save_result
 
 
@@ -156,12 +157,8 @@ def require_head(layer: int, head: int, layers: tuple[int, ...], n_heads: int) -
 def held_out(groups: Sequence[str], test: float, seed: int) -> Bool[Tensor, " example"]:
     """Return the mask of a share of the questions, drawn by `seed`; raises `BadDataset` if one side were empty."""
     questions = sorted(set(groups))
-    n_test = round(test * len(questions))
-    if not 0 < n_test < len(questions):
-        raise BadDataset(
-            f"a test share of {test} of {len(questions)} questions leaves one side empty; give more questions"
-        )
-    order = np.random.default_rng(seed).permutation(len(questions))
+    n_test = number_held_out(test, len(questions), "")
+    order = seeded(seed).permutation(len(questions))
     held = {questions[i] for i in order[:n_test]}
     return torch.tensor([g in held for g in groups])
 

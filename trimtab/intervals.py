@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from trimtab.errors import BadDataset
+from trimtab.errors import BadDataset, BadValue
 
 
 class Estimate(float):
@@ -31,6 +31,24 @@ class Estimate(float):
     def as_dict(self) -> dict[str, float]:
         """Return `{"mean", "low", "high", "n"}` for JSON."""
         return {"mean": float(self), "low": self.low, "high": self.high, "n": self.n}
+
+
+def seeded(seed: int) -> np.random.Generator:
+    """Return numpy's generator for a seed; raises `BadValue` for what is no seed."""
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise BadValue(f"a seed must be a whole number of 0 or more, got {seed!r}")
+    return np.random.default_rng(seed)
+
+
+def number_held_out(share: float, n: int, what: str) -> int:
+    """Return how many of n questions a test share is; raises `BadDataset` if one side were empty."""
+    held = round(share * n) if 0 < share < 1 else 0
+    if not 0 < held < n:
+        raise BadDataset(
+            f"{what}a test share of {share} of {n} questions leaves one side empty; "
+            "choose a share between 0 and 1, or give more questions"
+        )
+    return held
 
 
 def resampled_means(

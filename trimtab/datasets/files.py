@@ -34,8 +34,9 @@ def from_file(path: str | Path) -> QuestionSet:
 def contrast_pairs(path: str | Path) -> QuestionSet:
     """Return contrast pairs of any behaviour from a `.jsonl` or `.csv` file.
 
-    Fields: `positive` and `negative` texts, and if wanted the `prompt` that both continue. They become questions
-    with one true (positive) and one false (negative) answer, so that all that works on questions works on them.
+    Fields: `positive` and `negative` texts (in JSONL also lists of them), and if wanted the `prompt` that they
+    continue, which stands in one row only. They become questions with true (positive) and false (negative) answers,
+    so that all that works on questions works on them.
 
     Raises:
         BadDataset: as `from_file`.
@@ -48,23 +49,30 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as cause:
+    except (OSError, ValueError) as cause:  # ValueError: a path that no disk can hold
         why = "is not UTF-8 text" if isinstance(cause, UnicodeDecodeError) else "cannot be read"
         raise BadDataset(f"{path} {why}; expected a .jsonl or .csv file of questions") from cause
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
+            _require_distinct(path, [name.strip() for name in reader.fieldnames or ()])
             for row in reader:
                 yield reader.line_num, _complete(path, reader.line_num, row)
         except csv.Error as cause:
             # the reader still stands at the row before
             raise BadDataset(f"{path}, line {reader.line_num + 1}: not valid CSV ({cause})") from cause
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, _json_object(path, number, line)
     else:
         raise BadDataset(f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl or .csv")
+
+
+def _require_distinct(path: Path, header: list[str]) -> None:
+    twice = [name for i, name in enumerate(header) if name and name in header[:i]]
+    if twice:
+        raise BadDataset(f"{path}, line 1: the field {twice[0]!r} stands twice in the header; name each column once")
 
 
 def _complete(path: Path, line: int, row: Mapping[str | None, Any]) -> Mapping[str, Any]:
@@ -81,15 +89,20 @@ def _complete(path: Path, line: int, row: Mapping[str | None, Any]) -> Mapping[s
 def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
     try:
         row = json.loads(text)
-    except ValueError as cause:
-        raise BadDataset(f"{path}, line {line}: not valid JSON ({cause})") from cause
+        json.dumps(row, ensure_ascii=False).encode()  # halves of characters, as cut texts leave them, cannot be used
+    except UnicodeEncodeError as cause:
+        raise BadDataset(
+            f"{path}, line {line}: holds half a character ({cause.reason}); write the text again"
+        ) from cause
+    except (ValueError, RecursionError) as cause:
+        raise BadDataset(f"{path}, line {line}: not valid JSON ({cause}); expected one object in each line") from cause
     if not isinstance(row, dict):
         raise BadDataset(f"{path}, line {line}: expected a JSON object, got {type(row).__name__}")
     return row
 
 
 def _question(path: str | Path, line: int, row: Mapping[str, Any]) -> Question:
-    question = str(_field(path, line, row, "question", (str,)))
+    question = str(_field(path, line, row, "question", (str,))).strip()
     correct, incorrect = (_answers(path, line, row, f) for f in ("correct", "incorrect"))
     best, category, source, explanation = (_optional(path, line, row, f) for f in FIELDS[3:])
     try:
@@ -101,9 +114,18 @@ def _question(path: str | Path, line: int, row: Mapping[str, Any]) -> Question:
 def _answers(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     value = _field(path, line, row, name, (str, list))
     parts = [part for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+    return tuple(part.strip() for part in _all_texts(path, line, name, parts, value))
+
+
+def _texts(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = _field(path, line, row, name, (str, list))
+    return tuple(_all_texts(path, line, name, [value] if isinstance(value, str) else value, value))
+
+
+def _all_texts(path: str | Path, line: int, name: str, parts: list[Any], value: Any) -> list[str]:
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
         raise BadDataset(f"{path}, line {line}: field {name!r} must hold texts, none of them empty; got {value!r:.60}")
-    return tuple(part.strip() for part in parts)
+    return parts
 
 
 def _optional(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> str:
@@ -116,9 +138,9 @@ def _optional(path: str | Path, line: int, row: Mapping[str, Any], name: str) ->
 def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> QuestionSet:
     questions = []
     for line, row in rows:
-        positive, negative = (str(_field(path, line, row, f, (str,))) for f in ("positive", "negative"))
+        positive, negative = (_texts(path, line, row, f) for f in ("positive", "negative"))
         try:
-            questions.append((line, Question(_optional(path, line, row, "prompt"), (positive,), (negative,))))
+            questions.append((line, Question(_optional(path, line, row, "prompt"), positive, negative)))
         except BadDataset as cause:
             raise BadDataset(f"{path}, line {line}: {cause}") from cause
     return _set(path, questions, "bare")
@@ -139,10 +161,8 @@ def _set(path: str | Path, numbered: list[tuple[int, Question]], form: str) -> Q
         raise BadDataset(f"{path}: no questions; at least one is needed")
     seen: dict[str, int] = {}
     for line, question in numbered:
-        text = question.question
-        if text and seen.setdefault(text, line) != line:
-            raise BadDataset(
-                f"{path}, line {line}: {text[:60]!r} stands in line {seen[text]} already; "
-                "merge the answers into one question"
-            )
+        key, what = question.key, f"{question.question[:60]!r}" if question.question else "the pair"
+        if seen.setdefault(key, line) != line:
+            advice = "merge the answers into one question" if question.question else "keep it once"
+            raise BadDataset(f"{path}, line {line}: {what} stands in line {seen[key]} already; {advice}")
     return QuestionSet(tuple(q for _, q in numbered), name=Path(path).stem, default_format=form)

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, SupportsIndex, TypeAlias, overload
 import numpy as np
 
 from trimtab.errors import BadDataset, BadValue
+from trimtab.intervals import number_held_out, seeded
 
 Format: TypeAlias = Callable[[str, str], str]
 """Turns (question, answer) into the whole text; the answer must occur in it. What follows the answer is cut off,
@@ -85,12 +86,19 @@ class Question:
     """One sentence that says why."""
 
     def __post_init__(self) -> None:
-        what = f"question {self.question[:60]!r}"
-        for kind, answers in (("true", self.correct), ("false", self.incorrect)):
-            if isinstance(answers, str) or not all(isinstance(a, str) for a in answers):
+        if not isinstance(self.question, str):
+            raise BadDataset(f"a question must be a text, got {self.question!r:.60}")
+        what = f"question {self.question[:60]!r}" if self.question else "the pair"
+        for kind, field in (("true", "correct"), ("false", "incorrect")):
+            answers = getattr(self, field)
+            if not isinstance(answers, list | tuple) or not all(isinstance(a, str) for a in answers):
                 raise BadDataset(f"{what}: the {kind} answers must be a list of texts, got {answers!r}")
             if not answers or not all(a.strip() for a in answers):
                 raise BadDataset(f"{what} has no {kind} answer or an empty one; give at least one of each kind")
+            if len(set(answers)) < len(answers):
+                again = next(a for i, a in enumerate(answers) if a in answers[:i])
+                raise BadDataset(f"{what} lists the {kind} answer {again!r} twice; keep it once")
+            object.__setattr__(self, field, tuple(answers))
         both = set(self.correct) & set(self.incorrect)
         if both:
             raise BadDataset(f"{what} lists {both.pop()!r} as true and as false; keep it on one side")
@@ -119,7 +127,8 @@ class QuestionSet(Sequence[Question]):
     def __post_init__(self) -> None:
         if not self.questions:
             raise BadDataset(f"{self.name}: no questions; at least one is needed")
-        for text, times in Counter(q.question for q in self.questions if q.question).most_common(1):
+        object.__setattr__(self, "questions", tuple(self.questions))
+        for text, times in Counter(q.key for q in self.questions).most_common(1):
             if times > 1:
                 raise BadDataset(f"{self.name}: {text!r} stands {times} times; merge its answers into one question")
 
@@ -151,21 +160,25 @@ class QuestionSet(Sequence[Question]):
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def split(self, *, test: float = 0.5, seed: int = 0) -> tuple[QuestionSet, QuestionSet]:
-        """Return (train, test); `test` is the share of questions held out. Order within a side is the set's own."""
-        n_test = round(test * len(self))
-        if not 0 < n_test < len(self):
-            raise BadDataset(
-                f"{self.name}: a test share of {test} of {len(self)} questions leaves one side empty; "
-                "choose a share between 0 and 1, or give more questions"
-            )
-        order = np.random.default_rng(seed).permutation(len(self))
+        """Return (train, test); `test` is the share of questions held out. Order within a side is the set's own.
+
+        Raises:
+            BadDataset: one side would be empty.
+            BadValue: a seed that is no whole number of 0 or more.
+        """
+        n_test = number_held_out(test, len(self), f"{self.name}: ")
+        order = seeded(seed).permutation(len(self))
         return self.select(sorted(order[n_test:])), self.select(sorted(order[:n_test]))
 
     def folds(self, n: int, seed: int = 0) -> list[tuple[QuestionSet, QuestionSet]]:
-        """Return n pairs (train, test) whose test parts cover every question once."""
+        """Return n pairs (train, test) whose test parts cover every question once.
+
+        Raises:
+            BadValue: fewer than 2 folds or more than there are questions; a seed that is no whole number of 0 or more.
+        """
         if not 2 <= n <= len(self):
             raise BadValue(f"{self.name}: cannot make {n} folds of {len(self)} questions; choose 2 to {len(self)}")
-        parts = np.array_split(np.random.default_rng(seed).permutation(len(self)), n)
+        parts = np.array_split(seeded(seed).permutation(len(self)), n)
         everything = set(range(len(self)))
         return [(self.select(sorted(everything - set(p.tolist()))), self.select(sorted(p))) for p in parts]
 
@@ -174,6 +187,9 @@ class QuestionSet(Sequence[Question]):
 
         `format` names a form (`"plain"`: two lines, `"iti"`: one line) or is a callable
         `(question, answer) -> text`, for example one that applies a chat template.
+
+        Raises:
+            BadValue: an unknown name, or a callable that gives no text or loses the answer.
         """
         join = self._format(format)
         return [
@@ -199,6 +215,8 @@ class QuestionSet(Sequence[Question]):
 
 def _statement(join: Format, question: str, answer: str, label: bool, group: str) -> Statement:
     text = join(question, answer)
+    if not isinstance(text, str):
+        raise BadValue(f"the statement format must return the whole text, got {text!r:.60} for {question[:60]!r}")
     start = _answer_start(join, question, answer, text)
     prompt = text[:start].rstrip()
     return Statement(prompt, answer, label, group, separator=text[len(prompt) : start])

@@ -29,9 +29,9 @@ def truthfulqa(source: str | Path = HUB_ID) -> QuestionSet:
         BadDataset: the file cannot be read or has other fields.
     """
     path = Path(source)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _from_csv(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _from_multiple_choice(path, _read_json(path))
     if str(source) == HUB_ID:
         return _from_hub()
@@ -120,8 +120,8 @@ def question_digest(question: str) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as cause:
         raise BadDataset(f"{path} cannot be read as JSON ({cause}); expected TruthfulQA's mc_task.json") from cause
 
 
@@ -135,6 +135,9 @@ def _from_multiple_choice(path: Path, rows: Any) -> QuestionSet:
         for field, kind in (("question", str), ("mc1_targets", dict), ("mc2_targets", dict)):
             if not isinstance(row.get(field), kind):
                 raise BadDataset(f"{path}, row {number}: field {field!r} is missing or no {kind.__name__}")
+            odd = [label for label in row[field].values() if label not in (0, 1)] if kind is dict else []
+            if odd:
+                raise BadDataset(f"{path}, row {number}: field {field!r} has the label {odd[0]!r}, expected 0 or 1")
         choices = row["mc2_targets"]
         best = next((answer for answer, label in row["mc1_targets"].items() if label == 1), "")
         try:

@@ -22,6 +22,7 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+SAVED = "give the whole folder that save_pretrained wrote, or a hub id"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -63,7 +64,7 @@ def load_model(
     weights = _dtype(dtype, name)
     if not isinstance(device, Mapping) and device != "auto":
         device = available_device(device)
-    with _reading(f"{where} cannot be loaded as a causal language model"):
+    with _reading(f"{where} cannot be loaded as a causal language model", SAVED):
         reader, options = _reader_and_options(path, source, weights, device, quantization)
     return _load(path, where, source, reader, options)
 
@@ -78,7 +79,7 @@ def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> 
 
     path, local = _resolve(name)
     source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
-    with _reading(f"the config of {path} cannot be read"):
+    with _reading(f"the config of {path} cannot be read", SAVED):
         config = AutoConfig.from_pretrained(path, **source)
         _check_decoder_only(config, path)
     return config
@@ -116,6 +117,8 @@ def _dtype(dtype: torch.dtype | str | None, name: str | Path) -> torch.dtype | s
         if dtype not in DTYPES:
             raise BadValue(f"unknown dtype {dtype!r}; choose {', '.join(DTYPES)}")
         return DTYPES[dtype]
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise BadValue(f"dtype {dtype!r} is not one that a model can run in; choose {', '.join(DTYPES)}")
     return dtype
 
 
@@ -172,40 +175,56 @@ def _reader(config: Any) -> Any:
 def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options: Mapping[str, Any]) -> LoadedModel:
     from transformers import AutoTokenizer
 
-    with _reading(f"{where} cannot be loaded as a causal language model"):
-        loaded: Any = reader.from_pretrained(path, output_loading_info=True, **options, **source)
+    with _reading(f"{where} cannot be loaded as a causal language model", SAVED):
+        # shapes are compared below, since the reader itself leaves out which ones differ
+        loaded: Any = reader.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source
+        )
     model, report = loaded
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        weight, stored, expected = mismatched[0]
+        raise UnsupportedModel(
+            f"{len(mismatched)} weights of {where} do not fit its config.json ({weight} is {tuple(stored)}, expected "
+            f"{tuple(expected)}); give a folder whose config and weights were saved together"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise UnsupportedModel(
             f"{where} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), which would be random; "
             "give a folder that was saved from a causal language model"
         )
-    with _reading(f"the tokenizer of {where} cannot be loaded; save it there with tokenizer.save_pretrained"):
+    with _reading(f"the tokenizer of {where} cannot be loaded", "save it there with tokenizer.save_pretrained"):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
     keep_unpacked(model)
     return LoadedModel(model.eval(), tokenizer)
 
 
 @contextlib.contextmanager
-def _reading(failure: str) -> Iterator[None]:
+def _reading(failure: str, advice: str) -> Iterator[None]:
     """Turn what transformers raises over unreadable files into `UnsupportedModel`."""
     try:
         yield
     except TrimtabError:
         raise
     except Exception as cause:  # the readers of many formats raise what they like
-        first = str(cause).strip().split("\n")[0].rstrip(": ") or type(cause).__name__
-        raise UnsupportedModel(f"{failure}: {first}") from cause
+        first = re.split(r"\n|(?<=[.!?])\s", str(cause).strip())[0].rstrip(".: ") or type(cause).__name__
+        raise UnsupportedModel(f"{failure} ({first}); {advice}") from cause
 
 
 def _check_decoder_only(config: Any, path: str) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
 
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
     elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         kind = "an encoder-only"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        kind = "another kind of"
     else:
         return
     raise UnsupportedModel(

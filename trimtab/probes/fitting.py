@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.activations import HeadActivations
 from trimtab.errors import BadValue, ShapeError
+from trimtab.intervals import seeded
 from trimtab.probes.by_layer import by_layer
 from trimtab.probes.newton import newton_logistic
 from trimtab.probes.results import HeadProbes, measured
@@ -97,7 +97,7 @@ def fit_mass_mean(
 
 def shuffled(acts: HeadActivations, *, seed: int = 0) -> HeadActivations:
     """Return the activations with their labels permuted: a control in which no probe should read anything."""
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(acts)))
+    order = torch.from_numpy(seeded(seed).permutation(len(acts)))
     return replace(acts, labels=acts.labels[order], record={**acts.record, "shuffled_labels": seed})
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,6 +31,9 @@ CONTEXT = 512
 TOKENIZER_DOCUMENTS = 20_000
 DOCUMENTS_AT_A_TIME = 2048
 KIND = "embedded model"
+STATE = "state.json"
+OWN = re.compile(r"state-\d+\.safetensors|\.?state\.json(\..*)?")
+"""The files of an interrupted run."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class TrainingRecipe:
     warmup_steps: int = 100
     weight_decay: float = 0.1
     seed: int = 1
-    checkpoint_steps: int = 500
+    checkpoint_steps: int = 100
 
 
 def build_embedded(
@@ -59,7 +64,8 @@ def build_embedded(
     interrupted goes on from its last checkpoint (in `<folder>.partial`), with the same batches as if it had not been.
 
     Raises:
-        Incompatible: the folder holds something else, or its partial run has another recipe.
+        Incompatible: the folder (or `<folder>.partial`) holds something else, or its partial run has another recipe or
+            cannot be read.
         BadValue: a recipe that cannot be trained.
     """
     recipe = recipe or TrainingRecipe()
@@ -68,10 +74,12 @@ def build_embedded(
     device = available_device(device)
     folder = Path(folder)
     check_writable(folder, KIND)
+    partial = folder.with_name(folder.name + ".partial")
+    _check_partial(partial)
     questions = folklore()
     tokenizer = train_tokenizer(questions, recipe)
     model = _new_model(recipe, tokenizer).to(device)
-    run = _Run(model, recipe, questions.fingerprint, folder.with_name(folder.name + ".partial"))
+    run = _Run(model, recipe, questions.fingerprint, partial)
     started = time.perf_counter()
     losses = run.train(_batches(questions, tokenizer, recipe, skip=run.step), device)
     record = {
@@ -83,6 +91,16 @@ def build_embedded(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
     return _write(folder, model.half(), tokenizer, record, run)
+
+
+def _check_partial(partial: Path) -> None:
+    # what stands there is removed when the run ends
+    foreign = [p.name for p in partial.iterdir() if not OWN.fullmatch(p.name)] if partial.is_dir() else []
+    if foreign or (partial.exists() and not partial.is_dir()):
+        raise Incompatible(
+            f"the run's checkpoints go to {partial}, which holds something else ({(foreign or ['a file'])[0]}); "
+            "name another folder"
+        )
 
 
 def train_tokenizer(questions: Sequence[Question], recipe: TrainingRecipe) -> Any:
@@ -178,7 +196,7 @@ class _Run:
         self.parameters = decayed + plain
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
         self.step, self.losses = 0, []
-        if (partial / "state.json").is_file():
+        if (partial / STATE).is_file():
             self._restore()
 
     def train(self, batches: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> list[float]:
@@ -224,19 +242,28 @@ class _Run:
         file = f"state-{self.step}.safetensors"
         save_file(tensors, self.partial / file)
         state = {**self.specification, "step": self.step, "losses": self.losses, "file": file}
-        write_json(self.partial / "state.json", state)
+        write_json(self.partial / STATE, state)
         for old in self.partial.glob("state-*.safetensors"):
             if old.name != file:
                 old.unlink()
 
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        try:
+            state = json.loads((self.partial / STATE).read_text(encoding="utf-8"))
+            return state, load_file(self.partial / state["file"])
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as cause:
+            raise Incompatible(
+                f"the interrupted run in {self.partial} cannot be read ({type(cause).__name__}); remove that folder to "
+                "start again"
+            ) from cause
+
     def _restore(self) -> None:
-        state = json.loads((self.partial / "state.json").read_text(encoding="utf-8"))
+        state, tensors = self._read()
         for part, wanted in self.specification.items():
             if state.get(part) != wanted:
                 raise Incompatible(
                     f"{self.partial} holds an interrupted run with other {part}; remove it or name another folder"
                 )
-        tensors = load_file(self.partial / state["file"])
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"{i}.value"])
