@@ -162,7 +162,7 @@ def test_evaluate_prints_a_row_with_intervals_for_what_was_not_fitted_on(few_tex
     assert [line.split("\t")[0] for line in lines[1:]] == ["Baseline", "ITI"]
     assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", lines[2].split("\t")[1])
     record = json.loads(ran("evaluate", "--shift", shift, "--limit", "4", "--choices-only", "--json"))
-    assert set(record["rows"][0]) == {"name", "MC1", "MC2", "MC3", "CE", "KL"}
+    assert set(record["rows"][0]) == {"name", "MC1", "MC2", "MC3", "CE", "KL", "details"}
     assert record["setting"]["n"] == 4
 
 
@@ -213,7 +213,7 @@ def test_bytes_that_are_no_text_are_refused_and_a_chat_goes_on(verb):
         assert (done.returncode, b"is not UTF-8 text" in done.stderr) == (2, True)
         return
     assert done.returncode == 0
-    refused, answered, last = done.stdout.decode().split("> ")[1:4]
+    _, refused, answered, last = done.stdout.decode().splitlines()
     assert "is not UTF-8 text" in refused
     assert answered.strip().endswith(".")
     assert "there is no shift" in last
@@ -300,8 +300,8 @@ def test_a_function_of_the_user_s_judges_answers_and_generated_texts(few_texts, 
 @pytest.mark.parametrize(
     "judge, data, words",
     [
-        ("mine.py:fails", "folklore", "mine.py:fails failed in line 16: ZeroDivisionError (division by zero)"),
-        ("mine.py:fails", PAIRS, "mine.py:fails failed in line 16: ZeroDivisionError (division by zero)"),
+        ("mine.py:fails", "folklore", "mine.py:fails failed in line 15: ZeroDivisionError (division by zero)"),
+        ("mine.py:fails", PAIRS, "mine.py:fails failed in line 15: ZeroDivisionError (division by zero)"),
         ("mine.py:nonsense", "folklore", "judge mine.py:nonsense returned 'great'"),
         ("mine.py:nonsense", PAIRS, "scorer mine.py:nonsense returned 'great'"),
         ("mine.py:verdikt", "folklore", "has no function 'verdikt'; did you mean verdict?"),
