@@ -71,7 +71,9 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     assert len(rows) == 3
     scored = json.loads(ran("evaluate", "--model", tiny, "--data", PAIRS, "--shift", str(tmp_path / "r"), "--json"))
     assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (20, 20)
-    assert set(scored["rows"][0]) == {"name", "P(positive)", "preferred", "CE", "KL"}
+    (row,) = scored["rows"]
+    assert set(row) == {"name", "P(positive)", "preferred", "CE", "KL", "details"}
+    assert len(row["details"]["pairs"]) == 20
 
 
 def test_heads_lists_the_best_and_draws_them(shift, tmp_path):
@@ -160,7 +162,7 @@ def test_evaluate_prints_a_row_with_intervals_for_what_was_not_fitted_on(few_tex
     assert [line.split("\t")[0] for line in lines[1:]] == ["Baseline", "ITI"]
     assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", lines[2].split("\t")[1])
     record = json.loads(ran("evaluate", "--shift", shift, "--limit", "4", "--choices-only", "--json"))
-    assert set(record["rows"][0]) == {"name", "MC1", "MC2", "MC3", "CE", "KL"}
+    assert set(record["rows"][0]) == {"name", "MC1", "MC2", "MC3", "CE", "KL", "details"}
     assert record["setting"]["n"] == 4
 
 
@@ -211,7 +213,7 @@ def test_bytes_that_are_no_text_are_refused_and_a_chat_goes_on(verb):
         assert (done.returncode, b"is not UTF-8 text" in done.stderr) == (2, True)
         return
     assert done.returncode == 0
-    refused, answered, last = done.stdout.decode().split("> ")[1:4]
+    _, refused, answered, last = done.stdout.decode().splitlines()
     assert "is not UTF-8 text" in refused
     assert answered.strip().endswith(".")
     assert "there is no shift" in last
@@ -237,6 +239,103 @@ def test_convert_writes_for_lm_eval_and_reads_iti_s_files(shift, tmp_path):
     assert "6 examples, 2 layers, 4 heads, 2 d_head, 6 groups" in text
 
 
+JUDGES = """
+from dataclasses import dataclass
+
+@dataclass
+class Long:
+    words: int
+
+def verdict(question, answer):
+    return float(answer in question.correct), float(len(answer) > Long(3).words)
+
+def length(pair, text):
+    return min(len(text), 40) / 40
+
+def fails(question, answer):
+    return 1 / 0
+
+def nonsense(question, answer):
+    return "great"
+"""
+
+
+@pytest.fixture
+def judges(tmp_path, monkeypatch) -> str:
+    """Return a user's file with functions that judge, in the folder where the test runs."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(JUDGES, encoding="utf-8")
+    return "mine.py"
+
+
+def test_json_keeps_the_rows_that_the_figures_were_made_of(few_texts, tiny):
+    (row,) = json.loads(ran("evaluate", "--model", tiny, "--limit", "3", "--json"))["rows"]
+    details = row["details"]
+    assert {name: len(rows) for name, rows in details.items()} == {"generated": 3, "multiple_choice": 3, "drift": 6}
+    for figure, rows, key in (("True", "generated", "true"), ("MC2", "multiple_choice", "mc2")):
+        assert row[figure]["mean"] == pytest.approx(np.mean([r[key] for r in details[rows]]))
+    assert row["CE"]["mean"] == pytest.approx(np.mean([ce for ce, _ in details["drift"]]))
+    assert {"text", "label", "logprob"} == set(details["multiple_choice"][0]["answers"][0])
+
+
+def test_a_function_of_the_user_s_judges_answers_and_generated_texts(few_texts, tiny, judges):
+    said = json.loads(ran("evaluate", "--model", tiny, "--limit", "3", "--judge", "mine.py:verdict", "--json"))
+    judge = said["setting"]["judge"]
+    assert judge["name"] == "mine.py:verdict"
+    assert judge["sha256"]
+    rows = said["rows"][0]["details"]["generated"]
+    assert [r["informative"] for r in rows] == [float(len(r["answer"]) > 3) for r in rows]
+    # the verdicts are known again by the file that gave them
+    (kept,) = Path("runs/answers").rglob("verdicts.jsonl")
+    assert len(kept.read_text().splitlines()) == 3
+    ran("evaluate", "--model", tiny, "--limit", "3", "--judge", "mine.py:verdict")
+    assert len(kept.read_text().splitlines()) == 3
+    scored = ran("evaluate", "--model", tiny, "--data", PAIRS, "--limit", "2", "--judge", "mine.py:length", "--json")
+    (row,) = json.loads(scored)["rows"]
+    lengths = [min(len(r["text"]), 40) / 40 for r in row["details"]["generated"]]
+    assert row["score"]["mean"] == pytest.approx(np.mean(lengths))
+    assert len(row["details"]["pairs"]) == 2
+
+
+@pytest.mark.parametrize(
+    "judge, data, words",
+    [
+        ("mine.py:fails", "folklore", "mine.py:fails failed in line 15: ZeroDivisionError (division by zero)"),
+        ("mine.py:fails", PAIRS, "mine.py:fails failed in line 15: ZeroDivisionError (division by zero)"),
+        ("mine.py:nonsense", "folklore", "judge mine.py:nonsense returned 'great'"),
+        ("mine.py:nonsense", PAIRS, "scorer mine.py:nonsense returned 'great'"),
+        ("mine.py:verdikt", "folklore", "has no function 'verdikt'; did you mean verdict?"),
+        ("nowhere.py:verdict", "folklore", "nowhere.py cannot be read (No such file or directory)"),
+        ("bad.py:verdict", "folklore", "bad.py cannot be run in line 2: SyntaxError"),
+    ],
+)
+def test_a_function_of_the_user_s_that_fails_is_named_with_its_line(judge, data, words, few_texts, tiny, judges):
+    Path("bad.py").write_text("def good():\n    return (\n", encoding="utf-8")
+    result = run("evaluate", "--model", tiny, "--data", data, "--limit", "1", "--judge", judge)
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = "Why?\n/off\nHow?\n/alpha 2\n/compare\n/sav\n/save talk.jsonl\n"
+    result = run("chat", "--shift", shift, "--max-new-tokens", "3", "--json", stdin=lines)
+    assert result.exit_code == 0, result.output
+    first, second, compared = (json.loads(line) for line in result.stdout.splitlines())
+    assert (first["question"], first["alpha"], second["question"], second["alpha"]) == ("Why?", 1, "How?", 0)
+    assert set(compared) == {"question", "unedited", "shifted", "alpha"}
+    assert compared["unedited"] == second["answer"]
+    kept = [json.loads(line) for line in Path("talk.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert kept == [first, second]
+    for words in ("asked in plain form", "Shift off", "did you mean /save?", "2 answers written to talk.jsonl"):
+        assert words in result.stderr
+    plain = run("chat", "--model", tiny, "--max-new-tokens", "3", stdin="/save talk.jsonl\n")
+    assert "nothing to save yet" in plain.stdout
+    assert "> " not in plain.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["talk.jsonl"]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -256,6 +355,10 @@ def test_convert_writes_for_lm_eval_and_reads_iti_s_files(shift, tmp_path):
         (("generate", "Why?", "--top-p", "3"), "--top-p"),
         (("heads", "SHIFT", "--plot", "x.foo"), "name a .png, .svg or .pdf file"),
         (("heads", "SHIFTS"), "did you mean SHIFT?"),
+        (
+            ("heads", "SHIFT", "--against", "DEMO"),
+            "is a demo run, which keeps the directions of the shifted heads only",
+        ),
         (("heads", "OTHER"), "expected a folder written by `trimtab fit` or `trimtab demo`"),
         (("generate", "Why?", "--max-new-tokens", "5000"), "do not fit the model's context"),
         (("chat", "--model", "nowhere/at/all"), "no model folder at nowhere/at/all"),
@@ -281,9 +384,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, shift, tiny
     shutil.copytree(shift, broken)
     (broken / "shift" / "tensors.safetensors").unlink()
     other.mkdir()
+    demo = tmp_path / "demo"
+    shutil.copytree(shift, demo)
+    (demo / "record.json").write_text('{"kind": "demo run"}')
     (other / "diary.txt").write_text("dear diary")
     monkeypatch.chdir(tmp_path)
     known = {"SHIFT": shift, "SHIFTS": shift + "s", "BROKEN": str(broken), "OTHER": str(other), "TINY": tiny}
+    known["DEMO"] = str(demo)
     result = run(*(known.get(a, a) for a in arguments), stdin="")
     assert result.exit_code == 2, result.output
     shown = re.sub(r"[\s│]+", " ", result.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.tiny import COMMON, FAMILIES, tiny_model, tiny_tokenizer
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models import loading
 from trimtab.models.heads import find_heads
-from trimtab.models.loading import load_model
+from trimtab.models.loading import load_config, load_model
 
 SMALL = {k: v for k, v in COMMON.items() if k != "initializer_range"}
 
@@ -205,6 +206,39 @@ def test_a_hub_id_is_asked_for_at_its_revision_and_named_when_it_cannot_be_had(
     with pytest.raises(UnsupportedModel, match=words):
         load_model("organisation/model", revision="abc")
     assert asked == [("organisation/model", {"revision": "abc"})]
+
+
+def hub_error(kind: str) -> Exception:
+    from huggingface_hub import errors
+
+    # without the response that their own constructors ask for, which is of one HTTP client or another
+    error = getattr(errors, kind)
+    return error.__new__(error)
+
+
+@pytest.mark.parametrize(
+    "kind, offline, words",
+    [
+        ("GatedRepoError", False, "is gated: accept its licence on its page, then log in with `hf auth login`"),
+        ("RepositoryNotFoundError", False, "has no model organisation/model that you may see"),
+        ("RevisionNotFoundError", False, "has no branch, tag or commit 'v9'"),
+        ("LocalEntryNotFoundError", False, "the hub cannot be reached to download organisation/model: check the name"),
+        ("OfflineModeIsEnabled", True, "HF_HUB_OFFLINE forbids the network: unset it, or give a model's folder"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_what_to_do(
+    kind: str, offline: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str, **options: Any) -> Any:
+        # transformers wraps the hub's own errors
+        raise OSError("a long story\nin lines") from hub_error(kind)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refused)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: offline)
+    for load in (load_model, load_config):
+        with pytest.raises(UnsupportedModel, match=re.escape(words)) as caught:
+            load("organisation/model", revision="v9")
+        assert "\n" not in str(caught.value)
 
 
 def test_the_embedded_model_is_read_from_the_package_in_float32(

@@ -42,6 +42,7 @@ def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None,
     from trimtab.errors import BadValue
     from trimtab.steer import Fitted, HeadShift, agreement
 
+    _refuse_demo_runs(one, other)
     both = Fitted.load(one), Fitted.load(other)
     if type(both[0].shift) is not type(both[1].shift):
         raise BadValue("one fit shifts heads, the other the residual stream; compare two of one --site")
@@ -62,6 +63,18 @@ def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None,
         print_json({"loads": [_load(fit) for fit in both], "layers": list(first.probes.layers), **found.as_dict()})
     else:
         _print(found, both, (one, other))
+
+
+def _refuse_demo_runs(*folders: Path) -> None:
+    from trimtab.errors import Incompatible
+    from trimtab.storage import kind_of
+
+    for folder in folders:
+        if kind_of(folder) == "demo run":
+            raise Incompatible(
+                f"{folder} is a demo run, which keeps the directions of the shifted heads only; fit the model in both "
+                "ways with `trimtab fit` and compare those two folders"
+            )
 
 
 def _print(found: "Agreement", both: Both, folders: tuple[Path, Path]) -> None:

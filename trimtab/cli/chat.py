@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,8 +33,16 @@ def chat(
     quantization: Quantization = None,
     revision: Revision = None,
     seed: Seed = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object an answer instead (JSONL); all else goes to standard error."
+        ),
+    ] = False,
 ) -> None:
     """Chat with the steered model in its own template, answers streaming; /help lists what can be changed on the way.
+
+    Lines may come from a pipe: each one is a question or a command.
 
     Example: trimtab chat --shift runs/shift
     """
@@ -50,30 +58,44 @@ def chat(
     torch.manual_seed(seed)
     template = has_template(loaded.tokenizer) and not plain
     settings = sampling(max_new_tokens, do_sample, temperature, top_p, top_k)
-    talk = _Talk(loaded, edit, template, settings)
+    talk = _Talk(loaded, edit, template, settings, as_json=as_json)
     form = "its chat template" if template else "plain form (Q: ... A: ...)"
     why = "" if template or plain else "; the model has no chat template"
-    typer.echo(f"{model}, asked in {form}{why}. {talk.strength()}. /help for commands.")
+    talk.say(f"{model}, asked in {form}{why}. {talk.strength()}. /help for commands.")
     # a line that is no text is refused when it is asked, and the conversation goes on
     sys.stdin.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
     while True:
         try:
-            line = input("> ").strip()
+            line = _line(as_json)
         except EOFError:
-            typer.echo()
+            if sys.stdin.isatty():
+                talk.say("")
             return
         if line in ("/quit", "/exit"):
             return
         talk.hear(line)
 
 
+def _line(as_json: bool) -> str:
+    """Return the next line of standard input; only a terminal is asked for it."""
+    if sys.stdin.isatty() and as_json:
+        typer.echo("> ", nl=False, err=True)
+    return input("> " if sys.stdin.isatty() and not as_json else "").strip()
+
+
 class _Talk:
     """A conversation: what was said, and how the next answer is steered."""
 
-    def __init__(self, loaded: Any, edit: "HeadShift | ResidualShift | None", template: bool, settings: Any) -> None:
+    def __init__(
+        self, loaded: Any, edit: "HeadShift | ResidualShift | None", template: bool, settings: Any, *, as_json: bool
+    ) -> None:
         self.loaded, self.edit, self.template, self.settings = loaded, edit, template, settings
-        self.on = edit is not None
+        self.on, self.as_json = edit is not None, as_json
         self.turns: list[dict[str, Any]] = []
+
+    def say(self, text: str) -> None:
+        """Print what is no answer."""
+        typer.echo(text, err=self.as_json)
 
     def strength(self) -> str:
         """Say how the next answer will be steered."""
@@ -87,19 +109,25 @@ class _Talk:
 
         word, _, rest = line.partition(" ")
         commands = {"/alpha": self._alpha, "/off": self._off, "/compare": self._compare, "/save": self._save,
-                    "/new": self._new, "/help": lambda _: typer.echo(HELP)}  # fmt: skip
+                    "/new": self._new, "/help": lambda _: self.say(HELP)}  # fmt: skip
         try:
             if word in commands:
                 commands[word](rest.strip())
             elif word.startswith("/"):
                 from trimtab.cli.setup import nearest
 
-                typer.echo(f"unknown command {word}{nearest(word, [*commands, '/quit'])}")
+                self.say(f"unknown command {word}{nearest(word, [*commands, '/quit'])}")
             elif line:
-                self.turns.append({"question": line, "answer": self._answer(line, self.turns, self._steering())})
-                self.turns[-1]["alpha"] = self.edit.strength if self.on and self.edit else 0
+                answer = self._answer(line, self.turns, self._steering())
+                alpha = self.edit.strength if self.on and self.edit else 0
+                self.turns.append({"question": line, "answer": answer, "alpha": alpha})
+                self._record(self.turns[-1])
         except TrimtabError as mistake:
-            typer.echo(str(mistake))
+            self.say(str(mistake))
+
+    def _record(self, plain: dict[str, Any]) -> None:
+        if self.as_json:
+            typer.echo(_as_line(plain))
 
     def _steering(self) -> Any:
         return self.edit if self.on else None
@@ -111,11 +139,12 @@ class _Talk:
         model, tokenizer = self.loaded
         history = [Turn(t["question"], t["answer"]) for t in before]
         ids = prompt_ids(tokenizer, question, history, template=self.template)
-        streamer = Printed(tokenizer, until_next_question=not self.template)
+        streamer = None if self.as_json else Printed(tokenizer, until_next_question=not self.template)
         try:
             return reply(model, tokenizer, ids, edit, template=self.template, settings=self.settings, streamer=streamer)
         finally:
-            typer.echo()
+            if streamer is not None:
+                typer.echo()
 
     def _alpha(self, text: str) -> None:
         from dataclasses import replace
@@ -131,15 +160,15 @@ class _Talk:
         if not abs(value) < float("inf"):
             raise BadValue(f"alpha must be a finite number, got {text!r}")
         self.edit, self.on = replace(self.edit, strength=value), True
-        typer.echo(self.strength())
+        self.say(self.strength())
 
     def _off(self, text: str) -> None:  # noqa: ARG002
         self.on = False
-        typer.echo(self.strength())
+        self.say(self.strength())
 
     def _new(self, text: str) -> None:  # noqa: ARG002
         self.turns = []
-        typer.echo("a new conversation")
+        self.say("a new conversation")
 
     def _compare(self, text: str) -> None:
         from trimtab.errors import BadValue
@@ -149,13 +178,14 @@ class _Talk:
         if not text and not self.turns:
             raise BadValue("nothing to compare yet: ask something first, or give a question after /compare")
         question, before = (text, self.turns) if text else (self.turns[-1]["question"], self.turns[:-1])
-        for name, edit in (("unedited: ", None), (f"alpha {self.edit.strength:g}: ", self.edit)):
-            typer.echo(name, nl=False)
-            self._answer(question, before, edit)
+        columns = {}
+        for name, edit in {"unedited": None, "shifted": self.edit}.items():
+            if not self.as_json:
+                typer.echo("unedited: " if edit is None else f"alpha {self.edit.strength:g}: ", nl=False)
+            columns[name] = self._answer(question, before, edit)
+        self._record({"question": question, **columns, "alpha": self.edit.strength})
 
     def _save(self, text: str) -> None:
-        import json
-
         from trimtab.errors import BadValue, Incompatible
 
         path = Path(text).expanduser()
@@ -165,10 +195,22 @@ class _Talk:
             if self.edit is None:
                 raise BadValue("there is no shift to save; a conversation's name ends in .jsonl")
             self.edit.save(path)
-            typer.echo(f"shift at alpha {self.edit.strength:g} written to {path}")
+            self.say(f"shift at alpha {self.edit.strength:g} written to {path}")
             return
+        if not self.turns:
+            raise BadValue("nothing to save yet: ask something first")
+        part = path.with_name(f".{path.name}.part")  # takes the file's place once it is whole
         try:
-            path.write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in self.turns), encoding="utf-8")
+            part.write_text("".join(_as_line(turn) + "\n" for turn in self.turns), encoding="utf-8")
+            part.replace(path)
         except OSError as cause:
             raise Incompatible(f"cannot write {path} ({cause.strerror}); name another place") from cause
-        typer.echo(f"{len(self.turns)} answers written to {path}")
+        finally:
+            part.unlink(missing_ok=True)
+        self.say(f"{len(self.turns)} answers written to {path}")
+
+
+def _as_line(plain: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(plain, ensure_ascii=False)

@@ -21,10 +21,8 @@ from trimtab.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from trimtab.datasets import QuestionSet
     from trimtab.edits import Edit
     from trimtab.intervals import Estimate
-    from trimtab.models import LoadedModel
 
 
 def evaluate(
@@ -62,12 +60,14 @@ def evaluate(
     """Measure the shifted model: True*Info of its answers, multiple choice, and drift on neutral text.
 
     Questions that the shift was fitted on are left out. Contrast pairs are scored by the probability of their
-    positive side.
+    positive side, and with --judge FILE.py:NAME by your own function of pair and generated text, from 0 to 1.
+    --json has every question's row too, under "details".
 
     Example: trimtab evaluate --shift runs/shift --limit 20
     """
     from trimtab.cli.against import require_keepable
     from trimtab.cli.generate import require_shift
+    from trimtab.cli.measuring import measure
     from trimtab.cli.printing import print_json, print_table, remark
     from trimtab.cli.setup import open_model, open_shift, read_data
     from trimtab.edits import NoEdit
@@ -80,11 +80,9 @@ def evaluate(
     edit = open_shift(shift, alpha)
     require_shift(edit, alpha=alpha)
     questions = read_data(data, part="final")
-    if are_pairs(questions) and (judge != "exact" or convention != "plain" or choices_only):
-        raise BadValue(
-            f"{questions.name} holds contrast pairs, scored by probability; leave --judge, --convention and "
-            "--choices-only out"
-        )
+    pairs = are_pairs(questions)
+    if pairs:
+        _check_pairs(questions.name, judge, convention, choices_only)
     if keep:
         require_keepable(shift, questions)
     total = len(questions)
@@ -92,63 +90,41 @@ def evaluate(
     left_out = total - len(questions)
     questions = questions if limit is None else questions[:limit]
     loading = {"dtype": dtype, "device": device, "quantization": quantization}
-    judged = None if choices_only or are_pairs(questions) else _open_judge(judge, judge_model, judge_key, loading)
-    if answers is None and judged not in (None, exact_judge):
+    judged = (
+        None if choices_only or (pairs and judge == "exact") else _open_judge(judge, judge_model, judge_key, loading)
+    )
+    if answers is None and judged not in (None, exact_judge) and not pairs:
         answers = Path("runs/answers")
     if isinstance(judged, EndpointJudge):
         judged(questions[0], questions[0].best_answer)  # a wrong address shows before any answer is generated
     loaded = open_model(model, revision=revision, **loading)
     edits: list[Edit] = [*([NoEdit()] if baseline or edit is None else []), *([] if edit is None else [edit])]
     meters = {"convention": convention, "judge": judged, "batch_size": batch_size, "answers": answers}
-    kept = [shift if keep and e is edit else None for e in edits]
-    rows = [{"name": e.name, **_measured(loaded, questions, e, k, **meters)} for e, k in zip(edits, kept, strict=True)]
+    rows = [measure(loaded, questions, e, keep_in=shift if keep and e is edit else None, **meters) for e in edits]
     setting: dict[str, Any] = {"questions": questions.name, "n": len(questions), "fitted_on": left_out}
-    if not are_pairs(questions):
+    if not pairs:
         setting["convention"] = convention
     if judged is not None:
         setting["judge"] = judge_record(judged)
     if as_json:
-        plain = [{k: v.as_dict() if hasattr(v, "as_dict") else v for k, v in row.items()} for row in rows]
-        print_json({"rows": plain, "setting": setting})
+        print_json({"rows": [row.as_dict() for row in rows], "setting": setting})
         return
-    names = [n for n in rows[0] if n != "name"]
-    print_table(["", *names], [[r["name"], *(_cell(n, r[n]) for n in names)] for r in rows], title=_title(setting))
+    names = list(rows[0].figures)
+    cells = [[row.name, *(_cell(name, row.figures[name]) for name in names)] for row in rows]
+    print_table(["", *names], cells, title=_title(setting))
     if judged is not None:
         _judge_beside(setting["judge"], remark)
 
 
-def _measured(
-    loaded: "LoadedModel",
-    questions: "QuestionSet",
-    edit: "Edit",
-    keep_in: Path | None,
-    *,
-    convention: Any,
-    judge: Any,
-    batch_size: int,
-    answers: Path | None,
-) -> dict[str, "Estimate"]:
-    from trimtab.cli.against import keep_choices
-    from trimtab.evaluate import contrast, drift, generate_answers, multiple_choice
-    from trimtab.steer.recipe import are_pairs
+def _check_pairs(name: str, judge: str, convention: str, choices_only: bool) -> None:
+    from trimtab.cli.user_code import is_user_function
+    from trimtab.errors import BadValue
 
-    found = {}
-    if are_pairs(questions):
-        scores = contrast(*loaded, questions, edit, batch_size=batch_size)
-        found = {"P(positive)": scores.probability, "preferred": scores.preferred}
-    else:
-        if judge is not None:
-            form = "iti" if convention == "iti" else "plain"
-            options = {"convention": form, "batch_size": batch_size, "keep": answers}
-            said = generate_answers(*loaded, questions, edit, judge=judge, **options)
-            found = {"True*Info": said.true_info, "True": said.true, "Info": said.informative}
-            found["unmatched"] = said.unmatched
-        chosen = multiple_choice(*loaded, questions, edit, convention=convention, batch_size=batch_size)
-        if keep_in is not None:
-            keep_choices(keep_in, chosen, edit.describe()["strength"])
-        found |= {"MC1": chosen.mc1, "MC2": chosen.mc2, "MC3": chosen.mc3}
-    moved = drift(*loaded, edit, batch_size=batch_size)
-    return {**found, "CE": moved.ce, "KL": moved.kl}
+    if convention != "plain" or choices_only or not (judge == "exact" or is_user_function(judge)):
+        raise BadValue(
+            f"{name} holds contrast pairs, scored by probability and by --judge FILE.py:NAME, a function of your own; "
+            "leave another --judge, --convention and --choices-only out"
+        )
 
 
 def _open_judge(name: str, model: str | None, key: str | None, loading: dict[str, Any]) -> Any:

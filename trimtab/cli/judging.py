@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 JudgeName = Annotated[
     str,
-    typer.Option("--judge", metavar="exact|allenai|tfidf:DIR|http://...|TRUTH,INFO",
+    typer.Option("--judge", metavar="exact|allenai|tfidf:DIR|http://...|TRUTH,INFO|FILE.py:NAME",
                  help="exact: the questions' own answers; allenai: the two fine-tuned 7B judges; tfidf:DIR: a small "
-                 "indicative judge trained on the judge data there; an OpenAI-compatible address; or two models."),
+                 "indicative judge trained on the judge data there; an OpenAI-compatible address; two models; or a "
+                 "function of your own, for contrast pairs too."),
 ]  # fmt: skip
 JudgeModel = Annotated[
     str | None, typer.Option("--judge-model", help="The model to ask for at an OpenAI-compatible address.")
@@ -26,9 +27,11 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
     """Return the judge that the options describe; `loading` are options of `load_model` for judges run here.
 
     Raises:
-        BadValue: an unknown judge (the nearest names are offered), or an address without a model.
+        BadValue: an unknown judge (the nearest names are offered), an address without a model, a file without the
+            function.
     """
     from trimtab.cli.setup import nearest
+    from trimtab.cli.user_code import is_user_function, open_function
     from trimtab.errors import BadValue
     from trimtab.evaluate.judges import EndpointJudge, LocalJudge, TfidfJudge, exact_judge
 
@@ -42,9 +45,11 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
         if not model:
             raise BadValue(f"the judge at {name} needs a model to ask for: give --judge-model NAME")
         return EndpointJudge(name, model, key)
+    if is_user_function(name):
+        return open_function(name)
     if name.count(",") == 1:
         return LocalJudge.load(*name.split(","), **loading)
-    known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL")
+    known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")
     raise BadValue(f"unknown judge {name!r}{nearest(name, known)}")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from trimtab.datasets import Question, QuestionSet
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.judges import judge_record
 from trimtab.evaluate.scoring import answer_logprobs
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
@@ -129,7 +130,7 @@ def score_texts(
 
 
 def _score(scorer: Scorer, pair: Question, text: str) -> float:
-    name = getattr(scorer, "__name__", type(scorer).__name__)
+    name = judge_record(scorer)["name"]
     given = scorer(pair, text)
     try:
         score = float(given)

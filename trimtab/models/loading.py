@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
+from trimtab.models.hub import hub_advice
 from trimtab.models.quantization import Quantization, keep_unpacked, quantization_config
 
 EMBEDDED = "embedded"
@@ -64,7 +65,7 @@ def load_model(
     weights = _dtype(dtype, name)
     if not isinstance(device, Mapping) and device != "auto":
         device = available_device(device)
-    with _reading(f"{where} cannot be loaded as a causal language model", SAVED):
+    with _reading(f"{where} cannot be loaded as a causal language model", SAVED, path, source):
         reader, options = _reader_and_options(path, source, weights, device, quantization)
     return _load(path, where, source, reader, options)
 
@@ -79,7 +80,7 @@ def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> 
 
     path, local = _resolve(name)
     source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
-    with _reading(f"the config of {path} cannot be read", SAVED):
+    with _reading(f"the config of {path} cannot be read", SAVED, path, source):
         config = AutoConfig.from_pretrained(path, **source)
         _check_decoder_only(config, path)
     return config
@@ -175,7 +176,7 @@ def _reader(config: Any) -> Any:
 def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options: Mapping[str, Any]) -> LoadedModel:
     from transformers import AutoTokenizer
 
-    with _reading(f"{where} cannot be loaded as a causal language model", SAVED):
+    with _reading(f"{where} cannot be loaded as a causal language model", SAVED, path, source):
         # shapes are compared below, since the reader itself leaves out which ones differ
         loaded: Any = reader.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source
@@ -194,20 +195,24 @@ def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options
             f"{where} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), which would be random; "
             "give a folder that was saved from a causal language model"
         )
-    with _reading(f"the tokenizer of {where} cannot be loaded", "save it there with tokenizer.save_pretrained"):
+    advice = "save it there with tokenizer.save_pretrained"
+    with _reading(f"the tokenizer of {where} cannot be loaded", advice, path, source):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
     keep_unpacked(model)
     return LoadedModel(model.eval(), tokenizer)
 
 
 @contextlib.contextmanager
-def _reading(failure: str, advice: str) -> Iterator[None]:
-    """Turn what transformers raises over unreadable files into `UnsupportedModel`."""
+def _reading(failure: str, advice: str, path: str, source: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what transformers raises over unreadable files, or over the hub, into `UnsupportedModel`."""
     try:
         yield
     except TrimtabError:
         raise
     except Exception as cause:  # the readers of many formats raise what they like
+        hub = None if "local_files_only" in source else hub_advice(path, source["revision"], cause)
+        if hub is not None:
+            raise UnsupportedModel(hub) from cause
         first = re.split(r"\n|(?<=[.!?])\s", str(cause).strip())[0].rstrip(".: ") or type(cause).__name__
         raise UnsupportedModel(f"{failure} ({first}); {advice}") from cause
 

@@ -21,6 +21,6 @@ Judge: TypeAlias = Callable[[Question, str], Verdict]
 """Judges an answer to a question. Any callable of this kind will do; a `record` attribute goes into results."""
 
 
-def judge_record(judge: Judge) -> dict[str, Any]:
+def judge_record(judge: Callable[..., Any]) -> dict[str, Any]:
     """Return the judge's name and what it says of itself in its `record` attribute."""
     return {"name": getattr(judge, "__name__", type(judge).__name__), **getattr(judge, "record", {})}
