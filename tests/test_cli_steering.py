@@ -344,6 +344,8 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("fit", "--site", "head"), "did you mean heads?"),
         (("fit", "--direction", "mass-mean"), "did you mean mass_mean?"),
         (("fit", "--held-out", "1", "--data", PAIRS), "--held-out must be a share"),
+        (("fit", "--held-out", "0.5"), "--held-out is for data of your own"),
+        (("fit", "--metric", "mc1", "--data", PAIRS), "--metric mc1 is for questions with answers"),
         (("generate", "Why?", "--shift", "SHIFT", "--alpha", "strong"), "--alpha"),
         (("generate", "Why?", "--shift", "SHIFT", "--alpha", "nan"), "alpha must be a finite number"),
         (("generate", "Why?", "--shift", "SHIFTS"), "did you mean SHIFT"),

@@ -14,8 +14,9 @@ from tests.families import FAMILIES, family_model
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.edits import Edit, NoEdit, Prompted, Stacked
+from trimtab.errors import BadValue
 from trimtab.evaluate import generate_answers, generate_answers_many
-from trimtab.evaluate.completion import complete, completions
+from trimtab.evaluate.completion import AnswerEnd, complete, completions
 from trimtab.models.heads import decoder_of, find_heads
 from trimtab.steer import HeadShift
 
@@ -129,3 +130,25 @@ def test_answers_of_many_edits_are_those_of_each() -> None:
 
 def test_no_edits_give_no_answers() -> None:
     assert generate_answers_many(tiny_model("llama"), tiny_tokenizer(), tiny_questions(2), []) == ()
+
+
+@pytest.mark.parametrize("paragraphs", [True, False])
+def test_rows_end_where_decoding_every_row_at_every_step_says_so(paragraphs: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    texts = ["Q: a", " blue.\nQ: why", "\n\nblue", "blue\n\nred", "FAQ: yes Q", "a : b\n c", "blue"]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    length = max(map(len, rows))
+    ids = torch.tensor([[7, 7, *row, *[8] * (length - len(row))] for row in rows])
+    end = AnswerEnd(tokenizer, 2, paragraphs=paragraphs)
+    done = torch.zeros(len(rows), dtype=torch.bool)
+    for width in (3, *range(5, ids.shape[1] + 1)):  # the second step adds two tokens, as assisted generation may
+        done |= end(ids[:, :width], None)
+        whole = [end._done(text) for text in tokenizer.batch_decode(ids[:, 2:width])]
+        assert done.tolist() == whole
+    # the control: some end and some do not
+    assert 0 < int(done.sum()) < len(rows)
+
+
+def test_no_new_token_at_all_is_refused() -> None:
+    with pytest.raises(BadValue, match="max_new_tokens must be at least 1, got 0"):
+        complete(tiny_model(), tiny_tokenizer(), PROMPTS, NoEdit(), max_new_tokens=0)

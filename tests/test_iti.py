@@ -19,6 +19,7 @@ from trimtab.compare import iti_run
 from trimtab.compare.iti import random_controls
 from trimtab.datasets import iti_folds, neutral_texts, truthfulqa
 from trimtab.errors import BadValue
+from trimtab.steer import CAA, ITI
 
 
 def test_the_whole_of_truthfulqa_runs_through_fit_and_evaluate(shared_data):
@@ -121,3 +122,11 @@ def test_the_benchmark_averages_seeds_and_draws_inside_a_question(small_run):
     assert mean["Random direction"]["kl"]["n"] == 3
     assert mean["ITI"]["mc2"]["low"] < mean["ITI"]["mc2"]["mean"] < mean["ITI"]["mc2"]["high"]
     assert "| Other | " in benchmark.markdown(mean)
+
+
+@pytest.mark.parametrize("method", [ITI(), CAA()])
+@pytest.mark.parametrize("knobs", [{"alpha": 1.0}, {"alpha": 1.0, "k": 3}, {"alpha": 1.0, "top_k": 1, "rank": 1}])
+def test_knobs_that_a_method_does_not_have_are_refused_by_name(method, knobs):
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(4)
+    with pytest.raises(BadValue, match=f"{method.name} takes the knobs (top_k|rank) and alpha, got {', '.join(knobs)}"):
+        method.fit(model, tokenizer, questions, knobs=knobs)

@@ -430,6 +430,37 @@ def test_little_work_is_not_tried_out(tokens: int, way: str, modes: list[str], m
     assert (len(forwards) == took.forwards) == (way == "plain")
 
 
+def test_a_model_is_tried_out_once_until_something_of_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tried = tiny_model(), []
+    agree = prefix_mode._failure
+
+    def counted(*args: Any) -> Any:
+        tried.append(args)
+        return agree(*args)
+
+    monkeypatch.setattr(prefix_mode, "_failure", counted)
+
+    def scored() -> int:
+        score_answers(model, tiny_tokenizer(), answers(8), [NoEdit(), random_shift(model)])
+        return len(tried)
+
+    assert scored() == scored() == 1
+    # what a caller hooks in may see one token in the light of others
+    handle = model.model.layers[0].register_forward_hook(lambda *_: None)
+    assert scored() == scored() == 2
+    handle.remove()
+    assert scored() == 3
+    model.set_attn_implementation("eager")
+    assert scored() == scored() == 4
+
+
+def test_tokens_of_another_models_tokenizer_are_refused_before_anything_runs() -> None:
+    model = tiny_model()
+    n = model.config.vocab_size
+    with pytest.raises(BadValue, match=f"the tokenizer gives token {n + 3}, but the model knows {n}"):
+        run_rows(model, [TreeRow([5, n + 3, 4], 1, 1)], lambda *_: None, pad=0)
+
+
 def test_a_sweep_looks_for_the_heads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, searched = tiny_model(), []
 

@@ -410,3 +410,19 @@ def test_the_text_map_has_a_line_per_layer_and_a_shade_per_head():
         "layer   2 | +@| best 100.0 %",
         "50 % ' ' to 100 % '@', heads 0-2 from left to right",
     ]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(BadValue, match=f"device '{device}' is not available here; try 'cpu' or leave it out"):
+        fit_logistic(activations(), device=device)
+
+
+def test_large_values_whose_sum_overflows_are_finite_all_the_same():
+    acts = activations()
+    large = replace(acts, values=torch.full_like(acts.values, 3e38))
+    assert large.require_finite() is large
+    assert not bool(large.values.sum().isfinite())
+    large.values[0, 1, 0, 0] = float("nan")
+    with pytest.raises(BadValue, match=r"NaN or infinite values in layer\(s\) "):
+        large.require_finite()

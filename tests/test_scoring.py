@@ -8,6 +8,8 @@ import torch
 from tests.measuring import answer_logprob, random_shift, shifted_from
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.edits import NoEdit, Stacked, TokenMask
+from trimtab.errors import BadValue
+from trimtab.evaluate import drift, generate_answers
 from trimtab.evaluate.scoring import answer_logprobs, token_logprobs
 from trimtab.models import prefix_mode
 from trimtab.models.tokens import AnswerTokens, tokenize_answer
@@ -154,3 +156,15 @@ def test_a_tokenizer_without_padding_token_scores_the_same():
     model = tiny_model(dtype=torch.float64)
     without = answer_logprobs(model, tiny_tokenizer(pad=False), answers(), NoEdit(), batch_size=4)
     assert without == pytest.approx(score(model), abs=TOLERANCE)
+
+
+def test_log_probabilities_that_are_not_numbers_are_refused():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")  # behind every head: no activation shows it
+    with pytest.raises(BadValue, match="log-probabilities of answers came out as NaN: check the model's weights"):
+        score(model)
+    with pytest.raises(BadValue, match="CE or KL came out as NaN"):
+        drift(model, tiny_tokenizer(), texts=["The sky is blue today."] * 3)
+    with pytest.raises(BadValue, match="logits of the next token came out as NaN"):
+        generate_answers(model, tiny_tokenizer(), tiny_questions(2), max_new_tokens=3)

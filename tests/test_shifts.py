@@ -425,3 +425,28 @@ def test_a_shift_does_not_overwrite_another_kind_of_result(acts, tmp_path):
     with pytest.raises(Incompatible, match=r"cannot write a shift to .* holds activations"):
         unit_shift((0, 1)).save(tmp_path / "taken")
     assert len(HeadActivations.load(tmp_path / "taken")) == len(acts)
+
+
+def test_a_shift_of_nothing_or_of_what_is_no_number_is_refused():
+    with pytest.raises(BadValue, match="a shift needs one head or more, got none"):
+        HeadShift((), torch.ones(0, 12), torch.ones(0))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(BadValue, match="directions and sigma must be finite numbers"):
+            HeadShift((Head(0, 1),), torch.full((1, 12), bad), torch.ones(1))
+        with pytest.raises(BadValue, match="directions and sigma must be finite numbers"):
+            HeadShift((Head(0, 1),), torch.ones(1, 12), torch.tensor([bad]))
+
+
+def test_a_number_is_no_shift_to_add():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        unit_shift((0, 1)) + 3
+
+
+def test_a_record_whose_heads_do_not_fit_its_tensors_is_a_damaged_shift(tmp_path):
+    unit_shift((0, 1), (2, 3)).save(tmp_path / "shift")
+    (record,) = (tmp_path / "shift").glob("*.json")
+    saved = json.loads(record.read_text())
+    saved["heads"] = saved["heads"][:1]
+    record.write_text(json.dumps(saved))
+    with pytest.raises(Incompatible, match=r"holds a damaged shift .*; fit it again"):
+        HeadShift.load(tmp_path / "shift")

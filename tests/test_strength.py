@@ -293,3 +293,12 @@ def test_the_figure_shows_every_trial_of_the_sweep(swept, tmp_path, through_disk
 def test_a_shift_without_a_sweep_has_no_figure(world):
     with pytest.raises(BadValue, match="this shift has no sweep: it did not come from choose_strength"):
         sweep_figure(world.shift)
+
+
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), None, "0.5"])
+def test_a_metric_that_gives_no_number_is_refused_by_name(world, given):
+    def told(*_: Any) -> Any:
+        return given
+
+    with pytest.raises(BadValue, match=r"the metric .*told returned .*, expected a finite number"):
+        choose(world, metric=told)

@@ -12,7 +12,16 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.errors import BadValue
-from trimtab.models.tokens import context_length, encode, length_batches, pad_id, require_fits, tokenize_answer
+from trimtab.models.tokens import (
+    context_length,
+    encode,
+    length_batches,
+    pad_id,
+    require_fits,
+    require_known,
+    tokenize_answer,
+    tokenize_answers,
+)
 
 
 class SlowTokenizer:
@@ -217,3 +226,20 @@ def test_a_begin_token_that_the_text_writes_out_does_not_stand_twice(kind):
 def test_a_begin_token_later_in_the_text_changes_nothing():
     tokenizer = tiny_tokenizer()
     assert encode(tokenizer, "The sky<bos>") == tokenizer("The sky<bos>")["input_ids"]
+
+
+@pytest.mark.parametrize("which", TOKENIZERS)
+def test_texts_that_are_tokenised_together_are_tokenised_as_one_by_one(which: str) -> None:
+    tokenizer, texts = TOKENIZERS[which](), ["Q: x A: blue", "<bos>Q: why A: The sky", "Q: x A: a", "<bos>Q: A: b"]
+    starts = [text.index("A:") + 2 for text in texts]
+    together = tokenize_answers(tokenizer, texts, starts)
+    assert together == [tokenize_answer(tokenizer, t, s) for t, s in zip(texts, starts, strict=True)]
+    assert [t.ids for t in together] == [encode(tokenizer, text) for text in texts]
+
+
+def test_a_token_that_the_model_does_not_know_is_refused() -> None:
+    model = tiny_model()
+    n = model.config.vocab_size
+    require_known(model, n - 1)
+    with pytest.raises(BadValue, match=f"the tokenizer gives token {n}, but the model knows {n}; use the tokenizer of"):
+        require_known(model, n)

@@ -38,10 +38,10 @@ def fit(
         float | None, typer.Option(help="Set the strength instead of choosing it.", show_default="chosen")
     ] = None,
     held_out: Annotated[
-        float,
+        float | None,
         typer.Option("--held-out", help="Share of the questions that is left for `trimtab evaluate` (0: none). "
-                     "Of folklore, its final part is left instead."),
-    ] = 0.5,
+                     "Of folklore, its final part is left instead.", show_default="0.5"),
+    ] = None,
     dtype: Dtype = None,
     device: Device = None,
     quantization: Quantization = None,
@@ -59,13 +59,21 @@ def fit(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model, read_data
+    from trimtab.errors import BadValue
     from trimtab.steer import recipe
     from trimtab.storage import check_writable
 
     check_writable(out, recipe.KIND)
     questions = read_data(data, part="development", limit=limit)
     if data != "folklore":
-        questions = _without(questions, held_out, seed)
+        questions = _without(questions, 0.5 if held_out is None else held_out, seed)
+    elif held_out is not None:
+        raise BadValue("--held-out is for data of your own: of folklore its final part is left; leave the option out")
+    if metric is not None and recipe.are_pairs(questions):
+        raise BadValue(
+            f"--metric {metric} is for questions with answers: contrast pairs choose the strength by the probability "
+            "of their positive sides; leave the option out"
+        )
     loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
     fitted = recipe.fit(
         *loaded, questions, site=_one_of(site, "site", "heads", "residual"),

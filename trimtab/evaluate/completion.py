@@ -11,12 +11,13 @@ import torch
 
 from trimtab.edits import Edit
 from trimtab.errors import BadValue
+from trimtab.evaluate.scoring import require_numbers
 from trimtab.models.heads import base_of, decoder_of, inference
 from trimtab.models.hooks import has_edits
 from trimtab.models.known import EnterAt, KnownModel, entered
 from trimtab.models.prefix_cache import cache_name, takes_positions
 from trimtab.models.processes import spread
-from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
+from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id, require_known
 from trimtab.progress import progress
 
 NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
@@ -144,9 +145,16 @@ def _continued(
         top_k=None,
         pad_token_id=pad_id(tokenizer),
         stopping_criteria=[AnswerEnd(tokenizer, length, paragraphs=paragraphs)],
+        logits_processor=[_numbers],
         **cache,
     )
     return tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
+
+
+def _numbers(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    """Refuse logits of which the likeliest token would be whatever stands first."""
+    require_numbers(scores, "logits of the next token")
+    return scores
 
 
 def cut(text: str, *, paragraphs: bool = False) -> str:
@@ -191,6 +199,9 @@ class AnswerEnd:
 
 
 def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[str], new: int) -> None:
+    if new < 1:
+        raise BadValue(f"max_new_tokens must be at least 1, got {new}")
+    require_known(model, max(map(max, filter(None, ids)), default=0))
     context = context_length(model)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     if context is not None and len(ids[longest]) + new > context:

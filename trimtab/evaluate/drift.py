@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.datasets import neutral_texts
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset
-from trimtab.evaluate.scoring import last_logits
+from trimtab.evaluate.scoring import last_logits, require_numbers
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.heads import inference
 from trimtab.models.known import EnterAt, KnownModel, entered
@@ -64,6 +64,7 @@ def drift(
 
     Raises:
         BadDataset: no text has two tokens or more.
+        BadValue: CE or KL is not a number.
     """
     (result,) = drifts(model, tokenizer, [edit or NoEdit()], texts=texts, max_tokens=max_tokens, batch_size=batch_size)
     return result
@@ -133,5 +134,6 @@ def _ce_and_kl(
     ce = -edited.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
     kl = (plain.exp() * (plain - edited)).sum(-1)
     count = real.sum(1)
-    means = (x.masked_fill(~real, 0).sum(1) / count for x in (ce, kl))
-    return list(zip(*(m.tolist() for m in means), strict=True))
+    means = torch.stack([x.masked_fill(~real, 0).sum(1) / count for x in (ce, kl)])
+    require_numbers(means, "CE or KL")
+    return list(zip(*means.tolist(), strict=True))

@@ -86,7 +86,8 @@ def generate_answers(
 
     Raises:
         BadDataset: there are no questions.
-        BadValue: prompt and answer do not fit the model's context; the judge returns something else than a verdict.
+        BadValue: prompt and answer do not fit the model's context; logits are not numbers; the judge returns something
+            else than a verdict.
         Incompatible: what is to be kept cannot be written.
     """
     edit = NoEdit() if edit is None else edit

@@ -97,7 +97,7 @@ def multiple_choice(
 
     Raises:
         BadDataset: there are no questions.
-        BadValue: unknown convention; a context that does not fit the model.
+        BadValue: unknown convention; a context that does not fit the model; log-probabilities that are not numbers.
     """
     (result,) = multiple_choice_many(
         model,

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.edits import Edit
+from trimtab.errors import BadValue
 from trimtab.models.heads import logits_limit
 from trimtab.models.prefix import run_rows
 from trimtab.models.prefix_cache import sent
@@ -64,6 +65,9 @@ def score_answers(
     float32 (float64 for a float64 model). Under a launcher every process scores a stretch of the answers, and all get
     all numbers.
 
+    Raises:
+        BadValue: log-probabilities that are not numbers.
+
     Args:
         batch_size: at most so many answers in one forward; as many as the token budget holds if not given.
         token_budget: how many tokens one forward may hold (see `run_rows`).
@@ -109,6 +113,7 @@ def _score(
     )
     sums = [[0.0] * len(answers) for _ in edits]
     for index, step, chosen in found:
+        require_numbers(chosen, "log-probabilities of answers")
         for row, values in zip(step.rows, chosen.cpu().split(step.counts), strict=True):
             sums[index][row] = float(values.sum())
     return Scores(tuple(map(tuple, sums)), took.tokens, tuple(took.notes))
@@ -126,6 +131,15 @@ def token_logprobs(
     # in slices, since a float32 copy of all logits of a large vocabulary would be the largest tensor of all
     slices = [_exact(logits[some]).logsumexp(-1) for some in unique.split(1024)]
     return _exact(logits[places, targets]) - torch.cat(slices)[back]
+
+
+def require_numbers(values: Tensor, what: str) -> None:
+    """Raise `BadValue` if some value is not a number."""
+    if bool(values.isnan().any()):
+        raise BadValue(
+            f"{what} came out as NaN: check the model's weights, load it in float32 or bfloat16, or lower the edit's "
+            "strength"
+        )
 
 
 def _exact(logits: Tensor) -> Tensor:

@@ -52,9 +52,11 @@ def capture_heads(
     Raises:
         UnsupportedModel: the model's heads cannot be found.
         BadDataset: there are no statements.
-        BadValue: a statement longer than the context; NaN activations (the message names the layers).
+        BadValue: a statement longer than the context; a token that the model does not know; NaN activations (the
+            message names the layers).
         Incompatible: the model's modules are not called, as in a compiled graph.
     """
+    statements = tuple(statements)
     if not statements:
         raise BadDataset("no statements to capture activations for")
     if position not in ("last", "mean_answer") or site not in ("heads", "residual"):

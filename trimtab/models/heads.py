@@ -52,7 +52,8 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
     if heads is not None:
         return _named(model, heads)
     config = text_config(model)
-    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
+    masked = type(base_of(model)).__name__.endswith("ForMaskedLM")
+    if masked or getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModel(
             f"{type(base_of(model)).__name__} is not a decoder with attention heads (model type {config.model_type}); "
             "expected a decoder-only transformer"

@@ -13,6 +13,7 @@ from trimtab.models.known import KnownModel, entered
 from trimtab.models.prefix_mode import chosen_mode
 from trimtab.models.prefix_pass import Computed, Enter, Limits, Pass, Read
 from trimtab.models.token_tree import TokenTree, TreeRow
+from trimtab.models.tokens import require_known
 
 
 def run_rows(
@@ -41,13 +42,14 @@ def run_rows(
         logits: whether the wanted places' logits are needed; if not, the model's head runs on one place only.
 
     Raises:
-        BadValue: a budget below 1.
+        BadValue: a budget below 1; a token that the model does not know.
     """
     for name, value in (("token_budget", token_budget), ("batch_size", max_rows)):
         if value is not None and value < 1:
             raise BadValue(f"{name} must be at least 1, got {value}")
     edits = (NoEdit(),) if edits is None else edits
     tree, computed = TokenTree.grown(rows), Computed()
+    require_known(model, int(tree.tokens.max(initial=0)))
     limits = Limits.of(model, token_budget, max_rows, logits)
     shared = [i for i, edit in enumerate(edits) if edit.leaves_prompt_unedited]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import text_config
+from trimtab.models.heads import base_of, text_config
 from trimtab.models.offload import input_device as input_device  # it is looked for here, beside batches
 
 
@@ -120,6 +120,15 @@ def require_fits(model: Any, lengths: Sequence[int], texts: Sequence[str]) -> No
         raise BadValue(
             f"a text of {lengths[longest]} tokens does not fit the model's context of {context}: "
             f"{texts[longest][:60]!r}...; shorten it (fewer examples in the prompt, shorter answers)"
+        )
+
+
+def require_known(model: Any, token: int) -> None:
+    """Raise `BadValue` if the model has no embedding for a token, so that the tokenizer is another model's."""
+    n_known = base_of(model).get_input_embeddings().weight.shape[0]
+    if token >= n_known:
+        raise BadValue(
+            f"the tokenizer gives token {token}, but the model knows {n_known}; use the tokenizer of this very model"
         )
 
 

@@ -40,7 +40,8 @@ def fit_logistic(
 
     Raises:
         BadDataset: one class only, or too few questions to hold some out.
-        BadValue: NaN activations, C not positive, or validation questions that are training questions too.
+        BadValue: NaN activations, C not positive, a device that is not there, or validation questions that are
+            training questions too.
         ShapeError: validation activations of another geometry.
     """
     if not C > 0:
@@ -52,11 +53,20 @@ def fit_logistic(
     train, held = _parts(acts, validation, seed)
     coef = torch.empty(train.values.shape[1:], dtype=torch.float64)
     intercept = torch.empty(coef.shape[:2], dtype=torch.float64)
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else torch.device(device)
+    place = _place(device)
     for layer in tracked(range(len(coef)), "fitting probes"):
         coef[layer], intercept[layer] = _fit_layer(train.values[:, layer].to(place), train.labels, C)
     record = {"kind": "logistic", "C": C, "seed": seed, "n_train": len(train), "activations": acts.record}
     return measured(coef, intercept, held, record)
+
+
+def _place(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as cause:
+        raise BadValue(f"device {str(device)!r} is not available here; try 'cpu' or leave it out") from cause
+    return place
 
 
 def _fit_layer(

@@ -67,7 +67,7 @@ class ITI:
 
         Raises:
             BadDataset: fewer than two questions: the probes are ranked on questions they were not fitted on.
-            BadValue: more heads asked for than the model has.
+            BadValue: more heads asked for than the model has; other knobs than `top_k` and `alpha`.
         """
         return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
 
@@ -83,6 +83,7 @@ class ITI:
             probes = fit_logistic(acts, validation=held, seed=seed)
 
         def shift(knobs: Mapping[str, Any]) -> HeadShift:
+            _require_knobs(self.name, knobs, "top_k", "alpha")
             fitted = fit_shift(acts, probes, top_k=knobs["top_k"], direction=self.direction, seed=seed)
             # what every setting of the knobs would have had to pay if it had been made alone
             cost = replace(fitted.cost, seconds=fitted.cost.seconds + seconds[0])
@@ -155,7 +156,7 @@ class CAA:
 
         Raises:
             BadDataset: fewer than two questions: the probes are ranked on questions they were not fitted on.
-            BadValue: a rank beyond the model's layers.
+            BadValue: a rank beyond the model's layers; other knobs than `rank` and `alpha`.
         """
         return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
 
@@ -171,6 +172,7 @@ class CAA:
             every = fit_residual_shift(acts, probes, top_k=len(acts.layers))
 
         def shift(knobs: Mapping[str, Any]) -> ResidualShift:
+            _require_knobs(self.name, knobs, "rank", "alpha")
             rank = knobs["rank"]
             if not 1 <= rank <= len(every):
                 raise BadValue(f"layer rank {rank} asked for; the model has {len(every)} layers, counted from rank 1")
@@ -179,3 +181,9 @@ class CAA:
             return replace(one, cost=Cost(seconds[0], vector.numel(), 0)).scaled(knobs["alpha"])
 
         return shift
+
+
+def _require_knobs(name: str, knobs: Mapping[str, Any], *known: str) -> None:
+    if set(knobs) != set(known):
+        given = ", ".join(map(str, knobs)) or "none"
+        raise BadValue(f"{name} takes the knobs {' and '.join(known)}, got {given}; give both and no other")

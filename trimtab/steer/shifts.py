@@ -71,6 +71,10 @@ class HeadShift:
                 f"{k} heads came with directions {tuple(self.directions.shape)} and sigma {tuple(self.sigma.shape)}; "
                 "expected one row each"
             )
+        if k == 0:
+            raise BadValue("a shift needs one head or more, got none")
+        if not all(bool(x.isfinite().all()) for x in (self.directions, self.sigma)):
+            raise BadValue("the shift's directions and sigma must be finite numbers; fit it again")
         if len(set(self.heads)) < k:
             raise BadValue("a head stands twice in the shift; give each head once (the sum of two shifts adds them up)")
 
@@ -114,6 +118,8 @@ class HeadShift:
         Raises:
             Incompatible: they were made for different models.
         """
+        if not isinstance(other, HeadShift):
+            return NotImplemented
         model = _common_model(self, other)
         total = dict(self.deltas)
         for head, delta in other.deltas.items():
@@ -196,15 +202,18 @@ class HeadShift:
         """Return a shift that `save` wrote; raises `Incompatible` for anything else."""
         record, tensors = load_result(path, "shift", fields=_Saved, names=("directions", "sigma"))
         size = sum(file.stat().st_size for file in Path(path).iterdir())
-        return cls(
-            heads=tuple(Head(*h) for h in record["heads"]),
-            directions=tensors["directions"],
-            sigma=tensors["sigma"],
-            strength=record["strength"],
-            name=record["name"],
-            cost=Cost(record["seconds"], tensors["directions"].numel(), size),
-            record=record["record"],
-        )
+        try:
+            return cls(
+                heads=tuple(Head(*h) for h in record["heads"]),
+                directions=tensors["directions"],
+                sigma=tensors["sigma"],
+                strength=record["strength"],
+                name=record["name"],
+                cost=Cost(record["seconds"], tensors["directions"].numel(), size),
+                record=record["record"],
+            )
+        except (BadValue, ShapeError) as cause:
+            raise Incompatible(f"{path} holds a damaged shift ({cause}); fit it again") from cause
 
 
 def _common_model(one: HeadShift, other: HeadShift) -> dict[str, Any] | None:
@@ -213,7 +222,7 @@ def _common_model(one: HeadShift, other: HeadShift) -> dict[str, Any] | None:
         return ours or theirs
     if ours["geometry"] != theirs["geometry"] or differing_weight(ours, theirs) is not None:
         raise Incompatible(
-            f"cannot add {one.name} and {other.name}: they were made for different models ({ours['name']!r} and "
-            f"{theirs['name']!r}); fit both on the same one"
+            f"cannot add {one.name} and {other.name}: they were made for different models "
+            f"({ours['name'] or 'unnamed'} and {theirs['name'] or 'unnamed'}); fit both on the same one"
         )
     return ours

@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, product
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
 
 from trimtab.datasets import QuestionSet, validation_texts
 from trimtab.edits import Edit, NoEdit
@@ -85,7 +88,7 @@ def choose_strength(
     edits = [NoEdit(), *(shift.first(k).scaled(alpha) for k, alpha in within)]
     if callable(metric):
         unedited, *scores = (
-            float(metric(model, tokenizer, validation, e)) for e in tracked(edits, "choosing strength")
+            _number(metric(model, tokenizer, validation, e), name) for e in tracked(edits, "choosing strength")
         )
     elif metric == "mc1":
         unedited, *scores = (float(m.mc1) for m in multiple_choice_many(model, tokenizer, validation, edits))
@@ -193,6 +196,12 @@ def _kls(
             if moved.kl > kl_budget:
                 over.add((k, alpha > 0))
     return {setting: found[setting] for setting in product(ks, alphas) if setting in found}
+
+
+def _number(score: Any, name: str) -> float:
+    if not isinstance(score, int | float | np.number) or not isfinite(score):
+        raise BadValue(f"the metric {name} returned {score!r:.60}, expected a finite number")
+    return float(score)
 
 
 def _validation_part(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:
