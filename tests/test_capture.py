@@ -397,3 +397,14 @@ def test_what_is_kept_of_a_forward_does_not_grow_with_the_texts() -> None:
         for words in (5, 200):
             capture_heads(model, tiny_tokenizer(), [Statement("Q: " + "sky " * words, "blue", True, "g")] * 2)
     assert held[0] == held[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_fetched_beside_the_next_forward_are_those_of_one_forward_a_row(dtype: torch.dtype, monkeypatch) -> None:
+    monkeypatch.setattr("trimtab.models.staging.CHUNK", 4096)  # several chunks for every batch
+    model, listed = tiny_model(dtype=dtype).cuda(), tiny_questions(40).statements()
+    found = capture_heads(model, tiny_tokenizer(), listed, token_budget=200)
+    single = capture_heads(model, tiny_tokenizer(), listed, batch_size=1)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(found.values, single.values, rtol=tolerance, atol=tolerance)

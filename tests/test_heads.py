@@ -256,3 +256,11 @@ def test_heads_are_found_inside_an_edit_which_goes_on_acting(positions: Any) -> 
             assert names(model) == [projection_name("llama", i) for i in range(N_LAYERS)]
             edited = model(ids, **cached).logits
     assert (edited - plain).abs().max() > 0.01
+
+
+def test_a_masked_language_model_is_refused_though_its_layers_hold_attention():
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50
+    )
+    with pytest.raises(UnsupportedModel, match="BertForMaskedLM is not a decoder with attention heads"):
+        find_heads(transformers.BertForMaskedLM(config))
