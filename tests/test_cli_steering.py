@@ -202,7 +202,7 @@ def test_a_judge_that_fails_half_way_leaves_answers_that_the_next_run_takes_up(f
     assert len(asked) == 4 + 1 + 2
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat"])
+@pytest.mark.parametrize("verb", ["generate", pytest.param("chat", marks=pytest.mark.slow)])
 def test_bytes_that_are_no_text_are_refused_and_a_chat_goes_on(verb):
     import subprocess
 

@@ -35,12 +35,19 @@ class Flaky:
         return random_shift(model, seed=seed, name=self.name).scaled(knobs["strength"])
 
 
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    """Return the folder of a run in which one trial failed in every unit, beside a method that never fails."""
+    folder = tmp_path_factory.mktemp("again") / "run"
+    tiny_run(folder, [Flaky(["yes"]), SpyMethod(strengths=(1.0,))], seeds=(0,))
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path):
-    """Return (folder, method) of a run in which one trial failed in every unit, beside a method that never fails."""
-    method = Flaky(["yes"])
-    tiny_run(tmp_path / "run", [method, SpyMethod(strengths=(1.0,))], seeds=(0,))
-    return tmp_path / "run", method
+def run(failed, tmp_path):
+    """Return (folder, method) of a copy of that run and of the method that fails in it."""
+    shutil.copytree(failed, tmp_path / "run")
+    return tmp_path / "run", Flaky(["yes"])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -67,7 +67,7 @@ def test_the_model_is_as_before_also_after_an_error() -> None:
     assert torch.equal(generated(model)[1], plain[1])
 
 
-@pytest.mark.parametrize("steered", [True, False])
+@pytest.mark.parametrize("steered", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_other_edits_can_be_applied_after_compiled_generation(steered: bool) -> None:
     model = tiny_model("llama")
     shift = random_shift(model)

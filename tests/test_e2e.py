@@ -42,7 +42,7 @@ def test_bleu_and_nist_are_the_official_scores(official, name):
     assert nist(texts, references) == pytest.approx(scores["NIST"], abs=1e-9)
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["example", pytest.param("leave_one_out_200", marks=pytest.mark.slow)])
 @needs_java
 def test_rouge_cider_and_meteor_are_the_official_scores_where_java_is_found(official, name):
     texts, references, scores = official[name]

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from tests.measuring import random_shift
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
+from tests.tuning import some
 from trimtab.datasets import Question
 from trimtab.edits import NoEdit, Prompted, Stacked
 from trimtab.errors import BadDataset, BadValue
@@ -78,7 +79,7 @@ def says(model, text):
     return steps
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some(FAMILIES, "llama-gqa", "gpt2", "gpt-neox", "qwen3"))
 def test_batched_answers_equal_greedy_generation_one_by_one(family):
     model = exact_model(family)
     expected = plain_generate(model)
@@ -87,7 +88,7 @@ def test_batched_answers_equal_greedy_generation_one_by_one(family):
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
-@pytest.mark.parametrize("edited", [False, True], ids=["unedited", "shifted"])
+@pytest.mark.parametrize("edited", [pytest.param(False, marks=pytest.mark.slow), True], ids=["unedited", "shifted"])
 def test_batch_size_is_irrelevant(family, edited):
     model = exact_model(family)
     edit = random_shift(model) if edited else NoEdit()

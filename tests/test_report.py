@@ -214,6 +214,17 @@ def test_all_machines_are_named_and_times_of_a_shared_device_are_marked(done):
     assert cost_cells(before.row("ITI"))[3].endswith(" (?)")
 
 
+def test_a_low_data_curve_has_the_unedited_model_and_the_methods_that_were_asked_for(tmp_path):
+    methods = named([SpyMethod(strengths=(1.0,)), FewShot(shots=(1,), draws=1)])
+    design = Design(2, (0,), 1, train_sizes=(None, 4))
+    job = Job(methods, tiny_questions(12), None, design, METERS, low_data=("Spy",))
+    result = run_job(tiny_model(), tiny_tokenizer(), job, tmp_path / "run")
+    curves = {line.get_label(): list(line.get_xdata()) for line in low_data_figure(result).axes[0].get_lines()}
+    assert curves == {"Baseline": [4, 6], "Spy": [4, 6], "Few-shot": [6]}
+    assert "## 4 training questions" in to_markdown(result)
+
+
+@pytest.mark.slow
 def test_the_low_data_curve_is_drawn_for_the_methods_that_it_was_asked_for(tmp_path):
     job = Job(
         named([FewShot(shots=(1, 2), draws=1), ITI(top_ks=(2,), alphas=(1,)), RandomDirection(draws=2)]),

@@ -42,6 +42,7 @@ def test_two_folds_run_whole_and_every_question_is_measured_once(model):
     assert json.loads(json.dumps(result.as_dict()))["setting"]["parts"] == [[3, 1, 4], [3, 1, 4]]
 
 
+@pytest.mark.slow
 def test_table_1_runs_whole_with_its_five_rows(model):
     sft = FullFineTuning(recipe=Recipe(objective="true_and_false", max_steps=2, batch_size=4))
     result = iti_table_1(

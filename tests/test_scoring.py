@@ -78,7 +78,7 @@ def test_the_shift_starts_at_the_last_prompt_token_and_not_one_later():
     assert far_apart(score(model, shift), late)
 
 
-@pytest.mark.parametrize("edited", [False, True], ids=["unedited", "shifted"])
+@pytest.mark.parametrize("edited", [pytest.param(False, marks=pytest.mark.slow), True], ids=["unedited", "shifted"])
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
 def test_batch_size_is_irrelevant(family, edited):
     model = tiny_model(family, dtype=torch.float64)

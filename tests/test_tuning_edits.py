@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import peft as hf_peft
 import pytest
@@ -12,7 +13,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from tests.test_contracts import generated, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from tests.tuning import MERGEABLE, METHODS, default_of, fitted, logits, quantised, some_tokens
+from tests.tuning import MERGEABLE, METHODS, default_of, fitted, logits, quantised, some, some_tokens
 from trimtab import peft
 from trimtab.edits import NoEdit, Prompted, Stacked
 from trimtab.errors import BadValue, Incompatible
@@ -54,7 +55,7 @@ def test_an_edit_acts_while_it_is_applied_and_leaves_no_trace(name, tuned):
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize("name", EXACT_AT_ZERO)
+@pytest.mark.parametrize("name", some(EXACT_AT_ZERO, "lora", "pfeiffer", "intrinsic"))
 def test_scaled_by_zero_is_the_base_to_the_bit_and_by_two_goes_further(name, tuned):
     model, edit = tiny_model("llama-gqa"), tuned(name)
     plain = logits(model)
@@ -147,8 +148,14 @@ def test_a_damaged_record_is_refused_by_its_field(name, change, telling, tuned, 
         peft.TunedEdit.load(tmp_path / "edit")
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
-@pytest.mark.parametrize("name", ["lora", "lora qv", "rslora", "dora", "ia3", "prompt", "prefix"])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    some(
+        list(product(["llama-gqa", "gpt2"], ["lora", "lora qv", "rslora", "dora", "ia3", "prompt", "prefix"])),
+        ("llama-gqa", "lora"), ("llama-gqa", "dora"), ("llama-gqa", "prompt"), ("llama-gqa", "prefix"),
+        ("gpt2", "lora qv"), ("gpt2", "rslora"), ("gpt2", "ia3"),
+    ),
+)  # fmt: skip
 def test_peft_loads_what_was_saved_and_gives_the_same_logits(family, name, tuned, tmp_path):
     edit = tuned(name, family)
     edit.save(tmp_path / "edit")
@@ -364,8 +371,14 @@ def test_dropout_is_live_only_in_training_mode():
 # --- merging ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
-@pytest.mark.parametrize("name", [n for n in MERGEABLE if n not in ("peft vera", "rslora", "said")])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    some(
+        list(product(["llama-gqa", "gpt2"], [n for n in MERGEABLE if n not in ("peft vera", "rslora", "said")])),
+        ("llama-gqa", "dora"), ("llama-gqa", "ia3"), ("llama-gqa", "intrinsic"), ("llama-gqa", "full"),
+        ("llama-gqa", "top 2"), ("gpt2", "lora"), ("gpt2", "lora qv"),
+    ),
+)  # fmt: skip
 def test_a_merged_model_is_plain_and_gives_the_tuned_models_logits_when_reloaded(family, name, tuned, tmp_path):
     model, edit = tiny_model(family), tuned(name, family)
     before = state_of(model)
@@ -386,8 +399,10 @@ def test_a_scaled_edit_is_merged_at_its_strength(tuned):
     assert torch.allclose(logits(edit.merge(model)), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
-@pytest.mark.parametrize("kind", ["nf4-dq", "fp4", "int8"])
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    some(list(product(["nf4-dq", "fp4", "int8"], ["llama-gqa", "gpt2"])), ("nf4-dq", "llama-gqa"), ("int8", "gpt2")),
+)
 def test_merging_into_quantised_weights_dequantises_first(family, kind, tmp_path):
     model = quantised(tmp_path / "m", family, kind)
     edit = fitted("lora", model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,18 @@ ON_FOUR_BITS = [name for name, method in METHODS.items() if method.capabilities.
 MERGEABLE = [name for name, method in METHODS.items() if method.capabilities.mergeable]
 
 
+def some(every: Sequence[Any], *chosen: Any) -> list[Any]:
+    """Return all of a test's parameters, those that were not chosen for the slow run only."""
+    assert set(chosen) <= set(every)
+    return [
+        one if one in chosen else pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow)
+        for one in every
+    ]
+
+
 def default_of(*chosen: str) -> list[Any]:
     """Return every method as a test's parameter, those that were not chosen for the slow run only."""
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+    return some(list(METHODS), *chosen)
 
 
 def fitted(name: str, model: Any, *, seed: int = 0, out: Path | None = None, **knobs: Any) -> peft.TunedEdit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, SupportsIndex, TypeAlias, overload
 
@@ -134,6 +134,9 @@ class QuestionSet(Sequence[Question]):
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    def __iter__(self) -> Iterator[Question]:
+        return iter(self.questions)
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Question: ...
