@@ -178,7 +178,9 @@ def main() -> None:
     print(markdown(result))
     if options.docs:
         (options.docs / "images").mkdir(parents=True, exist_ok=True)
-        (options.docs / "benchmarks.md").write_text(markdown(result) + "\n", encoding="utf-8")
+        (options.docs / "benchmarks.md").write_text(
+            markdown(result) + "\n\n![Seconds by tool](images/benchmarks.png)\n", encoding="utf-8"
+        )
         chart(result).savefig(options.docs / "images" / "benchmarks.png", dpi=150)
 
 
