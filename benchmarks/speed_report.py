@@ -16,9 +16,9 @@ TITLES = {
 }
 
 SOLVER = (
-    "On a CPU trimtab fits with scikit-learn's newton-cholesky, in float64 to a tolerance of 1e-8, so that coefficients "
-    "do not depend on where a solver stopped; the row of that name runs at scikit-learn's defaults. Differences are in "
-    "coefficients."
+    "On a CPU trimtab fits with scikit-learn's newton-cholesky, in float64 to a tolerance of 1e-8, so that what is "
+    "found does not depend on where a solver stops; the row of that name runs at scikit-learn's defaults. "
+    "Differences are in coefficients."
 )
 
 
