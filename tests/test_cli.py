@@ -66,7 +66,6 @@ def test_demo_prints_the_table_and_three_answers_and_writes_the_run_folder(small
     assert len(record["rows"][0]["details"]["generated"]) == 8
 
 
-@pytest.mark.slow
 def test_demo_json_has_one_object_per_row_with_intervals(small_world, tmp_path):
     result = run("demo", "--out", str(tmp_path / "run"), "--draws", "1", "--json")
     assert result.exit_code == 0, result.output

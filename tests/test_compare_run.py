@@ -300,7 +300,6 @@ def test_runs_may_be_joined_where_all_else_is_equal_and_are_refused_with_the_rea
         merged([other, other])
 
 
-@pytest.mark.slow
 def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_path):
     program = _program(tmp_path / "run", pause=0.5, workers=2)
     workers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]

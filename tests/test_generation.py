@@ -75,7 +75,9 @@ def says(model, text):
             return torch.full_like(scores, -1e9).index_fill_(1, torch.tensor([token]), 0.0)
 
     generate = model.generate
-    model.generate = lambda **options: generate(**options, logits_processor=LogitsProcessorList([Say()]))
+    model.generate = lambda logits_processor=(), **options: generate(
+        **options, logits_processor=LogitsProcessorList([*logits_processor, Say()])
+    )
     return steps
 
 
