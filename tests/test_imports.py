@@ -15,7 +15,7 @@ PACKAGE = Path(trimtab.__file__).parent
 ROOMS = [
     {"errors"},
     {"fields"},
-    {"storage", "intervals", "progress"},
+    {"storage", "intervals", "progress", "devices"},
     {"activations"},
     {"store"},
     {"edits", "datasets", "probes"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from trimtab.devices import available_device
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
 from trimtab.models.hub import hub_advice
 from trimtab.models.quantization import Quantization, keep_unpacked, quantization_config
@@ -121,21 +121,6 @@ def _dtype(dtype: torch.dtype | str | None, name: str | Path) -> torch.dtype | s
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise BadValue(f"dtype {dtype!r} is not one that a model can run in; choose {', '.join(DTYPES)}")
     return dtype
-
-
-def available_device(device: str | torch.device | None) -> torch.device:
-    """Return the device asked for, or the GPU if there is one; raises `BadValue` if it is not there."""
-    if device is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        # each process of a launch has its own GPU
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as cause:
-        raise BadValue(f"device {str(device)!r} is not available here; try 'cpu' or leave it out") from cause
-    return device
 
 
 def _reader_and_options(

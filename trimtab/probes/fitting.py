@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.activations import HeadActivations
+from trimtab.devices import available_device
 from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import seeded
 from trimtab.probes.by_layer import by_layer
@@ -53,20 +54,11 @@ def fit_logistic(
     train, held = _parts(acts, validation, seed)
     coef = torch.empty(train.values.shape[1:], dtype=torch.float64)
     intercept = torch.empty(coef.shape[:2], dtype=torch.float64)
-    place = _place(device)
+    place = available_device(device)
     for layer in tracked(range(len(coef)), "fitting probes"):
         coef[layer], intercept[layer] = _fit_layer(train.values[:, layer].to(place), train.labels, C)
     record = {"kind": "logistic", "C": C, "seed": seed, "n_train": len(train), "activations": acts.record}
     return measured(coef, intercept, held, record)
-
-
-def _place(device: str | torch.device | None) -> torch.device:
-    try:
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as cause:
-        raise BadValue(f"device {str(device)!r} is not available here; try 'cpu' or leave it out") from cause
-    return place
 
 
 def _fit_layer(

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.datasets import Question, folklore
+from trimtab.devices import available_device
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.embedded.world import WorldRecipe, documents
-from trimtab.models.loading import available_device
 from trimtab.progress import tracked
 from trimtab.storage import check_writable, versions, write_json, written_folder
 
