@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch
 import torch.distributed as dist
@@ -195,12 +195,19 @@ def _refuse(path: Path, kind: str, wrong: str) -> NoReturn:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically (a temporary file, then a rename)."""
+    """Write JSON atomically."""
+    with written_file(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, default=_plain)
+        file.write("\n")
+
+
+@contextlib.contextmanager
+def written_file(path: Path) -> Iterator[TextIO]:
+    """Yield a temporary text file beside `path`, which takes its place once the block has ended well."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False, default=_plain)
-            file.write("\n")
+            yield file
         os.chmod(name, 0o644)  # noqa: PTH101 - mkstemp's 0600 would hide results from a group
         Path(name).replace(path)
     finally:

@@ -186,7 +186,8 @@ class _Talk:
         self._record({"question": question, **columns, "alpha": self.edit.strength})
 
     def _save(self, text: str) -> None:
-        from trimtab.errors import BadValue, Incompatible
+        from trimtab.errors import BadValue
+        from trimtab.storage import write_errors, written_file
 
         path = Path(text).expanduser()
         if not text:
@@ -199,14 +200,8 @@ class _Talk:
             return
         if not self.turns:
             raise BadValue("nothing to save yet: ask something first")
-        part = path.with_name(f".{path.name}.part")  # takes the file's place once it is whole
-        try:
-            part.write_text("".join(_as_line(turn) + "\n" for turn in self.turns), encoding="utf-8")
-            part.replace(path)
-        except OSError as cause:
-            raise Incompatible(f"cannot write {path} ({cause.strerror}); name another place") from cause
-        finally:
-            part.unlink(missing_ok=True)
+        with write_errors(path), written_file(path) as file:
+            file.writelines(_as_line(turn) + "\n" for turn in self.turns)
         self.say(f"{len(self.turns)} answers written to {path}")
 
 
