@@ -19,6 +19,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from speed_common import (
     SIZES,
+    Unshared,
     agreement,
     answer_pairs,
     bandwidth,
@@ -38,7 +39,6 @@ from speed_protocol import protocol
 
 from trimtab.activations import Head
 from trimtab.cli.setup import quiet
-from trimtab.datasets import Statement
 from trimtab.evaluate import multiple_choice, multiple_choice_many
 from trimtab.models import capture_heads
 from trimtab.models.compiled import shifted_for_compilation
@@ -95,24 +95,6 @@ def capture(w: World) -> dict[str, Any]:
         "trimtab / plain": ratio(seconds["trimtab"], seconds["plain 128"]),
         "unshared: trimtab / plain": ratio(seconds["unshared trimtab"], seconds["unshared plain 128"]),
     }
-
-
-class Unshared:
-    """A tokenizer of made-up prompts, which takes them together: each text is the number of its row."""
-
-    is_fast, pad_token_id, eos_token_id, bos_token = True, 0, 2, None
-
-    def __init__(self, rows: list[list[int]]) -> None:
-        self.rows = rows
-
-    def __call__(self, texts: list[str], **options: Any) -> dict[str, Any]:  # noqa: ARG002
-        rows = [self.rows[int(text)] for text in texts]
-        offsets = [[(0, 0)] * (len(row) - 1) + [(0, len(text))] for row, text in zip(rows, texts, strict=True)]
-        return {"input_ids": rows, "offset_mapping": offsets}
-
-    def statements(self) -> list[Statement]:
-        """Return one statement for every row."""
-        return [Statement("", str(i), i % 2 == 0, str(i), "") for i in range(len(self.rows))]
 
 
 def choice(w: World) -> dict[str, Any]:

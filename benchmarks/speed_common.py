@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from trimtab.datasets import QuestionSet, folklore, truthfulqa
+from trimtab.datasets import QuestionSet, Statement, folklore, truthfulqa
 from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
 from trimtab.models.heads import inference
 from trimtab.models.tokens import length_batches
@@ -74,6 +74,24 @@ def unshared(n: int, vocab: int, *, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     firsts = rng.permutation(np.arange(3, vocab))[:n]
     return [[int(f), *rng.integers(3, vocab, rng.integers(15, 64)).tolist()] for f in firsts]
+
+
+class Unshared:
+    """A tokenizer of made-up prompts, which takes them together: each text is the number of its row."""
+
+    is_fast, pad_token_id, eos_token_id, bos_token = True, 0, 2, None
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.rows = rows
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, Any]:  # noqa: ARG002
+        rows = [self.rows[int(text)] for text in texts]
+        offsets = [[(0, 0)] * (len(row) - 1) + [(0, len(text))] for row, text in zip(rows, texts, strict=True)]
+        return {"input_ids": rows, "offset_mapping": offsets}
+
+    def statements(self) -> list[Statement]:
+        """Return one statement for every row."""
+        return [Statement("", str(i), i % 2 == 0, str(i), "") for i in range(len(self.rows))]
 
 
 def answer_pairs(questions: QuestionSet) -> list[tuple[str, str]]:

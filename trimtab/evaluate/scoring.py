@@ -113,8 +113,9 @@ def _score(
     )
     sums = [[0.0] * len(answers) for _ in edits]
     for index, step, chosen in found:
-        require_numbers(chosen, "log-probabilities of answers")
-        for row, values in zip(step.rows, chosen.cpu().split(step.counts), strict=True):
+        fetched = chosen.cpu()
+        require_numbers(fetched, "log-probabilities of answers")
+        for row, values in zip(step.rows, fetched.split(step.counts), strict=True):
             sums[index][row] = float(values.sum())
     return Scores(tuple(map(tuple, sums)), took.tokens, tuple(took.notes))
 
