@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(tm
     assert state_of(model) == before
 
 
-def test_gradients_that_are_not_numbers_stop_the_run_before_they_reach_the_weights(tmp_path, monkeypatch):
+def test_gradients_that_are_not_numbers_stop_the_run_before_a_checkpoint_has_them(tmp_path, monkeypatch):
     """As those of fully masked rows on some GPU kernels: the loss of that step is a number still."""
     from trimtab.peft.training import TuningTrainer
 

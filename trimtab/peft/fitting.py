@@ -205,6 +205,7 @@ def make_trainer(
         save_steps=recipe.save_every,
         save_total_limit=2,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it waits for the GPU at every step; GradientCheck stops at such a loss
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -63,7 +64,8 @@ class TuningTrainer(Trainer):
         mark = CheckpointMark()
         mark.trainer = self
         self.add_callback(mark)
-        self.add_callback(GradientCheck(attached.trainable()))
+        self.check = GradientCheck(attached.trainable())
+        self.add_callback(self.check)
         self.attached = attached
         self.tokens_seen = 0
         self.examples_seen = 0
@@ -105,16 +107,11 @@ class TuningTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Return the loss of one forward and backward; raises `BadValue` if it is not a number."""
+        """Return the loss of one forward and backward."""
         self.tokens_seen += inputs.pop("n_tokens")
         self.examples_seen += inputs.pop("n_examples")
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not math.isfinite(float(loss)):
-            raise BadValue(
-                f"the loss of step {self.state.global_step + 1} is {float(loss)}: training stopped and "
-                f"{kept(self.args)}; lower "
-                f"the learning rate (it was {self.args.learning_rate:g}) or use bf16 instead of fp16"
-            )
+        self.check.losses.append(loss.detach())
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
@@ -168,24 +165,39 @@ def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tens
 
 
 class GradientCheck(TrainerCallback):
-    """Stops a run in which some tensor has had no gradient by the third step, or one that is not a number."""
+    """Stops a run whose loss or gradients are no numbers, or in which a tensor has had no gradient by the third step.
+
+    Numbers are looked at once a step, when the optimiser's work is queued already: asking a GPU for one waits for it.
+    A step of NaN is then in the trained weights, but in no checkpoint: those are written later.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters, self.silent = dict(parameters), dict(parameters)
+        self.losses: list[Tensor] = []
+        self._norm: Tensor | None = None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Look at the gradients of the step; raise `BadValue` before one that is not a number gets into the weights."""
+        """Note which tensors have had a gradient, and how large the gradients are."""
         for name, parameter in list(self.silent.items()):
             if parameter.grad is not None and bool(parameter.grad.any()):
                 del self.silent[name]
-        if args.fp16:  # its scaler finds the largest scale by gradients that overflow, and leaves those steps out
-            return
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+        if not args.fp16:  # its scaler finds the largest scale by gradients that overflow, and leaves those steps out
+            self._norm = get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Raise `BadValue` for a loss or a gradient of this step that is not a number."""
+        losses, self.losses = [float(loss) for loss in self.losses], []
+        step, rate = state.global_step + 1, f"lower the learning rate (it was {args.learning_rate:g})"
+        if not all(map(math.isfinite, losses)):
+            bad = next(loss for loss in losses if not math.isfinite(loss))
             raise BadValue(
-                f"the loss of step {state.global_step + 1} is a number but its gradients are not: training stopped "
-                f"before the step and {kept(args)}; lower the learning rate (it was {args.learning_rate:g}), or try "
-                "another attention implementation or precision"
+                f"the loss of step {step} is {bad}: training stopped and {kept(args)}; {rate} or use bf16 instead of "
+                "fp16"
+            )
+        if self._norm is not None and not bool(self._norm.isfinite()):
+            raise BadValue(
+                f"the loss of step {step} is a number but its gradients are not: training stopped and {kept(args)}; "
+                f"{rate}, or try another attention implementation or precision"
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
