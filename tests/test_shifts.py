@@ -348,7 +348,7 @@ def test_a_shift_is_refused_by_another_checkpoint_and_another_geometry(fitted):
     model, shift = fitted
     for wrong, telling in (
         (tiny_model("llama", seed=1), "the shift 'ITI' was made for another checkpoint of this architecture"),
-        (tiny_model("gpt2"), "the shift 'ITI' was made for another model .*: model_type llama against gpt2; fit it"),
+        (tiny_model("gpt2"), "the shift 'ITI' was made for another model: model_type llama against gpt2; fit it"),
     ):
         with pytest.raises(Incompatible, match=telling), shift.applied(wrong, "all"):
             pass

@@ -110,15 +110,19 @@ class HeadActivations:
         return self.select(~mask), self.select(mask)
 
     def require_finite(self) -> HeadActivations:
-        """Return self; raises `BadValue` naming the layers if some values are NaN or infinite."""
+        """Return self; raises `BadValue` naming the layers if some values are NaN or infinite.
+
+        What a layer computes after its heads shows first in the heads of the next one, and then in all that follow.
+        """
         if bool(self.values.sum().isfinite()):  # one pass without a copy; finite values may overflow, so look closer
             return self
         finite = torch.stack([self.values[:, i].isfinite().all() for i in range(len(self.layers))])
         if not bool(finite.all()):
             bad = [layer for layer, ok in zip(self.layers, finite.tolist(), strict=True) if not ok]
+            source = "that layer" if self.record.get("site") == "residual" else "that layer or the one before it"
             raise BadValue(
-                f"activations hold NaN or infinite values in layer(s) {', '.join(map(str, bad))}; "
-                "load the model in float32 (or bfloat16) and check its weights"
+                f"activations hold NaN or infinite values in layer(s) {', '.join(map(str, bad))}, first in layer "
+                f"{bad[0]}: they come from {source}; load the model in float32 (or bfloat16) and check its weights"
             )
         return self
 
