@@ -86,26 +86,31 @@ class HeadActivations:
         return len(self.layers), self.n_heads, self.d_head
 
     def layer(self, layer: int) -> HeadActivations:
-        """Return one layer's activations; nothing is copied."""
+        """Return one layer's activations; nothing is copied. Raises `BadValue` for a layer that was not captured."""
         require_head(layer, 0, self.layers, self.n_heads)
         i = self.layers.index(layer)
         return replace(self, values=self.values[:, i : i + 1], layers=(layer,))
 
     def head(self, layer: int, head: int) -> HeadExamples:
-        """Return `(X, y, groups)` of one head, as numpy arrays."""
+        """Return `(X, y, groups)` of one head, as numpy arrays; raises `BadValue` for a head that is not there."""
         require_head(layer, head, self.layers, self.n_heads)
         x = self.values[:, self.layers.index(layer), head]
         return HeadExamples(x.numpy(), self.labels.numpy(), np.asarray(self.groups))
 
     def select(self, keep: Bool[Tensor, " example"]) -> HeadActivations:
-        """Return only the examples where `keep` is true."""
+        """Return only the examples where `keep` is true; raises `ShapeError` for a mask of another length."""
         if len(keep) != len(self):
             raise ShapeError(f"the mask has {len(keep)} entries for {len(self)} examples; give one for each")
         groups = tuple(g for g, k in zip(self.groups, keep.tolist(), strict=True) if k)
         return replace(self, values=self.values[keep], labels=self.labels[keep], groups=groups)
 
     def split(self, *, test: float = 0.2, seed: int = 0) -> tuple[HeadActivations, HeadActivations]:
-        """Return (rest, test) such that no question stands on both sides; `test` is a share of the questions."""
+        """Return (rest, test) such that no question stands on both sides; `test` is a share of the questions.
+
+        Raises:
+            BadDataset: one side would be empty.
+            BadValue: a seed that is no whole number of 0 or more.
+        """
         mask = held_out(self.groups, test, seed)
         return self.select(~mask), self.select(mask)
 
@@ -132,7 +137,11 @@ class HeadActivations:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the activations to a folder (safetensors and JSON), atomically."""
+        """Write the activations to a folder (safetensors and JSON), atomically.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         record = {"groups": self.groups, "layers": self.layers, "record": self.record}
         save_result(path, "activations", record, {"values": self.values, "labels": self.labels})
 

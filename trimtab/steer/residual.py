@@ -72,14 +72,14 @@ class ResidualShift:
         return min(self.layers)
 
     def scaled(self, factor: float | int) -> ResidualShift:
-        """Return the shift with its strength multiplied."""
+        """Return the shift with its strength multiplied; raises `BadValue` if it is not finite."""
         factor = float(factor)
         if not abs(factor) < float("inf"):
             raise BadValue(f"strength must be a finite number, got {factor}")
         return replace(self, strength=self.strength * factor)
 
     def first(self, k: int) -> ResidualShift:
-        """Return the shift on its k best layers."""
+        """Return the shift on its k best layers; raises `BadValue` if it has fewer, or k is below 1."""
         if not 1 <= k <= len(self.layers):
             raise BadValue(f"first {k} layers asked for; the shift has {len(self.layers)}")
         return replace(self, layers=self.layers[:k], vectors=self.vectors[:k])
@@ -116,7 +116,11 @@ class ResidualShift:
         return {"kind": KIND, "name": self.name, "layers": list(self.layers), "strength": self.strength, **made}
 
     def save(self, path: str | Path) -> None:
-        """Write the shift to a folder (safetensors and JSON), atomically."""
+        """Write the shift to a folder (safetensors and JSON), atomically.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         record = {
             "layers": list(self.layers),
             "strength": self.strength,
