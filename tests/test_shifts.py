@@ -213,9 +213,9 @@ def with_nan(acts: HeadActivations, layer: int) -> HeadActivations:
 
 
 def test_nan_activations_are_refused_naming_the_layer(acts, probes):
-    with pytest.raises(BadValue, match=r"NaN or infinite values in layer\(s\) 7;"):
+    with pytest.raises(BadValue, match=r"NaN or infinite values in layer\(s\) 7: they come from layer 7"):
         fit_shift(with_nan(acts, 7), probes)
-    with pytest.raises(BadValue, match=r"layer\(s\) 2;"):
+    with pytest.raises(BadValue, match=r"layer\(s\) 2: they come"):
         fit_shift(acts, probes, sigma_statements=with_nan(acts, 2))
 
 

@@ -124,10 +124,11 @@ class HeadActivations:
         finite = torch.stack([self.values[:, i].isfinite().all() for i in range(len(self.layers))])
         if not bool(finite.all()):
             bad = [layer for layer, ok in zip(self.layers, finite.tolist(), strict=True) if not ok]
-            source = "that layer" if self.record.get("site") == "residual" else "that layer or the one before it"
+            exact = self.record.get("site") == "residual" and bad[0] > 0
             raise BadValue(
-                f"activations hold NaN or infinite values in layer(s) {', '.join(map(str, bad))}, first in layer "
-                f"{bad[0]}: they come from {source}; load the model in float32 (or bfloat16) and check its weights"
+                f"activations hold NaN or infinite values in layer(s) {', '.join(map(str, bad))}: they come from layer "
+                f"{bad[0]}{'' if exact else ' or from right before it'}; load the model in float32 (or bfloat16) and "
+                "check its weights"
             )
         return self
 

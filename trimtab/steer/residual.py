@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trimtab.activations import HeadActivations
 from trimtab.edits import Cost, Positions, stopwatch
-from trimtab.errors import BadDataset, BadValue, ShapeError
+from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.models.fingerprint import require_same_model
 from trimtab.models.hooks import add_to_residual
 from trimtab.probes import HeadProbes
@@ -57,6 +57,8 @@ class ResidualShift:
             raise ShapeError(f"{k} layers came with vectors {tuple(self.vectors.shape)}; expected one row each")
         if len(set(self.layers)) < k:
             raise BadValue("a layer stands twice in the shift; give each layer once")
+        if not bool(self.vectors.isfinite().all()):
+            raise BadValue("the shift's vectors must be finite numbers; fit it again")
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -137,7 +139,10 @@ class ResidualShift:
         size = sum(file.stat().st_size for file in Path(path).iterdir())
         cost = Cost(record["seconds"], tensors["vectors"].numel(), size)
         layers = tuple(record["layers"])
-        return cls(layers, tensors["vectors"], record["strength"], record["name"], cost, record["record"])
+        try:
+            return cls(layers, tensors["vectors"], record["strength"], record["name"], cost, record["record"])
+        except (BadValue, ShapeError) as cause:
+            raise Incompatible(f"{path} holds a damaged shift ({cause}); fit it again") from cause
 
 
 def fit_residual_shift(acts: HeadActivations, probes: HeadProbes, *, top_k: int = 1) -> ResidualShift:
