@@ -118,7 +118,7 @@ def test_the_model_stands_on_the_device_asked_for(folder: Path, device: Any, mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("device", ["cuda", "cuda:7", torch.device("cuda"), "toaster"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", torch.device("cuda"), "toaster", "meta"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_read(
     folder: Path, device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,15 +15,12 @@ if TYPE_CHECKING:
 
 def quiet() -> None:
     """Silence the libraries' own progress bars and advice, so that trimtab's output stands alone."""
-    import logging
-
     from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of absent kernels where nothing is in 4 bits
 
 
 def open_model(
