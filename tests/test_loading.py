@@ -403,7 +403,8 @@ def test_a_checkpoint_without_a_language_model_head_is_refused_since_the_head_wo
     [
         (("model.layers.3.mlp.up_proj.weight", "v_head.weight"), "first of 2: model.layers.3.mlp.up_proj.weight"),
         (("model.layers.1.self_attn.q_proj.bias",), "first of 1: model.layers.1.self_attn.q_proj.bias"),
-        (("model.layers.1.self_attn.rotary_emb.inv_freq",), None),  # a buffer that older releases saved
+        # buffers that older releases saved
+        (("model.layers.1.self_attn.rotary_emb.inv_freq", "model.layers.1.attn.attention.masked_bias"), None),
         ((), None),
     ],
 )

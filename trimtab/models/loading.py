@@ -26,6 +26,8 @@ DTYPES = {
 }
 SAVED = "give the whole folder that save_pretrained wrote, or a hub id"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|\.rotary_emb\.")
+"""Causal masks and rotary tables, which older releases saved among the weights and models now make themselves."""
 
 
 class LoadedModel(NamedTuple):
@@ -190,7 +192,7 @@ def _check_weights(report: Mapping[str, Any], where: str) -> None:
             f"{where} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), which would be random; "
             "give a folder that was saved from a causal language model"
         )
-    left_out = sorted(report["unexpected_keys"])
+    left_out = sorted(name for name in report["unexpected_keys"] if not BUFFERS.search(name))
     if left_out:  # no mistake in itself: value heads, heads for several tokens ahead, layers that a config cuts off
         warnings.warn(
             f"{where} holds weights that a model of its config.json does not have (first of {len(left_out)}: "
