@@ -82,7 +82,7 @@ def test_a_slightly_trained_checkpoint_is_another_one() -> None:
     ],
 )
 def test_another_geometry_is_refused_with_the_numbers(changes: dict[str, int], words: str) -> None:
-    with pytest.raises(Incompatible, match=f"made for another model .*: {words} fit it on this model"):
+    with pytest.raises(Incompatible, match=f"made for another model: {words} fit it on this model"):
         accept(fingerprint(llama()), llama(**changes))
 
 
@@ -91,11 +91,24 @@ def test_another_architecture_is_refused_by_name() -> None:
         accept(fingerprint(tiny_model("llama")), tiny_model("gpt2"))
 
 
-def test_the_name_of_the_checkpoint_stands_in_the_refusal() -> None:
-    made_on = {**fingerprint(tiny_model("llama")), "name": "organisation/first"}
+@pytest.mark.parametrize(
+    ("theirs", "ours", "words"),
+    [
+        (
+            "organisation/first",
+            "organisation/second",
+            r"architecture \(organisation/first, here organisation/second\): ",
+        ),
+        ("organisation/first", "", r"architecture \(organisation/first, here unnamed\): "),
+        ("", "organisation/second", r"architecture \(unnamed, here organisation/second\): "),
+        ("", "", "architecture: "),
+    ],
+)
+def test_the_names_of_the_checkpoints_stand_in_the_refusal_if_they_have_any(theirs: str, ours: str, words: str) -> None:
+    made_on = {**fingerprint(tiny_model("llama")), "name": theirs}
     other = tiny_model("llama", seed=1)
-    other.config.name_or_path = "organisation/second"
-    with pytest.raises(Incompatible, match=r"\(organisation/first, here organisation/second\)"):
+    other.config.name_or_path = ours
+    with pytest.raises(Incompatible, match=words):
         accept(made_on, other)
 
 

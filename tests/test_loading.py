@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from tests.by_hand import prompt_ids
 from tests.families import family_model
@@ -116,7 +118,7 @@ def test_the_model_stands_on_the_device_asked_for(folder: Path, device: Any, mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("device", ["cuda", "cuda:7", torch.device("cuda"), "toaster"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", torch.device("cuda"), "toaster", "meta"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_read(
     folder: Path, device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +396,29 @@ def test_a_model_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_language_model_head_is_refused_since_the_head_would_be_random(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"lacks 1 of the model's weights \(lm_head\.weight\)"):
         load_model(saved(tmp_path / "headless", tiny_model("llama").model))
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (("model.layers.3.mlp.up_proj.weight", "v_head.weight"), "first of 2: model.layers.3.mlp.up_proj.weight"),
+        (("model.layers.1.self_attn.q_proj.bias",), "first of 1: model.layers.1.self_attn.q_proj.bias"),
+        # buffers that older releases saved
+        (("model.layers.1.self_attn.rotary_emb.inv_freq", "model.layers.1.attn.attention.masked_bias"), None),
+        ((), None),
+    ],
+)
+def test_weights_that_the_model_has_no_place_for_are_named(
+    folder: Path, extra: tuple[str, ...], named: str | None
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, **{name: torch.ones(4) for name in extra}}, folder / "model.safetensors", {"format": "pt"})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        load_model(folder)
+    said = [str(w.message) for w in heard if "left out" in str(w.message)]
+    assert len(said) == (named is not None)
+    assert named is None or named in said[0]
 
 
 def test_a_head_that_is_tied_to_the_embedding_is_not_missing(tmp_path: Path) -> None:

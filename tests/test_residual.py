@@ -53,6 +53,16 @@ def test_the_vector_is_the_mean_difference_over_pairs(pairs, captured):
     assert any(layer != 2 for layer in shift.layers)
 
 
+def test_vectors_that_are_no_numbers_and_folders_that_hold_them_are_refused(tmp_path):
+    shift = ResidualShift((0,), torch.ones(1, 48))
+    with pytest.raises(BadValue, match="the shift's vectors must be finite numbers; fit it again"):
+        ResidualShift((0,), torch.full((1, 48), float("nan")))
+    shift.vectors[0, 0] = float("inf")
+    shift.save(tmp_path / "shift")
+    with pytest.raises(Incompatible, match=r"shift holds a damaged shift \(.*finite numbers.*\); fit it again"):
+        load_shift(tmp_path / "shift")
+
+
 def test_questions_with_more_answers_do_not_weigh_more():
     values = torch.zeros(5, 1, 1, 2)
     values[:, 0, 0, 0] = torch.tensor([1.0, 3.0, 0.0, 10.0, 0.0])

@@ -213,9 +213,9 @@ def with_nan(acts: HeadActivations, layer: int) -> HeadActivations:
 
 
 def test_nan_activations_are_refused_naming_the_layer(acts, probes):
-    with pytest.raises(BadValue, match=r"NaN or infinite values in layer\(s\) 7;"):
+    with pytest.raises(BadValue, match=r"NaN or infinite values in layer\(s\) 7: they come from layer 7"):
         fit_shift(with_nan(acts, 7), probes)
-    with pytest.raises(BadValue, match=r"layer\(s\) 2;"):
+    with pytest.raises(BadValue, match=r"layer\(s\) 2: they come"):
         fit_shift(acts, probes, sigma_statements=with_nan(acts, 2))
 
 
@@ -348,7 +348,7 @@ def test_a_shift_is_refused_by_another_checkpoint_and_another_geometry(fitted):
     model, shift = fitted
     for wrong, telling in (
         (tiny_model("llama", seed=1), "the shift 'ITI' was made for another checkpoint of this architecture"),
-        (tiny_model("gpt2"), "the shift 'ITI' was made for another model .*: model_type llama against gpt2; fit it"),
+        (tiny_model("gpt2"), "the shift 'ITI' was made for another model: model_type llama against gpt2; fit it"),
     ):
         with pytest.raises(Incompatible, match=telling), shift.applied(wrong, "all"):
             pass

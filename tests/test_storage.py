@@ -480,7 +480,10 @@ def test_values_that_are_not_finite_are_refused_by_their_layers(bad):
     assert acts.require_finite() is acts
     acts.values[3, 1, 0, 2] = bad
     acts.values[5, 2, 1, 0] = bad
-    with pytest.raises(BadValue, match=r"NaN or infinite values in layer\(s\) 2, 5; load the model in float32"):
+    with pytest.raises(
+        BadValue,
+        match=r"NaN or infinite values in layer\(s\) 2, 5: they come from layer 2 .*; load the model in float32",
+    ):
         acts.require_finite()
 
 

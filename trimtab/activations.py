@@ -86,39 +86,49 @@ class HeadActivations:
         return len(self.layers), self.n_heads, self.d_head
 
     def layer(self, layer: int) -> HeadActivations:
-        """Return one layer's activations; nothing is copied."""
+        """Return one layer's activations; nothing is copied. Raises `BadValue` for a layer that was not captured."""
         require_head(layer, 0, self.layers, self.n_heads)
         i = self.layers.index(layer)
         return replace(self, values=self.values[:, i : i + 1], layers=(layer,))
 
     def head(self, layer: int, head: int) -> HeadExamples:
-        """Return `(X, y, groups)` of one head, as numpy arrays."""
+        """Return `(X, y, groups)` of one head, as numpy arrays; raises `BadValue` for a head that is not there."""
         require_head(layer, head, self.layers, self.n_heads)
         x = self.values[:, self.layers.index(layer), head]
         return HeadExamples(x.numpy(), self.labels.numpy(), np.asarray(self.groups))
 
     def select(self, keep: Bool[Tensor, " example"]) -> HeadActivations:
-        """Return only the examples where `keep` is true."""
+        """Return only the examples where `keep` is true; raises `ShapeError` for a mask of another length."""
         if len(keep) != len(self):
             raise ShapeError(f"the mask has {len(keep)} entries for {len(self)} examples; give one for each")
         groups = tuple(g for g, k in zip(self.groups, keep.tolist(), strict=True) if k)
         return replace(self, values=self.values[keep], labels=self.labels[keep], groups=groups)
 
     def split(self, *, test: float = 0.2, seed: int = 0) -> tuple[HeadActivations, HeadActivations]:
-        """Return (rest, test) such that no question stands on both sides; `test` is a share of the questions."""
+        """Return (rest, test) such that no question stands on both sides; `test` is a share of the questions.
+
+        Raises:
+            BadDataset: one side would be empty.
+            BadValue: a seed that is no whole number of 0 or more.
+        """
         mask = held_out(self.groups, test, seed)
         return self.select(~mask), self.select(mask)
 
     def require_finite(self) -> HeadActivations:
-        """Return self; raises `BadValue` naming the layers if some values are NaN or infinite."""
+        """Return self; raises `BadValue` naming the layers if some values are NaN or infinite.
+
+        What a layer computes after its heads shows first in the heads of the next one, and then in all that follow.
+        """
         if bool(self.values.sum().isfinite()):  # one pass without a copy; finite values may overflow, so look closer
             return self
         finite = torch.stack([self.values[:, i].isfinite().all() for i in range(len(self.layers))])
         if not bool(finite.all()):
             bad = [layer for layer, ok in zip(self.layers, finite.tolist(), strict=True) if not ok]
+            exact = self.record.get("site") == "residual" and bad[0] > 0
             raise BadValue(
-                f"activations hold NaN or infinite values in layer(s) {', '.join(map(str, bad))}; "
-                "load the model in float32 (or bfloat16) and check its weights"
+                f"activations hold NaN or infinite values in layer(s) {', '.join(map(str, bad))}: they come from layer "
+                f"{bad[0]}{'' if exact else ' or from right before it'}; load the model in float32 (or bfloat16) and "
+                "check its weights"
             )
         return self
 
@@ -128,7 +138,11 @@ class HeadActivations:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the activations to a folder (safetensors and JSON), atomically."""
+        """Write the activations to a folder (safetensors and JSON), atomically.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         record = {"groups": self.groups, "layers": self.layers, "record": self.record}
         save_result(path, "activations", record, {"values": self.values, "labels": self.labels})
 

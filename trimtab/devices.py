@@ -18,7 +18,7 @@ def available_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # read back, since "meta" holds nothing
     except (RuntimeError, AssertionError) as cause:
         raise BadValue(f"device {str(device)!r} is not available here; try 'cpu' or leave it out") from cause
     return device

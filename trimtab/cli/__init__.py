@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ class _Guarded(TyperGroup):
         """Run the verb."""
         from trimtab.errors import TrimtabError
 
+        # its import warns of absent kernels, also where nothing is in 4 bits
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _noted

@@ -45,7 +45,11 @@ def contrast_pairs(path: str | Path) -> QuestionSet:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield (line number, row) of a JSONL or CSV file."""
+    """Yield (line number, row) of a JSONL or CSV file; lines are counted from 1.
+
+    Raises:
+        BadDataset: the file cannot be read, or is of another kind or malformed; the message names the line.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -16,6 +16,9 @@ def folklore(part: Literal["all", "development", "final"] = "all") -> QuestionSe
 
     A fixed fifth of them, chosen by a hash of the question, is the final part: trimtab's own recipe, trained seed,
     heads and strengths were chosen without it. `part="development"` is the rest.
+
+    Raises:
+        BadValue: an unknown part.
     """
     lines = files("trimtab.datasets").joinpath("data/folklore.jsonl").read_text(encoding="utf-8").splitlines()
     questions = QuestionSet(tuple(_question(json.loads(line)) for line in lines), name="folklore")

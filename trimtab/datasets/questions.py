@@ -73,7 +73,12 @@ class SftExample(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its true and false answers."""
+    """A question with its true and false answers.
+
+    Raises:
+        BadDataset: no true or no false answer, an empty one, one that stands twice or on both sides, or a best answer
+            that is not among the true ones.
+    """
 
     question: str
     correct: tuple[str, ...]
@@ -118,7 +123,11 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet(Sequence[Question]):
-    """A sequence of questions; slices are question sets too."""
+    """A sequence of questions; slices are question sets too.
+
+    Raises:
+        BadDataset: there are no questions, or one stands twice.
+    """
 
     questions: tuple[Question, ...]
     name: str = "questions"
@@ -153,7 +162,7 @@ class QuestionSet(Sequence[Question]):
         return replace(self, questions=tuple(self.questions[int(i)] for i in indices))
 
     def where(self, keep: Callable[[Question], bool]) -> QuestionSet:
-        """Return the questions for which `keep` is true."""
+        """Return the questions for which `keep` is true; raises `BadDataset` if there is none."""
         return replace(self, questions=tuple(q for q in self.questions if keep(q)))
 
     @property
@@ -203,7 +212,11 @@ class QuestionSet(Sequence[Question]):
         ]
 
     def sft_examples(self, format: Literal["plain", "iti", "bare"] | Format | None = None) -> list[SftExample]:
-        """Return every true answer as a (prompt, completion) pair to tune on."""
+        """Return every true answer as a (prompt, completion) pair to tune on.
+
+        Raises:
+            BadValue: as `statements`.
+        """
         true = (s for s in self.statements(format) if s.label)
         return [SftExample(s.prompt, s.separator + s.answer) for s in true]
 

@@ -26,7 +26,8 @@ def truthfulqa(source: str | Path = HUB_ID) -> QuestionSet:
     none of them twice, and false if listed on both sides. The multiple-choice sources have no categories.
 
     Raises:
-        BadDataset: the file cannot be read or has other fields.
+        BadDataset: the file cannot be read or has other fields; the hub cannot be reached.
+        BadValue: `datasets` is not installed.
     """
     path = Path(source)
     if path.suffix.lower() == ".csv":

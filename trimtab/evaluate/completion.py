@@ -38,6 +38,9 @@ def complete(
 
     With `paragraphs` an answer may have several, and an `A:` that the model writes itself is where it begins.
     Under a launcher every process continues a stretch of the prompts, and all get all texts.
+
+    Raises:
+        BadValue: prompt and answer do not fit the model's context; logits are not numbers.
     """
     (texts,) = completions(
         model, tokenizer, prompts, [edit], paragraphs=paragraphs, max_new_tokens=max_new_tokens, batch_size=batch_size
@@ -58,6 +61,9 @@ def completions(
     """Return `complete` of every edit; edits that leave the prompt unedited share the cache of its forward.
 
     The last token of a prompt, which predicts the first of the answer, is run by each edit.
+
+    Raises:
+        BadValue: as `complete`.
     """
     ids = [encode(tokenizer, prompt) for prompt in prompts]
     _require_room(model, ids, prompts, max_new_tokens)

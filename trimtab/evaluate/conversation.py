@@ -104,7 +104,17 @@ def reply(
     settings: Mapping[str, Any] | None = None,
     streamer: Any = None,
 ) -> str:
-    """Return the edited model's answer to a prompt of `prompt_ids`, streaming it on the way if wanted."""
+    """Return the edited model's answer to a prompt of `prompt_ids`, streaming it on the way if wanted.
+
+    Args:
+        template: whether the prompt was written with the chat template; in plain form the answer ends at the next
+            question or blank line.
+        settings: as in `answers`.
+        streamer: what `generate` takes under that name.
+
+    Raises:
+        BadValue: prompt and answer do not fit the model's context; settings that `generate` refuses.
+    """
     import torch
 
     edit = NoEdit() if edit is None else edit

@@ -87,6 +87,7 @@ def drifts(
 
     Raises:
         BadDataset: no text has two tokens or more.
+        BadValue: CE or KL is not a number.
     """
     texts = neutral_texts() if texts is None else texts
     limit = min(max_tokens, context_length(model) or max_tokens)

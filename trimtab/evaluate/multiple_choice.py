@@ -125,7 +125,7 @@ def multiple_choice_many(
 
     Raises:
         BadDataset: there are no questions.
-        BadValue: unknown convention; a context that does not fit the model.
+        BadValue: unknown convention; a context that does not fit the model; log-probabilities that are not numbers.
     """
     if convention not in get_args(Convention):
         raise BadValue(f"unknown convention {convention!r}; choose {', '.join(get_args(Convention))}")

@@ -79,16 +79,24 @@ def require_same_model(
     if made_on["geometry"] != here["geometry"]:
         theirs, ours = made_on["geometry"], here["geometry"]
         differing = ", ".join(f"{k} {theirs.get(k)} against {ours[k]}" for k in ours if theirs.get(k) != ours[k])
-        raise Incompatible(f"{what} was made for another model ({made_on['name']}): {differing}; fit it on this model")
+        raise Incompatible(
+            f"{what} was made for another model{_names(made_on, here)}: {differing}; fit it on this model"
+        )
     weight = differing_weight(made_on, here)
     if weight is not None:
         raise Incompatible(
-            f"{what} was made for another checkpoint of this architecture ({made_on['name']}, here {here['name']}): "
-            f"{weight} differs; fit it on this model"
+            f"{what} was made for another checkpoint of this architecture{_names(made_on, here)}: {weight} differs; "
+            "fit it on this model"
         )
     for key in ("dtype", "quantization", "adapter"):
         if made_on[key] != here[key]:
             warnings.warn(f"{what} was made with {key} {made_on[key]}, the model has {here[key]}", stacklevel=3)
+
+
+def _names(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return both names in brackets, or nothing: a model that was built rather than loaded has none."""
+    theirs, ours = made_on["name"], here["name"]
+    return f" ({theirs or 'unnamed'}, here {ours or 'unnamed'})" if theirs or ours else ""
 
 
 def differing_weight(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

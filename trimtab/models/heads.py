@@ -117,7 +117,7 @@ def base_of(model: Any) -> Any:
 
 
 def text_config(model: Any) -> Any:
-    """Return the config of the text decoder."""
+    """Return the config of the text decoder; raises `UnsupportedModel` for what is no Hugging Face model."""
     config: Any = getattr(base_of(model), "config", None)
     if not hasattr(config, "get_text_config"):
         raise UnsupportedModel(
@@ -139,7 +139,11 @@ def decoder_of(model: Any) -> nn.Module:
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """Return the decoder's layers: the outermost ModuleList with as many entries as the config has layers."""
+    """Return the decoder's layers: the outermost ModuleList with as many entries as the config has layers.
+
+    Raises:
+        UnsupportedModel: there is no such list.
+    """
     n_layers = text_config(model).num_hidden_layers
     for module in decoder_of(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:

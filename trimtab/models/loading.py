@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,8 @@ DTYPES = {
 }
 SAVED = "give the whole folder that save_pretrained wrote, or a hub id"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|\.rotary_emb\.")
+"""Causal masks and rotary tables, which older releases saved among the weights and models now make themselves."""
 
 
 class LoadedModel(NamedTuple):
@@ -167,6 +170,15 @@ def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source
         )
     model, report = loaded
+    _check_weights(report, where)
+    advice = "save it there with tokenizer.save_pretrained"
+    with _reading(f"the tokenizer of {where} cannot be loaded", advice, path, source):
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    keep_unpacked(model)
+    return LoadedModel(model.eval(), tokenizer)
+
+
+def _check_weights(report: Mapping[str, Any], where: str) -> None:
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:
         weight, stored, expected = mismatched[0]
@@ -180,11 +192,13 @@ def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options
             f"{where} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), which would be random; "
             "give a folder that was saved from a causal language model"
         )
-    advice = "save it there with tokenizer.save_pretrained"
-    with _reading(f"the tokenizer of {where} cannot be loaded", advice, path, source):
-        tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    keep_unpacked(model)
-    return LoadedModel(model.eval(), tokenizer)
+    left_out = sorted(name for name in report["unexpected_keys"] if not BUFFERS.search(name))
+    if left_out:  # no mistake in itself: value heads, heads for several tokens ahead, layers that a config cuts off
+        warnings.warn(
+            f"{where} holds weights that a model of its config.json does not have (first of {len(left_out)}: "
+            f"{left_out[0]}); they are left out, so check that the config belongs to these weights",
+            stacklevel=2,
+        )
 
 
 @contextlib.contextmanager

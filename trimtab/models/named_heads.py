@@ -23,7 +23,11 @@ def require_modules(base: nn.Module, heads: Mapping[int, tuple[str, int]]) -> di
 
 
 def layer_around(base: nn.Module, name: str, others: set[str]) -> nn.Module:
-    """Return the outermost module around `name` that holds none of the other named modules: its layer."""
+    """Return the outermost module around `name` that holds none of the other named modules: its layer.
+
+    Raises:
+        UnsupportedModel: there is no such module.
+    """
     parts = name.split(".")
     for length in range(1, len(parts)):
         path = ".".join(parts[:length])

@@ -163,7 +163,11 @@ def length_batches(
     device: torch.device,
     side: str = "right",
 ) -> Iterator[Batch]:
-    """Yield the sequences in batches of similar length, longest first, so that memory runs out early or not at all."""
+    """Yield the sequences in batches of similar length, longest first, so that memory runs out early or not at all.
+
+    Raises:
+        BadValue: `batch_size` is below 1.
+    """
     if batch_size < 1:
         raise BadValue(f"batch_size must be at least 1, got {batch_size}")
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))

@@ -22,7 +22,11 @@ def by_layer(
     validation: float | HeadActivations | ActivationStore,
     seed: int,
 ) -> HeadProbes:
-    """Return the probes that `fit` gives for each layer; the draw of validation questions is the same for all."""
+    """Return the probes that `fit` gives for each layer; the draw of validation questions is the same for all.
+
+    Raises:
+        ShapeError: training and validation activations are of different layers.
+    """
     if isinstance(validation, HeadActivations | ActivationStore):
         train, held = acts, validation
     else:

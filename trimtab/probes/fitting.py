@@ -86,7 +86,14 @@ def fit_mass_mean(
 ) -> HeadProbes:
     """Return per head the difference of class means as a probe, its threshold midway between the means.
 
-    Marks & Tegmark (2023), section 5, without the covariance tilt. Arguments and errors as for `fit_logistic`.
+    Marks & Tegmark (2023), section 5, without the covariance tilt.
+
+    Args:
+        validation: the share of questions to hold out for the accuracies, or activations of other questions.
+        seed: of the draw of validation questions.
+
+    Raises:
+        BadDataset, BadValue, ShapeError: as `fit_logistic`.
     """
     if isinstance(acts, ActivationStore) or isinstance(validation, ActivationStore):
         return by_layer(lambda a, b: fit_mass_mean(a, validation=b, seed=seed), acts, validation, seed)
@@ -98,7 +105,11 @@ def fit_mass_mean(
 
 
 def shuffled(acts: HeadActivations, *, seed: int = 0) -> HeadActivations:
-    """Return the activations with their labels permuted: a control in which no probe should read anything."""
+    """Return the activations with their labels permuted: a control in which no probe should read anything.
+
+    Raises:
+        BadValue: a seed that is no whole number of 0 or more.
+    """
     order = torch.from_numpy(seeded(seed).permutation(len(acts)))
     return replace(acts, labels=acts.labels[order], record={**acts.record, "shuffled_labels": seed})
 

@@ -58,7 +58,11 @@ class HeadProbes:
         return tuple(Head(self.layers[i // n_heads], int(i % n_heads)) for i in order)
 
     def scores(self, acts: HeadActivations) -> Float[Tensor, "example layer head"]:
-        """Return each statement's log-odds of being true, by every head's probe."""
+        """Return each statement's log-odds of being true, by every head's probe.
+
+        Raises:
+            ShapeError: activations of another geometry.
+        """
         if acts.values.shape[1:] != self.coef.shape:
             raise ShapeError(
                 f"probes of shape {tuple(self.coef.shape)} (layer head d_head) cannot read activations of "
@@ -69,11 +73,19 @@ class HeadProbes:
         return along + self.intercept
 
     def accuracy_on(self, acts: HeadActivations) -> Float[Tensor, "layer head"]:
-        """Return the share of these statements that each head's probe reads rightly."""
+        """Return the share (0 to 1) of these statements that each head's probe reads rightly.
+
+        Raises:
+            ShapeError: activations of another geometry.
+        """
         return ((self.scores(acts) > 0) == acts.labels[:, None, None]).double().mean(0)
 
     def save(self, path: str | Path) -> None:
-        """Write the probes to a folder (safetensors and JSON), atomically."""
+        """Write the probes to a folder (safetensors and JSON), atomically.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         record = {
             "layers": self.layers,
             "validation_questions": self.validation_questions,
@@ -99,7 +111,11 @@ def measured(
     validation: HeadActivations,
     record: dict[str, Any],
 ) -> HeadProbes:
-    """Return the probes with their accuracy, its bootstrap interval and their AUROC on the validation statements."""
+    """Return the probes with their accuracy, its bootstrap interval and their AUROC on the validation statements.
+
+    Raises:
+        ShapeError: validation activations of another geometry than the coefficients.
+    """
     from sklearn.metrics import roc_auc_score  # seconds of import that steering alone does not need
 
     n_layers, n_heads = intercept.shape

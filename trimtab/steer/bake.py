@@ -104,7 +104,11 @@ def bake(
 
 
 def head_biases(model: Any, deltas: dict[Head, Float[Tensor, " d_head"]]) -> dict[str, Float[Tensor, " d_model"]]:
-    """Return by module name what a shift of heads adds after each output projection: W_O times the shift."""
+    """Return by module name what a shift of heads adds after each output projection: W_O times the shift.
+
+    Raises:
+        UnsupportedModel: the model's heads cannot be found.
+    """
     sites = {site.layer: site for site in find_heads(model)}
     whole: dict[int, Tensor] = {}
     for (layer, head), delta in deltas.items():

@@ -49,7 +49,11 @@ class MassMean:
         return cls(true - false, acts.layers, told.hexdigest(), acts.record.get("model"))
 
     def save(self, path: str | Path) -> None:
-        """Write the differences to a folder (safetensors and JSON), atomically, in float32."""
+        """Write the differences to a folder (safetensors and JSON), atomically, in float32.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         record = {"layers": self.layers, "statements": self.statements, "model": self.model}
         save_result(path, KIND, record, {"values": self.values.float()})
 

@@ -29,6 +29,7 @@ def activations_from_iti(folder: str | Path, *, n_heads: int, questions: Questio
 
     Raises:
         BadDataset: no such files, several of them, or files that cannot be read without pickle.
+        BadValue: labels other than 0 and 1; NaN or infinite activations.
         ShapeError: shapes that do not fit each other, the heads or the questions.
     """
     values, source = _read(Path(folder), "_head_wise.npy")

@@ -74,7 +74,12 @@ class ITI:
     def fitter(
         self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
     ) -> Callable[[Mapping[str, Any]], HeadShift]:
-        """Return a function from knobs to shifts that all use one capture and one set of probes."""
+        """Return a function from knobs to shifts that all use one capture and one set of probes.
+
+        Raises:
+            BadDataset: fewer than two questions.
+            BadValue: as `fit`, by the function returned.
+        """
         if len(train) < 2:
             raise BadDataset(f"ITI needs two or more training questions, got {len(train)}: some rank the heads")
         with stopwatch() as seconds:
@@ -163,7 +168,12 @@ class CAA:
     def fitter(
         self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
     ) -> Callable[[Mapping[str, Any]], ResidualShift]:
-        """Return a function from knobs to shifts that all use one capture and one set of probes."""
+        """Return a function from knobs to shifts that all use one capture and one set of probes.
+
+        Raises:
+            BadDataset: fewer than two questions.
+            BadValue: as `fit`, by the function returned.
+        """
         if len(train) < 2:
             raise BadDataset(f"CAA needs two or more training questions, got {len(train)}: some rank the layers")
         with stopwatch() as seconds:

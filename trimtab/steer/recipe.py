@@ -34,7 +34,11 @@ class Fitted:
     directions: MassMean
 
     def save(self, path: str | Path) -> None:
-        """Write all to a folder, atomically, as `shift/`, `probes/` and `directions/`."""
+        """Write all to a folder, atomically, as `shift/`, `probes/` and `directions/`.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         with written_folder(path, KIND) as folder:
             self.shift.save(folder / "shift")
             self.probes.save(folder / "probes")

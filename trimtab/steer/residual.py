@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trimtab.activations import HeadActivations
 from trimtab.edits import Cost, Positions, stopwatch
-from trimtab.errors import BadDataset, BadValue, ShapeError
+from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.models.fingerprint import require_same_model
 from trimtab.models.hooks import add_to_residual
 from trimtab.probes import HeadProbes
@@ -57,6 +57,8 @@ class ResidualShift:
             raise ShapeError(f"{k} layers came with vectors {tuple(self.vectors.shape)}; expected one row each")
         if len(set(self.layers)) < k:
             raise BadValue("a layer stands twice in the shift; give each layer once")
+        if not bool(self.vectors.isfinite().all()):
+            raise BadValue("the shift's vectors must be finite numbers; fit it again")
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -72,14 +74,14 @@ class ResidualShift:
         return min(self.layers)
 
     def scaled(self, factor: float | int) -> ResidualShift:
-        """Return the shift with its strength multiplied."""
+        """Return the shift with its strength multiplied; raises `BadValue` if it is not finite."""
         factor = float(factor)
         if not abs(factor) < float("inf"):
             raise BadValue(f"strength must be a finite number, got {factor}")
         return replace(self, strength=self.strength * factor)
 
     def first(self, k: int) -> ResidualShift:
-        """Return the shift on its k best layers."""
+        """Return the shift on its k best layers; raises `BadValue` if it has fewer, or k is below 1."""
         if not 1 <= k <= len(self.layers):
             raise BadValue(f"first {k} layers asked for; the shift has {len(self.layers)}")
         return replace(self, layers=self.layers[:k], vectors=self.vectors[:k])
@@ -116,7 +118,11 @@ class ResidualShift:
         return {"kind": KIND, "name": self.name, "layers": list(self.layers), "strength": self.strength, **made}
 
     def save(self, path: str | Path) -> None:
-        """Write the shift to a folder (safetensors and JSON), atomically."""
+        """Write the shift to a folder (safetensors and JSON), atomically.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         record = {
             "layers": list(self.layers),
             "strength": self.strength,
@@ -133,7 +139,10 @@ class ResidualShift:
         size = sum(file.stat().st_size for file in Path(path).iterdir())
         cost = Cost(record["seconds"], tensors["vectors"].numel(), size)
         layers = tuple(record["layers"])
-        return cls(layers, tensors["vectors"], record["strength"], record["name"], cost, record["record"])
+        try:
+            return cls(layers, tensors["vectors"], record["strength"], record["name"], cost, record["record"])
+        except (BadValue, ShapeError) as cause:
+            raise Incompatible(f"{path} holds a damaged shift ({cause}); fit it again") from cause
 
 
 def fit_residual_shift(acts: HeadActivations, probes: HeadProbes, *, top_k: int = 1) -> ResidualShift:

@@ -93,14 +93,14 @@ class HeadShift:
         return min(head.layer for head in self.heads)
 
     def scaled(self, factor: float | int) -> HeadShift:
-        """Return the shift with its strength multiplied."""
+        """Return the shift with its strength multiplied; raises `BadValue` if it is not finite."""
         factor = float(factor)
         if not abs(factor) < float("inf"):
             raise BadValue(f"strength must be a finite number, got {factor}")
         return replace(self, strength=self.strength * factor)
 
     def first(self, k: int) -> HeadShift:
-        """Return the shift on its k best heads."""
+        """Return the shift on its k best heads; raises `BadValue` if it has fewer, or k is below 1."""
         if not 1 <= k <= len(self.heads):
             raise BadValue(f"first {k} heads asked for; the shift has {len(self.heads)}")
         record = dict(self.record)
@@ -187,7 +187,11 @@ class HeadShift:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the shift to a folder (safetensors and JSON), atomically."""
+        """Write the shift to a folder (safetensors and JSON), atomically.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
         record = {
             "heads": [list(h) for h in self.heads],
             "strength": self.strength,

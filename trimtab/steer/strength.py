@@ -123,7 +123,11 @@ def require_budget(kl_budget: float | int) -> None:
 
 
 def sweep_figure(shift: HeadShift | ResidualShift) -> Figure:
-    """Return a figure of a chosen shift's sweep: the metric and the KL against strength, a line per head count."""
+    """Return a figure of a chosen shift's sweep: the metric and the KL against strength, a line per head count.
+
+    Raises:
+        BadValue: the shift did not come from `choose_strength`.
+    """
     from matplotlib.figure import Figure
 
     sweep = shift.record.get("sweep")
