@@ -485,6 +485,11 @@ def test_a_folder_with_another_run_is_refused_naming_what_differs(tmp_path):
     fitted("lora", model, out=tmp_path / "run", save_every=2)
     with pytest.raises(Incompatible, match=r"another specification \(recipe differ"):
         fitted("lora", model, out=tmp_path / "run", save_every=3)
+    # a run that kept nothing leaves the place to the next one
+    with pytest.raises(BadValue, match="needs a GPU"):
+        fitted("lora", model, out=tmp_path / "failed", precision="fp16")
+    assert (tmp_path / "failed/record.json").is_file()
+    fitted("lora", model, out=tmp_path / "failed")
     (tmp_path / "else").mkdir()
     (tmp_path / "else/notes.txt").write_text("mine")
     with pytest.raises(Incompatible, match="holds something else"):

@@ -91,6 +91,7 @@ def tune(
 def _parsed(settings: list[str]) -> dict[str, Any]:
     import yaml
 
+    from trimtab.cli.checking import parsed
     from trimtab.errors import BadValue
 
     values = {}
@@ -98,8 +99,13 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise BadValue(f"--set takes NAME=VALUE, got {setting!r}")
-        parsed = yaml.safe_load(value)
-        values[name.replace("-", "_")] = tuple(parsed) if isinstance(parsed, list) else parsed
+        try:
+            said = parsed(value)
+        except yaml.YAMLError as cause:
+            raise BadValue(
+                f"--set {name}: {value!r} cannot be read as a value: {' '.join(str(cause).split())}"
+            ) from cause
+        values[name.replace("-", "_")] = tuple(said) if isinstance(said, list) else said
     return values
 
 

@@ -41,6 +41,10 @@ class LoRA(HubBased):
     def __post_init__(self) -> None:
         if self.r < 1:
             raise BadValue(f"LoRA's rank must be at least 1, got {self.r}")
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise BadValue(f"LoRA's alpha must be a number above 0, got {self.alpha}")
+        if not self.targets:
+            raise BadValue("LoRA needs one target or more; choose all, qv or give a tuple of module names")
         if isinstance(self.targets, str) and self.targets not in ("all", "qv"):
             raise BadValue(f"unknown targets {self.targets!r}; choose all, qv or give a tuple of module names")
         if not 0 <= self.dropout < 1:

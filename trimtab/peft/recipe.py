@@ -30,6 +30,7 @@ class Recipe:
     """Share of the steps over which the learning rate rises."""
     weight_decay: float | int = 0.0
     max_grad_norm: float | int = 1.0
+    """Longer gradients are cut to this norm; 0 for none."""
     optimizer: str = "adamw"
     """`"adamw"`, or bitsandbytes' `"adamw_8bit"`, `"paged_adamw"`, `"paged_adamw_8bit"`."""
     max_length: int | None = None
@@ -51,6 +52,9 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise BadValue(f"{name} must be a number above 0, got {value}")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise BadValue(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise BadValue(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         for name, known in (
