@@ -60,12 +60,13 @@ def tune(
     import shutil
 
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model, read_data
+    from trimtab.cli.setup import open_model, quiet, read_data
     from trimtab.cli.tuning_methods import chosen_method
     from trimtab.edits import stopwatch
     from trimtab.peft.edit import KIND
     from trimtab.storage import check_writable
 
+    quiet()
     given = {"r": rank, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     chosen = chosen_method(method, {**{k: v for k, v in given.items() if v is not None}, **_parsed(settings)})
     check_writable(out, KIND)

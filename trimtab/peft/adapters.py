@@ -43,7 +43,7 @@ class AttachedAdapter(Attached):
                 self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
             self.model.train(base.training)
             self._snapshot.restore_modes()
-        except ValueError as cause:
+        except (ValueError, TypeError) as cause:  # a configuration read from a file may hold values of any kind
             self._snapshot.restore()
             raise BadValue(f"{what} does not fit the model: {str(cause).splitlines()[0]}") from cause
         except BaseException:
@@ -79,8 +79,21 @@ class AttachedAdapter(Attached):
         return {name: tensor.detach() for name, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put an adapter's state in place, strictly."""
-        copy_strictly(self.tensors(), tensors, f"the adapter ({self.what})")
+        """Put an adapter's state in place, strictly.
+
+        Raises:
+            Incompatible: other names or shapes, or embeddings of the adapter's own that are not the model's.
+        """
+        own, base = self.tensors(), dict(self.model.named_parameters())
+        # PEFT writes the base's embeddings beside an adapter on them
+        beside = [key for key in tensors if key not in own and key in base]
+        for key in beside:
+            if base[key].shape != tensors[key].shape or not torch.allclose(base[key], tensors[key].to(base[key]), 1e-2):
+                raise Incompatible(
+                    f"the adapter ({self.what}) brings {key!r} of its own, which is not this model's; load the model "
+                    "that it was made on"
+                )
+        copy_strictly(own, {k: t for k, t in tensors.items() if k not in beside}, f"the adapter ({self.what})")
 
     def merged(self) -> nn.Module:
         """Return the base with the adapter's update in its weights."""
