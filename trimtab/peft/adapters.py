@@ -6,7 +6,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of
-from trimtab.peft.method import Attached, Capabilities, HubAdapter, TuningMethod, copy_strictly
+from trimtab.peft.method import Attached, Capabilities, HubAdapter, Trained, TuningMethod, copy_strictly
 from trimtab.peft.snapshot import Snapshot, seeded
 
 NAME = "default"
@@ -60,9 +60,10 @@ class AttachedAdapter(Attached):
                 self._undecayed.append(parameter)  # decay would move what has no gradient
             parameter.register_hook(mask.to(device=parameter.device, dtype=parameter.dtype).mul)
 
-    def n_trainable(self) -> int:
+    def trained(self) -> Trained:
         """Return how many numbers are free."""
-        return sum(self.free.get(name, p.numel()) for name, p in self.trainable().items())
+        free = sum(self.free.get(name, p.numel()) for name, p in self.trainable().items())
+        return replace(super().trained(), n=free)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the adapter's parameters."""
@@ -130,7 +131,7 @@ class HubBased(TuningMethod):
     def parameter_count(self, model_or_config: Any) -> int:
         """Return how many numbers would be trained, counted on a model without weights."""
         attached = self.attach(skeleton(model_or_config), seed=0)
-        return attached.n_trainable()
+        return attached.trained().n
 
     def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
         """Return the adapter's tensors: they are kept under PEFT's names."""

@@ -81,7 +81,8 @@ class IntrinsicDimension(TuningMethod):
                 order = list(module._parameters)
                 parametrize.register_parametrization(module, name, move, unsafe=True)
                 undo.callback(_restore, module, name, order)
-            return Parts(model, places, undo, f"the {self.name}", moves_weights=True)
+            remade = sum(w.nbytes for w in weights)
+            return Parts(model, places, undo, f"the {self.name}", remade=remade)
 
     def _n_scales(self, n_layers: int) -> int:
         n_scales = n_layers + 1 if self.structure_aware else 0

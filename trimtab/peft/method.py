@@ -44,6 +44,20 @@ class HubAdapter:
     """What `adapter_model.safetensors` holds."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a method trains, and the weights of which it holds a second copy."""
+
+    n: int
+    """Trained numbers."""
+    itemsize: int = 4
+    """Bytes of each."""
+    untuned: int = 0
+    """Bytes of weights kept as they were, in the CPU's memory, while they are trained (full fine-tuning)."""
+    remade: int = 0
+    """Bytes of weights that each forward makes anew (intrinsic dimension)."""
+
+
 class Attached(ABC):
     """One method's trainable parts on one live model.
 
@@ -58,6 +72,11 @@ class Attached(ABC):
     @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters to train, by name."""
+
+    def trained(self) -> Trained:
+        """Return how much is trained and held twice."""
+        parameters = self.trainable().values()
+        return Trained(sum(p.numel() for p in parameters), max(p.element_size() for p in parameters))
 
     def undecayed(self) -> list[nn.Parameter]:
         """Return those of the parameters that weight decay must leave alone."""
