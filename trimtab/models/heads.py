@@ -18,6 +18,7 @@ from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.hooks import edits_suspended, on_inputs
 from trimtab.models.named_heads import layer_around, require_modules, verified_width
 from trimtab.models.offload import input_device
+from trimtab.models.remembered import remembered, traits
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
     positions depends on the layer's input at the first position. That is tried out on two forwards over four
     positions in which every layer gets random inputs, the same but for the first position. The width of what is
     found must be n_heads x d_head by the model's config. Layers without attention (the state-space, convolutional
-    and recurrent layers of hybrids) are left out with a warning.
+    and recurrent layers of hybrids) are left out with a warning. The model remembers what was found for as long as
+    its modules, hooks and config stay the same.
 
     Args:
         heads: for a model of your own whose heads are not found: `{layer: (module name, number of heads)}`, the
@@ -51,7 +53,13 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
     """
     if heads is not None:
         return _named(model, heads)
-    config = text_config(model)
+    config, base = text_config(model), base_of(model)
+    found = remembered(base, "heads", traits(base), lambda: _found(model, config))
+    return tuple(HeadSite(layer, base.get_submodule(name), name, *size) for layer, name, *size in found)
+
+
+def _found(model: Any, config: Any) -> list[tuple[int, str, int, int]]:
+    """Return layer, module name, number of heads and their width of every site."""
     masked = type(base_of(model)).__name__.endswith("ForMaskedLM")
     if masked or getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModel(
@@ -68,7 +76,7 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
         for module in mixing if _may_attend(config, index) else ():
             found[names.get(module, "?")] = _width(module)
             if _width(module) == config.num_attention_heads * d_head and not _convolves(module, names, model):
-                sites.append(HeadSite(index, module, names.get(module, "?"), config.num_attention_heads, d_head))
+                sites.append((index, names[module], config.num_attention_heads, d_head))
                 break
         else:
             without.append(index)
@@ -79,8 +87,8 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
             f"found {found or 'none'}"
         )
     if without:
-        warnings.warn(f"layers {without} have no attention heads and are left out", stacklevel=2)
-    return tuple(sites)
+        warnings.warn(f"layers {without} have no attention heads and are left out", stacklevel=5)
+    return sites
 
 
 def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, ...]:

@@ -16,6 +16,7 @@ from trimtab.errors import TrimtabError
 from trimtab.models.heads import base_of
 from trimtab.models.prefix_cache import Mode, may_be_packed
 from trimtab.models.prefix_pass import Computed, Limits, Pass, Step, kept_logits, kept_places
+from trimtab.models.remembered import remembered, traits
 from trimtab.models.token_tree import TokenTree, TreeRow
 
 WORTHWHILE = 1.15
@@ -43,22 +44,9 @@ def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: Token
 
 def _known_mode(model: Any, pad: int, mask: TokenMask) -> tuple[Mode, str | None]:
     """Return the mode and a note on it; the model keeps them for as long as nothing that they rest on changes."""
-    rests_on = _traits(model)
-    known = base_of(model).__dict__.get("_trimtab_mode")
-    if known is None or known[0] != rests_on:
-        known = (rests_on, *_first_that_agrees(model, pad, mask))
-        base_of(model)._trimtab_mode = known
-    return known[1:]
-
-
-def _traits(model: Any) -> tuple[Any, ...]:
-    """Return what decides whether sharing agrees: how the model attends and counts, not what its weights say."""
     base = base_of(model)
-    # every hook has a number of its own, so that no hook of a caller's goes unnoticed
-    hooks = [key for m in model.modules() for key in (*m._forward_pre_hooks, *m._forward_hooks)]
-    replaced = [id(m.__dict__["forward"]) for m in model.modules() if "forward" in m.__dict__]
-    attention = getattr(base.config, "_attn_implementation", None)
-    return type(model), attention, base.dtype, base.device, base.config.to_json_string(), tuple(hooks), tuple(replaced)
+    # a wrapper may do more than the model in it, as PEFT's does with virtual tokens
+    return remembered(base, "mode", (type(model), traits(base)), lambda: _first_that_agrees(model, pad, mask))
 
 
 def _first_that_agrees(model: Any, pad: int, mask: TokenMask) -> tuple[Mode, str | None]:

@@ -19,6 +19,9 @@ from trimtab.models.token_tree import TokenTree, TreeRow
 from trimtab.progress import progress
 
 SMALLEST_BUDGET = 64
+LARGE, LENGTH = 1 / 4, 0.9
+"""A batch that fills this share of the budget is computed as fast as a larger one: groups shorter than this share of
+its longest begin another, which is padded less."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +194,17 @@ class Pass:
                     self._answers(edited, index, batch, known, past)
 
     def _batches(self, shelf: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Yield the groups that go into one forward each: as many as may, unless shorter ones would be padded much."""
         batch: list[tuple[int, ...]] = []
         width = n_rows = 0
         for group in shelf:
-            wider = max(width, self.n_root + len(self._nodes(group)))
+            own = self.n_root + len(self._nodes(group))
+            wider = max(width, own)
             full = (len(batch) + 1) * wider > self.limits.budget or n_rows + len(group) > self.limits.max_rows
-            if batch and full:
+            large = len(batch) * width >= self.limits.budget * LARGE
+            if batch and (full or (large and own < LENGTH * width)):
                 yield batch
-                batch, wider, n_rows = [], self.n_root + len(self._nodes(group)), 0
+                batch, wider, n_rows = [], own, 0
             batch.append(group)
             width, n_rows = wider, n_rows + len(group)
         if batch:
