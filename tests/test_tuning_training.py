@@ -18,7 +18,9 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, default_of, fitted, quantised
 from trimtab import peft
 from trimtab.datasets import SftExample
+from trimtab.edits import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
+from trimtab.evaluate import multiple_choice
 from trimtab.peft.data import IGNORED, Collator, encode, first_fit
 from trimtab.peft.fitting import _require_scalable, n_steps
 from trimtab.peft.memory import estimate, require_memory, require_room_on_cpu
@@ -83,6 +85,19 @@ def test_a_pad_token_that_is_the_end_token_hides_no_label():
     assert [int((row == tokenizer.eos_token_id).sum()) for row in labels] == [1] * len(PAIRS)
 
 
+def test_answers_are_learned_in_the_form_in_which_they_are_measured():
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(3)
+    end = tokenizer.eos_token
+    measured = [
+        (tokenizer.bos_token + row.prompt, f" {answer.text}{end}")
+        for row in multiple_choice(model, tokenizer, questions).rows
+        for answer in row.answers
+        if answer.label
+    ]
+    learned = encode(model, tokenizer, questions, QUICK).encoded
+    assert [(tokenizer.decode(e.ids[: e.start]), tokenizer.decode(e.ids[e.start :])) for e in learned] == measured
+
+
 @pytest.mark.parametrize("completion", ["", "  "])
 def test_an_example_without_a_token_to_learn_is_named(completion):
     pairs = [*PAIRS[:2], SftExample("Q: Why?\nA:", completion)]
@@ -115,8 +130,6 @@ def test_the_sft_of_the_iti_paper_moves_towards_true_and_away_from_false_answers
         questions,
         knobs={"objective": "true_and_false", "max_steps": 25, "learning_rate": 0.01, "batch_size": 10},
     )
-    from trimtab.edits import NoEdit
-    from trimtab.evaluate import multiple_choice
 
     def gap(one):
         rows = multiple_choice(model, tiny_tokenizer(), questions, one).rows

@@ -118,7 +118,12 @@ class HubBased(TuningMethod):
         """Check what was attached, and restrict what is trained; raise `BadValue` if it does not fit."""
 
     def attach(self, model: Any, *, seed: int) -> AttachedAdapter:
-        """Return the adapter on the model."""
+        """Return the adapter on the model.
+
+        Raises:
+            BadValue: the method does not fit the model: unknown modules (the nearest are named), a rank too large.
+            Incompatible: the model carries an adapter already.
+        """
         self.require_runs_on(model)
         attached = AttachedAdapter(model, self.config(base_of(model)), seed=seed, what=self.name)
         try:
@@ -143,7 +148,11 @@ class Adapter(HubBased):
     """Any other Hugging Face PEFT method, by its own configuration object: `Adapter(peft.VeraConfig(r=64))`.
 
     Methods that put virtual tokens or keys before the text are refused: PEFT's give other logits under left padding.
-    `PromptTuning` and `PrefixTuning` do that rightly and read PEFT's files.
+    `PromptTuning` and `PrefixTuning` do that rightly and read PEFT's files. The source of each method is named in the
+    documentation of its configuration.
+
+    Raises:
+        BadValue: no configuration of PEFT, or one for virtual tokens.
     """
 
     hub_config: Any

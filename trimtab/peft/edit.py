@@ -51,6 +51,7 @@ class TunedEdit:
     record: dict[str, Any] = field(default_factory=dict)
     """The model's fingerprint under "model", the plan, the recipe, times, memory and losses."""
     strength: float | int = 1.0
+    """What the effect is multiplied by: 1 as it was learned, 0 for none."""
     leaves_prompt_unedited: bool = False
 
     def __post_init__(self) -> None:

@@ -18,10 +18,14 @@ from trimtab.peft.method import Capabilities, TuningMethod
 
 @dataclass(frozen=True)
 class FullFineTuning(TuningMethod):
-    """Trains the weights themselves: `"all"`, or those of the `layers` topmost decoder layers (2: FT-Top2).
+    """Trains the weights themselves: `"all"`, or those of the `layers` topmost decoder layers.
 
-    The untuned weights are kept in the CPU's memory while the tuned ones stand in the model. Tied embeddings are one
-    tensor, trained and stored once.
+    Two layers are FT-Top2 of Li and Liang 2021 (also in Hu et al. 2022, table 3). The untuned weights are kept in the
+    CPU's memory, in their own dtype, while the tuned ones stand in the model; the plan counts them. Tied embeddings
+    are one tensor, trained and stored once.
+
+    Raises:
+        BadValue: `layers` is neither "all" nor a number of layers.
     """
 
     layers: int | Literal["all"] = "all"

@@ -131,7 +131,7 @@ class TuningMethod(ABC):
     @property
     @abstractmethod
     def learning_rate(self) -> float:
-        """The learning rate if the recipe names none."""
+        """The peak of the learning rate if the recipe names none."""
 
     @property
     def grid(self) -> Sequence[Mapping[str, Any]]:
@@ -147,6 +147,8 @@ class TuningMethod(ABC):
 
         Raises:
             BadValue: the method does not fit the model (unknown modules, a rank too large, 4-bit weights).
+            Incompatible: the model was compiled before, or carries an adapter that this one cannot stand beside.
+            UnsupportedModel: layers that do not have what the method acts on.
         """
 
     @abstractmethod
@@ -222,7 +224,8 @@ class TuningMethod(ABC):
         Raises:
             BadDataset: an example with nothing to learn, naming it.
             BadValue: the method does not fit the model, too little memory, or a loss that is not a number.
-            Incompatible: `out` holds another run.
+            Incompatible: `out` holds another run, the model was compiled before, or carries an adapter already.
+            UnsupportedModel: layers that do not have what the method acts on.
         """
         from trimtab.peft.fitting import fit_method
         from trimtab.peft.snapshot import random_state_kept
