@@ -147,7 +147,9 @@ def test_a_file_that_says_what_cannot_be_is_refused_in_one_sentence_that_names_t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("line", ["folds: 3", "kl_budget: 1", "limit: null", "train_sizes: [5, 10, all]", "seeds: [7]"])
+@pytest.mark.parametrize(
+    "line", ["folds: 3", "kl_budget: 1e-1", "limit: null", "train_sizes: [5, 10, all]", "seeds: [7]"]
+)
 def test_files_that_say_what_can_be_are_read(tmp_path, line):
     (tmp_path / "c.yaml").write_text(f"{line}\n")
     assert job_of(read_comparison_file(tmp_path / "c.yaml")).units

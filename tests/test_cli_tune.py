@@ -9,8 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.tiny import tiny_model, tiny_tokenizer
+from trimtab.activations import Head
 from trimtab.cli import app
-from trimtab.cli.tuning_methods import NAMES, tuning_methods
+from trimtab.cli.tune import _parsed
+from trimtab.cli.tuning_methods import NAMES, chosen_method, tuning_methods
+from trimtab.peft import LoRA
 
 
 def run(*arguments):
@@ -64,6 +67,24 @@ def test_a_run_on_4_bits_says_what_it_did_in_words(small, tmp_path):
         assert words in made.output
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("learning_rate=5e-4", {"learning_rate": 5e-4}),  # text by YAML 1.1
+        ("targets=[q_proj, v_proj]", {"targets": ("q_proj", "v_proj")}),
+        ("weight-decay=1", {"weight_decay": 1}),
+    ],
+)
+def test_settings_mean_what_they_say(said, meant):
+    assert _parsed([said]) == meant
+    assert chosen_method("lora", _parsed([said])) == LoRA().with_knobs(meant)
+
+
+def test_heads_are_given_as_pairs():
+    method = chosen_method("heads", _parsed(["heads=[[0, 1], [2, 3]]"]))
+    assert method.heads == (Head(0, 1), Head(2, 3))  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_methods_lists_every_method_with_what_it_can_do():
     listed = run("methods", "--json")
     assert listed.exit_code == 0, listed.output
@@ -81,6 +102,15 @@ def test_methods_lists_every_method_with_what_it_can_do():
         (("tune", "--set", "rank=3"), "no knob 'rank'"),
         (("tune", "--set", "rank"), "takes NAME=VALUE"),
         (("tune", "--rank", "0"), "rank must be at least 1"),
+        (("tune", "--set", "r=["), "--set r: '[' cannot be read as a value"),
+        (("tune", "--set", "r=2.5"), "the method 'lora': r must be a whole number, got 2.5"),
+        (("tune", "--set", "targets=[1, 2]"), "targets must be text or a list of text, got (1, 2)"),
+        (("tune", "--set", "targets=[]"), "one target or more"),
+        (("tune", "--set", "alpha=-1"), "alpha must be a number above 0, got -1"),
+        (("tune", "--set", "dora=maybe"), "dora must be true or false, got 'maybe'"),
+        (("tune", "--set", "learning_rate=fast"), "learning_rate must be a number or nothing, got 'fast'"),
+        (("tune", "--set", "max_grad_norm=-1"), "max_grad_norm must be a number of 0 or more, got -1"),
+        (("tune", "--method", "heads", "--set", "heads=[0, 1]"), "heads must be a list of [layer, head], got (0, 1)"),
         (("tune", "--method", "full", "--rank", "3"), "no knob 'r'"),
         (("tune", "--method", "full", "--quantization", "nf4", "--limit", "5"), "cannot run on 4-bit weights"),
         (("tune", "--data", "nowhere.jsonl"), "no data set or file"),

@@ -25,7 +25,7 @@ def test_heads_are_found_in_the_attention_modules_and_nowhere_else(name: str) ->
     family = FAMILIES[name]
     with warnings.catch_warnings(record=True) as noted:
         warnings.simplefilter("always")
-        found = find_heads(the_model(name))
+        found = find_heads(family_model(name))  # a new one, since it is said once a model
     assert tuple(s.layer for s in found) == family.layers
     assert all(s.name.startswith(family.attention.format(s.layer) + ".") for s in found)
     assert {(s.n_heads, s.d_head) for s in found} == {(4, family.d_head)}

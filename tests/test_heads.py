@@ -174,6 +174,12 @@ def test_layers_that_mix_positions_without_attention_are_left_out_with_a_warning
     with pytest.warns(UserWarning, match=r"layers \[0, 2\] have no attention heads"):
         sites = find_heads(model)
     assert [(s.layer, s.name) for s in sites] == [(1, f"model.layers.1.{name}")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle = model.model.layers[1].register_forward_hook(lambda *_: None)  # heads are looked for again
+        assert find_heads(model) == sites
+        handle.remove()
+        assert find_heads(model) == sites
 
 
 @pytest.mark.parametrize("family", FAMILIES)

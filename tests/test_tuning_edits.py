@@ -171,6 +171,9 @@ def test_peft_loads_what_was_saved_and_gives_the_same_logits(family, name, tuned
     "config",
     [
         hf_peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False),
+        hf_peft.LoraConfig(
+            r=4, target_modules=["v_proj", "embed_tokens"], task_type="CAUSAL_LM", init_lora_weights=False
+        ),
         hf_peft.IA3Config(
             target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM", init_ia3_weights=False
         ),
@@ -178,7 +181,7 @@ def test_peft_loads_what_was_saved_and_gives_the_same_logits(family, name, tuned
         hf_peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
         hf_peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
     ],
-    ids=lambda c: c.peft_type.value,
+    ids=lambda c: f"{c.peft_type.value}-{'-'.join(sorted(getattr(c, 'target_modules', ())))}",
 )
 def test_adapters_made_elsewhere_load_here(config, tmp_path):
     torch.manual_seed(0)
@@ -192,6 +195,36 @@ def test_adapters_made_elsewhere_load_here(config, tmp_path):
     with edit.applied(tiny_model("llama-gqa")) as edited:
         got = logits(edited)
     assert torch.allclose(got, logits(theirs)[:, -got.shape[1] :], atol=1e-4)
+
+
+def test_an_adapter_with_other_embeddings_is_refused(tmp_path):
+    """PEFT stores the base's embeddings beside an adapter on them, which may have been changed there."""
+    theirs = hf_peft.get_peft_model(tiny_model(), hf_peft.LoraConfig(r=4, target_modules=["embed_tokens"]))
+    with torch.no_grad():
+        theirs.get_base_model().model.embed_tokens.base_layer.weight.add_(1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(Incompatible, match=r"embed_tokens.base_layer.weight' of its own, which is not this model's"):
+        peft.TunedEdit.load(tmp_path / "theirs").applied(tiny_model()).__enter__()
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(("text", "words"), [("{oops", "cannot be read"), ("[1]", "holds no settings of an adapter")])
+def test_a_damaged_adapter_config_is_refused(text, words, recorded, tuned, tmp_path):
+    tuned("lora").save(tmp_path / "edit")
+    (tmp_path / "edit/adapter_config.json").write_text(text)
+    if not recorded:
+        (tmp_path / "edit/record.json").unlink()
+    with pytest.raises(Incompatible, match=f"adapter_config.json at .* {words}"):
+        peft.TunedEdit.load(tmp_path / "edit")
+
+
+def test_values_of_another_kind_in_an_adapter_config_are_refused(tuned, tmp_path):
+    tuned("lora").save(tmp_path / "edit")
+    (tmp_path / "edit/record.json").unlink()
+    file = tmp_path / "edit/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "r": "four"}))
+    with pytest.raises(BadValue, match="PEFT LORA does not fit the model"):
+        peft.TunedEdit.load(tmp_path / "edit").applied(tiny_model("llama-gqa")).__enter__()
 
 
 def _altered(folder, change):
@@ -426,6 +459,20 @@ def test_a_merge_that_changes_the_model_is_refused(tuned, monkeypatch):
     monkeypatch.setattr(AttachedAdapter, "merged", lambda self: self.model.unload())  # forgets the update
     with pytest.raises(BadValue, match="merging changed the model"):
         tuned("lora").merge(tiny_model("llama-gqa"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tolerance": -1.0}, "tolerance is a share of the logits' norm, a number of 0 or more; got -1"),
+        ({"tolerance": float("nan")}, "got nan"),
+        ({"tolerance": 0.0}, "merging changed the model"),  # and not the usual one
+        ({"dtype": torch.int8}, "cannot merge into torch.int8; choose torch.float64"),
+    ],
+)
+def test_tolerances_and_dtypes_that_cannot_be_are_refused(given, words, tuned):
+    with pytest.raises(BadValue, match=words):
+        tuned("lora").merge(tiny_model("llama-gqa"), **given)
 
 
 def test_what_was_written_is_loaded_again_and_compared(tuned, tmp_path, monkeypatch):

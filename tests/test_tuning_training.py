@@ -18,10 +18,13 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, default_of, fitted, quantised
 from trimtab import peft
 from trimtab.datasets import SftExample
+from trimtab.edits import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
+from trimtab.evaluate import multiple_choice
 from trimtab.peft.data import IGNORED, Collator, encode, first_fit
 from trimtab.peft.fitting import _require_scalable, n_steps
-from trimtab.peft.memory import estimate, require_memory
+from trimtab.peft.memory import estimate, require_memory, require_room_on_cpu
+from trimtab.peft.method import Trained
 from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
 from trimtab.peft.training import GradientCheck, Tuned, signed_loss
@@ -82,6 +85,19 @@ def test_a_pad_token_that_is_the_end_token_hides_no_label():
     assert [int((row == tokenizer.eos_token_id).sum()) for row in labels] == [1] * len(PAIRS)
 
 
+def test_answers_are_learned_in_the_form_in_which_they_are_measured():
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(3)
+    end = tokenizer.eos_token
+    measured = [
+        (tokenizer.bos_token + row.prompt, f" {answer.text}{end}")
+        for row in multiple_choice(model, tokenizer, questions).rows
+        for answer in row.answers
+        if answer.label
+    ]
+    learned = encode(model, tokenizer, questions, QUICK).encoded
+    assert [(tokenizer.decode(e.ids[: e.start]), tokenizer.decode(e.ids[e.start :])) for e in learned] == measured
+
+
 @pytest.mark.parametrize("completion", ["", "  "])
 def test_an_example_without_a_token_to_learn_is_named(completion):
     pairs = [*PAIRS[:2], SftExample("Q: Why?\nA:", completion)]
@@ -114,8 +130,6 @@ def test_the_sft_of_the_iti_paper_moves_towards_true_and_away_from_false_answers
         questions,
         knobs={"objective": "true_and_false", "max_steps": 25, "learning_rate": 0.01, "batch_size": 10},
     )
-    from trimtab.edits import NoEdit
-    from trimtab.evaluate import multiple_choice
 
     def gap(one):
         rows = multiple_choice(model, tiny_tokenizer(), questions, one).rows
@@ -276,18 +290,62 @@ def test_the_estimate_of_memory_is_the_arithmetic_of_its_parts():
     config = model.config
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     given = {"length": 64, "labelled": 16}
-    found = estimate(model, 1000, recipe, **given)
+    found = estimate(model, Trained(1000), recipe, **given)
     assert found.weights == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert (found.gradients, found.optimizer) == (4 * 1000, 2 * 4 * 1000)
     assert found.activations == layers * 8 * 64 * (8 * width + 4 * inner) * 4
     assert found.logits == 8 * 16 * config.vocab_size * (4 + 4 + 4)
-    assert found.total == found.weights + found.added
-    half = estimate(model, 1000, replace(recipe, micro_batch=4, precision="bf16"), **given)
+    assert found.total == found.weights + found.added and found.untuned == 0
+    half = estimate(model, Trained(1000), replace(recipe, micro_batch=4, precision="bf16"), **given)
     assert half.activations * 4 == found.activations and half.weights == found.weights
-    checkpointed = estimate(model, 1000, replace(recipe, checkpointing=True), **given)
+    checkpointed = estimate(model, Trained(1000), replace(recipe, checkpointing=True), **given)
     assert checkpointed.activations == found.activations // layers + layers * 8 * 64 * width * 4
-    eight = estimate(model, 1000, replace(recipe, optimizer="paged_adamw_8bit"), **given)
+    eight = estimate(model, Trained(1000), replace(recipe, optimizer="paged_adamw_8bit"), **given)
     assert eight.optimizer == 2 * 1000
+
+
+def test_weights_that_are_held_twice_are_counted():
+    model, data = tiny_model(), encode(tiny_model(), tiny_tokenizer(), tiny_questions(6), QUICK)
+    weights = sum(p.nbytes for p in model.parameters())
+    top = sum(p.nbytes for layer in model.model.layers[-2:] for p in layer.parameters())
+    plans = {}
+    for name in ("lora", "full", "top 2", "intrinsic"):
+        attached = METHODS[name].attach(model, seed=0)
+        plans[name] = make_plan(METHODS[name], attached, tiny_tokenizer(), data, steps=4, packing=False)
+        attached.detach()
+    found = {name: plan.memory for name, plan in plans.items()}
+    assert [found[n].untuned for n in ("lora", "full", "top 2", "intrinsic")] == [0, weights, top, 0]
+    assert found["full"].total == found["full"].weights + weights + found["full"].added
+    assert found["intrinsic"].activations == found["full"].activations + weights
+    on_gpu = replace(found["full"], on_cpu=False)
+    assert on_gpu.total == found["full"].total - weights
+    words = {replace(plans["full"], memory=on_gpu).to_text(), plans["full"].to_text(), plans["lora"].to_text()}
+    assert sum("untuned" in text for text in words) == 2 and sum("not counted" in text for text in words) == 1
+    with pytest.raises(BadValue, match=r"keeping the untuned weights takes .* are free; tune fewer"):
+        require_room_on_cpu(weights, free=weights - 1)
+
+
+def test_gradients_and_adam_take_the_dtype_of_what_is_trained():
+    half = tiny_model(dtype=torch.bfloat16)
+    attached = METHODS["full"].attach(half, seed=0)
+    trained = attached.trained()
+    optimizer = torch.optim.AdamW(attached.trainable().values())
+    half(input_ids=torch.ones(1, 4, dtype=torch.long), use_cache=False).logits.float().sum().backward()
+    gradients = sum(p.grad.nbytes for p in attached.trainable().values())
+    optimizer.step()
+    moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.ndim)
+    attached.detach()
+    found = estimate(half, trained, QUICK, length=8, labelled=4)
+    assert (found.gradients, found.optimizer) == (gradients, moments)
+
+
+def test_the_estimate_counts_the_scales_of_quantised_weights(tmp_path):
+    model = quantised(tmp_path / "m", "llama", "nf4")
+    found = estimate(model, Trained(1000), QUICK, length=8, labelled=4).weights
+    stored = sum(
+        p.nbytes + (p.quant_state.absmax.nbytes if hasattr(p, "quant_state") else 0) for p in model.parameters()
+    )
+    assert found == stored + sum(b.nbytes for b in model.buffers())
 
 
 def test_the_estimate_of_activations_and_logits_is_near_what_autograd_keeps():
@@ -306,21 +364,21 @@ def test_the_estimate_of_activations_and_logits_is_near_what_autograd_keeps():
         loss_and_gradients(attached, batch)
     attached.detach()
     length, labelled = batch["input_ids"].shape[1], len(batch["columns"])
-    wanted = estimate(model, 1000, recipe, length=length, labelled=labelled)
+    wanted = estimate(model, Trained(1000), recipe, length=length, labelled=labelled)
     assert 0.5 < (wanted.activations + wanted.logits) / sum(kept.values()) < 2
 
 
 def test_too_little_memory_says_what_would_fit():
     model = tiny_model()
     recipe = replace(QUICK, batch_size=16)
-    wanted = estimate(model, 1000, recipe, length=64, labelled=16)
-    quarter = estimate(model, 1000, replace(recipe, micro_batch=4), length=64, labelled=16)
+    wanted = estimate(model, Trained(1000), recipe, length=64, labelled=16)
+    quarter = estimate(model, Trained(1000), replace(recipe, micro_batch=4), length=64, labelled=16)
     given = {"length": 64, "labelled": 16}
-    assert require_memory(model, 1000, recipe, free=wanted.added, **given) == wanted
+    assert require_memory(model, Trained(1000), recipe, free=wanted.added, **given) == wanted
     with pytest.raises(BadValue, match=r"about .* are free; micro_batch=4 would fit"):
-        require_memory(model, 1000, recipe, free=quarter.added, **given)
+        require_memory(model, Trained(1000), recipe, free=quarter.added, **given)
     with pytest.raises(BadValue, match="no smaller micro_batch would fit"):
-        require_memory(model, 1000, recipe, free=1000, **given)
+        require_memory(model, Trained(1000), recipe, free=1000, **given)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -485,6 +543,11 @@ def test_a_folder_with_another_run_is_refused_naming_what_differs(tmp_path):
     fitted("lora", model, out=tmp_path / "run", save_every=2)
     with pytest.raises(Incompatible, match=r"another specification \(recipe differ"):
         fitted("lora", model, out=tmp_path / "run", save_every=3)
+    # a run that kept nothing leaves the place to the next one
+    with pytest.raises(BadValue, match="needs a GPU"):
+        fitted("lora", model, out=tmp_path / "failed", precision="fp16")
+    assert (tmp_path / "failed/record.json").is_file()
+    fitted("lora", model, out=tmp_path / "failed")
     (tmp_path / "else").mkdir()
     (tmp_path / "else/notes.txt").write_text("mine")
     with pytest.raises(Incompatible, match="holds something else"):

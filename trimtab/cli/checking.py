@@ -35,6 +35,23 @@ class NotEmpty:
         return "with one entry or more"
 
 
+def parsed(text: str) -> Any:
+    """Return what YAML says; numbers such as 5e-4, which its version 1.1 takes for text, are numbers here.
+
+    Raises:
+        yaml.YAMLError: it cannot be read.
+    """
+    import re
+
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), None)
+    return yaml.load(text, Loader)
+
+
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
 
 
@@ -67,6 +84,9 @@ def fits(value: Any, hint: Any) -> bool:
         return value in parts
     if kind in (Sequence, tuple, list):
         return isinstance(value, list | tuple) and all(fits(each, parts[0]) for each in value)
+    if _is_named_tuple(hint):
+        kinds = get_type_hints(hint).values()
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
     if kind is Mapping:
         return isinstance(value, Mapping) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
     if hint is float:
@@ -87,6 +107,12 @@ def described(hint: Any) -> str:
         return " or ".join(map(str, parts))
     if kind in (Sequence, tuple, list):
         return f"a list of {described(parts[0])}"
+    if _is_named_tuple(hint):
+        return f"[{', '.join(hint._fields)}]"
     if kind is Mapping:
         return "keys with values"
     return WORDS.get(hint, "another kind of value")
+
+
+def _is_named_tuple(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")

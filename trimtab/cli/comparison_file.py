@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from trimtab.cli.checking import NotEmpty, Within, check
+from trimtab.cli.checking import NotEmpty, Within, check, parsed
 from trimtab.cli.comparison_methods import method_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def read_comparison_file(path: Path) -> ComparisonFile:
     if not path.is_file():
         raise BadValue(f"there is no file {path}; give a YAML file that describes the comparison")
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        said = parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
         raise BadValue(f"{path} cannot be read as YAML: {' '.join(str(cause).split())}") from cause
     if not isinstance(said, dict):

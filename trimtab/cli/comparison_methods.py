@@ -8,7 +8,6 @@ from trimtab.cli.checking import check
 if TYPE_CHECKING:
     from trimtab.compare import Control
     from trimtab.edits import Method
-    from trimtab.peft import TuningMethod
 
 
 def method_of(said: Any) -> "Method | Control":
@@ -51,7 +50,7 @@ def _stacked(parts: list[Any]) -> "Method":
 
 def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
     from trimtab.cli.setup import nearest
-    from trimtab.cli.tuning_methods import tuning_methods
+    from trimtab.cli.tuning_methods import configured, tuning_methods
     from trimtab.compare import OnQuantized
     from trimtab.errors import BadValue
 
@@ -69,21 +68,9 @@ def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
     else:
         # a leading q is a tuning method on a 4-bit copy: qlora
         plain = tuned.get(key) or tuned[key.removeprefix("q")]
-        method = _tuned(plain, options, where)
+        method = configured(plain, options, where)
         method = method if key in tuned else OnQuantized(method)
     return _widened(method, grid, where)
-
-
-def _tuned(method: "TuningMethod", options: dict[str, Any], where: str) -> "TuningMethod":
-    from dataclasses import fields
-
-    from trimtab.peft import Recipe
-
-    own, shared = {f.name for f in fields(method)} - {"recipe"}, {f.name for f in fields(Recipe)}
-    method.with_knobs({k: v for k, v in options.items() if k not in own | shared})  # refuses them, naming its own
-    check({k: v for k, v in options.items() if k in own}, type(method), where)
-    check({k: v for k, v in options.items() if k not in own}, Recipe, where)
-    return method.with_knobs(options)
 
 
 def _require_all(kind: type, options: Mapping[str, Any], where: str) -> None:
@@ -98,6 +85,7 @@ def _require_all(kind: type, options: Mapping[str, Any], where: str) -> None:
 
 def _widened(method: "Method | Control", grid: Any, where: str) -> "Method | Control":
     from trimtab.cli.setup import nearest
+    from trimtab.cli.tuning_methods import configured
     from trimtab.compare import Control, Widened
     from trimtab.compare.rates import tuning_inside
     from trimtab.compare.tuning import STRENGTH
@@ -112,7 +100,7 @@ def _widened(method: "Method | Control", grid: Any, where: str) -> "Method | Con
     tuned = tuning_inside(method)
     for knob, values in grid.items():
         for value in values if tuned and knob != STRENGTH else ():
-            _tuned(tuned, {knob: value}, f"{where}: grid")  # pyright: ignore[reportArgumentType]
+            configured(tuned, {knob: value}, f"{where}: grid")  # pyright: ignore[reportArgumentType]
         known = {*method.grid[0], STRENGTH}
         if not tuned and knob not in known:
             raise BadValue(f"{where} has no knob {knob!r}{nearest(str(knob), known)}")

@@ -31,7 +31,10 @@ def merge(
     Example: trimtab merge --edit runs/qlora --quantization nf4-dq --out runs/merged
     """
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model
+    from trimtab.cli.setup import open_model, quiet
+
+    quiet()  # before libraries are loaded that talk then
+
     from trimtab.peft import TunedEdit
     from trimtab.peft.merging import KIND
     from trimtab.storage import check_writable

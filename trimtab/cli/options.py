@@ -28,7 +28,7 @@ Device = Annotated[
 ]
 Quantization = Annotated[
     str | None,
-    typer.Option("--quantization", help="nf4, fp4 or int8 (needs bitsandbytes).", show_default="none"),
+    typer.Option("--quantization", help="nf4, fp4, nf4-dq, fp4-dq or int8 (needs bitsandbytes).", show_default="none"),
 ]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.", show_default="the newest")

@@ -60,12 +60,13 @@ def tune(
     import shutil
 
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model, read_data
+    from trimtab.cli.setup import open_model, quiet, read_data
     from trimtab.cli.tuning_methods import chosen_method
     from trimtab.edits import stopwatch
     from trimtab.peft.edit import KIND
     from trimtab.storage import check_writable
 
+    quiet()
     given = {"r": rank, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     chosen = chosen_method(method, {**{k: v for k, v in given.items() if v is not None}, **_parsed(settings)})
     check_writable(out, KIND)
@@ -91,6 +92,7 @@ def tune(
 def _parsed(settings: list[str]) -> dict[str, Any]:
     import yaml
 
+    from trimtab.cli.checking import parsed
     from trimtab.errors import BadValue
 
     values = {}
@@ -98,8 +100,13 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise BadValue(f"--set takes NAME=VALUE, got {setting!r}")
-        parsed = yaml.safe_load(value)
-        values[name.replace("-", "_")] = tuple(parsed) if isinstance(parsed, list) else parsed
+        try:
+            said = parsed(value)
+        except yaml.YAMLError as cause:
+            raise BadValue(
+                f"--set {name}: {value!r} cannot be read as a value: {' '.join(str(cause).split())}"
+            ) from cause
+        values[name.replace("-", "_")] = tuple(said) if isinstance(said, list) else said
     return values
 
 

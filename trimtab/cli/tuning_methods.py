@@ -51,7 +51,7 @@ def chosen_method(name: str, settings: dict[str, Any]) -> "TuningMethod":
     """Return the method of this name with settings of its own or of its recipe.
 
     Raises:
-        BadValue: no such method or setting; the nearest names are offered.
+        BadValue: no such method or setting, the nearest names being offered; or a value of another kind.
     """
     from trimtab.cli.setup import nearest
     from trimtab.errors import BadValue
@@ -59,4 +59,24 @@ def chosen_method(name: str, settings: dict[str, Any]) -> "TuningMethod":
     methods = tuning_methods()
     if name not in methods:
         raise BadValue(f"no tuning method {name!r}{nearest(name, methods)}")
-    return methods[name].with_knobs(settings)
+    return configured(methods[name], settings, f"the method {name!r}")
+
+
+def configured(method: "TuningMethod", options: dict[str, Any], where: str) -> "TuningMethod":
+    """Return the method with fields of its own or of its recipe set, as a user wrote them.
+
+    Raises:
+        BadValue: a field that it does not have, or a value that is not of the field's kind or range.
+    """
+    from dataclasses import fields
+
+    from trimtab.activations import Head
+    from trimtab.cli.checking import check
+    from trimtab.peft import Recipe
+
+    own, shared = {f.name for f in fields(method)} - {"recipe"}, {f.name for f in fields(Recipe)}
+    method.with_knobs({k: v for k, v in options.items() if k not in own | shared})  # refuses them, naming its own
+    check({k: v for k, v in options.items() if k in own}, type(method), where)
+    check({k: v for k, v in options.items() if k not in own}, Recipe, where)
+    pairs = options.get("heads")
+    return method.with_knobs(options if pairs is None else {**options, "heads": tuple(Head(*pair) for pair in pairs)})

@@ -40,8 +40,8 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
     positions depends on the layer's input at the first position. That is tried out on two forwards over four
     positions in which every layer gets random inputs, the same but for the first position. The width of what is
     found must be n_heads x d_head by the model's config. Layers without attention (the state-space, convolutional
-    and recurrent layers of hybrids) are left out with a warning. The model remembers what was found for as long as
-    its modules, hooks and config stay the same.
+    and recurrent layers of hybrids) are left out with a warning, once. The model remembers what was found for as long
+    as its modules, hooks and config stay the same.
 
     Args:
         heads: for a model of your own whose heads are not found: `{layer: (module name, number of heads)}`, the
@@ -54,12 +54,16 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
     if heads is not None:
         return _named(model, heads)
     config, base = text_config(model), base_of(model)
-    found = remembered(base, "heads", traits(base), lambda: _found(model, config))
+    found, without = remembered(base, "heads", traits(base), lambda: _found(model, config))
+    if without:
+        note = f"layers {without} have no attention heads and are left out"
+        # hooks and adapters that come and go make heads be looked for again; what is left out is said once
+        remembered(base, "left_out", note, lambda: warnings.warn(note, stacklevel=4))
     return tuple(HeadSite(layer, base.get_submodule(name), name, *size) for layer, name, *size in found)
 
 
-def _found(model: Any, config: Any) -> list[tuple[int, str, int, int]]:
-    """Return layer, module name, number of heads and their width of every site."""
+def _found(model: Any, config: Any) -> tuple[list[tuple[int, str, int, int]], list[int]]:
+    """Return layer, module name, number of heads and their width of every site; and the layers without."""
     masked = type(base_of(model)).__name__.endswith("ForMaskedLM")
     if masked or getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModel(
@@ -86,9 +90,7 @@ def _found(model: Any, config: Any) -> list[tuple[int, str, int, int]]:
             f"module after attention with {config.num_attention_heads} x {d_head} inputs, "
             f"found {found or 'none'}"
         )
-    if without:
-        warnings.warn(f"layers {without} have no attention heads and are left out", stacklevel=5)
-    return sites
+    return sites, without
 
 
 def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, ...]:

@@ -6,7 +6,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of
-from trimtab.peft.method import Attached, Capabilities, HubAdapter, TuningMethod, copy_strictly
+from trimtab.peft.method import Attached, Capabilities, HubAdapter, Trained, TuningMethod, copy_strictly
 from trimtab.peft.snapshot import Snapshot, seeded
 
 NAME = "default"
@@ -43,7 +43,7 @@ class AttachedAdapter(Attached):
                 self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
             self.model.train(base.training)
             self._snapshot.restore_modes()
-        except ValueError as cause:
+        except (ValueError, TypeError) as cause:  # a configuration read from a file may hold values of any kind
             self._snapshot.restore()
             raise BadValue(f"{what} does not fit the model: {str(cause).splitlines()[0]}") from cause
         except BaseException:
@@ -60,9 +60,10 @@ class AttachedAdapter(Attached):
                 self._undecayed.append(parameter)  # decay would move what has no gradient
             parameter.register_hook(mask.to(device=parameter.device, dtype=parameter.dtype).mul)
 
-    def n_trainable(self) -> int:
+    def trained(self) -> Trained:
         """Return how many numbers are free."""
-        return sum(self.free.get(name, p.numel()) for name, p in self.trainable().items())
+        free = sum(self.free.get(name, p.numel()) for name, p in self.trainable().items())
+        return replace(super().trained(), n=free)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the adapter's parameters."""
@@ -79,8 +80,21 @@ class AttachedAdapter(Attached):
         return {name: tensor.detach() for name, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put an adapter's state in place, strictly."""
-        copy_strictly(self.tensors(), tensors, f"the adapter ({self.what})")
+        """Put an adapter's state in place, strictly.
+
+        Raises:
+            Incompatible: other names or shapes, or embeddings of the adapter's own that are not the model's.
+        """
+        own, base = self.tensors(), dict(self.model.named_parameters())
+        # PEFT writes the base's embeddings beside an adapter on them
+        beside = [key for key in tensors if key not in own and key in base]
+        for key in beside:
+            if base[key].shape != tensors[key].shape or not torch.allclose(base[key], tensors[key].to(base[key]), 1e-2):
+                raise Incompatible(
+                    f"the adapter ({self.what}) brings {key!r} of its own, which is not this model's; load the model "
+                    "that it was made on"
+                )
+        copy_strictly(own, {k: t for k, t in tensors.items() if k not in beside}, f"the adapter ({self.what})")
 
     def merged(self) -> nn.Module:
         """Return the base with the adapter's update in its weights."""
@@ -104,7 +118,12 @@ class HubBased(TuningMethod):
         """Check what was attached, and restrict what is trained; raise `BadValue` if it does not fit."""
 
     def attach(self, model: Any, *, seed: int) -> AttachedAdapter:
-        """Return the adapter on the model."""
+        """Return the adapter on the model.
+
+        Raises:
+            BadValue: the method does not fit the model: unknown modules (the nearest are named), a rank too large.
+            Incompatible: the model carries an adapter already.
+        """
         self.require_runs_on(model)
         attached = AttachedAdapter(model, self.config(base_of(model)), seed=seed, what=self.name)
         try:
@@ -117,7 +136,7 @@ class HubBased(TuningMethod):
     def parameter_count(self, model_or_config: Any) -> int:
         """Return how many numbers would be trained, counted on a model without weights."""
         attached = self.attach(skeleton(model_or_config), seed=0)
-        return attached.n_trainable()
+        return attached.trained().n
 
     def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
         """Return the adapter's tensors: they are kept under PEFT's names."""
@@ -129,7 +148,11 @@ class Adapter(HubBased):
     """Any other Hugging Face PEFT method, by its own configuration object: `Adapter(peft.VeraConfig(r=64))`.
 
     Methods that put virtual tokens or keys before the text are refused: PEFT's give other logits under left padding.
-    `PromptTuning` and `PrefixTuning` do that rightly and read PEFT's files.
+    `PromptTuning` and `PrefixTuning` do that rightly and read PEFT's files. The source of each method is named in the
+    documentation of its configuration.
+
+    Raises:
+        BadValue: no configuration of PEFT, or one for virtual tokens.
     """
 
     hub_config: Any

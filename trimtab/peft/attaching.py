@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,21 +14,36 @@ from torch.nn.utils import parametrize
 
 from trimtab.errors import Incompatible
 from trimtab.models.hooks import is_compiled
-from trimtab.peft.method import Attached, copy_strictly
+from trimtab.peft.method import Attached, Trained, copy_strictly
 
 
 class Parts(Attached):
-    """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them."""
+    """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them.
+
+    A method that moves the weights themselves says how many bytes of them stand in memory twice (see `Trained`).
+    """
 
     def __init__(
-        self, model: Any, places: Mapping[str, Tensor], undo: ExitStack, what: str, *, moves_weights: bool = False
+        self,
+        model: Any,
+        places: Mapping[str, Tensor],
+        undo: ExitStack,
+        what: str,
+        *,
+        untuned: int = 0,
+        remade: int = 0,
     ) -> None:
-        self.model, self.places, self.what, self.moves_weights = model, dict(places), what, moves_weights
+        self.model, self.places, self.what = model, dict(places), what
+        self.untuned, self.remade = untuned, remade
         self.undo = undo.pop_all()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters to train, by name."""
         return {name: place for name, place in self.places.items() if isinstance(place, nn.Parameter)}
+
+    def trained(self) -> Trained:
+        """Return how much is trained and held twice."""
+        return replace(super().trained(), untuned=self.untuned, remade=self.remade)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all parts, detached."""
@@ -40,7 +56,7 @@ class Parts(Attached):
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """Return the model with its weights as they are now; raises `BadValue` if more than its weights is changed."""
-        if not self.moves_weights:
+        if not self.untuned and not self.remade:
             return super().merged()
         owned = [
             (module, name, getattr(module, name).clone())

@@ -29,13 +29,17 @@ class Bottleneck(TuningMethod):
 
     `"houlsby"` (Houlsby et al. 2019, section 2): after attention and after the feed-forward network, GELU.
     `"pfeiffer"` (Pfeiffer et al. 2021, AdapterFusion): after the feed-forward network only, ReLU. `"lin"` (Lin et al.
-    2020; Adapter-L in the LoRA paper): as Pfeiffer's, with a layer norm of its own before `down`. `up` starts at 0,
-    so that tuning starts from the base model to the bit.
+    2020; Adapter-L in the LoRA paper): as Pfeiffer's, with a layer norm of its own before `down`. `down` is
+    `width d_model` and starts at random, `up` is `d_model width` and starts at 0, so that tuning starts from the base
+    model to the bit.
+
+    Raises:
+        BadValue: an unknown style, or a width below 1.
     """
 
     style: Style = "pfeiffer"
     width: int = 16
-    """Of the bottleneck."""
+    """Of the bottleneck: hidden units of each adapter."""
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:

@@ -51,6 +51,7 @@ class TunedEdit:
     record: dict[str, Any] = field(default_factory=dict)
     """The model's fingerprint under "model", the plan, the recipe, times, memory and losses."""
     strength: float | int = 1.0
+    """What the effect is multiplied by: 1 as it was learned, 0 for none."""
     leaves_prompt_unedited: bool = False
 
     def __post_init__(self) -> None:
@@ -169,8 +170,7 @@ class TunedEdit:
         tensors = _read_tensors(path / HUB_TENSORS)
         if record.get("tensors") != {k: list(v.shape) for k, v in tensors.items()}:
             raise Incompatible(f"the {HUB_TENSORS} at {path} is not the one that its {RECORD} lists: write it again")
-        config = json.loads((path / HUB_CONFIG).read_text(encoding="utf-8"))
-        return cls._from_record(path, record, tensors, config)
+        return cls._from_record(path, record, tensors, _read_config(path))
 
     @classmethod
     def _from_record(
@@ -191,7 +191,7 @@ class TunedEdit:
     def _from_elsewhere(cls, path: Path) -> TunedEdit:
         from trimtab.peft.names import method_of_hub
 
-        adapter = HubAdapter(json.loads((path / HUB_CONFIG).read_text()), _read_tensors(path / HUB_TENSORS))
+        adapter = HubAdapter(_read_config(path), _read_tensors(path / HUB_TENSORS))
         method = method_of_hub(adapter, path)
         tensors = method.from_hub(adapter)
         cost = Cost(0.0, sum(t.numel() for t in tensors.values()), folder_bytes(path))
@@ -216,6 +216,16 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise Incompatible(f"expected a {KIND} at {path}, found a {record.get('kind')}")
     require_fields(path, KIND, record, _Saved)
     return record
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / HUB_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise Incompatible(f"the {HUB_CONFIG} at {path} cannot be read: write the adapter again") from cause
+    if not isinstance(config, dict):
+        raise Incompatible(f"the {HUB_CONFIG} at {path} holds no settings of an adapter: write the adapter again")
+    return config
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

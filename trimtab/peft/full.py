@@ -12,15 +12,20 @@ from torch import Tensor, nn
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, decoder_layers
 from trimtab.peft.attaching import Parts, frozen_base
+from trimtab.peft.memory import require_room_on_cpu
 from trimtab.peft.method import Capabilities, TuningMethod
 
 
 @dataclass(frozen=True)
 class FullFineTuning(TuningMethod):
-    """Trains the weights themselves: `"all"`, or those of the `layers` topmost decoder layers (2: FT-Top2).
+    """Trains the weights themselves: `"all"`, or those of the `layers` topmost decoder layers.
 
-    The untuned weights are kept in the CPU's memory while the tuned ones stand in the model. Tied embeddings are one
-    tensor, trained and stored once.
+    Two layers are FT-Top2 of Li and Liang 2021 (also in Hu et al. 2022, table 3). The untuned weights are kept in the
+    CPU's memory, in their own dtype, while the tuned ones stand in the model; the plan counts them. Tied embeddings
+    are one tensor, trained and stored once.
+
+    Raises:
+        BadValue: `layers` is neither "all" nor a number of layers.
     """
 
     layers: int | Literal["all"] = "all"
@@ -48,16 +53,18 @@ class FullFineTuning(TuningMethod):
         """Return the chosen weights as what is trained.
 
         Raises:
-            BadValue: quantised weights, or more layers than the model has.
+            BadValue: quantised weights, more layers than the model has, or no room for the untuned weights.
         """
         self.require_runs_on(model)
         require_float_weights(model, self.name)
         chosen = self._chosen(model)
+        size = sum(p.nbytes for p in chosen.values())
+        require_room_on_cpu(size)
         with frozen_base(model) as undo:
             undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
-            return Parts(model, chosen, undo, f"the {self.name}", moves_weights=True)
+            return Parts(model, chosen, undo, f"the {self.name}", untuned=size)
 
     def _chosen(self, model: Any) -> dict[str, nn.Parameter]:
         base = base_of(model)

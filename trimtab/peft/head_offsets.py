@@ -30,13 +30,17 @@ class HeadOffsets(TuningMethod):
 
     At all positions, at the input of the attention output projection: what `add_to_heads(model, deltas, "all")` does
     with the deltas that `offsets_by_head` reads from a tuned edit's tensors. Without `heads`, `fit` first learns a
-    scaling of every head (`HeadScalings`) and takes the `top_k` heads whose scalings moved furthest. Offsets start
-    at 0, so that tuning starts from the base model to the bit.
+    scaling of every head (`HeadScalings`) and takes the `top_k` heads whose scalings moved furthest. An offset has the
+    `d_head` numbers of its head; offsets start at 0, so that tuning starts from the base model to the bit.
+
+    Raises:
+        BadValue: a head that is given twice, or `top_k` below 1.
     """
 
     top_k: int = 8
     """How many heads `fit` chooses, if `heads` are not given."""
     heads: tuple[Head, ...] = ()
+    """The heads to tune; chosen by `fit` if empty."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(Head(*head) for head in self.heads))
@@ -114,7 +118,10 @@ class HeadOffsets(TuningMethod):
 
 @dataclass(frozen=True)
 class HeadScalings(TuningMethod):
-    """Multiplies every head's activation by 1 + a learned vector: the first step of LoFiT, which chooses heads."""
+    """Multiplies every head's activation by 1 + a learned vector of `d_head` numbers, 0 at the start.
+
+    The first step of LoFiT (Yin et al. 2024, section 3.1), which chooses heads.
+    """
 
     @property
     def name(self) -> str:

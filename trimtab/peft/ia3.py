@@ -21,9 +21,14 @@ from trimtab.peft.method import Capabilities, HubAdapter
 
 @dataclass(frozen=True)
 class IA3(HubBased):
-    """Multiplies keys, values and inner MLP activations by learned vectors that start at one.
+    """Multiplies keys, values and inner MLP activations by learned vectors (Liu et al. 2022, section 3.3); by PEFT.
 
-    A fused projection's queries keep the factor one, as in the paper (PEFT's default would train theirs too).
+    There is one factor for each output of a key or value projection, and for each input of the MLP's last one; they
+    start at one, so training starts at the model. A fused projection's queries keep the factor one, as in the paper
+    (PEFT's default would train theirs too).
+
+    Raises:
+        BadValue: a feed-forward module that is not among the targets.
     """
 
     targets: tuple[str, ...] = ()

@@ -28,6 +28,9 @@ class IntrinsicDimension(TuningMethod):
     section 3): the part of each decoder layer, and of what stands outside the layers, is multiplied by a learned
     scale of its own, and those scales are among the d numbers. z starts at 0: the start is the base to the bit. The
     edit stores z, the scales and the seed. Load the model in float32: half precision rounds small moves away.
+
+    Raises:
+        BadValue: `d` below 1.
     """
 
     d: int = 1000
@@ -81,7 +84,8 @@ class IntrinsicDimension(TuningMethod):
                 order = list(module._parameters)
                 parametrize.register_parametrization(module, name, move, unsafe=True)
                 undo.callback(_restore, module, name, order)
-            return Parts(model, places, undo, f"the {self.name}", moves_weights=True)
+            remade = sum(w.nbytes for w in weights)
+            return Parts(model, places, undo, f"the {self.name}", remade=remade)
 
     def _n_scales(self, n_layers: int) -> int:
         n_scales = n_layers + 1 if self.structure_aware else 0

@@ -21,9 +21,13 @@ from trimtab.peft.method import Capabilities, HubAdapter
 
 @dataclass(frozen=True)
 class LoRA(HubBased):
-    """Adds `alpha / r * B A x` to what each target projection gives; B starts at zero, so training starts at the model.
+    """Adds `alpha / r * B A x` to what each target projection gives (Hu et al. 2022, section 4.1); trained by PEFT.
 
-    On 4-bit weights (`load_model(quantization="nf4-dq")`) this is QLoRA (Dettmers et al. 2023).
+    A is `r d_in` and starts at random, B is `d_out r` and starts at zero, so training starts at the model. On 4-bit
+    weights (`load_model(quantization="nf4-dq")`) this is QLoRA (Dettmers et al. 2023).
+
+    Raises:
+        BadValue: a rank below 1, an alpha that is not above 0, a dropout that is no share, or unknown targets.
     """
 
     r: int = 8
@@ -33,14 +37,19 @@ class LoRA(HubBased):
     """`"all"`: every linear module of the layers (as QLoRA); `"qv"`: queries and values (as the LoRA paper), the rows
     of both in a fused projection; or module names."""
     dropout: float = 0.0
+    """Share of the inputs of A that are zeroed while training."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023)."""
     dora: bool = False
-    """Train the norm of each weight column apart (Liu et al. 2024)."""
+    """Train the norm of each output's weights apart from their direction (Liu et al. 2024)."""
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise BadValue(f"LoRA's rank must be at least 1, got {self.r}")
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise BadValue(f"LoRA's alpha must be a number above 0, got {self.alpha}")
+        if not self.targets:
+            raise BadValue("LoRA needs one target or more; choose all, qv or give a tuple of module names")
         if isinstance(self.targets, str) and self.targets not in ("all", "qv"):
             raise BadValue(f"unknown targets {self.targets!r}; choose all, qv or give a tuple of module names")
         if not 0 <= self.dropout < 1:

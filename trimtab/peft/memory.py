@@ -13,34 +13,42 @@ import torch
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, text_config
 from trimtab.models.tokens import input_device
+from trimtab.peft.method import Trained
+from trimtab.peft.quantization import stored_quantised
 from trimtab.peft.recipe import Recipe
 
-OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
+OPTIMIZER_BYTES = {"adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
+"""Of bitsandbytes' optimisers, a trained number; torch's AdamW keeps two numbers of the parameter's own dtype."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by what holds them."""
+    """Bytes by what holds them, on the model's device; `untuned` is in the CPU's memory wherever the model is."""
 
     weights: int
-    """The model's, with the method's parts."""
+    """The model's, with the scales of quantised ones and the method's parts."""
+    untuned: int
+    """See `Trained`."""
     gradients: int
     optimizer: int
     activations: int
+    """With the weights that a forward makes anew."""
     logits: int
+    on_cpu: bool
+    """Whether the model is on the CPU, so that `untuned` counts towards the total."""
 
     @property
     def total(self) -> int:
-        """The sum: an estimate of the peak."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """The sum on the model's device: an estimate of the peak."""
+        return self.weights + self.added + (self.untuned if self.on_cpu else 0)
 
     @property
     def added(self) -> int:
-        """What a step takes beyond the weights that are loaded already."""
-        return self.total - self.weights
+        """What a step takes beyond what stands in memory before it."""
+        return self.gradients + self.optimizer + self.activations + self.logits
 
 
-def estimate(model: Any, n_trainable: int, recipe: Recipe, *, length: int, labelled: int) -> Estimate:
+def estimate(model: Any, trained: Trained, recipe: Recipe, *, length: int, labelled: int) -> Estimate:
     """Return an estimate for forwards of `recipe.micro_batch` rows of `length` tokens with `labelled` labels each.
 
     Activations a layer and token: eight vectors of the model's width and four of the MLP's (attention by SDPA keeps
@@ -54,15 +62,32 @@ def estimate(model: Any, n_trainable: int, recipe: Recipe, *, length: int, label
     layer = rows * length * (8 * width + 4 * inner) * size
     kept = rows * length * width * size
     n_layers = config.num_hidden_layers
-    weights = sum(t.numel() * t.element_size() for t in (*base.parameters(), *base.buffers()))
     return Estimate(
-        weights=weights,
-        gradients=4 * n_trainable,
-        optimizer=OPTIMIZER_BYTES[recipe.optimizer] * n_trainable,
-        activations=layer + n_layers * kept if recipe.checkpointing else n_layers * layer,
+        weights=sum(map(stored_bytes, (*base.parameters(), *base.buffers()))),
+        untuned=trained.untuned,
+        gradients=trained.itemsize * trained.n,
+        optimizer=OPTIMIZER_BYTES.get(recipe.optimizer, 2 * trained.itemsize) * trained.n,
+        activations=(layer + n_layers * kept if recipe.checkpointing else n_layers * layer) + trained.remade,
         # in the model's precision, in float32, and the gradient
         logits=rows * labelled * config.vocab_size * (size + 8),
+        on_cpu=input_device(base).type == "cpu",
     )
+
+
+def stored_bytes(tensor: Any) -> int:
+    """Return the bytes of a weight or buffer, with the scales of a quantised one."""
+    quantised = stored_quantised(tensor)
+    return tensor.nbytes if quantised is None else quantised[0] // 8
+
+
+def require_room_on_cpu(wanted: int, free: int | None = None) -> None:
+    """Raise `BadValue` if the CPU's memory has no room for `wanted` bytes of weights kept as they were."""
+    free = psutil.virtual_memory().available if free is None else free
+    if wanted > free:
+        raise BadValue(
+            f"keeping the untuned weights takes {_gb(wanted)} of the CPU's memory, {_gb(free)} are free; tune fewer of "
+            "the topmost layers, or take a method that leaves the weights alone (trimtab methods lists them)"
+        )
 
 
 def available(model: Any) -> int:
@@ -75,26 +100,26 @@ def available(model: Any) -> int:
 
 
 def require_memory(
-    model: Any, n_trainable: int, recipe: Recipe, *, length: int, labelled: int, free: int | None = None
+    model: Any, trained: Trained, recipe: Recipe, *, length: int, labelled: int, free: int | None = None
 ) -> Estimate:
     """Return the estimate; raises `BadValue`, saying what would fit, if it is more than there is."""
     free = available(model) if free is None else free
-    wanted = estimate(model, n_trainable, recipe, length=length, labelled=labelled)
+    wanted = estimate(model, trained, recipe, length=length, labelled=labelled)
     if wanted.added <= free:
         return wanted
     raise BadValue(
         f"a step would take about {_gb(wanted.added)} beyond the weights, {_gb(free)} are free; "
-        + _what_fits(model, n_trainable, recipe, length, labelled, free)
+        + _what_fits(model, trained, recipe, length, labelled, free)
     )
 
 
-def _what_fits(model: Any, n_trainable: int, recipe: Recipe, length: int, labelled: int, free: int) -> str:
+def _what_fits(model: Any, trained: Trained, recipe: Recipe, length: int, labelled: int, free: int) -> str:
     rows = recipe.micro_batch or recipe.batch_size
     sizes = [n for n in range(rows, 0, -1) if recipe.batch_size % n == 0]
     for checkpointing in (recipe.checkpointing, True):
         for n in sizes:
             smaller = replace(recipe, micro_batch=n, checkpointing=checkpointing)
-            if estimate(model, n_trainable, smaller, length=length, labelled=labelled).added <= free:
+            if estimate(model, trained, smaller, length=length, labelled=labelled).added <= free:
                 extra = " and checkpointing=True" if checkpointing and not recipe.checkpointing else ""
                 return f"micro_batch={n}{extra} would fit"
     return (

@@ -49,7 +49,8 @@ def merge(
         out: folder to write the model to, with the tokenizer if given.
 
     Raises:
-        BadValue: the method cannot be merged, or logits differ by more than the tolerance.
+        BadValue: the method cannot be merged, logits differ by more than the tolerance, or `tolerance` or `dtype`
+            is none that logits can be compared by.
         Incompatible: the edit is for another model, or `out` holds something else.
     """
     if not edit.method.capabilities.mergeable:
@@ -57,7 +58,7 @@ def merge(
     base = base_of(model)
     dtype = dtype or base.dtype
     assert isinstance(dtype, torch.dtype)
-    allowed = tolerance or max(TOLERANCE[dtype], TOLERANCE[base.dtype], INT8_TOLERANCE if _has_int8(base) else 0.0)
+    allowed = _allowed(tolerance, base, dtype)
     probes = probe_tokens(base)
     with edit.applied(model) as tuned:
         expected = _logits(tuned, probes)
@@ -72,6 +73,16 @@ def merge(
     if out is not None:
         _write(merged, tokenizer, Path(out), probes, allowed, edit.describe())
     return merged
+
+
+def _allowed(tolerance: float | None, base: Any, dtype: torch.dtype) -> float:
+    if dtype not in TOLERANCE:
+        raise BadValue(f"cannot merge into {dtype}; choose {', '.join(map(str, TOLERANCE))}")
+    if tolerance is not None:
+        if not 0 <= tolerance < float("inf"):
+            raise BadValue(f"tolerance is a share of the logits' norm, a number of 0 or more; got {tolerance}")
+        return tolerance
+    return max(TOLERANCE[dtype], TOLERANCE[base.dtype], INT8_TOLERANCE if _has_int8(base) else 0.0)
 
 
 def dequantized(model: Any, dtype: torch.dtype, *, untied: bool = False) -> Any:

@@ -44,6 +44,20 @@ class HubAdapter:
     """What `adapter_model.safetensors` holds."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a method trains, and the weights of which it holds a second copy."""
+
+    n: int
+    """Trained numbers."""
+    itemsize: int = 4
+    """Bytes of each."""
+    untuned: int = 0
+    """Bytes of weights kept as they were, in the CPU's memory, while they are trained (full fine-tuning)."""
+    remade: int = 0
+    """Bytes of weights that each forward makes anew (intrinsic dimension)."""
+
+
 class Attached(ABC):
     """One method's trainable parts on one live model.
 
@@ -58,6 +72,11 @@ class Attached(ABC):
     @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters to train, by name."""
+
+    def trained(self) -> Trained:
+        """Return how much is trained and held twice."""
+        parameters = self.trainable().values()
+        return Trained(sum(p.numel() for p in parameters), max(p.element_size() for p in parameters))
 
     def undecayed(self) -> list[nn.Parameter]:
         """Return those of the parameters that weight decay must leave alone."""
@@ -112,7 +131,7 @@ class TuningMethod(ABC):
     @property
     @abstractmethod
     def learning_rate(self) -> float:
-        """The learning rate if the recipe names none."""
+        """The peak of the learning rate if the recipe names none."""
 
     @property
     def grid(self) -> Sequence[Mapping[str, Any]]:
@@ -128,6 +147,8 @@ class TuningMethod(ABC):
 
         Raises:
             BadValue: the method does not fit the model (unknown modules, a rank too large, 4-bit weights).
+            Incompatible: the model was compiled before, or carries an adapter that this one cannot stand beside.
+            UnsupportedModel: layers that do not have what the method acts on.
         """
 
     @abstractmethod
@@ -203,7 +224,8 @@ class TuningMethod(ABC):
         Raises:
             BadDataset: an example with nothing to learn, naming it.
             BadValue: the method does not fit the model, too little memory, or a loss that is not a number.
-            Incompatible: `out` holds another run.
+            Incompatible: `out` holds another run, the model was compiled before, or carries an adapter already.
+            UnsupportedModel: layers that do not have what the method acts on.
         """
         from trimtab.peft.fitting import fit_method
         from trimtab.peft.snapshot import random_state_kept

@@ -49,15 +49,13 @@ class Plan:
         shown = ", ".join(f"{kind} {n}/{total}" for kind, (n, total) in touched.items()) or ", ".join(
             f"{name} x{n}" for name, n in list(self.parts.items())[:6]
         )
-        memory = asdict(self.memory)
         lines = [
             ("method", self.method),
             ("modules", shown),
             ("trainable", f"{self.n_trainable:,} of {self.n_total:,} ({100 * self.n_trainable / self.n_total:.3f} %)"),
             ("on disk", _size(self.bytes_on_disk)),
             ("dtype", f"model {self.dtypes[0]}, trained parts {self.dtypes[1]}"),
-            ("memory", f"about {_size(self.memory.total)}: "
-             + ", ".join(f"{k} {_size(v)}" for k, v in memory.items())),
+            ("memory", f"about {_size(self.memory.total)}: {_by_holder(self.memory)}"),
             ("data", f"{self.n_examples} examples, {self.n_tokens:,} tokens, {self.n_labelled:,} of them learned; "
              f"{self.steps} steps{', packed' if self.packing else ''}"),
             ("example", self.example.replace("\n", "\\n")),
@@ -73,21 +71,20 @@ def make_plan(
     """Return the plan; raises `BadValue` if the estimated memory is not there."""
     base, recipe = base_of(attached.model), method.recipe
     trainable = attached.trainable()
-    count = getattr(attached, "n_trainable", None)
-    n_trainable = count() if count else sum(p.numel() for p in trainable.values())
+    trained = attached.trained()
     stored = attached.tensors()
     added = {id(p) for p in trainable.values()}
     lengths = [len(e.ids) for e in data.encoded]
     memory = require_memory(
-        base, n_trainable, recipe, length=max(lengths), labelled=max(e.n_labelled for e in data.encoded)
+        base, trained, recipe, length=max(lengths), labelled=max(e.n_labelled for e in data.encoded)
     )
-    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in trainable.values()})
     family_full = method.capabilities.family == "full"
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in trainable.values()})
     return Plan(
         method=method.name,
         parts=dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in trainable)),
         coverage=_coverage(base, trainable),
-        n_trainable=n_trainable,
+        n_trainable=trained.n,
         n_total=sum(_numel(p) for p in base.parameters() if family_full or id(p) not in added),
         bytes_on_disk=sum(t.numel() * t.element_size() for t in stored.values()),
         dtypes=(str(base.dtype).removeprefix("torch."), ", ".join(dtypes)),
@@ -130,6 +127,12 @@ def _coverage(base: Any, trainable: dict[str, Any]) -> dict[str, tuple[int, int]
 def _marked(tokenizer: Any, data: Examples) -> str:
     first = data.encoded[0]
     return f"{tokenizer.decode(first.ids[: first.start])}⟦{tokenizer.decode(first.ids[first.start :])}⟧"
+
+
+def _by_holder(memory: Estimate) -> str:
+    held = {k: v for k, v in asdict(memory).items() if k != "on_cpu" and not (k == "untuned" and v == 0)}
+    apart = "" if memory.on_cpu or not memory.untuned else " (in the CPU's memory, not counted)"
+    return ", ".join(f"{k} {_size(v)}{apart if k == 'untuned' else ''}" for k, v in held.items())
 
 
 def _size(n: int) -> str:

@@ -24,12 +24,17 @@ from trimtab.peft.virtual_tokens import KeysValues, VirtualTokens, keys_and_valu
 class PrefixTuning(TuningMethod):
     """Trains the keys and values of virtual tokens in every layer (Li and Liang 2021).
 
-    Plain, they are the parameters themselves, and start as those that random tokens of the vocabulary have in the
+    Plain, they are the parameters themselves (`n_tokens width`, the width being that of the keys and values of all
+    layers), and start as those that random tokens of the vocabulary have in the
     model. `reparameterised` trains them through a two-layer network (that paper's section 4.3) of `d_hidden` units;
     a finished edit stores the keys and values alone, a checkpoint the network, so that training resumes.
+
+    Raises:
+        BadValue: fewer than one token or unit.
     """
 
     n_tokens: int = 10
+    """Virtual tokens."""
     reparameterised: bool = False
     d_hidden: int = 512
     """Width of the network, if reparameterised."""

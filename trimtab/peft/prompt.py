@@ -22,11 +22,15 @@ PROMPT = "prompt_embeddings"  # PEFT's name
 class PromptTuning(TuningMethod):
     """Trains the embeddings of virtual tokens that stand before the text (Lester et al. 2021).
 
-    They start as embeddings of random tokens of the vocabulary, as that paper advises. Padding may be on either
-    side, and the model is called as ever: logits are of the given tokens alone.
+    They are `n_tokens d_model`, and start as embeddings of random tokens of the vocabulary, as that paper advises.
+    Padding may be on either side, and the model is called as ever: logits are of the given tokens alone.
+
+    Raises:
+        BadValue: fewer than one token.
     """
 
     n_tokens: int = 20
+    """Virtual tokens."""
 
     def __post_init__(self) -> None:
         require_tokens(self.n_tokens)

@@ -19,7 +19,7 @@ class Recipe:
     max_steps: int | None = None
     """Ends the run after so many optimiser steps instead."""
     learning_rate: float | int | None = None
-    """The method's own if not given."""
+    """At its peak; the method's own if not given."""
     batch_size: int = 16
     """Examples in one optimiser step (on each process)."""
     micro_batch: int | None = None
@@ -29,11 +29,13 @@ class Recipe:
     warmup: float | int = 0.06
     """Share of the steps over which the learning rate rises."""
     weight_decay: float | int = 0.0
+    """AdamW's: each step takes off this share of a weight times the learning rate."""
     max_grad_norm: float | int = 1.0
+    """Longer gradients are cut to this norm; 0 for none."""
     optimizer: str = "adamw"
     """`"adamw"`, or bitsandbytes' `"adamw_8bit"`, `"paged_adamw"`, `"paged_adamw_8bit"`."""
     max_length: int | None = None
-    """Longer examples are an error naming the row; the model's context if not given."""
+    """In tokens. Longer examples are an error naming the row; the model's context if not given."""
     packing: bool | None = None
     """Several short examples in one row; where the method allows it if not given."""
     checkpointing: bool = False
@@ -51,6 +53,9 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise BadValue(f"{name} must be a number above 0, got {value}")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise BadValue(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise BadValue(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         for name, known in (

@@ -44,10 +44,12 @@ class RunFolder:
         plain = json.loads(json.dumps(specification, default=str))
         if (path / RECORD).is_file():
             held = json.loads((path / RECORD).read_text(encoding="utf-8"))["specification"]
-            if held != plain:
+            # a run that has kept nothing yet is in nobody's way
+            if held != plain and last_checkpoint(path):
                 differing = sorted(k for k in {*plain, *held} if held.get(k) != plain.get(k))
                 raise Incompatible(
-                    f"{path} holds a run of another specification ({', '.join(differing)} differ); name another folder"
+                    f"{path} holds a run of another specification ({', '.join(differing)} differ); name another "
+                    "folder, or delete this one to begin anew"
                 )
         wait()  # all have looked before the first one writes
         if rank_and_count()[0] == 0:
