@@ -143,6 +143,21 @@ def test_version_and_warnings_are_one_line_each(monkeypatch, tmp_path):
     )
 
 
+def test_bitsandbytes_advice_on_its_cpu_kernel_is_not_shown_and_its_other_warnings_are(monkeypatch, tmp_path, caplog):
+    import logging
+
+    said = "Failed to load CPU gemm_4bit_forward from kernels-community: %s."
+
+    def warned(*args, **kwargs):
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning(said, "No module named 'kernels'")
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("the library is broken")
+        raise BadDataset("no questions")
+
+    monkeypatch.setattr("trimtab.models.load_model", warned)
+    assert run("demo", "--out", str(tmp_path / "r")).exit_code == 2
+    assert [r.getMessage() for r in caplog.records] == ["the library is broken"]
+
+
 def test_what_the_disk_refuses_where_no_one_expected_it_is_one_line_too(monkeypatch, tmp_path):
     def refused(*args, **kwargs):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/somewhere/model")

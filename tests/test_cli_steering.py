@@ -298,6 +298,26 @@ def test_a_function_of_the_user_s_judges_answers_and_generated_texts(few_texts, 
 
 
 @pytest.mark.parametrize(
+    "data, judge, metric",
+    [
+        (PAIRS, "length", "mine.py:length"),
+        pytest.param("folklore", "verdict", "true_info", marks=pytest.mark.slow),
+    ],
+)
+def test_a_function_of_the_user_s_chooses_the_strength(data, judge, metric, few_texts, tiny, judges):
+    name = f"mine.py:{judge}"
+    command = ("fit", "--model", tiny, "--data", data, "--limit", "20", "--kl-budget", "50", "--top-k", "1")
+    sweep = json.loads(ran(*command, "--judge", name, "--json"))["sweep"]
+    assert (sweep["metric"], sweep["judge"]["name"]) == (metric, name)
+    assert sweep["judge"]["sha256"]
+    assert sweep["chosen"]["score"] == max(t["score"] for t in sweep["trials"][1:])
+    scores = {t["score"] for t in sweep["trials"]}
+    # lengths of what a random model says differ between strengths; it never gives a listed answer
+    assert (len(scores) > 1) if judge == "length" else (scores == {0.0})
+
+
+@pytest.mark.parametrize("verb", ["fit", "evaluate"])
+@pytest.mark.parametrize(
     "judge, data, words",
     [
         ("mine.py:fails", "folklore", "mine.py:fails failed in line 15: ZeroDivisionError (division by zero)"),
@@ -309,9 +329,9 @@ def test_a_function_of_the_user_s_judges_answers_and_generated_texts(few_texts, 
         ("bad.py:verdict", "folklore", "bad.py cannot be run in line 2: SyntaxError"),
     ],
 )
-def test_a_function_of_the_user_s_that_fails_is_named_with_its_line(judge, data, words, few_texts, tiny, judges):
+def test_a_function_of_the_user_s_that_fails_is_named_with_its_line(verb, judge, data, words, few_texts, tiny, judges):
     Path("bad.py").write_text("def good():\n    return (\n", encoding="utf-8")
-    result = run("evaluate", "--model", tiny, "--data", data, "--limit", "1", "--judge", judge)
+    result = run(verb, "--model", tiny, "--data", data, "--limit", "4", "--judge", judge)
     assert result.exit_code == 2, result.output
     assert words in result.output
     assert len(result.output.splitlines()) == 1
@@ -345,7 +365,15 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("fit", "--direction", "mass-mean"), "did you mean mass_mean?"),
         (("fit", "--held-out", "1", "--data", PAIRS), "--held-out must be a share"),
         (("fit", "--held-out", "0.5"), "--held-out is for data of your own"),
-        (("fit", "--metric", "mc1", "--data", PAIRS), "--metric mc1 is for questions with answers"),
+        (("fit", "--metric", "mc1", "--data", PAIRS), "leave --metric and any other --judge out"),
+        (("fit", "--judge", "allenai", "--data", PAIRS), "leave --metric and any other --judge out"),
+        (("fit", "--judge", "exakt"), "did you mean exact?"),
+        (
+            ("fit", "--judge", "mine.py:f", "--strength", "1"),
+            "the strength is given as 1.0, so there is nothing to judge",
+        ),
+        (("fit", "--judge", "mine.py:f", "--metric", "mc1"), "mc1 scores the listed answers"),
+        (("fit", "--judge", "http://127.0.0.1:9", "--judge-model", "m"), "cannot be asked"),
         (("generate", "Why?", "--shift", "SHIFT", "--alpha", "strong"), "--alpha"),
         (("generate", "Why?", "--shift", "SHIFT", "--alpha", "nan"), "alpha must be a finite number"),
         (("generate", "Why?", "--shift", "SHIFTS"), "did you mean SHIFT"),

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,6 +132,17 @@ def test_every_command_and_option_exists(block):
 def test_the_tutorial_s_figures_come_from_its_commands():
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     assert len(re.findall(r"```text\n", text)) == len(re.findall(r"```bash\n", text))
+
+
+@pytest.mark.parametrize("name", ["", "datasets", "probes", "models", "evaluate", "steer", "peft", "compare"])
+def test_every_public_name_is_in_the_api_reference(name):
+    listed = set(re.findall(r"::: (\S+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")))
+    package = import_module(f"trimtab.{name}".rstrip("."))
+    public = {n: getattr(package, n) for n in package.__all__}
+    # a type's alias has no module of its own: those stand in modules that are listed whole
+    found = {n: v.__module__ for n, v in public.items() if str(getattr(v, "__module__", "")).startswith("trimtab")}
+    assert found
+    assert [f"{module}.{n}" for n, module in found.items() if not {module, f"{module}.{n}"} & listed] == []
 
 
 @pytest.mark.slow

@@ -36,8 +36,7 @@ class _Guarded(TyperGroup):
         """Run the verb."""
         from trimtab.errors import TrimtabError
 
-        # its import warns of absent kernels, also where nothing is in 4 bits
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_kernel_advice)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _noted
@@ -58,6 +57,11 @@ class _Guarded(TyperGroup):
 
 def _noted(message: Any, *_: Any) -> None:
     typer.echo(f"trimtab: note: {message}", err=True)
+
+
+def _no_kernel_advice(record: logging.LogRecord) -> bool:
+    # said at import of a faster 4-bit kernel that is not installed, and that trimtab would not use (`keep_unpacked`)
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
 
 
 app = typer.Typer(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName
+from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge
 from trimtab.cli.options import (
     Alpha,
     AsJson,
@@ -68,11 +68,11 @@ def evaluate(
     from trimtab.cli.against import require_keepable
     from trimtab.cli.generate import require_shift
     from trimtab.cli.measuring import measure
-    from trimtab.cli.printing import print_json, print_table, remark
+    from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import open_model, open_shift, read_data
     from trimtab.edits import NoEdit
     from trimtab.errors import BadValue
-    from trimtab.evaluate.judges import EndpointJudge, exact_judge, judge_record
+    from trimtab.evaluate.judges import exact_judge, judge_record
     from trimtab.steer.recipe import are_pairs, unseen
 
     if convention not in ("plain", "lm-eval", "iti"):
@@ -91,12 +91,12 @@ def evaluate(
     questions = questions if limit is None else questions[:limit]
     loading = {"dtype": dtype, "device": device, "quantization": quantization}
     judged = (
-        None if choices_only or (pairs and judge == "exact") else _open_judge(judge, judge_model, judge_key, loading)
+        None
+        if choices_only or (pairs and judge == "exact")
+        else open_judge(judge, judge_model, judge_key, try_on=questions, **loading)
     )
     if answers is None and judged not in (None, exact_judge) and not pairs:
         answers = Path("runs/answers")
-    if isinstance(judged, EndpointJudge):
-        judged(questions[0], questions[0].best_answer)  # a wrong address shows before any answer is generated
     loaded = open_model(model, revision=revision, **loading)
     edits: list[Edit] = [*([NoEdit()] if baseline or edit is None else []), *([] if edit is None else [edit])]
     meters = {"convention": convention, "judge": judged, "batch_size": batch_size, "answers": answers}
@@ -113,7 +113,7 @@ def evaluate(
     cells = [[row.name, *(_cell(name, row.figures[name]) for name in names)] for row in rows]
     print_table(["", *names], cells, title=_title(setting))
     if judged is not None:
-        _judge_beside(setting["judge"], remark)
+        print_judge(setting["judge"])
 
 
 def _check_pairs(name: str, judge: str, convention: str, choices_only: bool) -> None:
@@ -125,14 +125,6 @@ def _check_pairs(name: str, judge: str, convention: str, choices_only: bool) -> 
             f"{name} holds contrast pairs, scored by probability and by --judge FILE.py:NAME, a function of your own; "
             "leave another --judge, --convention and --choices-only out"
         )
-
-
-def _open_judge(name: str, model: str | None, key: str | None, loading: dict[str, Any]) -> Any:
-    from trimtab.cli.judging import open_judge
-    from trimtab.cli.setup import quiet
-
-    quiet()
-    return open_judge(name, model, key, **{k: v for k, v in loading.items() if v is not None})
 
 
 def _cell(name: str, value: "Estimate") -> str:
@@ -148,13 +140,3 @@ def _title(setting: dict[str, Any]) -> str:
     return (
         f"{setting['n']} questions of {setting['questions']}{left}{how}: means and 95 % intervals (%; CE, KL in nats)"
     )
-
-
-def _judge_beside(record: dict[str, Any], remark: Any) -> None:
-    from trimtab.cli.judging import judge_line
-
-    # an indicative judge's agreement stands beside its figures wherever they go, also into a pipe
-    if record.get("indicative"):
-        typer.echo(judge_line(record))
-    else:
-        remark(judge_line(record))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge
 from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ def fit(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="What chooses the strength: mc1, or true_info by an exact judge (knows listed answers only).",
-            show_default="true_info on folklore, else mc1",
+            help="What chooses the strength: mc1, or true_info of generated answers by the judge.",
+            show_default="true_info on folklore or with a judge, else mc1",
         ),
     ] = None,
+    judge: JudgeName = "exact",
+    judge_model: JudgeModel = None,
+    judge_key: JudgeKey = None,
     kl_budget: Annotated[
         float, typer.Option("--kl-budget", help="Nats per token that the strength may cost on neutral text.")
     ] = 0.1,
@@ -53,7 +57,8 @@ def fit(
     """Fit a shift: capture activations, probe them, choose places and strength; write a folder.
 
     The questions can be TruthfulQA, folklore (which ships here), or your own file of questions with true and false
-    answers, or of contrast pairs ({"prompt": ..., "positive": ..., "negative": ...}).
+    answers, or of contrast pairs ({"prompt": ..., "positive": ..., "negative": ...}). The exact judge knows the
+    questions' listed answers only; a judge of another kind fits models that say other things.
 
     Example: trimtab fit --data mine.jsonl --out runs/mine
     """
@@ -69,23 +74,41 @@ def fit(
         questions = _without(questions, 0.5 if held_out is None else held_out, seed)
     elif held_out is not None:
         raise BadValue("--held-out is for data of your own: of folklore its final part is left; leave the option out")
-    if metric is not None and recipe.are_pairs(questions):
-        raise BadValue(
-            f"--metric {metric} is for questions with answers: contrast pairs choose the strength by the probability "
-            "of their positive sides; leave the option out"
-        )
-    loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    if recipe.are_pairs(questions):
+        _check_pairs(questions.name, metric, judge)
+    by = metric or ("true_info" if data == "folklore" or judge != "exact" else "mc1")
+    choices: dict[str, Any] = {
+        "site": _one_of(site, "site", "heads", "residual"),
+        "direction": _one_of(direction, "direction", "mass_mean", "probe", "random"),
+        "metric": _one_of(by, "metric", "true_info", "mc1"),
+    }
+    loading = {"dtype": dtype, "device": device, "quantization": quantization}
+    judged = None
+    if judge != "exact":
+        recipe.require_something_to_judge(questions, by, strength)
+        judged = open_judge(judge, judge_model, judge_key, try_on=questions, **loading)
+    loaded = open_model(model, revision=revision, **loading)
     fitted = recipe.fit(
-        *loaded, questions, site=_one_of(site, "site", "heads", "residual"),
-        top_k=top_k, direction=_one_of(direction, "direction", "mass_mean", "probe", "random"),
-        strength=strength, kl_budget=kl_budget, seed=seed,
-        metric=_one_of(metric or ("true_info" if data == "folklore" else "mc1"), "metric", "true_info", "mc1"),
-    )  # fmt: skip
+        *loaded, questions, **choices, top_k=top_k, strength=strength, judge=judged, kl_budget=kl_budget, seed=seed
+    )
     fitted.save(out)
     if as_json:
         print_json({"out": str(out), **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep")})
     else:
         typer.echo(_summary(fitted, out))
+        if judged is not None:
+            print_judge(fitted.shift.record["sweep"]["judge"])
+
+
+def _check_pairs(name: str, metric: str | None, judge: str) -> None:
+    from trimtab.cli.user_code import is_user_function
+    from trimtab.errors import BadValue
+
+    if metric is not None or not (judge == "exact" or is_user_function(judge)):
+        raise BadValue(
+            f"{name} holds contrast pairs: what chooses the strength is the probability of their positive sides, or a "
+            "function of your own, --judge FILE.py:NAME; leave --metric and any other --judge out"
+        )
 
 
 def _without(questions: "QuestionSet", share: float, seed: int) -> "QuestionSet":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from trimtab.datasets import QuestionSet
     from trimtab.evaluate import Judge
 
 JudgeName = Annotated[
@@ -23,13 +24,33 @@ JudgeKey = Annotated[
 ]
 
 
-def open_judge(name: str, model: str | None = None, key: str | None = None, **loading: Any) -> "Judge":
+def open_judge(
+    name: str, model: str | None = None, key: str | None = None, *, try_on: "QuestionSet", **loading: Any
+) -> "Judge":
     """Return the judge that the options describe; `loading` are options of `load_model` for judges run here.
+
+    It is asked for one verdict first, so that a wrong address or function shows before anything long is done.
 
     Raises:
         BadValue: an unknown judge (the nearest names are offered), an address without a model, a file without the
-            function.
+            function; it cannot be asked, or gives no verdict.
     """
+    from trimtab.cli.setup import quiet
+    from trimtab.evaluate.generation import checked_verdict
+    from trimtab.evaluate.pairs import checked_score
+    from trimtab.steer.recipe import are_pairs
+
+    quiet()
+    judge: Any = _named(name, model, key, {k: v for k, v in loading.items() if v is not None})
+    first = try_on[0]
+    if are_pairs(try_on):
+        checked_score(judge, first, first.best_answer)
+    else:
+        checked_verdict(judge(first, first.best_answer), judge)
+    return judge
+
+
+def _named(name: str, model: str | None, key: str | None, loading: dict[str, Any]) -> "Judge":
     from trimtab.cli.setup import nearest
     from trimtab.cli.user_code import is_user_function, open_function
     from trimtab.errors import BadValue
@@ -51,6 +72,26 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
         return LocalJudge.load(*name.split(","), **loading)
     known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")
     raise BadValue(f"unknown judge {name!r}{nearest(name, known)}")
+
+
+def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
+    """Ask for one verdict before anything long is done, so that a wrong address or function shows at once."""
+    from trimtab.evaluate.generation import checked_verdict
+    from trimtab.evaluate.pairs import checked_score
+    from trimtab.steer.recipe import are_pairs
+
+    first = questions[0]
+    if are_pairs(questions):
+        checked_score(judge, first, first.best_answer)  # pyright: ignore[reportArgumentType] - a function of the user's
+    else:
+        checked_verdict(judge(first, first.best_answer), judge)
+
+
+def print_judge(record: dict[str, Any]) -> None:
+    """Print which judge gave the figures; an indicative one's agreement stands beside them, also in a pipe."""
+    from trimtab.cli.printing import remark
+
+    (typer.echo if record.get("indicative") else remark)(judge_line(record))
 
 
 def judge_line(record: dict[str, Any]) -> str:

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 
 def quiet() -> None:
     """Silence the libraries' own progress bars and advice, so that trimtab's output stands alone."""
-    import logging as python_logging
-
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    # bitsandbytes looks for another kernel when it is imported, and says at length that there is none
-    python_logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(python_logging.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()

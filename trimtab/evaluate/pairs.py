@@ -119,17 +119,24 @@ def score_texts(
     from trimtab.evaluate.completion import complete
 
     edit = NoEdit() if edit is None else edit
+    require_prompts(pairs)
+    prompts = [pair.question for pair in pairs]
+    texts = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    scores = [checked_score(scorer, pair, text) for pair, text in zip(pairs, texts, strict=True)]
+    rows = [TextRow(pair.question, text, score) for pair, text, score in zip(pairs, texts, scores, strict=True)]
+    return TextScores(bootstrap_mean(scores), tuple(rows))
+
+
+def require_prompts(pairs: Sequence[Question]) -> None:
+    """Raise `BadDataset` if there are no pairs, `BadValue` if one has no prompt to continue."""
     if not pairs:
         raise BadDataset("no contrast pairs to continue")
     if not all(pair.question.strip() for pair in pairs):
         raise BadValue("some contrast pairs have no prompt to continue; give every pair one, or score by probability")
-    prompts = [pair.question for pair in pairs]
-    texts = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    rows = [TextRow(pair.question, text, _score(scorer, pair, text)) for pair, text in zip(pairs, texts, strict=True)]
-    return TextScores(bootstrap_mean([row.score for row in rows]), tuple(rows))
 
 
-def _score(scorer: Scorer, pair: Question, text: str) -> float:
+def checked_score(scorer: Scorer, pair: Question, text: str) -> float:
+    """Return what a scorer says of a text; raises `BadValue` naming it if that is no number from 0 to 1."""
     name = judge_record(scorer)["name"]
     given = scorer(pair, text)
     try:

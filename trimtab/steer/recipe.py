@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.datasets import QuestionSet
+from trimtab.datasets import Question, QuestionSet
 from trimtab.edits import Edit
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.evaluate.pairs import contrast
+from trimtab.evaluate import contrast, exact_judge, score_texts
+from trimtab.evaluate.judges import judge_record
+from trimtab.evaluate.pairs import require_prompts
 from trimtab.models import capture_heads
 from trimtab.probes import HeadProbes, fit_logistic
 from trimtab.steer.directions import MassMean
@@ -17,7 +20,7 @@ from trimtab.steer.fitting import Direction, fit_shift
 from trimtab.steer.loading import load_shift
 from trimtab.steer.residual import ResidualShift, fit_residual_shift
 from trimtab.steer.shifts import HeadShift
-from trimtab.steer.strength import choose_strength
+from trimtab.steer.strength import Metric, choose_strength
 from trimtab.storage import RECORD, kind_of, write_json, written_folder
 
 KIND = "fit"
@@ -64,6 +67,7 @@ def fit(
     direction: Direction = "mass_mean",
     strength: float | int | None = None,
     metric: Literal["true_info", "mc1"] = "true_info",
+    judge: Callable[[Question, str], Any] | None = None,
     kl_budget: float | int = 0.1,
     seed: int = 0,
 ) -> Fitted:
@@ -78,14 +82,20 @@ def fit(
         top_k: heads (16) or layers (1) to shift at most.
         direction: of head shifts, as in `fit_shift`.
         strength: in sigmas (heads) or multiples of the mean difference (residual), instead of a sweep.
-        metric: `"true_info"` of generated answers by the exact judge, which knows only the answers that are listed: for
-            models that give those, as the embedded one does. `"mc1"` needs no judge.
+        metric: `"true_info"` of generated answers by the judge, or `"mc1"`, which needs none.
+        judge: of answers; if not given, the exact one, which knows only the answers that are listed: for models that
+            give those, as the embedded one does. Of contrast pairs, a scorer of generated continuations (see
+            `score_texts`), whose mean then chooses the strength.
         kl_budget: nats per token that the chosen strength may cost on neutral text.
         seed: of the division of the questions.
 
     Raises:
+        BadValue: a judge where the strength is given or is chosen by MC1.
         BadDataset, BadValue, UnsupportedModel: as the steps do.
     """
+    if judge is not None:
+        require_something_to_judge(questions, metric, strength)
+    by = _score_of_pairs(questions, judge) if are_pairs(questions) else metric
     train, validation = questions.split(test=VALIDATION, seed=seed)
     acts, held = (capture_heads(model, tokenizer, part.statements(), site=site) for part in (train, validation))
     probes = fit_logistic(acts, validation=held, seed=seed)
@@ -99,10 +109,42 @@ def fit(
     if strength is not None:
         chosen: Any = shift.scaled(strength)
     else:
-        by: Any = pair_probability if are_pairs(questions) else metric
-        chosen = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=by)
+        chosen = choose_strength(
+            model, tokenizer, validation, shift, kl_budget=kl_budget, metric=by, judge=judge or exact_judge
+        )
     record = {**chosen.record, "data": data_record(questions), "questions": [q.key for q in questions]}
     return Fitted(replace(chosen, record=record), probes, MassMean.of(acts))
+
+
+def require_something_to_judge(questions: QuestionSet, metric: str, strength: float | int | None) -> None:
+    """Raise `BadValue` if the strength is chosen without generated answers, or is not chosen at all."""
+    if strength is not None:
+        raise BadValue(f"the strength is given as {strength}, so there is nothing to judge; leave one of the two out")
+    if metric == "mc1" and not are_pairs(questions):
+        raise BadValue("mc1 scores the listed answers, so there is nothing to judge; leave the judge or mc1 out")
+
+
+def _score_of_pairs(pairs: QuestionSet, scorer: Callable[[Question, str], Any] | None) -> Metric:
+    if scorer is None:
+        return pair_probability
+    require_prompts(pairs)
+    return TextScore(scorer)
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The mean score of generated continuations of the pairs' prompts, as a metric for `choose_strength`."""
+
+    scorer: Callable[[Question, str], float]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What goes into results: the scorer's name, and what it says of itself."""
+        return judge_record(self.scorer)
+
+    def __call__(self, model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:
+        """Return the mean score, from 0 to 1."""
+        return float(score_texts(model, tokenizer, pairs, edit, scorer=self.scorer).score)
 
 
 def pair_probability(model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:

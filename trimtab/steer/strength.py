@@ -15,6 +15,7 @@ from trimtab.datasets import QuestionSet, validation_texts
 from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers_many, multiple_choice_many
+from trimtab.evaluate.judges import judge_record
 from trimtab.progress import tracked
 from trimtab.steer.residual import ResidualShift
 from trimtab.steer.shifts import HeadShift
@@ -77,7 +78,7 @@ def choose_strength(
     """
     if not callable(metric) and metric not in ("true_info", "mc1"):
         raise BadValue(f"unknown metric {metric!r}; choose true_info or mc1, or pass a callable")
-    name = getattr(metric, "__name__", type(metric).__name__) if callable(metric) else metric
+    name = judge_record(metric)["name"] if callable(metric) else metric
     require_budget(kl_budget)
     ks, alphas = _grid(shift, top_ks, alphas)
     validation = _validation_part(questions, shift)
@@ -107,6 +108,7 @@ def choose_strength(
         )
     sweep = {
         "metric": name,
+        "judge": judge_record(judge) if metric == "true_info" else getattr(metric, "record", None),
         "kl_budget": kl_budget,
         "n_validation": len(validation),
         "trials": [asdict(t) for t in trials],
