@@ -82,7 +82,7 @@ def test_a_slightly_trained_checkpoint_is_another_one() -> None:
     ],
 )
 def test_another_geometry_is_refused_with_the_numbers(changes: dict[str, int], words: str) -> None:
-    with pytest.raises(Incompatible, match=f"made for another model: {words} fit it on this model"):
+    with pytest.raises(Incompatible, match=f"made for another model: {words} fit it on this one"):
         accept(fingerprint(llama()), llama(**changes))
 
 

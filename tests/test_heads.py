@@ -270,3 +270,19 @@ def test_a_masked_language_model_is_refused_though_its_layers_hold_attention():
     )
     with pytest.raises(UnsupportedModel, match="BertForMaskedLM is not a decoder with attention heads"):
         find_heads(transformers.BertForMaskedLM(config))
+
+
+def test_a_model_remembers_its_heads_until_a_module_of_it_is_another():
+    model, forwards = tiny_model(), []
+    handle = model.get_decoder().register_forward_hook(lambda *_: forwards.append(1))
+    first = find_heads(model)
+    asked = len(forwards)
+    assert asked and find_heads(model) == first and len(forwards) == asked
+    projection = first[1].module
+    other = torch.nn.Linear(projection.in_features, projection.out_features, bias=False)
+    model.get_submodule(first[1].name.rpartition(".")[0]).o_proj = other
+    assert find_heads(model)[1].module is other and len(forwards) > asked
+    asked = len(forwards)
+    handle.remove()
+    find_heads(model)
+    assert len(forwards) == asked  # the hook is gone, so the forward of a new search is not counted

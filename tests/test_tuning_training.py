@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -384,10 +385,41 @@ def test_too_little_memory_says_what_would_fit():
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     model = tiny_model()
     before = state_of(model)
-    with pytest.raises(BadValue, match=r"the loss of step \d+ is (nan|inf).*last good checkpoint is .*checkpoint-\d"):
-        fitted("full", model, out=tmp_path / "run", learning_rate=1e30, max_steps=8, save_every=1)
-    assert list((tmp_path / "run").glob("checkpoint-*/complete.json"))
+    with pytest.raises(BadValue, match=r"the loss of step \d+ is (nan|inf)") as stopped:
+        fitted("full", model, out=tmp_path / "run", learning_rate=1e30, max_steps=8, save_every=1, warmup=0.5)
+    step, last = (int(re.findall(rf"{word}(\d+)", str(stopped.value))[0]) for word in ("step ", "checkpoint-"))
+    # the newest one holds the very weights that gave that loss
+    assert last == step - 2
+    assert (tmp_path / f"run/checkpoint-{step - 1}/complete.json").is_file()
     assert state_of(model) == before
+
+
+def test_a_launch_that_would_split_the_parts_over_processes_is_refused(monkeypatch):
+    from accelerate.utils import DistributedType
+
+    from trimtab.peft import training
+
+    model = tiny_model()
+    before = state_of(model)
+    monkeypatch.setattr(training, "SHARDING", (DistributedType.NO,))  # what a run of one process is
+    with pytest.raises(BadValue, match=r"would split the parts over the processes.*torchrun"):
+        fitted("lora", model)
+    assert state_of(model) == before
+
+
+def test_weight_decay_leaves_the_models_norms_and_biases_alone(tmp_path):
+    from trimtab.peft.fitting import make_trainer
+
+    model = tiny_model("gpt2")
+    method = peft.FullFineTuning(recipe=replace(QUICK, weight_decay=0.1))
+    attached = method.attach(model, seed=0)
+    data = encode(model, tiny_tokenizer(), PAIRS, method.recipe)
+    trainer = make_trainer(attached, method, data, Collator(0, False), seed=0, folder=tmp_path, keep=False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, spared = ([names[id(p)] for p in g["params"]] for g in trainer.create_optimizer().param_groups)
+    assert spared and all(name.endswith("bias") or ".ln_" in name for name in spared)
+    assert decayed and not any(name.endswith("bias") or ".ln_" in name for name in decayed)
+    attached.detach()
 
 
 def test_gradients_that_are_not_numbers_stop_the_run_before_a_checkpoint_has_them(tmp_path, monkeypatch):

@@ -90,6 +90,10 @@ def sampling(
     max_new_tokens: int, do_sample: bool, temperature: float | None, top_p: float | None, top_k: int | None
 ) -> dict[str, float | int | bool]:
     """Return the options for `generate`; any option of sampling switches it on."""
+    from trimtab.errors import BadValue
+
+    if temperature is not None and not temperature > 0:
+        raise BadValue(f"--temperature must be above 0, got {temperature:g}; leave it out for the likeliest tokens")
     chosen = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     given = {name: value for name, value in chosen.items() if value is not None}
     return {"max_new_tokens": max_new_tokens, "do_sample": do_sample or bool(given), **given}

@@ -80,13 +80,14 @@ def require_same_model(
         theirs, ours = made_on["geometry"], here["geometry"]
         differing = ", ".join(f"{k} {theirs.get(k)} against {ours[k]}" for k in ours if theirs.get(k) != ours[k])
         raise Incompatible(
-            f"{what} was made for another model{_names(made_on, here)}: {differing}; fit it on this model"
+            f"{what} was made for another model{_names(made_on, here)}: {differing}; fit it on this one, or name "
+            "that model"
         )
     weight = differing_weight(made_on, here)
     if weight is not None:
         raise Incompatible(
             f"{what} was made for another checkpoint of this architecture{_names(made_on, here)}: {weight} differs; "
-            "fit it on this model"
+            "fit it on this one, or name that model"
         )
     for key in ("dtype", "quantization", "adapter"):
         if made_on[key] != here[key]:

@@ -216,7 +216,18 @@ def make_trainer(
     )
     # without a launcher, several visible GPUs would be used by DataParallel, which copies the model at every step
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator)
+    with _quiet():  # that it leaves the model where it is
+        return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
 
 
 def _require_scalable(attached: Attached, device: torch.device) -> None:
@@ -234,15 +245,12 @@ def _require_scalable(attached: Attached, device: torch.device) -> None:
 
 def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if one is given; raises `BadValue`, saying what helps, if a GPU runs out of memory."""
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _quiet():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.cuda.OutOfMemoryError as cause:
         recipe_size = trainer.args.per_device_train_batch_size
         raise BadValue(
             f"the GPU ran out of memory with {recipe_size} examples in a forward: set micro_batch to a smaller divisor "
             "of batch_size, or checkpointing=True; gradients stay those of the whole batch"
         ) from cause
-    finally:
-        hf_logging.set_verbosity(verbosity)

@@ -43,7 +43,7 @@ class RunFolder:
         check_writable(path, KIND)
         plain = json.loads(json.dumps(specification, default=str))
         if (path / RECORD).is_file():
-            held = json.loads((path / RECORD).read_text(encoding="utf-8"))["specification"]
+            held = json.loads((path / RECORD).read_text(encoding="utf-8")).get("specification", {})
             # a run that has kept nothing yet is in nobody's way
             if held != plain and last_checkpoint(path):
                 differing = sorted(k for k in {*plain, *held} if held.get(k) != plain.get(k))

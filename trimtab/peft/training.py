@@ -212,13 +212,13 @@ class GradientCheck(TrainerCallback):
         if not all(map(math.isfinite, losses)):
             bad = next(loss for loss in losses if not math.isfinite(loss))
             raise BadValue(
-                f"the loss of step {step} is {bad}: training stopped and {kept(args)}; {rate} or use bf16 instead of "
-                "fp16"
+                f"the loss of step {step} is {bad}: training stopped and {kept(args, step - 1)}; {rate} or use bf16 "
+                "instead of fp16"
             )
         if self._norm is not None and not bool(self._norm.isfinite()):
             raise BadValue(
-                f"the loss of step {step} is a number but its gradients are not: training stopped and {kept(args)}; "
-                f"{rate}, or try another attention implementation or precision"
+                f"the loss of step {step} is a number but its gradients are not: training stopped and "
+                f"{kept(args, step)}; {rate}, or try another attention implementation or precision"
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
@@ -246,13 +246,14 @@ class CheckpointMark(TrainerCallback):
             write_json(folder / COMPLETE, {"tokens": tokens, "examples": examples})
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run folder, or None."""
-    whole = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+def last_checkpoint(folder: Path, before: float | int = math.inf) -> Path | None:
+    """Return the newest whole checkpoint of a run folder from before a step, or None."""
+    steps = {int(p.parent.name.split("-")[1]): p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")}
+    earlier = [step for step in steps if step < before]
+    return steps[max(earlier)] if earlier else None
 
 
-def kept(arguments: Any) -> str:
-    """Return what remains of a run that stops, for a sentence."""
-    last = last_checkpoint(Path(arguments.output_dir or "."))
-    return f"the last good checkpoint is {last}" if last else "nothing was saved before it"
+def kept(arguments: Any, before: int) -> str:
+    """Return what remains of a run that stops, for a sentence: the last weights that gave a loss that is a number."""
+    last = last_checkpoint(Path(arguments.output_dir or "."), before)
+    return f"the last good checkpoint is {last}" if last else "nothing good was saved before it"
