@@ -151,7 +151,7 @@ def _title(setting: dict[str, Any]) -> str:
 
 
 def _judge_beside(record: dict[str, Any], remark: Any) -> None:
-    from trimtab.cli.judging import judge_line
+    from trimtab.evaluate.judges import judge_line
 
     # an indicative judge's agreement stands beside its figures wherever they go, also into a pipe
     if record.get("indicative"):

@@ -43,7 +43,7 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
         return TfidfJudge.train(Path(name.removeprefix("tfidf:")).expanduser())
     if name.startswith(("http://", "https://")):
         if not model:
-            raise BadValue(f"the judge at {name} needs a model to ask for: give --judge-model NAME")
+            raise BadValue(f"the judge at {name} needs a model to ask for: give judge_model, or --judge-model, NAME")
         return EndpointJudge(name, model, key)
     if is_user_function(name):
         return open_function(name)
@@ -51,15 +51,3 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
         return LocalJudge.load(*name.split(","), **loading)
     known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")
     raise BadValue(f"unknown judge {name!r}{nearest(name, known)}")
-
-
-def judge_line(record: dict[str, Any]) -> str:
-    """Return what must stand beside a judge's figures: its name, and how far an indicative one agrees with people."""
-    if not record.get("indicative"):
-        return f"judge: {record['name']}"
-    parts = [
-        f"{100 * agreed['mean']:.1f} % [{100 * agreed['low']:.1f}, {100 * agreed['high']:.1f}] for {kind} "
-        f"(always the commoner answer: {100 * record['majority'][kind]:.1f} %)"
-        for kind, agreed in record["agreement"].items()
-    ]
-    return f"judge: {record['name']}, INDICATIVE: on held-out questions it agrees with people on {', '.join(parts)}"

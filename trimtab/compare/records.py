@@ -107,6 +107,10 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**unit._asdict(), "step": step, **record})
 
+    def answers(self, unit: Unit) -> Path:
+        """Return the folder for a unit's generated answers while a judge has not given all its verdicts on them."""
+        return self.path / "answers" / _stem(unit)
+
     def forget(self, unit: Unit, *, only_failed: bool = False) -> int:
         """Delete a unit's records and return how many there were.
 

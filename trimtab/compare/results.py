@@ -119,6 +119,12 @@ class Comparison:
         return dict(Counter(r.get("machine", unknown) for r in (*self.trials, *self.tests)).most_common())
 
     @property
+    def peak_kinds(self) -> dict[str, int]:
+        """What the peak memory of the trials is a peak of, each with how many of them; the most frequent first."""
+        made = [t["made"] for t in self.trials if t["status"] == "done"]
+        return dict(Counter(m["peak_kind"] for m in made if m["peak_bytes"] is not None).most_common())
+
+    @property
     def crowds(self) -> dict[str, int]:
         """How many processes shared a device, each with how many records were made so."""
         return dict(Counter(str(r.get("workers", "not recorded")) for r in (*self.trials, *self.tests)).most_common())
