@@ -116,6 +116,23 @@ def test_a_run_in_which_nothing_is_done_yet_is_drawn_too(done, tmp_path):
     assert "NOT FINISHED: 0 of 8" in page.read_text()
 
 
+def test_a_damaged_record_is_named_and_a_trial_that_is_gone_too(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    (measured,) = (tmp_path / "run" / "records").glob("iti-*fold0*/test.json")
+    whole = measured.read_text()
+    for damaged, what in ((whole[:200], "is not valid JSON"), ("{}", "field 'method' is missing")):
+        measured.write_text(damaged)
+        with pytest.raises(Incompatible, match=f"test.json .*{what}.*; delete it and run again"):
+            Comparison.load(tmp_path / "run")
+    measured.write_text(whole)
+    for trial in measured.parent.glob("trial-*.json"):
+        trial.unlink()
+    with pytest.raises(
+        Incompatible, match=r"ITI, fold 0, seed 0: there is a measurement of trial \d and no record of it"
+    ):
+        Comparison.load(tmp_path / "run").rows()
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(Incompatible, match="no comparison at"):
         Comparison.load(tmp_path / "none")

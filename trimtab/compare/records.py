@@ -10,15 +10,25 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 from trimtab.compare.design import Unit, digest
 from trimtab.compare.specification import grown
 from trimtab.errors import Incompatible, TrimtabError
+from trimtab.fields import fault
 from trimtab.storage import check_writable, write_json
 
 RUN_KIND = "comparison"
 TEST = "test"
+
+
+class _Record(TypedDict):
+    method: str
+    fold: int
+    seed: int
+    size: int | None
+    step: int | str
+    status: str
 
 
 class RunFolder:
@@ -187,9 +197,13 @@ class RunFolder:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as cause:
         raise Incompatible(f"{path} is not valid JSON; delete it and run again") from cause
+    wrong = fault(record, _Record)
+    if wrong is not None:
+        raise Incompatible(f"{path} is no record of a comparison: {wrong}; delete it and run again")
+    return record
 
 
 def _stem(unit: Unit) -> str:

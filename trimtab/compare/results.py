@@ -99,7 +99,10 @@ class Comparison:
         for trial in self.trials_of(test):
             if trial["step"] == number:
                 return trial
-        raise Incompatible(f"trial {number} of {_unit(test)} has a measurement but no record; run the comparison again")
+        raise Incompatible(
+            f"{test['method']}, fold {test['fold']}, seed {test['seed']}: there is a measurement of trial {number} and "
+            "no record of it; delete the measurement (its test.json in records/) and run the comparison again"
+        )
 
     def trials_of(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the trials of the same unit as a last measurement."""
