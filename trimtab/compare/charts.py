@@ -42,7 +42,7 @@ def intervals_figure(rows: Sequence[ResultRow]) -> Figure:
     if shown:
         axes.axvline(100 * shown[0][1], color="grey", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
-    axes.set(xlabel="True*Info (%), 95 % interval over questions", xlim=(0, 100))
+    axes.set(xlabel="True*Info (%), 95 % interval over questions", xlim=(0, 102), ylim=(-0.7, max(1, len(shown)) - 0.3))
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -114,6 +114,7 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
     axes.set(xlabel="training questions, validation part included", ylabel="True*Info (%)", xscale="log", ylim=(0, 104))
     axes.set_xticks(sorted({n for c in curves.values() for n, _ in c}), minor=False)
     axes.get_xaxis().set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
