@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from trimtab.edits import Method
 
 QUICK_LEFT_OUT = (
-    "beside the shipped comparison, two of three seeds, one of two folds, half of the trials, seven of ten random draws, "
-    "all but 50 of the test questions, all but 120 of the training questions, ITI along probe weights, CAA, LoRA + ITI, "
-    "and every tuning method but LoRA (at 3 passes over the data); its intervals are wide"
+    "beside the shipped comparison, two of three seeds, one of two folds, half of the trials, seven of ten random "
+    "draws, all but 50 of the test questions, all but 120 of the training questions, ITI along probe weights, CAA, "
+    "LoRA + ITI, and every tuning method but LoRA (at 3 passes over the data); its intervals are wide"
 )
 
 
