@@ -129,6 +129,9 @@ def test_entries_of_a_file_are_methods():
         ("trials: 0", "trials must be a whole number of 1 or more, got 0"),
         ("train_sizes: [few]", "train_sizes must be a list of a whole number of 3 or more or all"),
         ("train_sizes: [2]", "train_sizes must be a list"),
+        ("train_sizes: [5000, all]", "5000 training questions asked for, and fold 0 has 229"),
+        ("judge: exatc", "unknown judge 'exatc'; did you mean exact"),
+        ("judge: http://127.0.0.1:9", "needs a model to ask for: give judge_model, or --judge-model, NAME"),
         ("low_data_methods: [loar]", "low_data_methods: 'loar' is not among the methods"),
         ("questions: 5", "questions must be text, got 5"),
         ("load: {dtpye: float32}", "load: unknown key 'dtpye'; did you mean dtype"),
@@ -145,6 +148,18 @@ def test_a_file_that_says_what_cannot_be_is_refused_in_one_sentence_that_names_t
     assert message in said(result)
     assert "Traceback" not in said(result) and result.output.strip().count("\n") == 0
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_names_the_judge_and_runs_of_two_judges_are_two_comparisons(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_JUDGE_KEY", "secret")
+    said = []
+    for model in ("grader", "other"):
+        (tmp_path / "c.yaml").write_text(f"judge: http://127.0.0.1:9/v1\njudge_model: {model}\n")
+        meters = job_of(read_comparison_file(tmp_path / "c.yaml")).meters
+        assert meters.judge.key == "secret"
+        said.append(meters.as_dict())
+    assert said[0]["judge"] == "grader at http://127.0.0.1:9/v1" and said[0] != said[1]
+    assert "secret" not in str(said)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.comparing import METERS, SpyMethod, tiny_run
+from tests.comparing import METERS, TEXTS, SpyMethod, length_judge, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Comparison, Design, Job, run_job
+from trimtab.compare import Comparison, Design, Job, Meters, run_job
 from trimtab.compare.design import Unit, named
 from trimtab.compare.records import RunFolder
-from trimtab.errors import Incompatible
+from trimtab.errors import BadValue, Incompatible
+from trimtab.evaluate import generation
 
 JOB = {"questions": tiny_questions(12), "test": None, "design": Design(2, (0,), 2), "meters": METERS}
 
@@ -51,7 +52,9 @@ def run(failed, tmp_path):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.json")}
+    kept = folder / "answers"  # of failed trials, until they are tried again
+    files = (p for p in folder.rglob("*.json") if not p.is_relative_to(kept))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def again(folder, methods, **options):
@@ -135,3 +138,53 @@ def test_records_name_the_machine_and_how_many_processes_shared_it(run):
         assert (place.n_working("here"), place.n_working("there"), place.n_working("nowhere")) == (2, 1, 0)
     assert place.n_working("here") == 0
     assert not list((folder / "locks").glob("worker-*"))
+
+
+class Grader:
+    """A judge at some address that is gone after so many verdicts."""
+
+    def __init__(self, left):
+        self.record = {"name": "grader at http://127.0.0.1:9"}
+        self.left, self.given = left, 0
+
+    def __call__(self, question, answer):
+        if self.given == self.left:
+            raise BadValue("judge grader cannot be asked")
+        self.given += 1
+        return length_judge(question, answer)
+
+
+def test_what_was_generated_and_judged_before_a_judge_broke_is_not_done_again(tmp_path, monkeypatch):
+    methods = [SpyMethod(strengths=(1.0, 2.0))]
+    generated = []
+
+    def counted(inner):
+        def count(*arguments, **options):
+            generated.append(len(arguments[2]))
+            return inner(*arguments, **options)
+
+        return count
+
+    for name in ("complete", "completions"):
+        monkeypatch.setattr(generation, name, counted(getattr(generation, name)))
+
+    def compared(folder, judge, **options):
+        job = Job(named(methods), **{**JOB, "meters": Meters(judge=judge, texts=TEXTS, max_new_tokens=4)})
+        return run_job(tiny_model(), tiny_tokenizer(), job, folder, **options)
+
+    whole = Grader(1000)
+    expected = compared(tmp_path / "whole", whole)
+    in_one_go = sorted(generated)
+    generated.clear()
+
+    first, second = Grader(20), Grader(1000)
+    broken = compared(tmp_path / "run", first)
+    failed = [t["why"] for t in (*broken.tests, *broken.trials) if t["status"] == "failed"]
+    assert any("verdicts are kept in" in why and "another try of the same goes on" in why for why in failed)
+    assert list((tmp_path / "run" / "answers").iterdir())
+    result = compared(tmp_path / "run", second, retry_failed=True)
+    assert result.finished and not any(t["status"] == "failed" for t in (*result.tests, *result.trials))
+    assert sorted(generated) == in_one_go
+    assert first.given + second.given == whole.given + 1  # each run asks once whether the judge judges
+    assert [r.metrics for r in result.rows()] == [r.metrics for r in expected.rows()]
+    assert not list((tmp_path / "run" / "answers").iterdir())

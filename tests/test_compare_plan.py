@@ -33,3 +33,15 @@ def test_the_plan_times_validation_questions_and_never_shows_a_test_question(tmp
     # four measurements on the test questions against one or two, with the same fit
     assert rows["Random direction"].seconds > rows["ITI"].seconds > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_a_low_data_curve_is_timed_on_the_questions_of_the_main_table(tmp_path):
+    judge = SpyJudge()
+    job = Job(
+        named([FewShot(shots=(1,), draws=1)]), tiny_questions(12), tiny_questions(24)[12:],
+        Design(1, (0,), 1, train_sizes=(3, None)), Meters(judge, texts=TEXTS, max_new_tokens=3),
+    )  # fmt: skip
+    plan = estimate(tiny_model(), tiny_tokenizer(), job, tmp_path / "run")
+    assert plan.parts == {"train": 9, "choose": 3, "test": 12}
+    assert len({question for _, question in judge.log}) == 3  # at three training questions there is one to choose on
+    assert [row.units for row in plan.rows] == [2, 2]

@@ -284,6 +284,9 @@ def test_low_data_sizes_are_nested_and_counted_with_their_validation_part():
     assert pools[0] < pools[1] < pools[2]
     with pytest.raises(BadValue, match="3 questions or more"):
         Design(train_sizes=(2,))
+    # a point of the curve at more questions than there are would be the last one drawn again, further right
+    with pytest.raises(BadDataset, match="7 training questions asked for, and fold 0 has 6"):
+        Job(named([ITI()]), tiny_questions(12), None, Design(2, (0,), 1, train_sizes=(7, None)), METERS)
 
 
 def test_runs_may_be_joined_where_all_else_is_equal_and_are_refused_with_the_reason_otherwise(done, tmp_path):

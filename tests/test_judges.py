@@ -163,7 +163,7 @@ def test_a_judge_that_fails_loses_neither_answers_nor_verdicts(endpoint, tmp_pat
     model, questions = counting_model(), tiny_questions(4)
     url, seen = endpoint(GOOD, GOOD, "mu")
     ask = {"judge": EndpointJudge(url, "grader", pause=0), "max_new_tokens": 3, "keep": tmp_path}
-    with pytest.raises(BadValue, match=r"4 answers and 2 verdicts are kept in .*: run the same again"):
+    with pytest.raises(BadValue, match=r"4 answers and 2 verdicts are kept in .*: another try"):
         generate_answers(model, tiny_tokenizer(), questions, **ask)
     assert (model.calls, len(seen)) == (1, 2 + 3)
     url, seen = endpoint('{"true": false, "informative": true}')

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.comparing import METERS, FailsInFoldOf, SpyMethod, tiny_run
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import Comparison, Design, FewShot, Job, run_job
-from trimtab.compare.charts import PALETTE, low_data_figure, pareto_front, styles
+from trimtab.compare.charts import PALETTE, intervals_figure, low_data_figure, pareto_figure, pareto_front, styles
 from trimtab.compare.design import named
 from trimtab.compare.knobs import knob_lines, knobs_figure, tried
 from trimtab.compare.markdown import cost_cells, facts, quality_cells, size, to_markdown
@@ -116,6 +116,23 @@ def test_a_run_in_which_nothing_is_done_yet_is_drawn_too(done, tmp_path):
     assert "NOT FINISHED: 0 of 8" in page.read_text()
 
 
+def test_a_damaged_record_is_named_and_a_trial_that_is_gone_too(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    (measured,) = (tmp_path / "run" / "records").glob("iti-*fold0*/test.json")
+    whole = measured.read_text()
+    for damaged, what in ((whole[:200], "is not valid JSON"), ("{}", "field 'method' is missing")):
+        measured.write_text(damaged)
+        with pytest.raises(Incompatible, match=f"test.json .*{what}.*; delete it and run again"):
+            Comparison.load(tmp_path / "run")
+    measured.write_text(whole)
+    for trial in measured.parent.glob("trial-*.json"):
+        trial.unlink()
+    with pytest.raises(
+        Incompatible, match=r"ITI, fold 0, seed 0: there is a measurement of trial \d and no record of it"
+    ):
+        Comparison.load(tmp_path / "run").rows()
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(Incompatible, match="no comparison at"):
         Comparison.load(tmp_path / "none")
@@ -135,6 +152,24 @@ def test_the_pareto_front_is_what_nothing_beats(points):
         return any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)
 
     assert {points[i] for i in pareto_front(points)} == {p for p in points if not beaten(p)}
+
+
+def test_a_method_looks_the_same_in_every_figure_and_no_point_is_cut_off(done):
+    rows = done[1].rows()
+    left, right = pareto_figure(rows).axes
+    looks = {line.get_label(): (line.get_color(), line.get_marker()) for line in left.get_lines() if line.get_label()}
+    markers = [line for line in intervals_figure(rows).axes[0].get_lines() if line.get_marker() in "osD^vP*X<>hd"]
+    assert {(line.get_color(), line.get_marker()) for line in markers} <= set(looks.values())
+    for axes in (left, right):
+        low, high = axes.get_xlim()
+        drawn = [x for line in axes.get_lines() for x in line.get_xdata()]
+        assert low < min(drawn) and 1.5 * max(drawn) < high
+
+
+def test_all_panels_show_kl_on_one_scale():
+    comparison = trials_of([({"a": 1}, 0.5, 0.002), ({"a": 2}, 0.5, 0.003), ({"a": 2, "b": 1}, 0.5, 3.0)])
+    other = [axes for axes in knobs_figure(comparison).axes if axes.get_yscale() == "symlog"]
+    assert other and all(axes.get_ylim()[1] == 6.0 for axes in other)
 
 
 def trials_of(knobs_and_scores):
@@ -237,6 +272,7 @@ def test_the_low_data_curve_is_drawn_for_the_methods_that_it_was_asked_for(tmp_p
     curves = {line.get_label(): list(line.get_xdata()) for line in axes.get_lines()}
     assert curves == {"Baseline": [3, 4, 6], "ITI": [3, 4, 6], "Random direction": [3, 4, 6], "Few-shot": [6]}
     page, text = to_html(result), to_markdown(result)
+    assert "Few-shot, 3 training" not in page
     assert "<h2>Few training questions</h2>" in page
     assert "## 3 training questions" in text and "## 4 training questions" in text
     assert "Finished: 20 measurements." in text

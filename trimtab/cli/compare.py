@@ -43,7 +43,8 @@ def compare(
     """
     from trimtab.cli.comparison_file import QUICK_LEFT_OUT, ComparisonFile, job_of, read_comparison_file
     from trimtab.cli.comparison_file import quick as quick_file
-    from trimtab.cli.printing import print_json, remark
+    from trimtab.cli.judging import try_judge
+    from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model
     from trimtab.compare.estimate import estimate
     from trimtab.compare.protocol import run_job
@@ -58,23 +59,27 @@ def compare(
         plan = estimate(*loaded, job, out)
         print_json(plan.as_dict()) if as_json else typer.echo(plan.to_text())
         return
+    if not (out / "record.json").exists():
+        try_judge(job.meters.judge, job.questions)
     again = {"retry_failed": retry_failed, "redo_changed": redo_changed}
     done = run_job(*loaded, job, out, stop_after=stop_after, **again)
+    if as_json:
+        print_json({**done.as_dict(), **({"left_out": QUICK_LEFT_OUT} if quick else {})})
+        return
+    _show(done, job, out)
     if quick:
-        remark(f"Left out by --quick: {QUICK_LEFT_OUT}.")
-    print_json(done.as_dict()) if as_json else _show(done, job, out)
+        typer.echo(f"Left out by --quick: {QUICK_LEFT_OUT}.")
 
 
 def _show(done: "Comparison", job: "Job", out: Path) -> None:
     from trimtab.cli.printing import print_table
-    from trimtab.compare.markdown import COSTS, QUALITY, cost_cells, quality_cells, status
+    from trimtab.compare.markdown import COSTS, QUALITY, cost_cells, notes, quality_cells, status
 
     rows = done.rows(job.design.train_sizes[-1])
     print_table(
         QUALITY, [quality_cells(r) for r in rows], title="Means, 95 % intervals over questions, ± between seeds"
     )
     print_table(COSTS[:-1], [cost_cells(r)[:-1] for r in rows], title="Costs")
-    for row in rows:
-        for note in row.notes:
-            typer.echo(f"{row.name}: {note}")
+    for note in notes(done):
+        typer.echo(note)
     typer.echo(f"{status(done)}\nRun: {out}. Make the page with: trimtab report {out}")

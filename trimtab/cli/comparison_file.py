@@ -1,5 +1,6 @@
 """The YAML file that describes a comparison, read into methods, questions, design and meters."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from trimtab.edits import Method
 
 QUICK_LEFT_OUT = (
-    "two of three seeds, one of two folds, half of the trials, seven of ten random draws, all but 50 of the "
-    "test questions, all but 120 of the training questions, and every tuning method but LoRA (at 3 passes over the "
-    "data); its intervals are wide"
+    "beside the shipped comparison, two of three seeds, one of two folds, half of the trials, seven of ten random "
+    "draws, all but 50 of the test questions, all but 120 of the training questions, ITI along probe weights, CAA, "
+    "LoRA + ITI, and every tuning method but LoRA (at 3 passes over the data); its intervals are wide"
 )
 
 
@@ -57,6 +58,10 @@ class ComparisonFile:
     """Numbers of training questions for a low-data curve."""
     low_data_methods: Sequence[str] | None = None
     """The methods that the curve shows, as `methods` names them; all of them if not given."""
+    judge: str = "exact"
+    """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
+    judge_model: str | None = None
+    """The model to ask for at an OpenAI-compatible address."""
     metric: Literal["true_info", "mc1"] = "true_info"
     convention: Literal["plain", "lm-eval", "iti"] = "plain"
     max_new_tokens: Count = 50
@@ -102,13 +107,16 @@ def job_of(said: ComparisonFile) -> "Job":
     Raises:
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
+    from trimtab.cli.judging import open_judge
     from trimtab.compare import Design, Job, Meters
     from trimtab.compare.design import named
 
     questions, test = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
     design = Design(said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation, sizes)
+    loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
     meters = Meters(
+        judge=open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading),
         convention=said.convention,
         metric=said.metric,
         max_new_tokens=said.max_new_tokens,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge
+from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge, try_judge
 from trimtab.cli.options import (
     Alpha,
     AsJson,
@@ -90,11 +90,10 @@ def evaluate(
     left_out = total - len(questions)
     questions = questions if limit is None else questions[:limit]
     loading = {"dtype": dtype, "device": device, "quantization": quantization}
-    judged = (
-        None
-        if choices_only or (pairs and judge == "exact")
-        else open_judge(judge, judge_model, judge_key, try_on=questions, **loading)
-    )
+    judged = None
+    if not (choices_only or (pairs and judge == "exact")):
+        judged = open_judge(judge, judge_model, judge_key, **loading)
+        try_judge(judged, questions)
     if answers is None and judged not in (None, exact_judge) and not pairs:
         answers = Path("runs/answers")
     loaded = open_model(model, revision=revision, **loading)

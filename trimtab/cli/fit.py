@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge
+from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge, try_judge
 from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def fit(
     judged = None
     if judge != "exact":
         recipe.require_something_to_judge(questions, by, strength)
-        judged = open_judge(judge, judge_model, judge_key, try_on=questions, **loading)
+        judged = open_judge(judge, judge_model, judge_key, **loading)
+        try_judge(judged, questions)
     loaded = open_model(model, revision=revision, **loading)
     fitted = recipe.fit(
         *loaded, questions, **choices, top_k=top_k, strength=strength, judge=judged, kl_budget=kl_budget, seed=seed

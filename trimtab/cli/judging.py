@@ -24,33 +24,20 @@ JudgeKey = Annotated[
 ]
 
 
-def open_judge(
-    name: str, model: str | None = None, key: str | None = None, *, try_on: "QuestionSet", **loading: Any
-) -> "Judge":
+def open_judge(name: str, model: str | None = None, key: str | None = None, **loading: Any) -> "Judge":
     """Return the judge that the options describe; `loading` are options of `load_model` for judges run here.
-
-    It is asked for one verdict first, so that a wrong address or function shows before anything long is done.
 
     Raises:
         BadValue: an unknown judge (the nearest names are offered), an address without a model, a file without the
-            function; it cannot be asked, or gives no verdict.
+            function.
     """
     from trimtab.cli.setup import quiet
-    from trimtab.evaluate.generation import checked_verdict
-    from trimtab.evaluate.pairs import checked_score
-    from trimtab.steer.recipe import are_pairs
 
     quiet()
-    judge: Any = _named(name, model, key, {k: v for k, v in loading.items() if v is not None})
-    first = try_on[0]
-    if are_pairs(try_on):
-        checked_score(judge, first, first.best_answer)
-    else:
-        checked_verdict(judge(first, first.best_answer), judge)
-    return judge
+    return _named(name, model, key, {k: v for k, v in loading.items() if v is not None})
 
 
-def _named(name: str, model: str | None, key: str | None, loading: dict[str, Any]) -> "Judge":
+def _named(name: str, model: str | None, key: str | None, loading: dict[str, Any]) -> Any:
     from trimtab.cli.setup import nearest
     from trimtab.cli.user_code import is_user_function, open_function
     from trimtab.errors import BadValue
@@ -64,7 +51,7 @@ def _named(name: str, model: str | None, key: str | None, loading: dict[str, Any
         return TfidfJudge.train(Path(name.removeprefix("tfidf:")).expanduser())
     if name.startswith(("http://", "https://")):
         if not model:
-            raise BadValue(f"the judge at {name} needs a model to ask for: give --judge-model NAME")
+            raise BadValue(f"the judge at {name} needs a model to ask for: give judge_model, or --judge-model, NAME")
         return EndpointJudge(name, model, key)
     if is_user_function(name):
         return open_function(name)
@@ -75,7 +62,11 @@ def _named(name: str, model: str | None, key: str | None, loading: dict[str, Any
 
 
 def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
-    """Ask for one verdict before anything long is done, so that a wrong address or function shows at once."""
+    """Ask for one verdict before anything long is done, so that a wrong address or function shows at once.
+
+    Raises:
+        BadValue: the judge cannot be asked, or gives no verdict.
+    """
     from trimtab.evaluate.generation import checked_verdict
     from trimtab.evaluate.pairs import checked_score
     from trimtab.steer.recipe import are_pairs
@@ -90,17 +81,6 @@ def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
 def print_judge(record: dict[str, Any]) -> None:
     """Print which judge gave the figures; an indicative one's agreement stands beside them, also in a pipe."""
     from trimtab.cli.printing import remark
+    from trimtab.evaluate.judges import judge_line
 
     (typer.echo if record.get("indicative") else remark)(judge_line(record))
-
-
-def judge_line(record: dict[str, Any]) -> str:
-    """Return what must stand beside a judge's figures: its name, and how far an indicative one agrees with people."""
-    if not record.get("indicative"):
-        return f"judge: {record['name']}"
-    parts = [
-        f"{100 * agreed['mean']:.1f} % [{100 * agreed['low']:.1f}, {100 * agreed['high']:.1f}] for {kind} "
-        f"(always the commoner answer: {100 * record['majority'][kind]:.1f} %)"
-        for kind, agreed in record["agreement"].items()
-    ]
-    return f"judge: {record['name']}, INDICATIVE: on held-out questions it agrees with people on {', '.join(parts)}"

@@ -20,8 +20,11 @@ MARKERS = "osD^vP*X<>hd"
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return a colour and a marker for each name; no two share both."""
-    pairs = zip(names, cycle(PALETTE), cycle(MARKERS), strict=False)
+    """Return a colour and a marker for each name; no two share both.
+
+    Figures of one report give the comparison's methods, so that a method looks the same in all of them.
+    """
+    pairs = zip(dict.fromkeys(names), cycle(PALETTE), cycle(MARKERS), strict=False)
     return {name: {"color": color, "marker": marker} for name, color, marker in pairs}
 
 
@@ -29,7 +32,7 @@ def intervals_figure(rows: Sequence[ResultRow]) -> Figure:
     """Return True*Info of every row with its interval; the unedited model's is a line, a control's draws are ticks."""
     shown = [(row, m.estimate) for row in rows if (m := row.metrics["true_info"])]
     figure, axes = new_figure(8, 0.9 + 0.34 * max(1, len(shown)))
-    style = styles([row.method for row, _ in shown])
+    style = styles([row.method for row in rows])
     for place, (row, value) in enumerate(reversed(shown)):
         look = style[row.method]
         axes.plot([100 * value.low, 100 * value.high], [place, place], color=look["color"], linewidth=2)
@@ -39,7 +42,7 @@ def intervals_figure(rows: Sequence[ResultRow]) -> Figure:
     if shown:
         axes.axvline(100 * shown[0][1], color="grey", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
-    axes.set(xlabel="True*Info (%), 95 % interval over questions", xlim=(0, 100))
+    axes.set(xlabel="True*Info (%), 95 % interval over questions", xlim=(0, 102), ylim=(-0.7, max(1, len(shown)) - 0.3))
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -61,20 +64,17 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
     """Return True*Info against KL and against the seconds to make it, each with its Pareto front."""
     figure, (left, right) = new_figure(10, 4.6, columns=2)
-    _pareto(left, rows, lambda r: r.metrics["kl"].estimate if r.metrics["kl"] else 0.0)
+    _pareto(left, rows, lambda r: r.metrics["kl"].estimate if r.metrics["kl"] else 0.0, linear=1e-3)
     left.set(xlabel="KL(unedited || edited), nats per token (prompting: 0)", ylabel="True*Info (%)", ylim=(0, 104))
-    left.set_xscale("symlog", linthresh=1e-3)
-    left.set_xlim(left=-2e-4)
-    _pareto(right, rows, lambda r: r.costs["seconds"])
+    _pareto(right, rows, lambda r: r.costs["seconds"], linear=0.1)
     right.set(xlabel="seconds to make", ylim=(0, 104))
-    right.set_xscale("symlog", linthresh=0.1)
-    right.set_xlim(left=-0.02)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
-def _pareto(axes: Any, rows: Sequence[ResultRow], cost: Callable[[ResultRow], float | None]) -> None:
+def _pareto(axes: Any, rows: Sequence[ResultRow], cost: Callable[[ResultRow], float | None], *, linear: float) -> None:
+    """Draw the points and their front; costs below `linear` stand on a linear scale, the rest on a logarithmic one."""
     style, shown, points = styles([r.method for r in rows]), [], []
     for row in rows:
         gain, x = row.metrics["true_info"], cost(row)
@@ -86,6 +86,8 @@ def _pareto(axes: Any, rows: Sequence[ResultRow], cost: Callable[[ResultRow], fl
         axes.plot(x, y, **style[row.method], markerfacecolor=face, linestyle="", markersize=8, label=row.name)
     front = [points[i] for i in pareto_front(points)]
     axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=1, zorder=0, drawstyle="steps-post")
+    axes.set_xscale("symlog", linthresh=linear)
+    axes.set_xlim(-linear / 5, 2 * max([linear, *(x for x, _ in points)]))
     axes.grid(alpha=0.3)
 
 
@@ -100,7 +102,9 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
         for row in comparison.rows(size):
             if row.variant == "best" and (value := row.metrics["true_info"]):
                 curves.setdefault(row.method, []).append((size or whole, value.estimate))
-    for (name, curve), look in zip(curves.items(), styles(list(curves)).values(), strict=True):
+    style = styles(comparison.methods)
+    for name, curve in curves.items():
+        look = style[name]
         curve.sort(key=lambda point: point[0])
         x, y = [n for n, _ in curve], [100 * v for _, v in curve]
         axes.plot(x, y, **look, label=name)
@@ -110,6 +114,7 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
     axes.set(xlabel="training questions, validation part included", ylabel="True*Info (%)", xscale="log", ylim=(0, 104))
     axes.set_xticks(sorted({n for c in curves.values() for n, _ in c}), minor=False)
     axes.get_xaxis().set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -129,7 +134,9 @@ def losses_figure(comparison: Comparison) -> Figure | None:
     if not curves:
         return None
     figure, axes = new_figure(8, 4.2)
-    for (name, runs), look in zip(curves.items(), styles(list(curves)).values(), strict=True):
+    style = styles(comparison.methods)
+    for name, runs in sorted(curves.items(), key=lambda item: comparison.methods.index(item[0])):
+        look = style[name]
         smooth = np.array([_fiftieths(losses) for losses in runs])
         x = np.linspace(0, 1, smooth.shape[1])
         axes.plot(x, smooth.mean(0), **look, linewidth=1.5, markevery=10, markersize=5, label=name)
@@ -171,7 +178,7 @@ def heads_figure(comparison: Comparison) -> Figure | None:
             color = "white" if accuracy[row, head] < 0.75 else "black"
             axes.text(head, row, str(count), ha="center", va="center", color=color, fontsize="small")
     axes.set_yticks(range(len(layers)), [str(x) for x in layers])
-    axes.set(xlabel="head", ylabel="layer", title=f"How often shifted, of {len(edits)}" if small else "")
+    axes.set(xlabel="head", ylabel="layer", title=f"How often shifted, of {len(edits)} fits" if small else "")
     figure.colorbar(image, label="probe accuracy (%)")
     return figure
 

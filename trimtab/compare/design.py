@@ -17,6 +17,7 @@ from trimtab.datasets import QuestionSet, neutral_texts, validation_texts
 from trimtab.edits import Edit, Method, NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import Judge, exact_judge
+from trimtab.evaluate.judges import judge_record
 from trimtab.evaluate.multiple_choice import Convention
 
 BASELINE = NoEdit().name
@@ -98,9 +99,11 @@ class Meters:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that tell one set of meters from another."""
-        judge = getattr(self.judge, "name", getattr(self.judge, "__name__", type(self.judge).__name__))
+        record = judge_record(self.judge)
+        says = {k: v for k, v in record.items() if k != "name"}
         return {
-            "judge": str(judge),
+            "judge": str(record["name"]),
+            **({"judge_record": says} if says else {}),
             "convention": self.convention,
             "metric": self.metric,
             "texts": digest(self.neutral()),
@@ -196,7 +199,12 @@ class Job:
             BadDataset: fewer than two questions to train on or none to choose on.
         """
         fold, held = self._folds(unit.seed)[unit.fold]
-        if unit.size is not None and unit.size < len(fold):
+        if unit.size is not None and unit.size > len(fold):
+            raise BadDataset(
+                f"{unit.size} training questions asked for, and fold {unit.fold} has {len(fold)}; ask for fewer, or "
+                "for all of them"
+            )
+        if unit.size is not None:
             order = np.random.default_rng([unit.seed, unit.fold, 1]).permutation(len(fold))
             fold = fold.select(sorted(order[: unit.size]))
         n_validation = max(1, round(self.design.validation * len(fold)))

@@ -40,20 +40,23 @@ def do_control(worker: Worker, unit: Unit, control: Control) -> None:
             if worker.late:
                 return
             record = {"knobs": {**trial["knobs"], "draw": number}}
-            record |= _drawn(worker, parts, lambda seed=(unit.seed, unit.fold, number): control.draw(make(), seed=seed))
+            record |= _drawn(
+                worker, unit, parts, lambda seed=(unit.seed, unit.fold, number): control.draw(make(), seed=seed)
+            )
             worker.write(unit, number, record)
         records.append(record)
     worker.write(
         unit, TEST, _summary(worker.about(parts), records, {"method": control.follows, "trial": theirs["best"]})
     )
+    worker.tidy(unit)
 
 
-def _drawn(worker: Worker, parts: Parts, make: Callable[[], Edit]) -> dict[str, Any]:
+def _drawn(worker: Worker, unit: Unit, parts: Parts, make: Callable[[], Edit]) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         edit = make()
         made = time.perf_counter()
-        found = worker.last_measurement(edit, parts.test)
+        found = worker.last_measurement(unit, edit, parts.test)
     except Exception as mistake:
         return {"status": "failed", "why": why(mistake)}
     seconds = {"fit": made - started, "measure": time.perf_counter() - made}

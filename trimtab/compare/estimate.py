@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.compare.control import Control
-from trimtab.compare.design import Job, Unit
+from trimtab.compare.design import Job, Parts, Unit
 from trimtab.compare.markdown import table_lines
 from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, measuring
 from trimtab.compare.records import TEST, RunFolder
@@ -44,7 +44,7 @@ class Plan:
 
     rows: tuple[PlanRow, ...]
     parts: dict[str, int]
-    """Questions of the first unit: train, validation, test."""
+    """Questions of one unit of the main table: train, validation, test."""
 
     @property
     def seconds(self) -> float:
@@ -74,7 +74,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
     steps. Test questions are counted, never shown.
     """
     folder = RunFolder(out)
-    first, unedited = job.parts(job.units[0]), None
+    first, unedited = _parts(job), None
     rows = []
     for name in tracked(list(job.methods), "timing"):
         units = [u for u in job.units if u.method == name]
@@ -93,6 +93,11 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
             basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"
         rows.append(PlanRow(name, len(settings), len(units), len(missing), seconds, basis))
     return Plan(tuple(rows), {"train": len(first.train), "choose": len(first.validation), "test": len(first.test)})
+
+
+def _parts(job: Job) -> Parts:
+    # those of the main table: a low-data curve begins with too few questions to time anything on
+    return job.parts(Unit("", 0, job.design.seeds[0], job.design.train_sizes[-1]))
 
 
 def _trials(folder: RunFolder, unit: Unit, n: int) -> list[dict[str, Any]]:
@@ -118,7 +123,7 @@ class _Cost:
         # a control costs what fitting the method that it follows costs, and then only its measurements
         fitted = given.follows if isinstance(given, Control) else name
         method: Any = job.methods[fitted]
-        knobs, (train, validation, _) = job.settings(fitted)[0], job.parts(job.units[0])
+        knobs, (train, validation, _) = job.settings(fitted)[0], _parts(job)
         fits = fitting(model, tokenizer, method, knobs, train)
         if any(tuned for _, tuned, _ in fits.parts):
             # a tuned model answers about as fast as the model itself; fitting another one would take longer

@@ -95,9 +95,11 @@ def knobs_figure(comparison: Comparison) -> Figure | None:
     n_rows = -(-len(panels) // 3)
     figure, grid = new_figure(11, 2.7 * n_rows, columns=3, rows=n_rows)
     cells = np.atleast_1d(grid).flatten()
+    # one scale of KL for all: on their own, panels would show the smallest drift as large as the largest
+    highest = max((kl for *_, groups in panels for p in groups for v in p.values() for _, kl in v if kl), default=0.0)
     for axes, (method, knob, groups) in zip(cells, panels, strict=False):
         values = sorted({value for points in groups for value in points})
-        _panel(axes, groups)
+        _panel(axes, groups, highest)
         joined = any(len(points) > 1 for points in groups)
         positive = min(values) > 0 and max(values) / min(values) >= 4
         axes.set(ylim=(0, 104), xscale="log" if positive else "linear")
@@ -111,7 +113,7 @@ def knobs_figure(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _panel(axes: Any, groups: list[Points]) -> None:
+def _panel(axes: Any, groups: list[Points], highest: float) -> None:
     other = None
     for points in groups:
         values = sorted(points)
@@ -125,6 +127,7 @@ def _panel(axes: Any, groups: list[Points]) -> None:
             other.plot(values, [float(np.mean(d)) for d in drifts], color=PALETTE[1], marker="s", linestyle=":")
     if other is not None:
         other.set_yscale("symlog", linthresh=1e-3)
+        other.set_ylim(-2e-4, 2 * max(highest, 1e-3))
         other.tick_params(axis="y", colors=PALETTE[1], labelsize="x-small")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from trimtab.compare.results import Comparison
 from trimtab.compare.rows import ResultRow
 from trimtab.compare.statistics import PairedDifference, Spread
+from trimtab.evaluate.judges import judge_line
 
 PERCENT = {"true_info": "True*Info", "true": "True", "info": "Info", "mc1": "MC1", "mc2": "MC2"}
 NATS = {"ce": "CE", "kl": "KL"}
@@ -112,13 +113,27 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "Design": f"{design['folds']} fold(s), seeds {', '.join(map(str, design['seeds']))}, up to {design['trials']} "
         f"trials per method, {100 * design['validation']:.0f} % of a training fold to choose on",
         "Chosen by": f"{meters['metric']} on validation questions; KL budget {design['kl_budget']} nats per token",
-        "Judge": f"{meters['judge']}, answers of up to {meters['max_new_tokens']} tokens, greedy; multiple choice "
+        "Judge": f"{_judge(meters)}, answers of up to {meters['max_new_tokens']} tokens, greedy; multiple choice "
         f"{meters['convention']}",
         "Neutral texts": f"hash {meters['texts']}",
+        "Peak memory": "; ".join(f"{kind}: {n} records" for kind, n in comparison.peak_kinds.items()) or "not told",
         "Hardware": "; ".join(f"{name}: {n} records" for name, n in comparison.machines.items()) or "nothing run yet",
         "Processes that shared a device": "; ".join(f"{n}: {count} records" for n, count in comparison.crowds.items()),
         "Versions of the process that began the run": ", ".join(f"{k} {v}" for k, v in s["versions"].items()),
     }
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return what the rows must say, those of the main table first, then those of smaller numbers of questions."""
+    found = []
+    for size in (comparison.sizes[-1], *comparison.sizes[:-1]):
+        where = "" if size == comparison.sizes[-1] else f", {size} training questions"
+        found += [f"{row.name}{where}: {note}" for row in comparison.rows(size) for note in row.notes]
+    return found
+
+
+def _judge(meters: Mapping[str, Any]) -> str:
+    return judge_line({"name": meters["judge"], **meters.get("judge_record", {})}).removeprefix("judge: ")
 
 
 def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
@@ -134,8 +149,8 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
         lines += [f"## {smaller or 'All'} training questions", ""]
         lines += [*table_lines(QUALITY, map(quality_cells, comparison.rows(smaller))), ""]
     lines += ["## Settings tried", "", *table_lines(SETTINGS, tried(comparison)), ""]
-    notes = [f"- {row.name}: {note}" for row in rows for note in row.notes]
-    lines += ["## Notes", "", *(notes or ["- none"]), "", "## Caveats", "", *(f"- {c}" for c in CAVEATS), ""]
+    noted = [f"- {note}" for note in notes(comparison)]
+    lines += ["## Notes", "", *(noted or ["- none"]), "", "## Caveats", "", *(f"- {c}" for c in CAVEATS), ""]
     lines += ["## What was run", ""]
     lines += [f"- {key}: {value}" for key, value in facts(comparison).items()]
     lines += [f"- {name}: `{text}`" for name, text in comparison.specification["methods"].items()]

@@ -10,15 +10,25 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 from trimtab.compare.design import Unit, digest
 from trimtab.compare.specification import grown
 from trimtab.errors import Incompatible, TrimtabError
+from trimtab.fields import fault
 from trimtab.storage import check_writable, write_json
 
 RUN_KIND = "comparison"
 TEST = "test"
+
+
+class _Record(TypedDict):
+    method: str
+    fold: int
+    seed: int
+    size: int | None
+    step: int | str
+    status: str
 
 
 class RunFolder:
@@ -107,6 +117,10 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**unit._asdict(), "step": step, **record})
 
+    def answers(self, unit: Unit) -> Path:
+        """Return the folder for a unit's generated answers while a judge has not given all its verdicts on them."""
+        return self.path / "answers" / _stem(unit)
+
     def forget(self, unit: Unit, *, only_failed: bool = False) -> int:
         """Delete a unit's records and return how many there were.
 
@@ -183,9 +197,13 @@ class RunFolder:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as cause:
         raise Incompatible(f"{path} is not valid JSON; delete it and run again") from cause
+    wrong = fault(record, _Record)
+    if wrong is not None:
+        raise Incompatible(f"{path} is no record of a comparison: {wrong}; delete it and run again")
+    return record
 
 
 def _stem(unit: Unit) -> str:

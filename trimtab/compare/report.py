@@ -21,6 +21,7 @@ from trimtab.compare.markdown import (
     cost_cells,
     difference_cells,
     facts,
+    notes,
     quality_cells,
     status,
     to_markdown,
@@ -39,6 +40,7 @@ h1 { margin-bottom: 0.2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid 
 .scroll { overflow-x: auto; } svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 13px; margin: 0.8rem 0; }
 th, td { text-align: right; padding: 0.3rem 0.4rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
+td { white-space: nowrap; } th.words, td.words { text-align: left; white-space: normal; }
 th { background: #f3f3f3; } th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: nowrap; }
 td small { color: #555; display: block; font-size: 11px; white-space: nowrap; }
 table.text td, table.text th { text-align: left; font-weight: 400; white-space: normal; min-width: 8rem; }
@@ -81,10 +83,12 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         _table(COSTS, map(cost_cells, rows)),
         _picture(charts.pareto_figure(rows), "The grey line joins the rows that no other row beats on both axes."),
         _section("Few training questions", charts.low_data_figure(comparison), "Bands: 95 % intervals over questions."),
+        *_low_data(comparison),
         _section(
             "Knobs",
             knobs_figure(comparison),
-            "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis). "
+            "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis, "
+            "the same in all panels). "
             "Lines join settings that differ in this knob alone; 'never alone': no two tried settings do, so that the "
             "panel says nothing about the knob itself.",
         ),
@@ -94,10 +98,14 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
             charts.losses_figure(comparison),
             "The chosen trials: mean over folds and seeds, and their range.",
         ),
-        _section("Heads", charts.heads_figure(comparison), "Where the probes read, and which heads were shifted."),
+        _section(
+            "Heads",
+            charts.heads_figure(comparison),
+            "Where the probes of ITI's rows read, averaged over their fits, and how often each head was shifted.",
+        ),
         *_answers(comparison, rows),
         "<h2>Notes</h2>",
-        _list(f"{row.name}: {note}" for row in rows for note in row.notes),
+        _list(notes(comparison)),
         "<h2>Caveats</h2>",
         _list(CAVEATS),
         "<h2>What was run</h2>",
@@ -129,8 +137,10 @@ def _picture(figure: Figure, caption: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_safe(h)}</th>" for h in heads)
-    body = "\n".join("<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>" for row in rows)
+    kinds = [' class="words"' if h in (COSTS[-1], SETTINGS[1]) else "" for h in heads]
+    head = "".join(f"<th{kind}>{_safe(h)}</th>" for h, kind in zip(heads, kinds, strict=True))
+    lines = ([f"<td{kind}>{_cell(c)}</td>" for c, kind in zip(row, kinds, strict=True)] for row in rows)
+    body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
@@ -142,6 +152,17 @@ def _cell(text: str) -> str:
 def _tried(comparison: Comparison) -> list[str]:
     lines = tried(comparison)
     return ["<h2>Settings tried</h2>", _table(SETTINGS, lines)] if lines else []
+
+
+def _low_data(comparison: Comparison) -> list[str]:
+    """Return True*Info of every method at every number of training questions as a table."""
+    found: dict[str, dict[int | None, str]] = {}
+    for size in comparison.sizes:
+        for row in (r for r in comparison.rows(size) if r.variant == "best"):
+            found.setdefault(row.method, {})[size] = quality_cells(row)[1]
+    heads = ("True*Info", *("all" if size is None else str(size) for size in comparison.sizes))
+    lines = ([m, *(found[m].get(size, "-") for size in comparison.sizes)] for m in comparison.methods)
+    return [_table(heads, lines)] if len(comparison.sizes) > 1 else []
 
 
 def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:

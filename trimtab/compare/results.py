@@ -99,7 +99,10 @@ class Comparison:
         for trial in self.trials_of(test):
             if trial["step"] == number:
                 return trial
-        raise Incompatible(f"trial {number} of {_unit(test)} has a measurement but no record; run the comparison again")
+        raise Incompatible(
+            f"{test['method']}, fold {test['fold']}, seed {test['seed']}: there is a measurement of trial {number} and "
+            "no record of it; delete the measurement (its test.json in records/) and run the comparison again"
+        )
 
     def trials_of(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the trials of the same unit as a last measurement."""
@@ -117,6 +120,12 @@ class Comparison:
         """What the measurements and trials were made on, each with how many of them; the most frequent first."""
         unknown = f"not recorded (the run was begun on {self.specification['hardware']})"
         return dict(Counter(r.get("machine", unknown) for r in (*self.trials, *self.tests)).most_common())
+
+    @property
+    def peak_kinds(self) -> dict[str, int]:
+        """What the peak memory of the trials is a peak of, each with how many of them; the most frequent first."""
+        made = [t["made"] for t in self.trials if t["status"] == "done"]
+        return dict(Counter(m["peak_kind"] for m in made if m["peak_bytes"] is not None).most_common())
 
     @property
     def crowds(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trimtab.compare.retrieval import Retrieved
@@ -96,8 +97,12 @@ def table(
     convention: Convention = "plain",
     texts: Sequence[str] | None = None,
     max_new_tokens: int = 50,
+    keep: str | Path | None = None,
 ) -> Table:
     """Return a table with one row per edit, all measured on the same questions and neutral texts.
+
+    Args:
+        keep: a folder for the generated answers and their verdicts (`trimtab.evaluate.generate_answers`).
 
     Raises:
         BadValue: no edits, or two of one name.
@@ -109,7 +114,9 @@ def table(
     choices = multiple_choice_many(model, tokenizer, questions, edits, convention=convention)
     moving = [i for i, edit in enumerate(edits) if not only_prompts(edit)]
     moves = dict(zip(moving, drifts(model, tokenizer, [edits[i] for i in moving], texts=texts), strict=True))
-    answers = generate_answers_many(model, tokenizer, questions, edits, judge=judge, max_new_tokens=max_new_tokens)
+    answers = generate_answers_many(
+        model, tokenizer, questions, edits, judge=judge, max_new_tokens=max_new_tokens, keep=keep
+    )
     for i, (edit, chosen, said) in enumerate(zip(edits, choices, answers, strict=True)):
         moved = moves.get(i)
         rows.append(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from trimtab.compare.control import Control
@@ -16,7 +18,7 @@ from trimtab.compare.records import TEST, RunFolder, why
 from trimtab.compare.table import only_prompts, table
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit
-from trimtab.evaluate import drift, generate_answers, multiple_choice
+from trimtab.evaluate import drift, exact_judge, generate_answers, multiple_choice
 from trimtab.models.tokens import input_device
 
 Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]
@@ -65,17 +67,28 @@ class Worker:
             if record is None:
                 if self.late:
                     return
-                record, edit = self._trial(fit, parts, knobs)
+                record, edit = self._trial(unit, fit, parts, knobs)
                 self.write(unit, number, record)
                 kept.offer(number, record, edit)
             records.append(record)
         if not self.late:
-            self.write(unit, TEST, self._measured(fit, parts, records, settings, kept))
+            self.write(unit, TEST, self._measured(unit, fit, parts, records, settings, kept))
+            self.tidy(unit)
 
     def write(self, unit: Unit, step: int | str, record: Mapping[str, Any]) -> None:
         """Write a record with the machine and the most processes that shared it since the unit was begun."""
         self.crowd = max(self.crowd, self.folder.n_working(self.place))
         self.folder.write(unit, step, {**record, "machine": self.machine, "workers": self.crowd})
+
+    def keep(self, unit: Unit) -> Path | None:
+        """Return where a unit's answers are kept until they are judged; an exact judge cannot fail on them."""
+        return None if self.job.meters.judge is exact_judge else self.folder.answers(unit)
+
+    def tidy(self, unit: Unit) -> None:
+        """Delete a unit's kept answers once its records hold them; after a failure they wait for the next try."""
+        test = self.folder.read(unit, TEST)
+        if test is not None and test["status"] == "done" and not test["failed_trials"]:
+            shutil.rmtree(self.folder.answers(unit), ignore_errors=True)
 
     def fitter(self, unit: Unit, parts: Parts) -> Fitter:
         """Return what fits a unit's method with given knobs, sharing between settings what the method can share."""
@@ -91,13 +104,15 @@ class Worker:
 
         return fit
 
-    def _trial(self, fit: Fitter, parts: Parts, knobs: Mapping[str, Any]) -> tuple[dict[str, Any], Edit | None]:
+    def _trial(
+        self, unit: Unit, fit: Fitter, parts: Parts, knobs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Edit | None]:
         started = time.perf_counter()
         try:
             with peak_memory(input_device(self.model)) as peak:
                 edit = fit(knobs)
             fitted = time.perf_counter()
-            scores = self._scores(edit, parts.validation)
+            scores = self._scores(edit, parts.validation, self.keep(unit))
         except Exception as mistake:
             return {"status": "failed", "knobs": dict(knobs), "why": why(mistake)}, None
         record = {
@@ -109,14 +124,14 @@ class Worker:
         }
         return record, edit
 
-    def _scores(self, edit: Edit, validation: QuestionSet) -> dict[str, float | None]:
+    def _scores(self, edit: Edit, validation: QuestionSet, keep: Path | None) -> dict[str, float | None]:
         meters, arguments = self.job.meters, (self.model, self.tokenizer)
         if meters.metric == "mc1":
             picked = multiple_choice(*arguments, validation, edit, convention=meters.convention)
             scores = {"score": float(picked.mc1), "mc1": float(picked.mc1), "mc2": float(picked.mc2)}
         else:
             said = generate_answers(
-                *arguments, validation, edit, judge=meters.judge, max_new_tokens=meters.max_new_tokens
+                *arguments, validation, edit, judge=meters.judge, max_new_tokens=meters.max_new_tokens, keep=keep
             )
             scores = {"score": float(said.true_info), "true": float(said.true), "info": float(said.informative)}
         if only_prompts(edit):
@@ -126,6 +141,7 @@ class Worker:
 
     def _measured(
         self,
+        unit: Unit,
         fit: Fitter,
         parts: Parts,
         records: Sequence[dict[str, Any]],
@@ -140,7 +156,7 @@ class Worker:
             for number in {best, within} - {None}:
                 assert number is not None
                 edit = kept.edits.get(number) or fit(settings[number])
-                results[number] = self.last_measurement(edit, parts.test)
+                results[number] = self.last_measurement(unit, edit, parts.test)
                 results[number]["refitted"] = number not in kept.edits
         except Exception as mistake:
             return {"status": "failed", "why": f"the last measurement failed: {why(mistake)}"}
@@ -158,7 +174,7 @@ class Worker:
         n = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
         return {"n": n, "questions": digest([q.question for q in parts.test])}
 
-    def last_measurement(self, edit: Edit, test: QuestionSet) -> dict[str, Any]:
+    def last_measurement(self, unit: Unit, edit: Edit, test: QuestionSet) -> dict[str, Any]:
         """Return an edit's record on the test questions and the neutral texts of the last measurement."""
         meters, texts = self.job.meters, self.job.meters.neutral()[1]
         row = table(
@@ -170,6 +186,7 @@ class Worker:
             convention=meters.convention,
             texts=texts,
             max_new_tokens=meters.max_new_tokens,
+            keep=self.keep(unit),
         ).rows[0]
         choices = {r["question"]: r for r in row.details["multiple_choice"]}
         asked = [q.question for q in test[:3]]

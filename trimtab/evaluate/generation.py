@@ -112,23 +112,31 @@ def generate_answers_many(
     convention: AnswerForm = "plain",
     max_new_tokens: int = 50,
     batch_size: int = 32,
+    keep: str | Path | None = None,
 ) -> tuple[GeneratedAnswers, ...]:
     """Return `generate_answers` of every edit; prompts that several edits ask and leave unedited run once for all.
 
     Raises:
         BadDataset: there are no questions.
-        BadValue: as for `generate_answers`.
+        BadValue, Incompatible: as for `generate_answers`.
     """
     asked = [_prompts(questions, edit, convention) for edit in edits]
-    form = {"paragraphs": convention == "iti", "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    found: dict[int, GeneratedAnswers] = {}
+    form = {"paragraphs": convention == "iti", "max_new_tokens": max_new_tokens}
+    kept = [
+        None if keep is None else KeptAnswers(keep, model, edit, prompts, **form)
+        for edit, prompts in zip(edits, asked, strict=True)
+    ]
+    answers: dict[int, list[str]] = {}
     for prompts in {tuple(prompts): prompts for prompts in asked}.values():
-        places = [i for i, own in enumerate(asked) if own == prompts]
-        for i, answers in zip(
-            places, completions(model, tokenizer, prompts, [edits[i] for i in places], **form), strict=True
-        ):
-            found[i] = _answered(questions, prompts, answers, judge, None)
-    return tuple(found[i] for i in range(len(edits)))
+        missing = [i for i, own in enumerate(asked) if own == prompts and not ((k := kept[i]) and k.there)]
+        if missing:
+            said = completions(model, tokenizer, prompts, [edits[i] for i in missing], **form, batch_size=batch_size)
+            answers |= dict(zip(missing, said, strict=True))
+    # all that was generated is written before anything is judged
+    for i, held in enumerate(kept):
+        if held is not None:
+            answers[i] = held.answers(lambda i=i: answers[i])
+    return tuple(_answered(questions, asked[i], answers[i], judge, kept[i]) for i in range(len(edits)))
 
 
 def _prompts(questions: Sequence[Question], edit: Edit, convention: str) -> list[str]:
@@ -167,8 +175,8 @@ def _judged(
             if kept is None:
                 raise
             raise type(cause)(
-                f"{cause}; {len(answers)} answers and {len(given)} verdicts are kept in {kept.folder}: run the same "
-                "again to go on from there"
+                f"{cause}; {len(answers)} answers and {len(given)} verdicts are kept in {kept.folder}: another try of "
+                "the same goes on from there"
             ) from cause
         if kept is not None:
             kept.add(judge, i, given[i])

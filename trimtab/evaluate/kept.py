@@ -51,13 +51,18 @@ class KeptAnswers:
         self.folder = Path(parent) / told.hexdigest()[:12]
         self.record = {**made, "model": made["model"]["name"]}
 
+    @property
+    def there(self) -> bool:
+        """Whether the answers stand on disk."""
+        return (self.folder / RECORD).is_file()
+
     def answers(self, generate: Callable[[], list[str]]) -> list[str]:
         """Return the answers that stand here, or those that `generate` gives, written first.
 
         Raises:
             Incompatible: they cannot be written, or what stands here is damaged.
         """
-        if (self.folder / RECORD).is_file():
+        if self.there:
             return load_result(self.folder, KIND, fields=_Answers)[0]["answers"]
         texts = generate()
         save_result(self.folder, KIND, {**self.record, "answers": texts}, {})

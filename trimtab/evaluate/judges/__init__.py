@@ -4,7 +4,7 @@ from trimtab.evaluate.judges.endpoint import EndpointJudge
 from trimtab.evaluate.judges.exact import ABSTENTIONS, exact_judge, normalised
 from trimtab.evaluate.judges.local import LocalJudge
 from trimtab.evaluate.judges.tfidf import TfidfJudge
-from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_record
+from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_line, judge_record
 
 __all__ = [
     "ABSTENTIONS",
@@ -14,6 +14,7 @@ __all__ = [
     "TfidfJudge",
     "Verdict",
     "exact_judge",
+    "judge_line",
     "judge_record",
     "normalised",
 ]

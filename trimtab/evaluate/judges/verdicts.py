@@ -24,3 +24,15 @@ Judge: TypeAlias = Callable[[Question, str], Verdict]
 def judge_record(judge: Callable[..., Any]) -> dict[str, Any]:
     """Return the judge's name and what it says of itself in its `record` attribute."""
     return {"name": getattr(judge, "__name__", type(judge).__name__), **getattr(judge, "record", {})}
+
+
+def judge_line(record: dict[str, Any]) -> str:
+    """Return what must stand beside a judge's figures: its name, and how far an indicative one agrees with people."""
+    if not record.get("indicative"):
+        return f"judge: {record['name']}"
+    parts = [
+        f"{100 * agreed['mean']:.1f} % [{100 * agreed['low']:.1f}, {100 * agreed['high']:.1f}] for {kind} "
+        f"(always the commoner answer: {100 * record['majority'][kind]:.1f} %)"
+        for kind, agreed in record["agreement"].items()
+    ]
+    return f"judge: {record['name']}, INDICATIVE: on held-out questions it agrees with people on {', '.join(parts)}"
