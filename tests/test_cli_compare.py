@@ -131,7 +131,7 @@ def test_entries_of_a_file_are_methods():
         ("train_sizes: [2]", "train_sizes must be a list"),
         ("train_sizes: [5000, all]", "5000 training questions asked for, and fold 0 has 229"),
         ("judge: exatc", "unknown judge 'exatc'; did you mean exact"),
-        ("judge: http://127.0.0.1:9", "needs a model to ask for: give judge_model, or --judge-model, NAME"),
+        ("judge: http://127.0.0.1:9", "needs a model to ask for: give --judge-model NAME"),
         ("low_data_methods: [loar]", "low_data_methods: 'loar' is not among the methods"),
         ("questions: 5", "questions must be text, got 5"),
         ("load: {dtpye: float32}", "load: unknown key 'dtpye'; did you mean dtype"),

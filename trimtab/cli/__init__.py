@@ -107,8 +107,6 @@ def _options(
 
 def main() -> None:
     """Run the command line; of several processes of one launch the first alone prints, since all find the same."""
-    # it advises, wherever it is imported, to install a kernel for 4-bit weights on the CPU
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     first = os.environ.get("RANK", "0") == "0"
     with contextlib.nullcontext() if first else _printed_nowhere():
         app(prog_name="trimtab")
