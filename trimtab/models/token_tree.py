@@ -51,7 +51,7 @@ class TokenTree:
             # one object for each prompt: rows that share it are then compared without a look inside
             parts.append((prompts.setdefault(prompt, prompt), tuple(row.ids[row.split :])))
         order = sorted(range(len(rows)), key=parts.__getitem__)
-        nodes = _Nodes()
+        nodes = _Nodes(sum(len(row.ids) for row in rows))
         paths: dict[int, Int[np.ndarray, " _"]] = {}
         units: list[list[int]] = []
         for row in order:
@@ -62,10 +62,10 @@ class TokenTree:
         nodes.leave(0)
         first, last = (parts[order[i]][0] for i in (0, -1)) if order else ((), ())
         return cls(
-            tokens=np.array(nodes.tokens, dtype=np.int64),
-            depth=np.array(nodes.depth, dtype=np.int64),
-            end=np.array(nodes.end, dtype=np.int64),
-            own=np.array(nodes.own, dtype=bool),
+            tokens=nodes.tokens[: nodes.n],
+            depth=nodes.depth[: nodes.n],
+            end=nodes.end[: nodes.n],
+            own=nodes.own[: nodes.n],
             paths=tuple(paths[i] for i in range(len(rows))),
             units=tuple(map(tuple, units)),
             n_root=n_common(first, last),
@@ -80,11 +80,10 @@ class TokenTree:
 class _Nodes:
     """The nodes of rows that are added in order, and the path to the last one."""
 
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.depth: list[int] = []
-        self.end: list[int] = []
-        self.own: list[bool] = []
+    def __init__(self, most: int) -> None:
+        self.n = 0
+        self.tokens, self.depth, self.end = (np.empty(most, dtype=np.int64) for _ in range(3))
+        self.own = np.empty(most, dtype=bool)
         self.path: Int[np.ndarray, " node"] = np.zeros(0, dtype=np.int64)
         self.row: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
@@ -95,19 +94,18 @@ class _Nodes:
             common = n_common(self.row[0], prompt)
             common += n_common(self.row[1], rest) if self.row[0] == prompt else 0
         self.leave(common)
-        start, length = len(self.tokens), len(prompt) + len(rest)
-        self.tokens += prompt[common:] + rest[max(0, common - len(prompt)) :]
-        self.depth += range(common, length)
-        self.own += [place >= len(prompt) for place in range(common, length)]
-        self.end += [0] * (length - common)
-        self.path = np.concatenate([self.path, np.arange(start, len(self.tokens))])
+        places = np.arange(common, len(prompt) + len(rest))
+        new = slice(self.n, self.n + len(places))
+        self.tokens[new] = prompt[common:] + rest[max(0, common - len(prompt)) :]
+        self.depth[new], self.own[new] = places, places >= len(prompt)
+        self.path = np.concatenate([self.path, np.arange(new.start, new.stop)])
+        self.n = new.stop
         self.row = (prompt, rest)
         return self.path
 
     def leave(self, common: int) -> None:
         """End the last path's nodes behind its first `common` ones: they have no more descendants."""
-        for node in self.path[common:].tolist():
-            self.end[node] = len(self.tokens)
+        self.end[self.path[common:]] = self.n
         self.path = self.path[:common]
 
 
