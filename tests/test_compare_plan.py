@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from tests.comparing import TEXTS, SpyJudge
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Design, FewShot, Job, Meters
+from trimtab.compare import Design, FewShot, Job, Meters, run_job
 from trimtab.compare.design import named
 from trimtab.compare.estimate import estimate
+from trimtab.errors import Incompatible
 from trimtab.steer import ITI, RandomDirection
 
 
@@ -45,3 +50,20 @@ def test_a_low_data_curve_is_timed_on_the_questions_of_the_main_table(tmp_path):
     assert plan.parts == {"train": 9, "choose": 3, "test": 12}
     assert len({question for _, question in judge.log}) == 3  # at three training questions there is one to choose on
     assert [row.units for row in plan.rows] == [2, 2]
+
+
+def test_methods_on_disk_with_other_settings_count_as_missing(tmp_path):
+    def job(shots):
+        return Job(
+            named([FewShot(shots=(shots,), draws=1)]), tiny_questions(12), tiny_questions(24)[12:],
+            Design(1, (0,), 1), Meters(SpyJudge(), texts=TEXTS, max_new_tokens=3),
+        )  # fmt: skip
+
+    run_job(tiny_model(), tiny_tokenizer(), job(1), tmp_path / "run")
+    same, other = (estimate(tiny_model(), tiny_tokenizer(), job(n), tmp_path / "run").rows for n in (1, 2))
+    assert [row.basis for row in same] == ["finished"] * 2
+    assert [row.basis.endswith("on disk with other settings: needs --redo-changed") for row in other] == [False, True]
+    assert other[1].missing == 1
+    with pytest.raises(Incompatible, match="it differs in meters"):
+        longer = replace(job(1), meters=Meters(SpyJudge(), texts=TEXTS, max_new_tokens=4))
+        estimate(tiny_model(), tiny_tokenizer(), longer, tmp_path / "run")

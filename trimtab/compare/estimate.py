@@ -11,6 +11,7 @@ from trimtab.compare.design import Job, Parts, Unit
 from trimtab.compare.markdown import table_lines
 from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, measuring
 from trimtab.compare.records import TEST, RunFolder
+from trimtab.compare.specification import specification
 from trimtab.compare.table import only_prompts
 from trimtab.edits import NoEdit
 from trimtab.errors import Incompatible, TrimtabError
@@ -71,12 +72,18 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
 
     Without records every method is fitted on a few training questions and its meters run on a few validation questions,
     each at two sizes, so that what a call costs anyway is told from what grows with questions, texts or optimiser
-    steps. Test questions are counted, never shown.
+    steps. Test questions are counted, never shown. A method that stands in the folder with other settings counts as
+    missing, since its records would be replaced (`redo_changed`).
+
+    Raises:
+        Incompatible: the folder holds something else, or another comparison.
     """
-    folder = RunFolder(out)
+    there = RunFolder(out)
+    changed, anew = there.changed(specification(job, model)), RunFolder(there.path / "anew")
     first, unedited = _parts(job), None
     rows = []
     for name in tracked(list(job.methods), "timing"):
+        folder = anew if name in changed else there
         units = [u for u in job.units if u.method == name]
         missing = [u for u in units if folder.read(u, TEST) is None]
         settings, seconds, basis = job.settings(name), 0.0, "finished"
@@ -91,6 +98,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
             seen = [t for u in units for t in _trials(folder, u, len(settings))]
             seconds = sum(cost.unit(job, u, folder, seen) for u in missing)
             basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"
+            basis += "; on disk with other settings: needs --redo-changed" if name in changed else ""
         rows.append(PlanRow(name, len(settings), len(units), len(missing), seconds, basis))
     return Plan(tuple(rows), {"train": len(first.train), "choose": len(first.validation), "test": len(first.test)})
 

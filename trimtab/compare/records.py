@@ -50,19 +50,11 @@ class RunFolder:
         self._refuse_strangers()
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked("run"):
-            try:
-                held = self.specification()
-            except Incompatible:
-                held = None
-            if held is None:
+            if not (self.path / "record.json").exists():
                 write_json(self.path / "record.json", {"kind": RUN_KIND, **specification})
                 return
-            try:
-                whole, changed = grown(held, specification)
-            except Incompatible as why:
-                raise Incompatible(
-                    f"{self.path} holds another comparison: {why}; name another folder, or go on with the same settings"
-                ) from why
+            held = self.specification()
+            whole, changed = self._grown(held, specification)
             if changed and not redo_changed:
                 raise Incompatible(
                     f"{self.path} holds another comparison: it differs in "
@@ -75,6 +67,23 @@ class RunFolder:
                     path.unlink()
             if whole != held:
                 write_json(self.path / "record.json", {"kind": RUN_KIND, **whole})
+
+    def changed(self, specification: Mapping[str, Any]) -> set[str]:
+        """Return the methods that are here with other settings, and the controls that follow them.
+
+        Raises:
+            Incompatible: as `open_for`.
+        """
+        self._refuse_strangers()
+        return self._grown(self.specification(), specification)[1] if (self.path / "record.json").exists() else set()
+
+    def _grown(self, held: Mapping[str, Any], specification: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        try:
+            return grown(held, specification)
+        except Incompatible as why:
+            raise Incompatible(
+                f"{self.path} holds another comparison: {why}; name another folder, or go on with the same settings"
+            ) from why
 
     def _refuse_strangers(self) -> None:
         # another worker may be making the same folder at this moment: its locks and temporary files are no strangers
