@@ -69,9 +69,13 @@ RUN: set[tuple[str, ...]] = set()
 """What ran in the folder already: a command that several pages show runs once."""
 
 
-def run_shell(code: str) -> None:
+def write_files(code: str) -> None:
     for name, text in re.findall(r"cat > (\S+) <<'END'\n(.*?)\nEND\n", code, re.S):
         Path(name).write_text(text + "\n", encoding="utf-8")
+
+
+def run_shell(code: str) -> None:
+    write_files(code)
     piped = dict(re.findall(r"printf '([^']*)' \| (trimtab [^\n]*)", code))
     given = {command: text.replace("\\n", "\n") for text, command in piped.items()}
     for words in commands(code):
@@ -88,6 +92,9 @@ def run_block(block: Block, folder: Path) -> None:
         pytest.skip("TruthfulQA's files are not beside this checkout")
     with contextlib.chdir(folder):
         if block.language == "bash":
+            for other in BLOCKS:  # which may be slow, or not, and then run in another call
+                if other.page == block.page:
+                    write_files(other.code)
             run_shell(block.code)
         else:
             code = block.code
