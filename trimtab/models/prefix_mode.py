@@ -35,36 +35,36 @@ def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: Token
     shared = len(tree.tokens) - n_own + n_edits * n_own
     if plain < max(WORTHWHILE * shared, shared + TRYING.get(base_of(model).device.type, TRYING["cuda"])):
         return "plain"
-    computed.mode, note = _known_mode(model, pad, mask)
+    base = base_of(model)
+    try:
+        computed.mode, note = remembered(
+            base, "mode", traits(base, model), lambda: _first_that_agrees(model, pad, mask)
+        )
+    except FloatingPointError:  # whoever reads the outputs says where it comes from
+        return "plain"
     if note is not None:
         computed.notes.append(note)
-        _warn_once(base_of(model), note)
+        remembered(base, "warned", note, lambda: warnings.warn(note, stacklevel=4))
     return computed.mode
 
 
-def _known_mode(model: Any, pad: int, mask: TokenMask) -> tuple[Mode, str | None]:
-    """Return the mode and a note on it; the model keeps them for as long as nothing that they rest on changes."""
-    base = base_of(model)
-    # a wrapper may do more than the model in it, as PEFT's does with virtual tokens
-    return remembered(base, "mode", (type(model), traits(base)), lambda: _first_that_agrees(model, pad, mask))
-
-
 def _first_that_agrees(model: Any, pad: int, mask: TokenMask) -> tuple[Mode, str | None]:
+    """Return the mode and, if it is none that shares, a note on it.
+
+    Raises:
+        FloatingPointError: outputs are NaN, so that nothing can be told.
+    """
+    expected = _tried(model, "plain", pad, mask, max_rows=1)
+    if bool(expected.isnan().any()):
+        raise FloatingPointError("the model gives NaN")
     failures = []
     for mode in MODES:
-        failure = _failure(model, mode, pad, mask)
+        failure = _failure(model, mode, pad, mask, expected)
         if failure is None:
             return mode, None
         failures.append(failure)
     name = type(base_of(model)).__name__
     return "plain", f"{name}: prefixes are not shared, every sequence is computed whole ({'; '.join(failures)})"
-
-
-def _warn_once(base: Any, note: str) -> None:
-    """Warn of a model's trait at the first call alone; the mark stands on the model, so it goes when the model goes."""
-    if getattr(base, "_trimtab_warned", None) != note:
-        base._trimtab_warned = note
-        warnings.warn(note, stacklevel=3)
 
 
 MODES: tuple[Mode, ...] = ("packed", "padded")
@@ -84,11 +84,10 @@ NOISE = 3
 """Sharing sums in another order, as batching does: it may be this many times as far away as plain batches are."""
 
 
-def _failure(model: Any, mode: Mode, pad: int, mask: TokenMask) -> str | None:
+def _failure(model: Any, mode: Mode, pad: int, mask: TokenMask, expected: Float[Tensor, "place vocab"]) -> str | None:
     """Return why a mode does not give what plain forwards over single rows give, or None if it does."""
     if mode == "packed" and not may_be_packed(model):
         return "packed: layers of a kind that a mask over ancestors does not describe"
-    expected = _tried(model, "plain", pad, mask, max_rows=1)
     try:
         found = _tried(model, mode, pad, mask, max_rows=len(TRIED))
     except (torch.OutOfMemoryError, TrimtabError):
