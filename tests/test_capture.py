@@ -311,6 +311,13 @@ def test_no_statements_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("given", "name"), [(tiny_questions(2), "Question"), (["a text"], "str")])
+def test_what_are_no_statements_is_refused_by_name(given: Any, name: str) -> None:
+    with pytest.raises(BadDataset, match=f"expected statements, got a {name}; make them"):
+        capture(given)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("options", [{"position": "first"}, {"site": "mlp"}])
 def test_an_unknown_position_or_site_is_refused_with_the_known_ones(options: dict[str, str]) -> None:
     words = "position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got .*'(first|mlp)'"

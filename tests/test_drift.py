@@ -12,7 +12,7 @@ from tests.measuring import random_shift, shifted_from, text_logprobs
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from trimtab.datasets import neutral_texts
 from trimtab.edits import NoEdit, Prompted, Stacked
-from trimtab.errors import BadDataset
+from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import drift
 
 # of different lengths, so that every batch is padded
@@ -184,6 +184,17 @@ def test_texts_of_one_token_are_left_out():
 def test_no_text_to_measure_on_is_refused(texts):
     with pytest.raises(BadDataset, match="no neutral text of two tokens or more"):
         measured(tiny_model(), texts=texts)
+
+
+def test_one_text_is_not_taken_for_a_list_of_its_characters():
+    with pytest.raises(BadDataset, match="several texts, got a single one"):
+        measured(tiny_model(), texts=TEXTS[3])
+
+
+@pytest.mark.parametrize("max_tokens", [1, 0, -1])
+def test_fewer_tokens_than_two_are_refused(max_tokens):
+    with pytest.raises(BadValue, match=f"max_tokens must be at least 2.*got {max_tokens}"):
+        measured(tiny_model(), max_tokens=max_tokens)
 
 
 def test_the_default_texts_are_the_neutral_ones(monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.datasets import neutral_texts
 from trimtab.edits import Edit, NoEdit
-from trimtab.errors import BadDataset
+from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.scoring import last_logits, require_numbers
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.heads import inference
@@ -63,8 +63,8 @@ def drift(
         max_tokens: how much of each text is used; less if the model's context is shorter.
 
     Raises:
-        BadDataset: no text has two tokens or more.
-        BadValue: CE or KL is not a number.
+        BadDataset: no text has two tokens or more; a single text instead of several.
+        BadValue: CE or KL is not a number; `max_tokens` is below 2.
     """
     (result,) = drifts(model, tokenizer, [edit or NoEdit()], texts=texts, max_tokens=max_tokens, batch_size=batch_size)
     return result
@@ -86,9 +86,13 @@ def drifts(
     texts.
 
     Raises:
-        BadDataset: no text has two tokens or more.
-        BadValue: CE or KL is not a number.
+        BadDataset: no text has two tokens or more; a single text instead of several.
+        BadValue: CE or KL is not a number; `max_tokens` is below 2.
     """
+    if isinstance(texts, str):
+        raise BadDataset("drift is measured on several texts, got a single one; put it into a list")
+    if max_tokens < 2:
+        raise BadValue(f"max_tokens must be at least 2, the first token predicting the second; got {max_tokens}")
     texts = neutral_texts() if texts is None else texts
     limit = min(max_tokens, context_length(model) or max_tokens)
     ids = [encode(tokenizer, text)[:limit] for text in texts]

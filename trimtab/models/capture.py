@@ -20,7 +20,7 @@ from trimtab.models.prefix_cache import sent
 from trimtab.models.prefix_pass import Computed, Step
 from trimtab.models.staging import RowsToCpu
 from trimtab.models.token_tree import TreeRow
-from trimtab.models.tokens import pad_id, require_fits, tokenize_answers
+from trimtab.models.tokens import AnswerTokens, pad_id, require_fits, tokenize_answers
 
 
 def capture_heads(
@@ -51,28 +51,23 @@ def capture_heads(
 
     Raises:
         UnsupportedModel: the model's heads cannot be found.
-        BadDataset: there are no statements.
+        BadDataset: there are no statements, or what was given is something else.
         BadValue: a statement longer than the context; a token that the model does not know; NaN activations (the
             message names the layers).
         Incompatible: the model's modules are not called, as in a compiled graph.
     """
     statements = tuple(statements)
-    if not statements:
-        raise BadDataset("no statements to capture activations for")
     if position not in ("last", "mean_answer") or site not in ("heads", "residual"):
         raise BadValue(
             f"position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got {position!r}, {site!r}"
         )
-    texts, starts = [s.text for s in statements], [s.answer_start for s in statements]
-    tokens = tokenize_answers(tokenizer, texts, starts, needs_prompt=False)
-    require_fits(model, [len(t.ids) for t in tokens], texts)
+    tokens = _tokens(model, tokenizer, statements)
     rows = [TreeRow(t.ids[: t.end], t.start, t.end - 1 if position == "last" else t.start) for t in tokens]
     layers, modules, shape = _places(model, site, heads)
-    on = on_inputs if site == "heads" else on_outputs
     exact = torch.promote_types(base_of(model).dtype, torch.float32)
     values = torch.empty(len(rows), len(layers), shape[0] * shape[1], dtype=exact)
-    limits = {"token_budget": token_budget, "max_rows": batch_size}
-    took = _fill(values, model, rows, on, modules, pad=pad_id(tokenizer), **limits)
+    options = {"pad": pad_id(tokenizer), "token_budget": token_budget, "max_rows": batch_size}
+    took = _fill(values, model, rows, on_inputs if site == "heads" else on_outputs, modules, **options)
     record = {
         "model": fingerprint(model),
         "position": position,
@@ -87,6 +82,20 @@ def capture_heads(
         layers=tuple(layers),
         record=record,
     ).require_finite()
+
+
+def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list[AnswerTokens]:
+    if not statements:
+        raise BadDataset("no statements to capture activations for")
+    other = next((s for s in statements if not isinstance(s, Statement)), None)
+    if other is not None:
+        raise BadDataset(
+            f"expected statements, got a {type(other).__name__}; make them of questions by QuestionSet.statements()"
+        )
+    texts = [s.text for s in statements]
+    tokens = tokenize_answers(tokenizer, texts, [s.answer_start for s in statements], needs_prompt=False)
+    require_fits(model, [len(t.ids) for t in tokens], texts)
+    return tokens
 
 
 def _fill(
