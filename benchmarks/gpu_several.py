@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_common import SIZES, questions_of, random_llama, setting, trained_tokenizer
+from speed_common import SIZES, command, questions_of, random_llama, setting, trained_tokenizer
 
 from trimtab import peft
 from trimtab.activations import Head
@@ -159,7 +159,7 @@ def main() -> None:
     if options.worker:
         worker(options.worker, "tiny" if options.tiny else "llama-7b", options.truthfulqa)
         return
-    result: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), **setting()}
+    result: dict[str, Any] = {"command": command(), **setting()}
     result["gpus"] = torch.cuda.device_count()
     result["processes"] = over_processes(options)
     if result["gpus"]:

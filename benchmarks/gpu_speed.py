@@ -9,7 +9,6 @@ FOLDER holds TruthfulQA's mc_task.json; folklore's questions are used without on
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from speed_common import (
     agreement,
     answer_pairs,
     bandwidth,
+    command,
     harness_like,
     interleaved,
     plain_forward,
@@ -266,7 +266,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     w = World(options)
-    result = {"command": " ".join(["python", *sys.argv]), **setting(), "model": w.size, "questions": w.questions.name}
+    result = {"command": command(), **setting(), "model": w.size, "questions": w.questions.name}
     for name in options.stages.split(","):
         start = time.perf_counter()
         result[name] = STAGES[name](w)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from speed_common import SIZES, questions_of, random_llama, ratio, setting, trained_tokenizer, unshared
+from speed_common import SIZES, command, questions_of, random_llama, ratio, setting, trained_tokenizer, unshared
 from speed_peers import JOBS
 from speed_report import chart, markdown
 
@@ -160,7 +160,7 @@ def main() -> None:
         options.truthfulqa = str(Path(options.truthfulqa).resolve())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         **setting(),
         "peers": peer_versions(),
         "model": "tiny" if options.tiny else "random Llama, 8 layers x 8 heads x 64, float32",

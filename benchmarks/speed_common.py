@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -155,6 +157,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2000) 
     drawn = np.random.default_rng(0).choice(ratios, (draws, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high), "rounds": len(ratios)}
+
+
+def command() -> str:
+    """Return the command line, without where TruthfulQA's folder stands on this machine."""
+    said = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return re.sub(r"(--truthfulqa[ =])\S+", r"\1FOLDER", said)
 
 
 def setting() -> dict[str, Any]:
