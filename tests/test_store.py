@@ -332,6 +332,13 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         capture(tmp_path / "file")
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_position_is_refused_before_the_folder_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="position must be 'last' or 'mean_answer'"):
+        capture(tmp_path / "store", position="first")
+    assert not (tmp_path / "store").exists()
+
+
 def test_no_statements_and_empty_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="no statements"):
         capture_to_store(tiny_model("llama"), tiny_tokenizer(), [], tmp_path / "store")

@@ -57,10 +57,7 @@ def capture_heads(
         Incompatible: the model's modules are not called, as in a compiled graph.
     """
     statements = tuple(statements)
-    if position not in ("last", "mean_answer") or site not in ("heads", "residual"):
-        raise BadValue(
-            f"position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got {position!r}, {site!r}"
-        )
+    require_place(position, site)
     tokens = _tokens(model, tokenizer, statements)
     rows = [TreeRow(t.ids[: t.end], t.start, t.end - 1 if position == "last" else t.start) for t in tokens]
     layers, modules, shape = _places(model, site, heads)
@@ -82,6 +79,14 @@ def capture_heads(
         layers=tuple(layers),
         record=record,
     ).require_finite()
+
+
+def require_place(position: str, site: str) -> None:
+    """Raise `BadValue` if there is no such position or site."""
+    if position not in ("last", "mean_answer") or site not in ("heads", "residual"):
+        raise BadValue(
+            f"position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got {position!r}, {site!r}"
+        )
 
 
 def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list[AnswerTokens]:

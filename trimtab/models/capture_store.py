@@ -12,7 +12,7 @@ import torch
 
 from trimtab.datasets.questions import Statement
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models.capture import capture_heads
+from trimtab.models.capture import capture_heads, require_place
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
 from trimtab.models.processes import rank_and_count, wait
@@ -45,6 +45,7 @@ def capture_to_store(
     """
     if not statements:
         raise BadDataset("no statements to capture activations for")
+    require_place(position, site)  # before the folder is begun with it
     if per_shard < 1:
         raise BadValue(f"per_shard must be at least 1, got {per_shard}")
     rank, n_processes = rank_and_count()
