@@ -18,8 +18,8 @@ TITLES = {
 SOLVER = (
     "On a CPU trimtab fits with scikit-learn's newton-cholesky, in float64 to a tolerance of 1e-8, so that what is "
     "found does not depend on where a solver stops; the row of that name runs at scikit-learn's defaults. "
-    "Differences are in coefficients. Aimed at were five times the speed of lbfgs and no less than newton-cholesky's: at "
-    "those defaults neither is reached."
+    "Differences are in coefficients. Aimed at were five times the speed of lbfgs and no less than newton-cholesky's: "
+    "at those defaults neither is reached."
 )
 
 
