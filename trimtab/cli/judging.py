@@ -51,7 +51,9 @@ def _named(name: str, model: str | None, key: str | None, loading: dict[str, Any
         return TfidfJudge.train(Path(name.removeprefix("tfidf:")).expanduser())
     if name.startswith(("http://", "https://")):
         if not model:
-            raise BadValue(f"the judge at {name} needs a model to ask for: give --judge-model NAME (judge_model in a file)")
+            raise BadValue(
+                f"the judge at {name} needs a model to ask for: give --judge-model NAME (judge_model in a file)"
+            )
         return EndpointJudge(name, model, key)
     if is_user_function(name):
         return open_function(name)
