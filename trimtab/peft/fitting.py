@@ -63,7 +63,8 @@ def fit_method(
     made_on, untuned = fingerprint(model), ms_per_token(model)
     packing = _packing(method, model)
     with _attached(method, model, seed) as attached:
-        plan = make_plan(method, attached, tokenizer, data, steps=n_steps(len(data), recipe), packing=packing)
+        steps = n_steps(len(data), recipe)
+        plan = make_plan(method, attached, tokenizer, data, steps=steps, packing=packing, seed=seed)
         if sys.stderr.isatty() and rank_and_count()[0] == 0:
             print(plan.to_text(), file=sys.stderr)
         specification = {
