@@ -131,14 +131,14 @@ def test_four_bit_weights_are_dequantised(tmp_path):
     pytest.importorskip("bitsandbytes")
     from trimtab.models import load_model
 
-    tiny_model().save_pretrained(tmp_path / "m")
+    tiny_model(width=64).save_pretrained(tmp_path / "m")
     tiny_tokenizer().save_pretrained(tmp_path / "m")
     model, tokenizer = load_model(tmp_path / "m", quantization="nf4", dtype="float32", device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bake(model, tokenizer, random_shift(model, strength=0.7), tmp_path / "baked", prompts=PROMPTS)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "baked")
-    assert loaded.model.layers[0].self_attn.o_proj.weight.shape == (48, 48)
+    assert loaded.model.layers[0].self_attn.o_proj.weight.shape == (64, 64)
     assert model.is_quantized  # the caller's model stays as it was
 
 

@@ -154,7 +154,7 @@ def test_lora_and_iti_fit_probes_and_shift_on_the_tuned_model():
 
 def test_tuning_a_quantised_copy_leaves_the_model_alone_and_is_measured_against_it(tmp_path):
     pytest.importorskip("bitsandbytes")
-    tiny_model().save_pretrained(tmp_path)
+    tiny_model(width=64).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     model, tokenizer = load_model(tmp_path)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -172,7 +172,7 @@ def test_tuning_a_quantised_copy_leaves_the_model_alone_and_is_measured_against_
 
 def test_the_quantised_copy_is_of_the_commit_and_computes_in_the_dtype_that_were_loaded(tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
-    tiny_model().save_pretrained(tmp_path)
+    tiny_model(width=64).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     asked = []
     original = tuning.load_model
@@ -190,7 +190,7 @@ def test_the_quantised_copy_is_of_the_commit_and_computes_in_the_dtype_that_were
 
 def test_a_quantised_copy_comes_first_in_a_stack_or_after_prompts_alone(tmp_path):
     pytest.importorskip("bitsandbytes")
-    tiny_model().save_pretrained(tmp_path)
+    tiny_model(width=64).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     model, tokenizer = load_model(tmp_path)
     steering, copied = ITI(top_ks=(2,), alphas=(4,)), OnQuantized(LoRA(recipe=SHORT))

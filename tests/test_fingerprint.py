@@ -123,7 +123,7 @@ def test_an_adapter_on_top_is_recorded_and_warned_of() -> None:
     adapted = hf_peft.get_peft_model(tiny_model("llama"), config, adapter_name="tuned")
     assert fingerprint(adapted)["adapter"] == ["tuned"]
     assert made_on["sample"].items() <= fingerprint(adapted)["sample"].items()
-    assert accept(made_on, adapted) == ["the shift 'ITI' was made with adapter [], the model has ['tuned']"]
+    assert accept(made_on, adapted) == ["the shift 'ITI' was made with no adapter, the model has tuned"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,9 @@ def test_quantisation_is_recorded_by_name_and_warned_of(config: Any, name: str) 
     found = fingerprint(model)
     assert found["quantization"] == name
     assert json.loads(json.dumps(found)) == found
-    assert accept(made_on, model) == [f"the shift 'ITI' was made with quantization None, the model has {name}"]
+    assert accept(made_on, model) == [f"the shift 'ITI' was made with no quantization, the model has {name}"]
+    del model.config.quantization_config
+    assert accept(found, model) == [f"the shift 'ITI' was made with quantization {name}, the model has none"]
 
 
 def test_a_compiled_model_has_the_fingerprint_of_the_model_inside() -> None:
@@ -183,7 +185,7 @@ def test_a_four_bit_copy_is_the_same_checkpoint_and_its_norms_still_tell_others_
         tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     )
     assert "model.layers.0.self_attn.o_proj.weight" not in fingerprint(four_bit)["sample"]
-    assert any("quantization None, the model has nf4" in warning for warning in accept(made_on, four_bit))
+    assert any("no quantization, the model has nf4" in warning for warning in accept(made_on, four_bit))
     with torch.no_grad():
         four_bit.model.norm.weight *= 1.1
     with pytest.raises(Incompatible, match=r"model\.norm\.weight differs"):

@@ -12,11 +12,13 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from tests.by_hand import padded, prompt_ids
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
+from trimtab.errors import BadValue
 from trimtab.evaluate import drift, generate_answers, multiple_choice
 from trimtab.models.capture import capture_heads
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import find_heads
 from trimtab.models.loading import load_model
+from trimtab.peft import Bottleneck, FullFineTuning, HeadOffsets, LoRA, PromptTuning
 from trimtab.steer import HeadShift
 
 LAYERS = {f"model.layers.{i}": "cpu" for i in range(3)}
@@ -108,3 +110,18 @@ def test_a_device_map_may_be_given_to_load_model(tmp_path: Path) -> None:
     model = load_model(tmp_path, device={"": "cpu"}).model
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert len(find_heads(model)) == 3
+
+
+@pytest.mark.parametrize(
+    "method",
+    [LoRA(r=4), PromptTuning(), HeadOffsets(heads=(Head(0, 1),)), Bottleneck(), FullFineTuning()],
+    ids=lambda m: m.name,
+)
+def test_tuning_an_offloaded_model_is_refused_by_name(tmp_path: Path, method: Any) -> None:
+    model = partly_on_disk(tmp_path)
+    with pytest.raises(BadValue, match=r"need every weight on a device, and model\.layers\.1\..* is offloaded"):
+        method.fit(model, tiny_tokenizer(), tiny_questions(3))
+    assert len(find_heads(model)) == 3
+    for either in (model, on_cpu_offloaded(tmp_path)):
+        with pytest.raises(BadValue, match="is offloaded"):
+            method.attach(either, seed=0)

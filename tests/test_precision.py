@@ -176,7 +176,7 @@ def test_a_shift_fitted_in_bfloat16_acts_on_the_four_bit_model_with_a_warning(fo
     fitted, model, ids = the_shift(loaded(folder, "bfloat16")), loaded(folder, "nf4"), prompt_ids(6)
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-        with pytest.warns(UserWarning, match="was made with quantization None, the model has nf4"):  # noqa: SIM117
+        with pytest.warns(UserWarning, match="was made with no quantization, the model has nf4"):  # noqa: SIM117
             with fitted.applied(model, "all"):
                 found = model(input_ids=ids).logits
         with warnings.catch_warnings():

@@ -286,11 +286,11 @@ def test_the_plan_says_what_will_be_trained_on_what():
 
 
 def test_the_estimate_of_memory_is_the_arithmetic_of_its_parts():
-    """Of a tiny LLaMA in float32; 8 rows of 64 tokens with 16 labels."""
+    """Of a tiny LLaMA in float32; 8 rows of 64 tokens with logits at 16 of them."""
     model, recipe = tiny_model(), replace(QUICK, batch_size=8)
     config = model.config
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    given = {"length": 64, "labelled": 16}
+    given = {"length": 64, "columns": 16}
     found = estimate(model, Trained(1000), recipe, **given)
     assert found.weights == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert (found.gradients, found.optimizer) == (4 * 1000, 2 * 4 * 1000)
@@ -336,13 +336,13 @@ def test_gradients_and_adam_take_the_dtype_of_what_is_trained():
     optimizer.step()
     moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.ndim)
     attached.detach()
-    found = estimate(half, trained, QUICK, length=8, labelled=4)
+    found = estimate(half, trained, QUICK, length=8, columns=4)
     assert (found.gradients, found.optimizer) == (gradients, moments)
 
 
 def test_the_estimate_counts_the_scales_of_quantised_weights(tmp_path):
     model = quantised(tmp_path / "m", "llama", "nf4")
-    found = estimate(model, Trained(1000), QUICK, length=8, labelled=4).weights
+    found = estimate(model, Trained(1000), QUICK, length=8, columns=4).weights
     stored = sum(
         p.nbytes + (p.quant_state.absmax.nbytes if hasattr(p, "quant_state") else 0) for p in model.parameters()
     )
@@ -364,17 +364,17 @@ def test_the_estimate_of_activations_and_logits_is_near_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss_and_gradients(attached, batch)
     attached.detach()
-    length, labelled = batch["input_ids"].shape[1], len(batch["columns"])
-    wanted = estimate(model, Trained(1000), recipe, length=length, labelled=labelled)
+    length, columns = batch["input_ids"].shape[1], len(batch["columns"])
+    wanted = estimate(model, Trained(1000), recipe, length=length, columns=columns)
     assert 0.5 < (wanted.activations + wanted.logits) / sum(kept.values()) < 2
 
 
 def test_too_little_memory_says_what_would_fit():
     model = tiny_model()
     recipe = replace(QUICK, batch_size=16)
-    wanted = estimate(model, Trained(1000), recipe, length=64, labelled=16)
-    quarter = estimate(model, Trained(1000), replace(recipe, micro_batch=4), length=64, labelled=16)
-    given = {"length": 64, "labelled": 16}
+    wanted = estimate(model, Trained(1000), recipe, length=64, columns=16)
+    quarter = estimate(model, Trained(1000), replace(recipe, micro_batch=4), length=64, columns=16)
+    given = {"length": 64, "columns": 16}
     assert require_memory(model, Trained(1000), recipe, free=wanted.added, **given) == wanted
     with pytest.raises(BadValue, match=r"about .* are free; micro_batch=4 would fit"):
         require_memory(model, Trained(1000), recipe, free=quarter.added, **given)

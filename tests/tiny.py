@@ -56,9 +56,17 @@ def tiny_model(
     seed: int = 0,
     vocab_size: int = VOCAB,
     context: int = 256,
+    width: int | None = None,
 ) -> Any:
-    """Return a fresh random model of a family, in evaluation mode."""
+    """Return a fresh random model of a family, in evaluation mode.
+
+    A width of 64 makes every row a whole block of 4-bit weights: bitsandbytes misreads others on some CPUs.
+    """
     config = CONFIGS[family]()
+    if width is not None:
+        config.hidden_size = width
+        if getattr(config, "head_dim", None):
+            config.head_dim = width // config.num_attention_heads
     config.vocab_size, config.max_position_embeddings = vocab_size, context
     with torch.random.fork_rng():
         torch.manual_seed(seed)

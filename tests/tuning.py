@@ -63,7 +63,7 @@ def fitted(name: str, model: Any, *, seed: int = 0, out: Path | None = None, **k
 
 def quantised(folder: Path, family: str, kind: str = "nf4-dq", dtype: str = "float32") -> Any:
     """Return a tiny model in 4 or 8 bits."""
-    tiny_model(family).save_pretrained(folder)
+    tiny_model(family, width=64).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return load_model(folder, quantization=kind, dtype=dtype, device="cpu").model
 

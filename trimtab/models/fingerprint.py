@@ -91,7 +91,13 @@ def require_same_model(
         )
     for key in ("dtype", "quantization", "adapter"):
         if made_on[key] != here[key]:
-            warnings.warn(f"{what} was made with {key} {made_on[key]}, the model has {here[key]}", stacklevel=3)
+            there, now = (_in_words(side[key]) for side in (made_on, here))
+            made = f"{key} {there}" if there else f"no {key}"
+            warnings.warn(f"{what} was made with {made}, the model has {now or 'none'}", stacklevel=3)
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else value or ""
 
 
 def _names(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 from trimtab.devices import available_device
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
 from trimtab.models.hub import hub_advice
-from trimtab.models.quantization import Quantization, keep_unpacked, quantization_config
+from trimtab.models.quantization import Quantization, keep_unpacked, quantization_config, require_read_rightly
 
 EMBEDDED = "embedded"
 DTYPES = {
@@ -59,7 +59,7 @@ def load_model(
 
     Raises:
         UnsupportedModel: there is no such folder, it cannot be read, it is not a decoder-only language model, or
-            quantization was asked for without bitsandbytes.
+            quantization was asked for without bitsandbytes, or bitsandbytes misreads its 4-bit weights on this CPU.
         BadValue: unknown dtype or quantization, a device that is not there or that cannot run the quantization.
     """
     path, local = _resolve(name)
@@ -174,6 +174,7 @@ def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options
     advice = "save it there with tokenizer.save_pretrained"
     with _reading(f"the tokenizer of {where} cannot be loaded", advice, path, source):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    require_read_rightly(model)
     keep_unpacked(model)
     return LoadedModel(model.eval(), tokenizer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias, get_args
@@ -64,3 +65,30 @@ def keep_unpacked(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def require_read_rightly(model: Any) -> None:
+    """Raise `UnsupportedModel` if bitsandbytes dequantises a 4-bit weight in the CPU's memory by the wrong scales.
+
+    Blocks run on over the ends of rows. Its kernel for CPUs with AVX-512 begins a new one with each row (bitsandbytes
+    0.50), which is the same only where rows are whole blocks.
+    """
+    if find_spec("bitsandbytes") is None or not getattr(model, "is_loaded_in_4bit", False):
+        return
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for name, module in model.named_modules():
+        if not isinstance(module, Linear4bit) or module.weight.device.type != "cpu":
+            continue
+        weight: Any = module.weight
+        packed, state = weight.data, weight.quant_state
+        if state.shape[-1] % state.blocksize == 0:
+            continue
+        one_row = copy.copy(state)
+        one_row.shape = torch.Size((1, state.shape.numel()))
+        if not torch.equal(dequantize_4bit(packed, state).flatten(), dequantize_4bit(packed, one_row).flatten()):
+            raise UnsupportedModel(
+                f"bitsandbytes misreads 4-bit weights on this CPU where a row is no whole number of blocks of "
+                f'{state.blocksize}: {name} has rows of {state.shape[-1]}; use quantization "int8", a GPU, or none'
+            )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of
+from trimtab.peft.attaching import require_whole
 from trimtab.peft.method import Attached, Capabilities, HubAdapter, Trained, TuningMethod, copy_strictly
 from trimtab.peft.snapshot import Snapshot, seeded
 
@@ -125,6 +126,7 @@ class HubBased(TuningMethod):
             Incompatible: the model carries an adapter already.
         """
         self.require_runs_on(model)
+        require_whole(model)
         attached = AttachedAdapter(model, self.config(base_of(model)), seed=seed, what=self.name)
         try:
             self.finish(attached)

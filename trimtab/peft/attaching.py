@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trimtab.errors import Incompatible
+from trimtab.errors import BadValue, Incompatible
+from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
+from trimtab.models.offload import stored_weight
 from trimtab.peft.method import Attached, Trained, copy_strictly
 
 
@@ -85,14 +87,28 @@ def require_uncompiled(model: Any) -> None:
         )
 
 
+def require_whole(model: Any) -> None:
+    """Raise `BadValue` if weights are offloaded: parts beside them would stand on no device either, and give NaN."""
+    base = base_of(model)
+    for name, parameter in base.named_parameters():
+        # a skeleton without weights, whose numbers are only counted, is no offloaded model
+        if parameter.is_meta and stored_weight(base, name) is not None:
+            raise BadValue(
+                f"tuning parts need every weight on a device, and {name} is offloaded: load the model whole, quantised "
+                "if it is too large (quantization), or over several GPUs"
+            )
+
+
 @contextlib.contextmanager
 def frozen_base(model: Any) -> Iterator[ExitStack]:
     """Freeze the model and yield a stack to hang further undoing on; all is undone unless `Parts` take it over.
 
     Raises:
+        BadValue: weights are offloaded.
         Incompatible: the model was compiled, so that what is attached would be ignored silently.
     """
     require_uncompiled(model)
+    require_whole(model)
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     with ExitStack() as stack:
         stack.callback(_thaw, before)

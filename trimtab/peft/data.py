@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from trimtab.datasets import QuestionSet, SftExample
 from trimtab.datasets.prose import prose
@@ -20,6 +22,7 @@ from trimtab.peft.recipe import Recipe
 
 IGNORED = -100
 """The label of a position that nothing is learned at."""
+FORWARDS_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,29 @@ class Collator:
         batch["labels"][row, place + start - 1 : end - 1] = ids[start:]
         batch["sign"][row, place + start - 1 : end - 1] = example["sign"]
         return end
+
+
+def bucketed(lengths: Sequence[int], size: int, *, seed: int, epoch: int = 0) -> list[int]:
+    """Return an order of examples that seed and epoch alone decide, those of one batch being of similar length.
+
+    The longest example is in the first batch.
+    """
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)
+    return get_length_grouped_indices(lengths, size, generator=generator)
+
+
+def forward_size(data: Examples, collator: Collator, order: Sequence[int], size: int) -> tuple[int, int]:
+    """Return tokens and computed logits of the largest forwards, each over the `size` examples that a forward takes.
+
+    Padding counts as tokens, and a position at which one row has a label counts in all rows. Only the first forwards of
+    the order are looked at.
+    """
+    tokens = logits = 0
+    for start in range(0, min(len(order), FORWARDS_LOOKED_AT * size), size):
+        batch = collator([data[i] for i in order[start : start + size]])
+        tokens = max(tokens, batch["input_ids"].numel())
+        logits = max(logits, len(batch["input_ids"]) * len(batch["columns"]))
+    return math.ceil(tokens / size), math.ceil(logits / size)
 
 
 def first_fit(lengths: Sequence[int]) -> list[list[int]]:

@@ -24,6 +24,7 @@ from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
 from trimtab.models.processes import rank_and_count
 from trimtab.models.tokens import input_device, pad_id
+from trimtab.peft.attaching import require_whole
 from trimtab.peft.data import Collator, Examples, encode
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.memory import PeakMemory
@@ -57,13 +58,15 @@ def fit_method(
     """Return the tuned edit; see `TuningMethod.fit`, which keeps the random state around it."""
     if is_compiled(model):
         raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
+    require_whole(model)
     start, peak = time.perf_counter(), PeakMemory(model)
     recipe = method.recipe
     data = encode(model, tokenizer, train, recipe)
     made_on, untuned = fingerprint(model), ms_per_token(model)
     packing = _packing(method, model)
     with _attached(method, model, seed) as attached:
-        plan = make_plan(method, attached, tokenizer, data, steps=n_steps(len(data), recipe), packing=packing)
+        steps = n_steps(len(data), recipe)
+        plan = make_plan(method, attached, tokenizer, data, steps=steps, packing=packing, seed=seed)
         if sys.stderr.isatty() and rank_and_count()[0] == 0:
             print(plan.to_text(), file=sys.stderr)
         specification = {

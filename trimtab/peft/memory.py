@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ class Estimate:
         return self.gradients + self.optimizer + self.activations + self.logits
 
 
-def estimate(model: Any, trained: Trained, recipe: Recipe, *, length: int, labelled: int) -> Estimate:
-    """Return an estimate for forwards of `recipe.micro_batch` rows of `length` tokens with `labelled` labels each.
+def estimate(model: Any, trained: Trained, recipe: Recipe, *, length: int, columns: int) -> Estimate:
+    """Return an estimate for forwards of `recipe.micro_batch` rows of `length` tokens, `columns` of which have logits.
 
     Activations a layer and token: eight vectors of the model's width and four of the MLP's (attention by SDPA keeps
     no scores); under checkpointing one vector a layer, and one layer in full.
@@ -69,7 +70,7 @@ def estimate(model: Any, trained: Trained, recipe: Recipe, *, length: int, label
         optimizer=OPTIMIZER_BYTES.get(recipe.optimizer, 2 * trained.itemsize) * trained.n,
         activations=(layer + n_layers * kept if recipe.checkpointing else n_layers * layer) + trained.remade,
         # in the model's precision, in float32, and the gradient
-        logits=rows * labelled * config.vocab_size * (size + 8),
+        logits=rows * columns * config.vocab_size * (size + 8),
         on_cpu=input_device(base).type == "cpu",
     )
 
@@ -82,7 +83,7 @@ def stored_bytes(tensor: Any) -> int:
 
 def require_room_on_cpu(wanted: int, free: int | None = None) -> None:
     """Raise `BadValue` if the CPU's memory has no room for `wanted` bytes of weights kept as they were."""
-    free = psutil.virtual_memory().available if free is None else free
+    free = free_on_cpu() if free is None else free
     if wanted > free:
         raise BadValue(
             f"keeping the untuned weights takes {_gb(wanted)} of the CPU's memory, {_gb(free)} are free; tune fewer of "
@@ -96,30 +97,60 @@ def available(model: Any) -> int:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
-    return psutil.virtual_memory().available
+    return free_on_cpu()
+
+
+def free_on_cpu(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the bytes of the CPU's memory that this process may still take: a container's or a job's limit counts.
+
+    Limits are those of the process's control groups (Linux, both versions; a limit holds for all groups inside).
+    """
+    free = psutil.virtual_memory().available
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, kinds, place = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
+        # in a container the path may be the host's, of which only the root is seen
+        for group in (Path(place), *Path(place).parents):
+            free = min(free, _free_in(groups / kinds / group.relative_to("/"), *names))
+    return free
+
+
+def _free_in(group: Path, limit: str, taken: str) -> int:
+    """Return what a control group may still take; cached files give way, so they count as free."""
+    try:
+        most, now = ((group / name).read_text().strip() for name in (limit, taken))
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # the group is not seen from here, or has no limit
+        return sys.maxsize
+    if most == "max":
+        return sys.maxsize
+    cached = sum(int(held.get(f"total_{name}", held.get(name, 0))) for name in ("inactive_file", "active_file"))
+    return max(0, int(most) - int(now) + cached)
 
 
 def require_memory(
-    model: Any, trained: Trained, recipe: Recipe, *, length: int, labelled: int, free: int | None = None
+    model: Any, trained: Trained, recipe: Recipe, *, length: int, columns: int, free: int | None = None
 ) -> Estimate:
     """Return the estimate; raises `BadValue`, saying what would fit, if it is more than there is."""
     free = available(model) if free is None else free
-    wanted = estimate(model, trained, recipe, length=length, labelled=labelled)
+    wanted = estimate(model, trained, recipe, length=length, columns=columns)
     if wanted.added <= free:
         return wanted
     raise BadValue(
         f"a step would take about {_gb(wanted.added)} beyond the weights, {_gb(free)} are free; "
-        + _what_fits(model, trained, recipe, length, labelled, free)
+        + _what_fits(model, trained, recipe, length, columns, free)
     )
 
 
-def _what_fits(model: Any, trained: Trained, recipe: Recipe, length: int, labelled: int, free: int) -> str:
+def _what_fits(model: Any, trained: Trained, recipe: Recipe, length: int, columns: int, free: int) -> str:
     rows = recipe.micro_batch or recipe.batch_size
     sizes = [n for n in range(rows, 0, -1) if recipe.batch_size % n == 0]
     for checkpointing in (recipe.checkpointing, True):
         for n in sizes:
             smaller = replace(recipe, micro_batch=n, checkpointing=checkpointing)
-            if estimate(model, trained, smaller, length=length, labelled=labelled).added <= free:
+            if estimate(model, trained, smaller, length=length, columns=columns).added <= free:
                 extra = " and checkpointing=True" if checkpointing and not recipe.checkpointing else ""
                 return f"micro_batch={n}{extra} would fit"
     return (

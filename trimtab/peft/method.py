@@ -146,7 +146,8 @@ class TuningMethod(ABC):
         Whatever fails leaves the model as it was. Call `self.require_runs_on(model)` first.
 
         Raises:
-            BadValue: the method does not fit the model (unknown modules, a rank too large, 4-bit weights).
+            BadValue: the method does not fit the model (unknown modules, a rank too large, 4-bit weights), or weights
+                of it are offloaded.
             Incompatible: the model was compiled before, or carries an adapter that this one cannot stand beside.
             UnsupportedModel: layers that do not have what the method acts on.
         """
@@ -223,7 +224,8 @@ class TuningMethod(ABC):
 
         Raises:
             BadDataset: an example with nothing to learn, naming it.
-            BadValue: the method does not fit the model, too little memory, or a loss that is not a number.
+            BadValue: the method does not fit the model, weights are offloaded, there is too little memory, or a loss
+                is not a number.
             Incompatible: `out` holds another run, the model was compiled before, or carries an adapter already.
             UnsupportedModel: layers that do not have what the method acts on.
         """

@@ -7,8 +7,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trimtab.models.heads import base_of
-from trimtab.peft.data import Examples
+from trimtab.models.heads import base_of, logits_limit
+from trimtab.models.processes import rank_and_count
+from trimtab.models.tokens import pad_id
+from trimtab.peft.data import Collator, Examples, bucketed, forward_size
 from trimtab.peft.linear import in_width
 from trimtab.peft.memory import Estimate, require_memory
 from trimtab.peft.method import Attached, TuningMethod
@@ -66,18 +68,28 @@ class Plan:
 
 
 def make_plan(
-    method: TuningMethod, attached: Attached, tokenizer: Any, data: Examples, *, steps: int, packing: bool
+    method: TuningMethod,
+    attached: Attached,
+    tokenizer: Any,
+    data: Examples,
+    *,
+    steps: int,
+    packing: bool,
+    seed: int = 0,
 ) -> Plan:
-    """Return the plan; raises `BadValue` if the estimated memory is not there."""
+    """Return the plan; the seed orders the examples. Raises `BadValue` if the estimated memory is not there."""
     base, recipe = base_of(attached.model), method.recipe
     trainable = attached.trainable()
     trained = attached.trained()
     stored = attached.tensors()
     added = {id(p) for p in trainable.values()}
     lengths = [len(e.ids) for e in data.encoded]
-    memory = require_memory(
-        base, trained, recipe, length=max(lengths), labelled=max(e.n_labelled for e in data.encoded)
-    )
+    order = bucketed(lengths, recipe.batch_size * rank_and_count()[1], seed=seed)
+    rows = recipe.micro_batch or recipe.batch_size
+    length, columns = forward_size(data, Collator(pad_id(tokenizer), packing), order, rows)
+    if not logits_limit(base, 1):
+        columns = length
+    memory = require_memory(base, trained, recipe, length=length, columns=columns)
     family_full = method.capabilities.family == "full"
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in trainable.values()})
     return Plan(

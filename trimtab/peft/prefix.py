@@ -65,8 +65,8 @@ class PrefixTuning(TuningMethod):
         Raises:
             UnsupportedModel: some layer has no attention, or layers have keys of different shapes.
         """
-        embeddings = vocabulary_embeddings(model, self.n_tokens, seed)
         with frozen_base(model) as undo:
+            embeddings = vocabulary_embeddings(model, self.n_tokens, seed)
             with inference(base_of(model)):
                 layers = keys_and_values(model, embeddings)
             start = flattened(layers).to(master_dtype(base_of(model).dtype)).clone()

@@ -52,8 +52,8 @@ class PromptTuning(TuningMethod):
 
     def attach(self, model: Any, *, seed: int) -> Parts:
         """Return the prompt on the model; raises `UnsupportedModel` if some layer has no attention."""
-        start = vocabulary_embeddings(model, self.n_tokens, seed)
         with frozen_base(model) as undo:
+            start = vocabulary_embeddings(model, self.n_tokens, seed)
             prompt = nn.Parameter(start.to(master_dtype(base_of(model).dtype)))
             tokens = VirtualTokens(model, self.n_tokens, lambda: keys_and_values(model, prompt.to(start.dtype)))
             hold(decoder_of(model), PROMPT, prompt, undo)

@@ -18,12 +18,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import get_total_norm
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from trimtab.errors import BadValue
 from trimtab.models.heads import base_of, logits_limit
 from trimtab.models.processes import wait
-from trimtab.peft.data import IGNORED
+from trimtab.peft.data import IGNORED, bucketed
 from trimtab.peft.method import Attached
 from trimtab.storage import write_json
 
@@ -156,7 +155,7 @@ class TuningTrainer(Trainer):
 
 
 class LengthBuckets(Sampler):
-    """Examples in an order that seed and epoch alone decide, those of one batch being of similar length.
+    """Examples in the order of `bucketed`.
 
     The Trainer's own draws from the global generator, so that a run resumed in a later epoch sees another order.
     """
@@ -169,10 +168,9 @@ class LengthBuckets(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         arguments, epoch = self._trainer.args, int(self._trainer.state.epoch or 0)
-        generator = torch.Generator().manual_seed(arguments.seed + 1_000_003 * epoch)
         # of the whole step on all processes: each then takes a stretch of the batch that one process would have
         size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        yield from get_length_grouped_indices(self._lengths, size, generator=generator)
+        yield from bucketed(self._lengths, size, seed=arguments.seed, epoch=epoch)
 
 
 def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor | None = None) -> Float[Tensor, ""]:

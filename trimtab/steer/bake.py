@@ -87,7 +87,7 @@ def bake(
         tolerance = 0.1 if plain.dtype in (torch.float16, torch.bfloat16) else 1e-3
     prompts = [f"Q: {q.question}\nA:" for q in folklore()[:32]] if prompts is None else list(prompts)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*was made with (dtype|quantization)")
+        warnings.filterwarnings("ignore", message=".*was made with (dtype|(no )?quantization)")
         with shift.applied(plain, "all"):
             pass  # refuses another model's shift before any work
         biases = _biases(plain, shift)
