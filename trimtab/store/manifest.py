@@ -47,7 +47,7 @@ def require_same(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any])
     differing = [key for key, there, here in pairs if there != here]
     if differing:
         raise Incompatible(
-            f"the activation store at {path} was made with another {' and another '.join(differing)}; "
+            f"the activation store at {path} differs in {' and '.join(differing)} from what is asked for; "
             "name another folder, or capture with the settings it was begun with"
         )
 
