@@ -23,7 +23,7 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_model("llama-gqa").save_pretrained(folder)
+    tiny_model("llama-gqa", width=64).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     data = folder.parent / "data.jsonl"
     rows = [

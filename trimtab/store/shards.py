@@ -223,8 +223,9 @@ class ActivationStore:
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written; call it while nothing is being written."""
-        for file in self.path.glob(".shard-*"):
-            file.unlink(missing_ok=True)
+        for pattern in (".shard-*", ".tmp*"):  # ours, and what safetensors writes before it takes the file's name
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
 
     def _file(self, shard: int) -> Path:
         return self.path / f"shard-{shard:05d}.safetensors"
