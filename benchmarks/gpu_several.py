@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_common import SIZES, command, questions_of, random_llama, setting, trained_tokenizer
+from speed_common import SIZES, command, questions_of, random_llama, random_shift, setting, trained_tokenizer
 
 from trimtab import peft
-from trimtab.activations import Head
 from trimtab.cli.setup import quiet
 from trimtab.evaluate import drift, generate_answers, multiple_choice
 from trimtab.models import capture_heads, capture_to_store, load_model
@@ -31,14 +30,6 @@ from trimtab.steer import HeadShift
 from trimtab.storage import write_json
 
 SIZES["7b-wide, 8 layers"] = (8, *SIZES["llama-7b"][1:])
-
-
-def shift_for(size: str) -> HeadShift:
-    """Return a random shift on two heads of every layer."""
-    layers, heads, d_head = SIZES[size][:3]
-    chosen = tuple(Head(i, h) for i in range(layers) for h in (0, heads - 1))
-    units = torch.randn(len(chosen), d_head, generator=torch.Generator().manual_seed(0))
-    return HeadShift(chosen, torch.nn.functional.normalize(units, dim=1), torch.ones(len(chosen)), 5.0)
 
 
 # --- a model over several devices -------------------------------------------------------------------------------------
@@ -52,11 +43,11 @@ def over_devices(tiny: bool, folder: str | None) -> dict[str, Any]:
         random_llama(size, device="cuda").save_pretrained(saved)
         trained_tokenizer(questions_of(folder), SIZES[size][4]).save_pretrained(saved)
         torch.cuda.empty_cache()
-        alone = everything(*load_model(saved, device="cuda:0"), questions, shift_for(size))
+        alone = everything(*load_model(saved, device="cuda:0"), questions, random_shift(size))
         torch.cuda.empty_cache()
         model, tokenizer = load_model(saved, device="auto")
         devices = sorted({str(p.device) for p in model.parameters()})
-        both = everything(model, tokenizer, questions, shift_for(size))
+        both = everything(model, tokenizer, questions, random_shift(size))
     far = {key: float((alone[key] - both[key]).abs().max()) for key in ("activations", "logprobs", "KL")}
     return {
         "devices": devices,
@@ -101,7 +92,7 @@ def worker(out: Path, size: str, folder: str | None) -> None:
         return result
 
     store = timed("capture", lambda: capture_to_store(model, tokenizer, questions.statements(), out / "store"))
-    scored = timed("multiple choice", lambda: multiple_choice(model, tokenizer, questions, shift_for(size)))
+    scored = timed("multiple choice", lambda: multiple_choice(model, tokenizer, questions, random_shift(size)))
     values = store.load().values
     recipe = peft.Recipe(batch_size=32 // processes, max_steps=16, learning_rate=1e-4, precision="bf16")
     method = peft.LoRA(r=16, recipe=recipe)

@@ -28,6 +28,7 @@ from speed_common import (
     plain_forward,
     questions_of,
     random_llama,
+    random_shift,
     ratio,
     setting,
     synchronize,
@@ -37,13 +38,11 @@ from speed_common import (
 )
 from speed_protocol import protocol
 
-from trimtab.activations import Head
 from trimtab.cli.setup import quiet
 from trimtab.evaluate import multiple_choice, multiple_choice_many
 from trimtab.models import capture_heads
 from trimtab.models.compiled import shifted_for_compilation
 from trimtab.probes.newton import newton_logistic
-from trimtab.steer import HeadShift
 from trimtab.storage import write_json
 
 
@@ -61,14 +60,6 @@ class World:
         dtype = torch.float32 if options.tiny else torch.bfloat16
         self.model = random_llama(self.size, device=device, dtype=dtype)
         self.rounds = 2 if options.tiny else 3
-
-    def shift(self, n_layers: int | None = None, strength: float = 5.0) -> HeadShift:
-        """Return a random shift on two heads of every layer."""
-        layers, heads, d_head = SIZES[self.size][:3]
-        chosen = tuple(Head(i, h) for i in range(n_layers or layers) for h in (0, heads - 1))
-        generator = torch.Generator().manual_seed(0)
-        units = torch.nn.functional.normalize(torch.randn(len(chosen), d_head, generator=generator), dim=1)
-        return HeadShift(chosen, units, torch.ones(len(chosen)), strength)
 
 
 def capture(w: World) -> dict[str, Any]:
@@ -122,7 +113,7 @@ def choice(w: World) -> dict[str, Any]:
     seconds, results = interleaved(jobs, w.rounds)
     seconds["harness 1"] = [timed(lambda: harness(1))[0]]  # once: minutes, and far behind
     best = min((n for n in jobs if n != "trimtab"), key=lambda name: np.median(seconds[name]))
-    shift = w.shift()
+    shift = random_shift(w.size)
     sizes = [max(1, len(shift.heads) // n) for n in (8, 4, 2, 1)]
     edits = [shift.first(k).scaled(a) for k in sizes for a in (0.2, 0.4, 0.6, 0.8, 1.0)]
     jobs = {
@@ -206,7 +197,7 @@ def probes(w: World) -> dict[str, Any]:
 def generation(w: World) -> dict[str, Any]:
     """Tokens a second of plain and steered generation: eager, and compiled with a static cache."""
     new = 16 if w.tiny else 128
-    shift = w.shift(strength=20.0)
+    shift = random_shift(w.size, strength=20.0)
     ids = torch.randint(3, SIZES[w.size][4], (1, 32), generator=torch.Generator().manual_seed(0)).to(w.model.device)
 
     def generate(batch: int = 1, **options: Any) -> torch.Tensor:

@@ -18,10 +18,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from trimtab.activations import Head
 from trimtab.datasets import QuestionSet, Statement, folklore, truthfulqa
 from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
 from trimtab.models.heads import inference
 from trimtab.models.tokens import length_batches
+from trimtab.steer import HeadShift
 from trimtab.storage import versions
 
 SIZES = {
@@ -52,6 +54,14 @@ def random_llama(size: str, *, device: str = "cpu", dtype: torch.dtype = torch.f
     torch.manual_seed(seed)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def random_shift(size: str, *, strength: float = 5.0) -> HeadShift:
+    """Return a random shift on two heads of every layer."""
+    layers, heads, d_head = SIZES[size][:3]
+    chosen = tuple(Head(i, h) for i in range(layers) for h in (0, heads - 1))
+    units = torch.randn(len(chosen), d_head, generator=torch.Generator().manual_seed(0))
+    return HeadShift(chosen, torch.nn.functional.normalize(units, dim=1), torch.ones(len(chosen)), strength)
 
 
 def trained_tokenizer(questions: QuestionSet, vocab: int) -> Any:

@@ -31,18 +31,13 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
         BadValue: an unknown judge (the nearest names are offered), an address without a model, a file without the
             function.
     """
-    from trimtab.cli.setup import quiet
-
-    quiet()
-    return _named(name, model, key, {k: v for k, v in loading.items() if v is not None})
-
-
-def _named(name: str, model: str | None, key: str | None, loading: dict[str, Any]) -> Any:
-    from trimtab.cli.setup import nearest
+    from trimtab.cli.setup import nearest, quiet
     from trimtab.cli.user_code import is_user_function, open_function
     from trimtab.errors import BadValue
     from trimtab.evaluate.judges import EndpointJudge, LocalJudge, TfidfJudge, exact_judge
 
+    quiet()
+    loading = {k: v for k, v in loading.items() if v is not None}
     if name == "exact":
         return exact_judge
     if name == "allenai":

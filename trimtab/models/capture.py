@@ -57,6 +57,7 @@ def capture_heads(
         Incompatible: the model's modules are not called, as in a compiled graph.
     """
     statements = tuple(statements)
+    require_statements(statements)
     require_place(position, site)
     tokens = _tokens(model, tokenizer, statements)
     rows = [TreeRow(t.ids[: t.end], t.start, t.end - 1 if position == "last" else t.start) for t in tokens]
@@ -89,7 +90,8 @@ def require_place(position: str, site: str) -> None:
         )
 
 
-def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list[AnswerTokens]:
+def require_statements(statements: Sequence[Statement]) -> None:
+    """Raise `BadDataset` if there are no statements, or what was given is something else."""
     if not statements:
         raise BadDataset("no statements to capture activations for")
     other = next((s for s in statements if not isinstance(s, Statement)), None)
@@ -97,6 +99,9 @@ def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list
         raise BadDataset(
             f"expected statements, got a {type(other).__name__}; make them of questions by QuestionSet.statements()"
         )
+
+
+def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list[AnswerTokens]:
     texts = [s.text for s in statements]
     tokens = tokenize_answers(tokenizer, texts, [s.answer_start for s in statements], needs_prompt=False)
     require_fits(model, [len(t.ids) for t in tokens], texts)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 
 from trimtab.datasets.questions import Statement
-from trimtab.errors import BadDataset, BadValue
-from trimtab.models.capture import capture_heads, require_place
+from trimtab.errors import BadValue
+from trimtab.models.capture import capture_heads, require_place, require_statements
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
 from trimtab.models.processes import rank_and_count, wait
@@ -43,9 +43,9 @@ def capture_to_store(
         Incompatible: the folder holds something else, or activations of another model, other statements or settings;
             there is no room on the disk.
     """
-    if not statements:
-        raise BadDataset("no statements to capture activations for")
-    require_place(position, site)  # before the folder is begun with it
+    # before the folder is begun with them
+    require_statements(statements)
+    require_place(position, site)
     if per_shard < 1:
         raise BadValue(f"per_shard must be at least 1, got {per_shard}")
     rank, n_processes = rank_and_count()

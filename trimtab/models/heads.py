@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.hooks import edits_suspended, on_inputs
 from trimtab.models.named_heads import layer_around, require_modules, verified_width
 from trimtab.models.offload import input_device
-from trimtab.models.remembered import remembered, traits
+from trimtab.models.remembered import remembered, traits, warn_once
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,8 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
     config, base = text_config(model), base_of(model)
     found, without = remembered(base, "heads", traits(base), lambda: _found(model, config))
     if without:
-        note = f"layers {without} have no attention heads and are left out"
         # hooks and adapters that come and go make heads be looked for again; what is left out is said once
-        remembered(base, "left_out", note, lambda: warnings.warn(note, stacklevel=4))
+        warn_once(base, "left_out", f"layers {without} have no attention heads and are left out")
     return tuple(HeadSite(layer, base.get_submodule(name), name, *size) for layer, name, *size in found)
 
 

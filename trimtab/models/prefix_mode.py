@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from trimtab.errors import TrimtabError
 from trimtab.models.heads import base_of
 from trimtab.models.prefix_cache import Mode, may_be_packed
 from trimtab.models.prefix_pass import Computed, Limits, Pass, Step, kept_logits, kept_places
-from trimtab.models.remembered import remembered, traits
+from trimtab.models.remembered import remembered, traits, warn_once
 from trimtab.models.token_tree import TokenTree, TreeRow
 
 WORTHWHILE = 1.15
@@ -44,7 +43,7 @@ def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: Token
         return "plain"
     if note is not None:
         computed.notes.append(note)
-        remembered(base, "warned", note, lambda: warnings.warn(note, stacklevel=4))
+        warn_once(base, "warned", note)
     return computed.mode
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,6 +25,11 @@ def remembered(base: Any, what: str, rests_on: Any, find: Callable[[], T]) -> T:
     if what not in memory or memory[what][0] != rests_on:
         memory[what] = (rests_on, find())
     return memory[what][1]
+
+
+def warn_once(base: Any, what: str, note: str) -> None:
+    """Warn of a model's trait, unless the same was said of it already."""
+    remembered(base, what, note, lambda: warnings.warn(note, stacklevel=5))
 
 
 def traits(base: Any, model: Any = None) -> tuple[Any, ...]:

@@ -207,10 +207,10 @@ class GradientCheck(TrainerCallback):
         """Raise `BadValue` for a loss or a gradient of this step that is not a number."""
         losses, self.losses = [float(loss) for loss in self.losses], []
         step, rate = state.global_step + 1, f"lower the learning rate (it was {args.learning_rate:g})"
-        if not all(map(math.isfinite, losses)):
-            bad = next(loss for loss in losses if not math.isfinite(loss))
+        bad = [loss for loss in losses if not math.isfinite(loss)]
+        if bad:
             raise BadValue(
-                f"the loss of step {step} is {bad}: training stopped and {kept(args, step - 1)}; {rate} or use bf16 "
+                f"the loss of step {step} is {bad[0]}: training stopped and {kept(args, step - 1)}; {rate} or use bf16 "
                 "instead of fp16"
             )
         if self._norm is not None and not bool(self._norm.isfinite()):
