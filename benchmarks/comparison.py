@@ -2,8 +2,9 @@
 
     python benchmarks/comparison.py --config benchmarks/comparison.yaml --workers 8 --minutes 8.5 --out runs/comparison
 
-Packs the run folder into RUN.tar.gz beside it at the end and unpacks that at the start, so that a machine that is lent
-for minutes can go on where another one stopped. `--tiny` runs two methods for a minute, to see that all is in place.
+The workers share out the machine's GPUs. Packs the run folder into RUN.tar.gz beside it at the end and unpacks that at
+the start, so that a machine that is lent for minutes can go on where another one stopped. `--tiny` runs two methods for
+a minute, to see that all is in place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+
+import torch
 
 TINY = """\
 model: embedded
@@ -51,12 +54,16 @@ def main() -> None:
     ]
     threads = max(1, (os.cpu_count() or 1) // asked.workers)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    n_gpus = torch.cuda.device_count()
     workers = []
     for number in range(asked.workers):
         log = (run.parent / f"worker-{number}.log").open("a")
         # the first one alone forgets failures, before the others can write new ones
         again = ["--retry-failed"] if asked.retry_failed and number == 0 else []
-        workers.append(subprocess.Popen([*command, *again], env=environment, stdout=log, stderr=subprocess.STDOUT))
+        gpu = {"CUDA_VISIBLE_DEVICES": str(number % n_gpus)} if n_gpus else {}
+        workers.append(
+            subprocess.Popen([*command, *again], env={**environment, **gpu}, stdout=log, stderr=subprocess.STDOUT)
+        )
         if again:
             time.sleep(30)
     codes = [worker.wait() for worker in workers]

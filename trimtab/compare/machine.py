@@ -20,4 +20,9 @@ def hardware(model: Any) -> str:
 
 def place(model: Any) -> str:
     """Return which device of which machine this is: processes of one place take each other's time."""
-    return f"{platform.node()} {input_device(model)}"
+    import torch
+
+    device = input_device(model)
+    # a GPU's number is its place among those that CUDA_VISIBLE_DEVICES shows to this process
+    which = torch.cuda.get_device_properties(device).uuid if device.type == "cuda" else device
+    return f"{platform.node()} {which}"
