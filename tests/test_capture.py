@@ -392,6 +392,26 @@ def test_no_forward_holds_more_than_the_token_budget_whatever_the_number_of_stat
     assert n == 4 or len(sizes) > 10
 
 
+def test_what_follows_the_last_read_runs_in_the_first_forward_only() -> None:
+    model, runs = tiny_model("llama"), {0: 0, N_LAYERS - 1: 0}
+    for layer in runs:
+        model.model.layers[layer].mlp.register_forward_hook(lambda *_, i=layer: runs.update({i: runs[i] + 1}))
+    listed = [Statement(f"Q: {word}?\nA:", "The sky.", True, word) for word in ("What", "Who", "Is it snow", "Why")]
+    capture_heads(model, tiny_tokenizer(), listed)  # the first time, the model is tried out too
+    runs.update(dict.fromkeys(runs, 0))
+    found = capture_heads(model, tiny_tokenizer(), listed, batch_size=1)
+    assert runs == {0: 4, N_LAYERS - 1: 1}
+    assert_equal(found.values, by_hand(model, "llama", listed))
+
+
+def test_a_projection_that_is_called_again_is_read_again_in_every_forward() -> None:
+    model, listed = tiny_model("llama"), tiny_questions(4).statements()
+    projection = model.model.layers[-1].self_attn.o_proj
+    model.model.norm.register_forward_pre_hook(lambda _, args: projection(args[0][..., : projection.in_features]) * 0)
+    found = capture_heads(model, tiny_tokenizer(), listed, batch_size=1)
+    assert_equal(found.values, capture_heads(model, tiny_tokenizer(), listed).values, tolerance=1e-5)
+
+
 def test_what_is_kept_of_a_forward_does_not_grow_with_the_texts() -> None:
     model, held = tiny_model("llama", context=2000), []
     gathered = _Gather.stacked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -119,11 +120,16 @@ def _fill(
     """Write the mean over each row's wanted places of what `on` reads at every module; return what it took."""
 
     written = RowsToCpu(values)
+    # accelerate's hooks take offloaded weights away again only when a module ends
+    may_stop = False if any(hasattr(module, "_hf_hook") for module in model.modules()) else None
 
     def read(edit: int, step: Step, forward: Callable[[], Any]) -> None:  # noqa: ARG001
-        gather = _Gather(step, len(modules))
-        with on((module, gather.reader(i)) for i, module in enumerate(modules)):
+        nonlocal may_stop
+        gather = _Gather(step, len(modules), stops=bool(may_stop))
+        with on((module, gather.reader(i)) for i, module in enumerate(modules)), contextlib.suppress(_AllRead):
             forward()
+        if may_stop is None:  # the first forward, run whole, tells whether a module is called again
+            may_stop = gather.calls == len(modules)
         written.put(step.rows, gather.stacked())
 
     took = run_rows(model, rows, read, logits=False, task="capturing heads", **options)
@@ -141,11 +147,15 @@ def _places(
     return [s.layer for s in sites], [s.module for s in sites], (sites[0].n_heads, sites[0].d_head)
 
 
+class _AllRead(Exception):
+    """Ends a forward of which everything has been read: the last layer's MLP and the model's head need not run."""
+
+
 class _Gather:
     """Reads the mean over each row's wanted places in every layer."""
 
-    def __init__(self, step: Step, n_layers: int) -> None:
-        self.step = step
+    def __init__(self, step: Step, n_layers: int, *, stops: bool = False) -> None:
+        self.step, self.stops, self.calls = step, stops, 0
         self.read: list[Tensor | None] = [None] * n_layers
         counts = torch.tensor(step.counts)
         self.where = (step.flat, torch.arange(len(counts)).repeat_interleave(counts), counts)
@@ -162,6 +172,9 @@ class _Gather:
                 sums = exact.new_zeros(len(counts), x.shape[-1])
                 found = sums.index_add_(0, row, exact) / counts[:, None]
             self.read[layer] = found
+            self.calls += 1
+            if self.stops and self.calls == len(self.read):
+                raise _AllRead
 
         return read
 
