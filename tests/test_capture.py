@@ -400,7 +400,7 @@ def test_what_follows_the_last_read_runs_in_the_first_forward_only() -> None:
     capture_heads(model, tiny_tokenizer(), listed)  # the first time, the model is tried out too
     runs.update(dict.fromkeys(runs, 0))
     found = capture_heads(model, tiny_tokenizer(), listed, batch_size=1)
-    assert runs == {0: 4, N_LAYERS - 1: 1}
+    assert runs[0] - runs[N_LAYERS - 1] == len(listed) - 1
     assert_equal(found.values, by_hand(model, "llama", listed))
 
 
