@@ -64,6 +64,10 @@ def test_methods_on_disk_with_other_settings_count_as_missing(tmp_path):
     assert [row.basis for row in same] == ["finished"] * 2
     assert [row.basis.endswith("on disk with other settings: needs --redo-changed") for row in other] == [False, True]
     assert other[1].missing == 1
+    # another comparison that lies in the folder is not this one's
+    run_job(tiny_model(), tiny_tokenizer(), job(2), tmp_path / "run" / "anew")
+    inside = estimate(tiny_model(), tiny_tokenizer(), job(2), tmp_path / "run").rows[1]
+    assert inside.missing == 1 and inside.basis.startswith("a few questions timed now")
     with pytest.raises(Incompatible, match="it differs in meters"):
         longer = replace(job(1), meters=Meters(SpyJudge(), texts=TEXTS, max_new_tokens=4))
         estimate(tiny_model(), tiny_tokenizer(), longer, tmp_path / "run")

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from tests.comparing import METERS, FailsInFoldOf, SpyMethod, tiny_run
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import Comparison, Design, FewShot, Job, run_job
-from trimtab.compare.charts import PALETTE, intervals_figure, low_data_figure, pareto_figure, pareto_front, styles
+from trimtab.compare.charts import (
+    PALETTE,
+    heads_figure,
+    intervals_figure,
+    low_data_figure,
+    pareto_figure,
+    pareto_front,
+    styles,
+)
 from trimtab.compare.design import named
 from trimtab.compare.knobs import knob_lines, knobs_figure, tried
 from trimtab.compare.markdown import cost_cells, facts, quality_cells, size, to_markdown
@@ -162,8 +170,33 @@ def test_a_method_looks_the_same_in_every_figure_and_no_point_is_cut_off(done):
     assert {(line.get_color(), line.get_marker()) for line in markers} <= set(looks.values())
     for axes in (left, right):
         low, high = axes.get_xlim()
-        drawn = [x for line in axes.get_lines() for x in line.get_xdata()]
+        drawn = [x for line in axes.get_lines() if line.get_marker() != "None" for x in line.get_xdata()]
         assert low < min(drawn) and 1.5 * max(drawn) < high
+        assert axes.get_ylim()[0] < 0 and axes.get_ylim()[1] > 100
+    assert intervals_figure(rows).axes[0].get_xlim()[0] < 0 and intervals_figure(rows).axes[0].get_xlim()[1] > 100
+
+
+def test_the_dashed_line_is_the_unedited_model_or_is_not_there(done):
+    def dashed(rows):
+        return [
+            line.get_xdata()[0] for line in intervals_figure(rows).axes[0].get_lines() if line.get_linestyle() == "--"
+        ]
+
+    base, *others = done[1].rows()
+    assert dashed([base, *others]) == [100 * base.metrics["true_info"].estimate]
+    assert dashed(others) == []
+
+
+def test_a_front_of_one_row_is_a_line_too(done):
+    base = done[1].rows()[0]
+    for axes in pareto_figure([base]).axes:
+        (line,) = [line for line in axes.get_lines() if line.get_marker() == "None"]
+        assert line.get_xdata()[-1] == axes.get_xlim()[1] > line.get_xdata()[0]
+
+
+def test_the_colours_of_heads_mean_the_same_in_every_report(done):
+    (image,) = heads_figure(done[1]).axes[0].get_images()
+    assert image.get_clim() == (50, 100)
 
 
 def test_all_panels_show_kl_on_one_scale():
@@ -304,11 +337,23 @@ def test_the_colours_can_be_told_apart_without_seeing_red_or_green():
 
 def test_sizes_are_written_for_reading():
     assert [size(n) for n in (None, 12, 1500, 2.5e6, 3e9)] == ["-", "12 B", "1.5 kB", "2.5 MB", "3 GB"]
+    assert [size(n) for n in (999.6e6, 12_345e9)] == ["1,000 MB", "12,345 GB"]
+
+
+def test_costs_are_written_for_reading_and_no_chosen_setting_is_left_out(done):
+    row = done[1].row("ITI")
+    settings = tuple((f'{{"alpha": {n}}}', 1) for n in range(5))
+    cells = cost_cells(replace(row, costs={**row.costs, "seconds": 7200.4, "ms_per_token": 12.345}, settings=settings))
+    assert (cells[3], cells[5]) == ("7,200", "12.3")
+    assert cells[6] == "alpha 0 (1x); alpha 1 (1x); alpha 2 (1x); alpha 3 (1x); alpha 4 (1x)"
 
 
 def test_the_spy_is_drawn_hollow_where_its_budget_is_another_result(tmp_path):
-    result = tiny_run(tmp_path / "run", [SpyMethod(strengths=(0.01, 50.0))], seeds=(0,), kl_budget=0.01)
-    names = [row.name for row in result.rows()]
-    if "Spy (within KL budget)" in names:
-        assert "Spy (within KL budget)" in to_html(result)
-    assert names[0] == "Baseline"
+    result = tiny_run(tmp_path / "run", [SpyMethod(strengths=(50.0,))], seeds=(0,), kl_budget=1e9)
+    best, spy = result.rows()
+    within = replace(spy, variant="within")
+    faces = {
+        line.get_markerfacecolor() for line in intervals_figure([best, spy, within]).axes[0].get_lines()
+        if line.get_marker() == styles([best.method, spy.method])[spy.method]["marker"]
+    }  # fmt: skip
+    assert faces == {PALETTE[1], "white"}

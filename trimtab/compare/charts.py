@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trimtab.compare.design import BASELINE
 from trimtab.compare.results import Comparison
 from trimtab.compare.rows import ResultRow
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe & Ito's colours, told apart by colour-blind readers; without the yellow, which is lost on white."""
 MARKERS = "osD^vP*X<>hd"
+WHOLE = (-4, 104)
+"""Limits of an axis in percent on which a marker at 0 or 100 is drawn whole."""
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -39,10 +42,10 @@ def intervals_figure(rows: Sequence[ResultRow]) -> Figure:
         axes.plot([100 * drawn for drawn in row.draws], [place] * len(row.draws), "|", color="grey", markersize=9)
         face = look["color"] if row.variant == "best" else "white"
         axes.plot(100 * value, place, **look, markerfacecolor=face, markersize=8, linestyle="")
-    if shown:
-        axes.axvline(100 * shown[0][1], color="grey", linestyle="--", linewidth=1)
+        if row.method == BASELINE:
+            axes.axvline(100 * value, color="grey", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
-    axes.set(xlabel="True*Info (%), 95 % interval over questions", xlim=(0, 102), ylim=(-0.7, max(1, len(shown)) - 0.3))
+    axes.set(xlabel="True*Info (%)", xlim=WHOLE, ylim=(-0.7, max(1, len(shown)) - 0.3))
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -65,9 +68,9 @@ def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
     """Return True*Info against KL and against the seconds to make it, each with its Pareto front."""
     figure, (left, right) = new_figure(10, 4.6, columns=2)
     _pareto(left, rows, lambda r: r.metrics["kl"].estimate if r.metrics["kl"] else 0.0, linear=1e-3)
-    left.set(xlabel="KL(unedited || edited), nats per token (prompting: 0)", ylabel="True*Info (%)", ylim=(0, 104))
+    left.set(xlabel="KL(unedited || edited), nats per token (prompting: 0)", ylabel="True*Info (%)", ylim=WHOLE)
     _pareto(right, rows, lambda r: r.costs["seconds"], linear=0.1)
-    right.set(xlabel="seconds to make", ylim=(0, 104))
+    right.set(xlabel="seconds to make", ylim=WHOLE)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
@@ -84,10 +87,12 @@ def _pareto(axes: Any, rows: Sequence[ResultRow], cost: Callable[[ResultRow], fl
     for row, (x, y) in zip(shown, points, strict=True):
         face = style[row.method]["color"] if row.variant == "best" else "white"
         axes.plot(x, y, **style[row.method], markerfacecolor=face, linestyle="", markersize=8, label=row.name)
+    edge = 2 * max([linear, *(x for x, _ in points)])
     front = [points[i] for i in pareto_front(points)]
+    front += [(edge, y) for _, y in front[-1:]]  # so that a front of one row is seen too
     axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=1, zorder=0, drawstyle="steps-post")
     axes.set_xscale("symlog", linthresh=linear)
-    axes.set_xlim(-linear / 5, 2 * max([linear, *(x for x, _ in points)]))
+    axes.set_xlim(-linear / 5, edge)
     axes.grid(alpha=0.3)
 
 
@@ -111,7 +116,7 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
         axes.fill_between(
             x, [100 * v.low for _, v in curve], [100 * v.high for _, v in curve], color=look["color"], alpha=0.08
         )
-    axes.set(xlabel="training questions, validation part included", ylabel="True*Info (%)", xscale="log", ylim=(0, 104))
+    axes.set(xlabel="training questions, validation part included", ylabel="True*Info (%)", xscale="log", ylim=WHOLE)
     axes.set_xticks(sorted({n for c in curves.values() for n, _ in c}), minor=False)
     axes.get_xaxis().set_major_formatter("{x:.0f}")
     axes.minorticks_off()
@@ -167,7 +172,7 @@ def heads_figure(comparison: Comparison) -> Figure | None:
     accuracy = np.mean([e["probe_accuracy"] for e in edits], axis=0)
     layers = edits[0]["layers"]
     figure, axes = new_figure(2.2 + 0.42 * accuracy.shape[1], 1.4 + 0.36 * len(layers))
-    image = axes.imshow(100 * accuracy, cmap="cividis", vmin=50, origin="lower", aspect="auto")
+    image = axes.imshow(100 * accuracy, cmap="cividis", vmin=50, vmax=100, origin="lower", aspect="auto")
     counts = np.zeros(accuracy.shape, dtype=int)
     for edit in edits:
         for layer, head in edit["heads"]:
@@ -178,7 +183,7 @@ def heads_figure(comparison: Comparison) -> Figure | None:
             color = "white" if accuracy[row, head] < 0.75 else "black"
             axes.text(head, row, str(count), ha="center", va="center", color=color, fontsize="small")
     axes.set_yticks(range(len(layers)), [str(x) for x in layers])
-    axes.set(xlabel="head", ylabel="layer", title=f"How often shifted, of {len(edits)} fits" if small else "")
+    axes.set(xlabel="head", ylabel="layer", title=f"How often shifted in {len(edits)} fit(s)" if small else "")
     figure.colorbar(image, label="probe accuracy (%)")
     return figure
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from trimtab.compare.control import Control
 from trimtab.compare.design import Job, Parts, Unit
@@ -18,6 +19,8 @@ from trimtab.errors import Incompatible, TrimtabError
 from trimtab.peft.snapshot import random_state_kept
 from trimtab.progress import tracked
 
+Read: TypeAlias = Callable[[Unit, int | str], dict[str, Any] | None]
+"""Returns the record of a unit's step, as `RunFolder.read` does."""
 LAST_MEASUREMENTS = 1.5
 """Of the best setting, and of the best one within the KL budget where that is another: in between."""
 
@@ -79,13 +82,12 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
         Incompatible: the folder holds something else, or another comparison.
     """
     there = RunFolder(out)
-    changed, anew = there.changed(specification(job, model)), RunFolder(there.path / "anew")
-    first, unedited = _parts(job), None
+    changed, first, unedited = there.changed(specification(job, model)), _parts(job), None
     rows = []
     for name in tracked(list(job.methods), "timing"):
-        folder = anew if name in changed else there
+        read = _nothing if name in changed else there.read
         units = [u for u in job.units if u.method == name]
-        missing = [u for u in units if folder.read(u, TEST) is None]
+        missing = [u for u in units if read(u, TEST) is None]
         settings, seconds, basis = job.settings(name), 0.0, "finished"
         if missing:
             with random_state_kept(model):
@@ -95,8 +97,8 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
                 except TrimtabError as why:  # the run goes on without a method that fails, and so does its plan
                     rows.append(PlanRow(name, len(settings), len(units), len(missing), 0.0, f"cannot be timed: {why}"))
                     continue
-            seen = [t for u in units for t in _trials(folder, u, len(settings))]
-            seconds = sum(cost.unit(job, u, folder, seen) for u in missing)
+            seen = [t for u in units for t in _trials(read, u, len(settings))]
+            seconds = sum(cost.unit(job, u, read, seen) for u in missing)
             basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"
             basis += "; on disk with other settings: needs --redo-changed" if name in changed else ""
         rows.append(PlanRow(name, len(settings), len(units), len(missing), seconds, basis))
@@ -108,9 +110,13 @@ def _parts(job: Job) -> Parts:
     return job.parts(Unit("", 0, job.design.seeds[0], job.design.train_sizes[-1]))
 
 
-def _trials(folder: RunFolder, unit: Unit, n: int) -> list[dict[str, Any]]:
+def _nothing(unit: Unit, step: int | str) -> None:
+    """Read no record: those of a method that changed would be replaced."""
+
+
+def _trials(read: Read, unit: Unit, n: int) -> list[dict[str, Any]]:
     try:
-        records = [folder.read(unit, i) for i in range(n)]
+        records = [read(unit, i) for i in range(n)]
     except Incompatible:
         return []
     return [r for r in records if r is not None and r["status"] == "done"]
@@ -139,10 +145,10 @@ class _Cost:
         edit = method.fit(model, tokenizer, train[: FITTED_ON[1]], knobs=knobs)
         return cls(fits, measuring(model, tokenizer, edit, validation, job.meters), only_prompts(edit))
 
-    def unit(self, job: Job, unit: Unit, folder: RunFolder, seen: list[dict[str, Any]]) -> float:
+    def unit(self, job: Job, unit: Unit, read: Read, seen: list[dict[str, Any]]) -> float:
         """Return the seconds of what is missing of a unit."""
         parts, settings, meters = job.parts(unit), job.settings(unit.method), job.meters
-        left = [knobs for number, knobs in enumerate(settings) if folder.read(unit, number) is None]
+        left = [knobs for number, knobs in enumerate(settings) if read(unit, number) is None]
         choosing, last = meters.neutral()
         both = self.measuring.answer.at(len(parts.test)) + self.measuring.choice.at(len(parts.test))
         once = both + self._drift.at(len(last)) + self.measuring.speed

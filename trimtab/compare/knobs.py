@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from trimtab.compare.charts import PALETTE, new_figure
+from trimtab.compare.charts import PALETTE, WHOLE, new_figure
 from trimtab.compare.markdown import knobs_text
 from trimtab.compare.results import Comparison
 
@@ -102,14 +102,15 @@ def knobs_figure(comparison: Comparison) -> Figure | None:
         _panel(axes, groups, highest)
         joined = any(len(points) > 1 for points in groups)
         positive = min(values) > 0 and max(values) / min(values) >= 4
-        axes.set(ylim=(0, 104), xscale="log" if positive else "linear")
+        axes.set(ylim=WHOLE, xscale="log" if positive else "linear")
         axes.set_title(f"{method}: {knob}" + ("" if joined else " (never alone)"), fontsize="small")
         axes.set_xticks(values, [f"{v:.2g}" for v in values], fontsize="x-small")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     for axes in cells[len(panels) :]:
         axes.set_visible(False)
-    figure.supylabel("validation score (%)", fontsize="small")
+    for axes in cells[: len(panels) : 3]:
+        axes.set_ylabel("validation score (%)", color=PALETTE[0], fontsize="small")
     return figure
 
 
@@ -129,6 +130,7 @@ def _panel(axes: Any, groups: list[Points], highest: float) -> None:
         other.set_yscale("symlog", linthresh=1e-3)
         other.set_ylim(-2e-4, 2 * max(highest, 1e-3))
         other.tick_params(axis="y", colors=PALETTE[1], labelsize="x-small")
+        other.set_ylabel("KL (nats per token)", color=PALETTE[1], fontsize="x-small")
 
 
 def _flat(knobs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

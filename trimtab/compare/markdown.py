@@ -16,17 +16,21 @@ NATS = {"ce": "CE", "kl": "KL"}
 QUALITY = ("", *PERCENT.values(), *NATS.values(), "KL budget", "measured")
 DIFFERENCES = ("", "True*Info − baseline", "p", "p (Holm)", "MC1 − baseline", "p", "p (Holm)", "questions")
 COSTS = ("", "fitted or stored numbers", "on disk", "seconds to make", "peak memory", "ms per token", "chosen settings")
-HOW_TO_READ = (
-    "True*Info is mean(True) x mean(Info). Percentages and CE, KL (nats per token on neutral text, against the "
-    "unedited model; none for prompting) are means with 95 % intervals: questions (or texts) resampled, seeds averaged "
-    "inside; ± is the standard deviation between seeds. A random control took the setting that the method it follows "
-    "chose; its intervals are over draws, and it is not tested. Differences are paired by question; p by a sign-flip "
-    "test over questions, then corrected by Holm's procedure over the rows of the table. Every method tried settings "
-    "on validation questions, up to the same number, drawn once for all folds and seeds. KL budget 'kept': in every "
-    "fold and seed the best setting is also the best one within the budget, so that one row is both results. Where it "
-    "was not, a second row shows the best that kept it; the budget is for the texts that settings are chosen on, the "
-    "KL shown is that of other texts. 'Measured' counts folds times seeds."
-)
+HOW_TO_READ = {
+    "True*Info": "mean(True) x mean(Info), in %. True, Info, MC1 and MC2 are in %, CE and KL in nats per token on "
+    "neutral text, against the unedited model; prompting, which leaves the model as it is, has neither.",
+    "[low, high] and ±": "95 % interval over questions (of CE and KL over texts), seeds averaged inside; ± is the "
+    "standard deviation between seeds.",
+    "p": "of a sign-flip test, paired by question; p (Holm) is corrected over the rows of the table.",
+    "Settings": "every method tried its own on the same validation questions, up to the same number, drawn once for "
+    "all folds and seeds; no test question was seen before the last measurement.",
+    "KL budget": "'kept': in every fold and seed the best setting is also the best one within the budget, so that one "
+    "row is both results. Where it was not, a second row shows the best that kept it. The budget is for the texts that "
+    "settings are chosen on, the KL shown is that of other texts.",
+    "Random control": "took the setting that the method it follows chose; its intervals are over draws, and it is not "
+    "tested.",
+    "measured": "folds times seeds that the row rests on.",
+}
 CAVEATS = (
     "An exact judge knows only the answers that the question lists: a true answer in other words counts as neither.",
     "Intervals and p-values resample questions, not folds or seeds: the spread between seeds stands beside them. A "
@@ -73,11 +77,16 @@ def cost_cells(row: ResultRow) -> list[str]:
         row.name,
         "-" if c["trainable_parameters"] is None else f"{c['trainable_parameters']:,.0f}",
         size(c["bytes_on_disk"]),
-        "-" if c["seconds"] is None else f"{c['seconds']:.3g}{crowd}",
+        "-" if c["seconds"] is None else f"{_three_digits(c['seconds'])}{crowd}",
         size(c["peak_bytes"]),
-        "-" if c["ms_per_token"] is None else f"{c['ms_per_token']:.3g}{crowd}",
-        "; ".join(f"{knobs_text(json.loads(s))} ({n}x)" for s, n in row.settings[:3]) or "-",
+        "-" if c["ms_per_token"] is None else f"{_three_digits(c['ms_per_token'])}{crowd}",
+        "; ".join(f"{knobs_text(json.loads(s))} ({n}x)" for s, n in row.settings) or "-",
     ]
+
+
+def _three_digits(value: float | int) -> str:
+    # 1,234 rather than 1.23e+03
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def size(n_bytes: float | int | None) -> str:
@@ -86,7 +95,7 @@ def size(n_bytes: float | int | None) -> str:
         return "-"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= scale:
-            return f"{n_bytes / scale:.3g} {unit}"
+            return f"{_three_digits(n_bytes / scale)} {unit}"
     return f"{n_bytes:.0f} B"
 
 
@@ -137,14 +146,20 @@ def _judge(meters: Mapping[str, Any]) -> str:
 
 
 def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
-    """Return status, tables, notes and facts as Markdown."""
+    """Return status, tables, notes and facts as Markdown; pictures and answers are in the page alone."""
     from trimtab.compare.knobs import SETTINGS, tried
 
     rows = comparison.rows(comparison.sizes[-1])
-    lines = [f"# {title}", "", status(comparison), "", HOW_TO_READ, ""]
-    lines += [*table_lines(QUALITY, map(quality_cells, rows)), ""]
+    lines = [f"# {title}", "", status(comparison), ""]
+    lines += ["## What it does", "", *table_lines(QUALITY, map(quality_cells, rows)), ""]
+    lines += [
+        *(f"- **{term}**: {meaning}" for term, meaning in HOW_TO_READ.items()),
+        "",
+        "## Against the unedited model",
+        "",
+    ]
     lines += [*table_lines(DIFFERENCES, map(difference_cells, (r for r in rows if r.differences))), ""]
-    lines += [*table_lines(COSTS, map(cost_cells, rows)), ""]
+    lines += ["## What it costs", "", *table_lines(COSTS, map(cost_cells, rows)), ""]
     for smaller in comparison.sizes[:-1]:
         lines += [f"## {smaller or 'All'} training questions", ""]
         lines += [*table_lines(QUALITY, map(quality_cells, comparison.rows(smaller))), ""]

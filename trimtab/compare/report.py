@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,9 @@ h1 { margin-bottom: 0.2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid 
 table { border-collapse: collapse; font-size: 13px; margin: 0.8rem 0; }
 th, td { text-align: right; padding: 0.3rem 0.4rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
 td { white-space: nowrap; } th.words, td.words { text-align: left; white-space: normal; }
-th { background: #f3f3f3; } th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: nowrap; }
+th { background: #f3f3f3; }
+th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: nowrap; position: sticky; left: 0; }
+td:first-child { background: white; }
 td small { color: #555; display: block; font-size: 11px; white-space: nowrap; }
 table.text td, table.text th { text-align: left; font-weight: 400; white-space: normal; min-width: 8rem; }
 table.text td:first-child { font-weight: 600; }
@@ -49,7 +51,8 @@ table.text td:first-child { font-weight: 600; }
 .false::before { content: "✗ "; color: #D55E00; font-weight: 700; }
 .status { padding: 0.5rem 0.8rem; border-left: 5px solid #0072B2; background: #eef5fa; }
 .status.open { border-color: #D55E00; background: #fdf1ea; font-weight: 600; }
-figcaption { color: #444; font-size: 13px; } figure { margin: 1rem 0; }
+figcaption, .terms { color: #444; font-size: 13px; } figure { margin: 1rem 0; }
+figcaption, ul { max-width: 1000px; }
 """
 
 
@@ -70,25 +73,28 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
     parts = [
         f"<h1>{_safe(title)}</h1>",
         f'<p class="status{mark}">{_safe(status(comparison))}</p>',
-        f"<p>{_safe(HOW_TO_READ)}</p>",
         "<h2>What it does</h2>",
         _table(QUALITY, map(quality_cells, rows)),
+        _terms(HOW_TO_READ),
         _picture(
             charts.intervals_figure(rows),
-            "Filled: best settings. Hollow: best within the KL budget. Grey ticks: a control's draws.",
+            "Bars: 95 % intervals over questions, a control's over its draws (grey ticks). Dashed: the unedited model. "
+            "Filled: best settings. Hollow: best within the KL budget.",
         ),
         "<h2>Against the unedited model</h2>",
         _table(DIFFERENCES, (difference_cells(r) for r in rows if r.differences)),
         "<h2>What it costs</h2>",
         _table(COSTS, map(cost_cells, rows)),
-        _picture(charts.pareto_figure(rows), "The grey line joins the rows that no other row beats on both axes."),
+        _picture(
+            charts.pareto_figure(rows), "The grey line goes through the rows that no other row beats on both axes."
+        ),
         _section("Few training questions", charts.low_data_figure(comparison), "Bands: 95 % intervals over questions."),
         *_low_data(comparison),
         _section(
             "Knobs",
             knobs_figure(comparison),
-            "Every trial's validation score (blue: mean, dots: folds and seeds) and KL (orange, dotted, right axis, "
-            "the same in all panels). "
+            "Every trial's validation score (blue circles: mean, dots: folds and seeds) and KL (orange squares, right "
+            "axis, the same in all panels). "
             "Lines join settings that differ in this knob alone; 'never alone': no two tried settings do, so that the "
             "panel says nothing about the knob itself.",
         ),
@@ -101,7 +107,8 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         _section(
             "Heads",
             charts.heads_figure(comparison),
-            "Where the probes of ITI's rows read, averaged over their fits, and how often each head was shifted.",
+            "Where the probes of ITI's rows read on held-out questions (50 %: chance), averaged over their fits; "
+            "numbers: how often each head was shifted.",
         ),
         *_answers(comparison, rows),
         "<h2>Notes</h2>",
@@ -186,16 +193,21 @@ def _answers(comparison: Comparison, rows: Sequence[ResultRow]) -> list[str]:
             f'<td class="{"true" if a["true"] >= 0.5 else "false"}">{_safe(a["answer"])}</td>' for a in said
         )
         lines.append(f"<tr><td>{_safe(question)}</td>{cells}</tr>")
-    caption = f"<p>First {len(asked)} test questions of one fold and seed; ✓ judged true, ✗ not.</p>"
+    which = f"First {len(asked)} test questions of one fold and seed (of a control: its first draw)"
     body = "\n".join(lines)
     table = f'<div class="scroll"><table class="text"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    return ["<h2>Before and after</h2>", caption, table]
+    return ["<h2>Before and after</h2>", f"<p>{which}; ✓ judged true, ✗ not.</p>", table]
 
 
 def _facts(comparison: Comparison) -> str:
     rows = {**facts(comparison), **comparison.specification["methods"]}
     body = "\n".join(f"<tr><td>{_safe(k)}</td><td>{_safe(v)}</td></tr>" for k, v in rows.items())
     return f'<div class="scroll"><table class="text"><tbody>{body}</tbody></table></div>'
+
+
+def _terms(meanings: Mapping[str, str]) -> str:
+    lines = "".join(f"<li><strong>{_safe(term)}</strong>: {_safe(meaning)}</li>" for term, meaning in meanings.items())
+    return f'<ul class="terms">{lines}</ul>'
 
 
 def _list(items: Iterable[str]) -> str:
