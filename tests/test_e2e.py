@@ -101,6 +101,9 @@ def test_texts_without_references_are_refused():
     for texts, references in (([], []), (["a"], []), (["a"], [[]])):
         with pytest.raises(BadDataset, match="give each text some"):
             text_overlap(texts, references)
+    for texts, references in ((["a b"], ["a c"]), ("ab", [["a"], ["b"]])):
+        with pytest.raises(BadDataset, match="each has a list of references; got a single text"):
+            text_overlap(texts, references)
 
 
 def test_the_reader_groups_texts_by_meaning(tmp_path):

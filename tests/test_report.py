@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -128,17 +129,35 @@ def test_a_damaged_record_is_named_and_a_trial_that_is_gone_too(done, tmp_path):
     shutil.copytree(done[0], tmp_path / "run")
     (measured,) = (tmp_path / "run" / "records").glob("iti-*fold0*/test.json")
     whole = measured.read_text()
-    for damaged, what in ((whole[:200], "is not valid JSON"), ("{}", "field 'method' is missing")):
+    emptied = json.dumps({**json.loads(whole), "measured": {}})
+    for damaged, what in (
+        (whole[:200], "is not valid JSON"),
+        ("{}", "field 'method' is missing"),
+        (emptied, r"field 'measured\.\d' is missing"),
+    ):
         measured.write_text(damaged)
         with pytest.raises(Incompatible, match=f"test.json .*{what}.*; delete it and run again"):
             Comparison.load(tmp_path / "run")
     measured.write_text(whole)
+    trial = measured.parent / "trial-000.json"
+    trial.write_text(json.dumps({k: v for k, v in json.loads(trial.read_text()).items() if k != "validation"}))
+    with pytest.raises(Incompatible, match=r"trial-000\.json .*field 'validation' is missing; delete it and run again"):
+        Comparison.load(tmp_path / "run")
     for trial in measured.parent.glob("trial-*.json"):
         trial.unlink()
     with pytest.raises(
         Incompatible, match=r"ITI, fold 0, seed 0: there is a measurement of trial \d and no record of it"
     ):
         Comparison.load(tmp_path / "run").rows()
+
+
+def test_a_run_of_another_version_is_refused_with_what_it_lacks(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    for other in ({**record, "planned": 3}, {k: v for k, v in record.items() if k != "meters"}):
+        (tmp_path / "run" / "record.json").write_text(json.dumps(other))
+        with pytest.raises(Incompatible, match=r"cannot be used: field '(planned|meters)' .*another version's"):
+            Comparison.load(tmp_path / "run")
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from trimtab.compare import Meters
 from trimtab.compare.published import DEVIATIONS, TABLE_1, TWO_FOLD
 from trimtab.compare.reproduce import _iti, _two_folds, iti_table_1, iti_two_fold, sigma_bank
 from trimtab.datasets import truthfulqa
-from trimtab.errors import BadDataset
+from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
 from trimtab.models import capture_heads
 from trimtab.peft import FullFineTuning, Recipe
@@ -113,6 +113,11 @@ def test_questions_are_asked_after_the_instruction_and_the_primer(model):
     prompt = seen[0].prompt("Why?")
     assert prompt == f"{INSTRUCTION}\n\n{QA_PRIMER}\n\nQ: Why?\nA:"
     assert {e.prompt("Why?") for e in seen} == {prompt}
+
+
+def test_more_heads_than_there_are_are_refused(model):
+    with pytest.raises(BadValue, match="top 99 heads asked for; the model has"):
+        iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, top_k=99)
 
 
 def test_too_few_questions_are_refused(model):

@@ -46,13 +46,15 @@ def reproduce(
     from trimtab.evaluate import exact_judge
     from trimtab.evaluate.judges import LocalJudge
     from trimtab.peft import FullFineTuning, Recipe
-    from trimtab.storage import write_json
+    from trimtab.storage import write_errors, write_json
 
     if protocol not in PROTOCOLS:
         raise BadValue(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
     if judge not in ("exact", "local"):
         raise BadValue(f"unknown judge {judge!r}; choose exact or local")
     questions = read_data(data, limit=limit)
+    with write_errors(out):  # before hours of work, not after
+        out.mkdir(parents=True, exist_ok=True)
     loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
     meters = Meters(
         judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=dtype),
@@ -65,7 +67,6 @@ def reproduce(
     else:
         sft = FullFineTuning(recipe=Recipe(objective="true_and_false"))
         result = iti_table_1(*loaded, questions, sft=sft, **options)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{protocol}.json", result.as_dict())
     (out / f"{protocol}.md").write_text(result.to_markdown(), encoding="utf-8")
     print_json(result.as_dict()) if as_json else typer.echo(result.to_markdown())

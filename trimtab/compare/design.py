@@ -253,7 +253,9 @@ def named(
         if name == BASELINE and not (isinstance(method, NoEdit) or getattr(ready, "edit", None) == NoEdit()):
             raise BadValue(f"{BASELINE!r} is the name of the unedited model; give the method another one")
         if name in found and name != BASELINE:
-            raise BadValue(f"two methods are called {name!r}; pass a mapping from names to methods")
+            raise BadValue(
+                f"two methods are called {name!r}; leave one out, or in Python pass a mapping from names to methods"
+            )
         if isinstance(ready, Method) and not list(ready.grid):
             raise BadValue(f"the method {name!r} has an empty grid; it needs one setting or more, {{}} if no knobs")
         found[name] = ready

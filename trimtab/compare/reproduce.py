@@ -19,7 +19,6 @@ from trimtab.errors import BadDataset
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
 from trimtab.models import capture_heads
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import find_heads
 from trimtab.probes import fit_logistic
 from trimtab.progress import tracked
 from trimtab.steer import HeadShift, fit_shift
@@ -159,8 +158,6 @@ def _joined(part: Part) -> QuestionSet:
 def _iti(
     model: Any, tokenizer: Any, part: Part, bank: Sequence[Statement], *, top_k: int, alpha: float | int, seed: int
 ) -> HeadShift:
-    sites = find_heads(model)
-    top_k = min(top_k, sum(s.n_heads for s in sites))
     acts = capture_heads(model, tokenizer, _joined(part).statements("iti"))
     ranked = _of(acts, part.train), _of(acts, part.validation)
     probes = fit_logistic(ranked[0], validation=ranked[1], seed=seed)

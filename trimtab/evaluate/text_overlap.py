@@ -67,6 +67,8 @@ def text_overlap(texts: Sequence[str], references: Sequence[Sequence[str]], *, j
     """
     if not texts or len(texts) != len(references) or not all(references):
         raise BadDataset(f"{len(texts)} texts came with {len(references)} lists of references; give each text some")
+    if isinstance(texts, str) or any(isinstance(several, str) for several in references):
+        raise BadDataset("texts are a list, and each has a list of references; got a single text in place of a list")
     java = shutil.which("java") is not None if java is None else java
     try:
         from pycocoevalcap.cider.cider import Cider
