@@ -17,6 +17,7 @@ from trimtab.edits import Edit, NoEdit, Prompted, Stacked
 from trimtab.errors import BadValue
 from trimtab.evaluate import generate_answers, generate_answers_many
 from trimtab.evaluate.completion import AnswerEnd, complete, completions
+from trimtab.models import prefix_mode, prompt_cache
 from trimtab.models.heads import decoder_of, find_heads
 from trimtab.steer import HeadShift
 
@@ -107,6 +108,61 @@ def test_inside_another_edit_nothing_is_shared(positions: Any) -> None:
         expected = one_by_one(model, [none, half])
     assert found == expected
     assert found != completions(model, tiny_tokenizer(), PROMPTS, [none, half], **OPTIONS)
+
+
+BEGUN = [f"Q: What is the sky?\nA: It is blue, and snow is white.\n\n{prompt}" for prompt in PROMPTS]
+"""Prompts that begin alike, of different lengths."""
+
+
+@pytest.fixture
+def tried_for_any_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(prompt_cache, "TRYING", {"cpu": 1, "cuda": 1})
+
+
+@pytest.mark.usefixtures("tried_for_any_saving")
+@pytest.mark.parametrize("family", [f if f in USUAL else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
+def test_prompts_that_begin_alike_are_answered_as_alone(family: str) -> None:
+    model = family_model(family)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)))
+    edits = shifts(model)[1:3]
+    found = completions(model, tiny_tokenizer(), BEGUN, edits, **OPTIONS)
+    assert found == [
+        [complete(model, tiny_tokenizer(), [prompt], edit, max_new_tokens=8)[0] for prompt in BEGUN] for edit in edits
+    ]
+    assert found[0] != found[1]  # the control: the shift changes what is said
+
+
+@pytest.mark.usefixtures("tried_for_any_saving")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_prompts_begin_with_is_computed_once_for_a_batch(family: str) -> None:
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    rows = [tokenizer(prompt)["input_ids"] for prompt in BEGUN]
+    common = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+    with widths(model) as seen:
+        complete(model, tokenizer, BEGUN, NoEdit(), max_new_tokens=1, batch_size=9)  # the first time, it is tried out
+        seen.clear()
+        found = complete(model, tokenizer, BEGUN, NoEdit(), max_new_tokens=1, batch_size=9)
+    # the beginning in a row of its own, then what follows it, without the last tokens that predict the answers
+    assert seen == [common, max(map(len, rows)) - 1 - common]
+    assert found == [complete(model, tokenizer, [prompt], NoEdit(), max_new_tokens=1)[0] for prompt in BEGUN]
+
+
+@pytest.mark.usefixtures("tried_for_any_saving")
+@pytest.mark.parametrize("prompts", [[BEGUN[0]] * 3, [BEGUN[0], BEGUN[0] + " It", BEGUN[0] + " It is"]])
+def test_prompts_that_are_alike_or_beginnings_of_each_other_are_answered_as_alone(prompts: list[str]) -> None:
+    model = tiny_model("llama")
+    found = completions(model, tiny_tokenizer(), prompts, shifts(model)[:2], **OPTIONS)
+    assert found == [[complete(model, tiny_tokenizer(), [p], e, max_new_tokens=8)[0] for p in prompts]
+                     for e in shifts(model)[:2]]  # fmt: skip
+
+
+def test_a_short_common_beginning_is_not_computed_apart() -> None:
+    model = tiny_model("llama")
+    with widths(model) as seen:
+        complete(model, tiny_tokenizer(), BEGUN, NoEdit(), max_new_tokens=1, batch_size=9)
+    assert len(seen) == 1
 
 
 def test_prompts_of_one_token_are_run_whole() -> None:

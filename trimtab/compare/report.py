@@ -42,7 +42,8 @@ table { border-collapse: collapse; font-size: 13px; margin: 0.8rem 0; }
 th, td { text-align: right; padding: 0.3rem 0.4rem; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
 td { white-space: nowrap; } th.words, td.words { text-align: left; white-space: normal; }
 th { background: #f3f3f3; }
-th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: normal; min-width: 9em; position: sticky; left: 0; }
+th:first-child, td:first-child { text-align: left; font-weight: 600; white-space: normal; min-width: 9em; }
+th:first-child, td:first-child { position: sticky; left: 0; }
 td:first-child { background: white; }
 td small { color: #555; display: block; font-size: 11px; white-space: nowrap; }
 table.text td, table.text th { text-align: left; font-weight: 400; white-space: normal; min-width: 8rem; }

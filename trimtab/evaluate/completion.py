@@ -15,8 +15,9 @@ from trimtab.evaluate.scoring import require_numbers
 from trimtab.models.heads import base_of, decoder_of, inference
 from trimtab.models.hooks import has_edits
 from trimtab.models.known import EnterAt, KnownModel, entered
-from trimtab.models.prefix_cache import cache_name, takes_positions
+from trimtab.models.prefix_cache import cache_name
 from trimtab.models.processes import spread
+from trimtab.models.prompt_cache import prompt_cache
 from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id, require_known
 from trimtab.progress import progress
 
@@ -60,7 +61,8 @@ def completions(
 ) -> list[list[str]]:
     """Return `complete` of every edit; edits that leave the prompt unedited share the cache of its forward.
 
-    The last token of a prompt, which predicts the first of the answer, is run by each edit.
+    What all prompts of a batch begin with, such as examples, is computed once for them. The last token of a prompt,
+    which predicts the first of the answer, is run by each edit.
 
     Raises:
         BadValue: as `complete`.
@@ -78,7 +80,7 @@ def completions(
             new = _continued(edited, tokenizer, batch, past, max_new_tokens=max_new_tokens, paragraphs=paragraphs)
             return [cut(text, paragraphs=paragraphs) for text in new]
 
-        return _texts(model, ways, batches, run)
+        return _texts(model, ways, batches, pad, run)
 
     return [list(texts) for texts in zip(*spread(ids, part), strict=True)]
 
@@ -87,20 +89,23 @@ def _texts(
     model: Any,
     ways: Sequence[tuple[EnterAt, bool]],
     batches: Sequence[Batch],
+    pad: int,
     run: Callable[[Any, Batch, Any], list[str]],
 ) -> list[tuple[str, ...]]:
     """Return every prompt's texts; `run` continues a batch from a cache (or none) with the model that it is given."""
     sharing = [i for i, (_, leaves_prompt) in enumerate(ways) if leaves_prompt]
     # under an edit that the caller has in place, no prompt is unedited
-    if len(sharing) < 2 or has_edits(decoder_of(model)) or _has_own_positions(model):
+    if has_edits(decoder_of(model)) or _has_own_positions(model):
         sharing = []
     found: list[dict[int, str]] = [{} for _ in ways]
     with progress("generating answers", len(batches) * len(ways)) as advance:
         for batch in batches if sharing else ():
-            past = _prompt_cache(model, batch)
+            past = prompt_cache(model, batch, pad, several=len(sharing) > 1)
             for i in sharing:
+                # generation writes into the cache that it is given
+                own = past if i == sharing[-1] else copy.deepcopy(past)
                 with ways[i][0]("generated") as edited, inference(edited):
-                    found[i].update(zip(batch.indices, run(edited, batch, past), strict=True))
+                    found[i].update(zip(batch.indices, run(edited, batch, own), strict=True))
                 advance(1)
         for i in sorted(set(range(len(ways))) - set(sharing)):
             with ways[i][0]("generated") as edited, inference(edited):
@@ -118,23 +123,11 @@ def _has_own_positions(model: Any) -> bool:
     return getattr(type(base_of(model)), name, None) is not getattr(GenerationMixin, name, None)
 
 
-def _prompt_cache(model: Any, batch: Batch) -> Any:
-    """Return the cache of the prompts without their last tokens; None where a prompt has no other token."""
-    mask = batch.attention_mask[:, :-1]
-    if not mask.shape[1] or not bool(mask.any(1).all()):
-        return None
-    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
-    with inference(model):
-        out = model(input_ids=batch.input_ids[:, :-1], attention_mask=mask, use_cache=True, **positions)
-    return out[cache_name(model)]
-
-
 def _continued(
     edited: Any, tokenizer: Any, batch: Batch, past: Any, *, max_new_tokens: int, paragraphs: bool
 ) -> list[str]:
     length = batch.input_ids.shape[1]
-    # generation writes into the cache that it is given
-    cache = {} if past is None else {cache_name(edited): copy.deepcopy(past)}
+    cache = {} if past is None else {cache_name(edited): past}
     out = edited.generate(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -71,12 +72,20 @@ class TreeForward:
         if self.positions and self.mode != "plain":
             options["position_ids"] = self.depth[nodes.clamp(min=0)]
         if past is not None or remember:
-            options |= {"use_cache": True, self.cache_name: _cache(past)}
+            options |= {"use_cache": True, self.cache_name: as_cache(past)}
         output = model(input_ids=self.ids(nodes), attention_mask=self._mask(nodes, seen), **options)
         if not remember:
             return output, None
         layers = tuple((layer.keys, layer.values) for layer in options[self.cache_name].layers)
         return output, Past(seen, layers)
+
+    def placed(self, rows: Sequence[np.ndarray]) -> Int[np.ndarray, "batch seq"]:
+        """Return rows of nodes as one batch, padded where the mode wants it: in front if packed, behind otherwise."""
+        length = max(map(len, rows))
+        placed = np.full((len(rows), length), -1, dtype=np.int64)
+        for place, row in zip(placed, rows, strict=True):
+            place[slice(length - len(row), None) if self.mode == "packed" else slice(len(row))] = row
+        return placed
 
     def ids(self, nodes: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
         """Return the nodes' tokens."""
@@ -139,7 +148,8 @@ def may_be_packed(model: Any) -> bool:
     )
 
 
-def _cache(past: Past | None) -> Any:
+def as_cache(past: Past | None) -> Any:
+    """Return the computed tokens as the cache that a model takes."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 

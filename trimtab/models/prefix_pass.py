@@ -229,7 +229,7 @@ class Pass:
     def _prompts(self, prompts: Sequence[np.ndarray], past: Past | None) -> Past | None:
         if not max(map(len, prompts)):
             return past
-        nodes = self._placed(prompts)
+        nodes = self.forward.placed(prompts)
         self._count(nodes, np.zeros_like(nodes, dtype=bool))
         return self.forward(self.model, sent(nodes, self.forward.device), past, keep=1, remember=True)[1]
 
@@ -240,19 +240,12 @@ class Pass:
         wanted = [_united([self._wanted(i) for i in group]) for group in batch]
         if self.mode == "packed":  # wanted places last, so that logits are computed for few others
             chosen = [np.concatenate([np.setdiff1d(n, w), w]) for n, w in zip(chosen, wanted, strict=True)]
-        nodes = self._placed(chosen)
+        nodes = self.forward.placed(chosen)
         step = self._step(batch, nodes)
         self._count(nodes, self.tree.own[nodes] & (nodes >= 0))
         placed = sent(nodes, self.forward.device)
         self.read(index, step, lambda: self.forward(model, placed, past, keep=step.keep)[0])
         self.done |= {(index, row) for row in step.rows}
-
-    def _placed(self, rows: Sequence[np.ndarray]) -> Int[np.ndarray, "batch seq"]:
-        length = max(map(len, rows))
-        placed = np.full((len(rows), length), -1, dtype=np.int64)
-        for place, row in zip(placed, rows, strict=True):
-            place[slice(length - len(row), None) if self.mode == "packed" else slice(len(row))] = row
-        return placed
 
     def _count(self, nodes: Int[np.ndarray, "batch seq"], acts: Bool[np.ndarray, "batch seq"]) -> None:
         self.mask.value = sent(acts, self.forward.device)

@@ -1,0 +1,59 @@
+"""The cache of a batch of prompts, from which generation goes on; what all of them begin with is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.edits import TokenMask
+from trimtab.models.heads import base_of, inference
+from trimtab.models.prefix_cache import TreeForward, as_cache, cache_name, sent, takes_positions
+from trimtab.models.prefix_mode import TRYING, WORTHWHILE, chosen_mode
+from trimtab.models.prefix_pass import Computed
+from trimtab.models.token_tree import TokenTree, TreeRow, n_common
+from trimtab.models.tokens import Batch
+
+
+def prompt_cache(model: Any, batch: Batch, pad: int, *, several: bool) -> Any:
+    """Return the cache of the prompts without their last tokens, for a left-padded batch.
+
+    None where a prompt has no other token, and where computing it apart saves nothing: the prompts do not begin alike,
+    and not `several` continuations start from it.
+    """
+    mask = batch.attention_mask[:, :-1]
+    if not mask.shape[1] or not bool(mask.any(1).all()):
+        return None
+    real = mask.bool().cpu()
+    ids = [tokens[kept].tolist() for tokens, kept in zip(batch.input_ids[:, :-1].cpu(), real, strict=True)]
+    with inference(model):
+        shared = _begun_once(model, ids, pad)
+        if shared is not None or not several:
+            return shared
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
+        out = model(input_ids=batch.input_ids[:, :-1], attention_mask=mask, use_cache=True, **positions)
+        return out[cache_name(model)]
+
+
+def _begun_once(model: Any, ids: Sequence[list[int]], pad: int) -> Any:
+    """Return the cache of prompts whose common beginning is computed once; None where that is not worth its while."""
+    n_shared, n_all = n_common(min(ids), max(ids)), sum(map(len, ids))
+    n_computed = n_all - n_shared * (len(ids) - 1)
+    trying = TRYING.get(base_of(model).device.type, TRYING["cuda"])
+    if n_all < max(WORTHWHILE * n_computed, n_computed + trying):
+        return None
+    tree = TokenTree.grown([TreeRow(row, len(row), len(row)) for row in ids])
+    mode = chosen_mode(model, tree, 1, pad, TokenMask(), Computed())
+    if mode == "plain":
+        return None
+    forward = TreeForward(model, tree, mode, pad)
+
+    def grown(rows: Sequence[np.ndarray], past: Any) -> Any:
+        return forward(model, sent(forward.placed(rows), forward.device), past, keep=1, remember=True)[1]
+
+    past = grown([tree.paths[0][:n_shared]], None)
+    rest = [path[n_shared:] for path in tree.paths]
+    past = grown(rest, past) if any(map(len, rest)) else past.expanded(len(ids))
+    return as_cache(past.gathered(torch.arange(len(ids), device=forward.device)))
