@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from itertools import pairwise
@@ -173,11 +174,22 @@ def test_beam_search_runs_under_an_edit():
     assert beam_texts(model, tokenizer, PROMPTS, random_shift(model).scaled(0), settings=settings) == plain
 
 
-def test_no_four_words_are_repeated():
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    settings = BeamSettings(beams=2, max_new_tokens=40, no_repeat_ngram=1)
-    ids = tokenizer(beam_texts(model, tokenizer, PROMPTS[:1], NoEdit(), settings=settings)[0])["input_ids"]
-    assert len(ids) > 3
+def test_what_may_not_be_repeated_is_not():
+    model, pairs = tiny_model(), {}
+    generate = model.generate
+    for n in (2, 0):
+
+        def noted(n=n, **options):
+            found = generate(**options)
+            pairs[n] = list(itertools.pairwise(found[0].tolist()))
+            return found
+
+        model.generate = noted
+        settings = BeamSettings(beams=2, max_new_tokens=40, no_repeat_ngram=n)
+        beam_texts(model, tiny_tokenizer(), PROMPTS[:1], NoEdit(), settings=settings)
+    assert len(set(pairs[2])) == len(pairs[2]) > 3
+    # the control: this model repeats itself if it may
+    assert len(set(pairs[0])) < len(pairs[0])
 
 
 def test_bad_settings_and_prompts_are_refused():
