@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from trimtab.compare.control import Control
 from trimtab.compare.design import Parts, Unit
 from trimtab.compare.meters import costs
-from trimtab.compare.records import TEST, why
+from trimtab.compare.record_fields import TEST
+from trimtab.compare.records import why
 from trimtab.edits import Edit
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from trimtab.compare.control import Control
 from trimtab.compare.design import Job, Parts, Unit
 from trimtab.compare.markdown import table_lines
 from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, measuring
-from trimtab.compare.records import TEST, RunFolder
+from trimtab.compare.record_fields import TEST
+from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
 from trimtab.compare.table import only_prompts
 from trimtab.edits import NoEdit

@@ -10,68 +10,15 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TextIO, TypedDict
+from typing import Any, TextIO
 
 from trimtab.compare.design import Unit, digest
+from trimtab.compare.record_fields import TEST, record_fault, specification_fault
 from trimtab.compare.specification import grown
 from trimtab.errors import Incompatible, TrimtabError
-from trimtab.fields import fault
 from trimtab.storage import check_writable, write_json
 
 RUN_KIND = "comparison"
-TEST = "test"
-
-
-class _Record(TypedDict):
-    method: str
-    fold: int
-    seed: int
-    size: int | None
-    step: int | str
-    status: str
-
-
-class _Failed(TypedDict):
-    why: str
-
-
-class _Trial(TypedDict):
-    knobs: dict[str, Any]
-    made: dict[str, Any]
-    validation: dict[str, Any]
-
-
-class _Draw(TypedDict):
-    knobs: dict[str, Any]
-    made: dict[str, Any]
-    measured: dict[str, Any]
-
-
-class _Measurement(TypedDict):
-    best: int
-    within: int | None
-    n: dict[str, int]
-    failed_trials: list[str]
-    measured: NotRequired[dict[str, Any]]
-
-
-class _Design(TypedDict):
-    folds: int
-    seeds: list[int]
-    trials: int
-    train_sizes: list[int | None]
-
-
-class _Specification(TypedDict):
-    design: _Design
-    meters: dict[str, Any]
-    model: dict[str, Any]
-    questions: dict[str, Any]
-    test: dict[str, Any] | None
-    methods: dict[str, str]
-    planned: NotRequired[dict[str, list[str]]]
-    versions: dict[str, str]
-    hardware: str
 
 
 class RunFolder:
@@ -153,7 +100,7 @@ class RunFolder:
             record = None
         if not isinstance(record, dict) or record.pop("kind", None) != RUN_KIND:
             raise Incompatible(f"no comparison at {self.path}: expected a folder written by `trimtab compare`")
-        wrong = fault(record, _Specification)
+        wrong = specification_fault(record)
         if wrong is not None:
             raise Incompatible(
                 f"the record.json of the comparison at {self.path} cannot be used: {wrong}; it is damaged or another "
@@ -258,25 +205,10 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as cause:
         raise Incompatible(f"{path} is not valid JSON; delete it and run again") from cause
-    wrong = _fault(record)
+    wrong = record_fault(record)
     if wrong is not None:
         raise Incompatible(f"{path} is no record of a comparison: {wrong}; delete it and run again")
     return record
-
-
-def _fault(record: Any) -> str | None:
-    """Return what is missing or of another type in a record of a trial, a draw or a last measurement, or None."""
-    wrong = fault(record, _Record)
-    if wrong or record["status"] == "failed":
-        return wrong or fault(record, _Failed)
-    if record["step"] != TEST:
-        return fault(record, _Draw if "measured" in record else _Trial)
-    wrong = fault(record, _Measurement)
-    if wrong or "follows" in record:
-        return wrong
-    numbers = {str(record[chosen]) for chosen in ("best", "within") if record[chosen] is not None}
-    missing = numbers - set(record.get("measured", ()))
-    return f"field 'measured.{min(missing)}' is missing" if missing else None
 
 
 def _stem(unit: Unit) -> str:

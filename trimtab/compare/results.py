@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.compare.design import BASELINE, Unit
-from trimtab.compare.records import TEST, RunFolder
+from trimtab.compare.record_fields import TEST
+from trimtab.compare.records import RunFolder
 from trimtab.compare.rows import ResultRow, Variant, corrected, row_of
 from trimtab.compare.specification import joined, planned
 from trimtab.errors import BadValue, Incompatible

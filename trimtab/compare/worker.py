@@ -14,7 +14,8 @@ from trimtab.compare.design import Job, Parts, Unit, digest
 from trimtab.compare.draws import do_control
 from trimtab.compare.machine import hardware, place
 from trimtab.compare.meters import costs, milliseconds_per_token, peak_memory
-from trimtab.compare.records import TEST, RunFolder, why
+from trimtab.compare.record_fields import TEST
+from trimtab.compare.records import RunFolder, why
 from trimtab.compare.table import only_prompts, table
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit

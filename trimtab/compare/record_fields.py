@@ -1,0 +1,81 @@
+"""What the records of a run folder must hold."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+from trimtab.fields import fault
+
+TEST = "test"
+
+
+class _Record(TypedDict):
+    method: str
+    fold: int
+    seed: int
+    size: int | None
+    step: int | str
+    status: str
+
+
+class _Failed(TypedDict):
+    why: str
+
+
+class _Trial(TypedDict):
+    knobs: dict[str, Any]
+    made: dict[str, Any]
+    validation: dict[str, Any]
+
+
+class _Draw(TypedDict):
+    knobs: dict[str, Any]
+    made: dict[str, Any]
+    measured: dict[str, Any]
+
+
+class _Measurement(TypedDict):
+    best: int
+    within: int | None
+    n: dict[str, int]
+    failed_trials: list[str]
+    measured: NotRequired[dict[str, Any]]
+
+
+class _Design(TypedDict):
+    folds: int
+    seeds: list[int]
+    trials: int
+    train_sizes: list[int | None]
+
+
+class _Specification(TypedDict):
+    design: _Design
+    meters: dict[str, Any]
+    model: dict[str, Any]
+    questions: dict[str, Any]
+    test: dict[str, Any] | None
+    methods: dict[str, str]
+    planned: NotRequired[dict[str, list[str]]]
+    versions: dict[str, str]
+    hardware: str
+
+
+def record_fault(record: Any) -> str | None:
+    """Return what is missing or of another type in a record of a trial, a draw or a last measurement, or None."""
+    wrong = fault(record, _Record)
+    if wrong or record["status"] == "failed":
+        return wrong or fault(record, _Failed)
+    if record["step"] != TEST:
+        return fault(record, _Draw if "measured" in record else _Trial)
+    wrong = fault(record, _Measurement)
+    if wrong or "follows" in record:
+        return wrong
+    numbers = {str(record[chosen]) for chosen in ("best", "within") if record[chosen] is not None}
+    missing = numbers - set(record.get("measured", ()))
+    return f"field 'measured.{min(missing)}' is missing" if missing else None
+
+
+def specification_fault(record: Any) -> str | None:
+    """Return what is missing or of another type in the record that a run folder opens with, or None."""
+    return fault(record, _Specification)
