@@ -12,8 +12,6 @@ from trimtab.errors import BadValue
 
 BLOCK_BYTES = 2**23
 """Features of the heads that are fitted together on a CPU, so that its cache holds them."""
-ROUGH = 1e-5
-"""The gradient at which float32 steps pause for one in float64; sums of features near 1 in size are off by 1e-7."""
 
 
 class Fitted(NamedTuple):
@@ -38,8 +36,8 @@ def newton_logistic(
     The optimum of scikit-learn's objective, `C * sum(log loss) + |w|^2 / 2` with the intercept not penalised. All heads
     of a block step at once. A head keeps the inverse of its Hessian while steps with it halve the gradient, each as
     long as would have been best for the last one (Barzilai & Borwein 1988), and takes a new one when they do not. Steps
-    sum over examples in the dtype of `x`, the gradient that must be within the tolerance is a sum in float64; heads
-    whose features are too ill-conditioned for float32 steps are fitted in float64 throughout.
+    sum over examples in the dtype of `x`; near the optimum the gradient is summed in float64, and later steps add only
+    what they change to it. Heads whose features are too ill-conditioned for float32 steps are fitted in float64.
 
     Args:
         tolerance: the largest entry of the gradient, in the units of `Fitted.gradient`.
@@ -158,15 +156,21 @@ def _total(
 
 
 def _fitted(problem: _Problem, tolerance: float, max_steps: int) -> _Point:
-    """Return where the steps end, with a gradient computed in float64."""
+    """Return where the steps end; heads that float32 steps do not take there are fitted in float64."""
     point, inverse = problem.start(), problem.inverse()
     if problem.design.dtype == torch.float64:
         return _descended(problem, point, inverse, tolerance, max_steps)[0]
-    # half the tolerance leaves room for the rounding of the last steps
-    for goal, limit in ((ROUGH, 6), (tolerance / 2, 2)):
-        point, inverse = _descended(problem, point, inverse, goal, min(limit, max_steps))
+    # once the gradient in float64 is this close, steps in float32 would have to be wrong by 1 % to break the tolerance
+    near = 100 * tolerance
+    left = problem.gap(point) > near
+    for inverses in (6, 1, 1):
+        point, inverse = _descended(problem, point, inverse, near / 2, min(inverses, max_steps))
         point = problem.exactly(point.weight)
-    left = problem.gap(point) > tolerance
+        left = problem.gap(point) > near
+        if not bool(left.any()):
+            break
+    point, _ = _descended(problem, point, inverse, tolerance / 2, min(2, max_steps))
+    left = left | (problem.gap(point) > tolerance)
     if bool(left.any()):
         rest = problem.of(left)
         # from the start: float32 may have left weights along directions that the examples do not tell apart
