@@ -388,7 +388,7 @@ def test_assisted_generation_is_refused_under_generated_and_is_what_it_says_unde
     model, ids = double("llama"), prompt_ids(6)
     kind = {"assistant_model": double("llama")} if speculated == "by a model" else {"prompt_lookup_num_tokens": 3}
     with add_to_heads(model, deltas("llama")):
-        with pytest.raises(BadValue, match="to predict [0-9]+ tokens at once, as assisted .* generation does"):
+        with pytest.raises(BadValue, match=r"to predict [0-9]+ tokens at once, as assisted .* generation does"):
             generated(model, ids.repeat(1, 2), **kind)
         generated(model, ids)
     with add_to_heads(model, deltas("llama"), "all"):

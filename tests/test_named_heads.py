@@ -156,11 +156,22 @@ REFUSED = {
     "after the projection": ({0: ("deep.block0.think", 3)}, UnsupportedModel, "is not the projection after attention"),
     "not so many heads": ({0: ("deep.block0.mix", 5)}, UnsupportedModel, "is 24 wide, which is not 5 heads"),
     "no heads": ({0: ("deep.block0.mix", 0)}, UnsupportedModel, "is 24 wide, which is not 0 heads"),
+    "a fraction of heads": ({0: ("deep.block0.mix", 1.5)}, BadValue, r"heads must be \{layer: .*got \{0: .*1\.5"),
+    "names alone": ({0: "deep.block0.mix"}, BadValue, r"heads must be \{layer: \(module name, number of heads\)\}"),
+    "a list": ([("deep.block0.mix", 3)], BadValue, "heads must be"),
+    "a layer below the first": ({-1: ("deep.block0.mix", 3)}, BadValue, "heads must be"),
+    "one module twice": ({0: HEADS[0], 1: HEADS[0]}, BadValue, r"module 'deep\.block0\.mix' for several layers"),
+    "other heads in each layer": (
+        {0: ("deep.block0.mix", 3), 1: ("deep.block1.mix", 6)},
+        UnsupportedModel,
+        r"differ in size \(layer 0: 3 x 8, layer 1: 6 x 4\); name layers of one size",
+    ),
     "a layer": ({0: ("deep.block0", 3)}, UnsupportedModel, "stands in no layer of its own"),
     "the embedding": ({0: ("words", 3)}, UnsupportedModel, "stands in no layer of its own"),
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_pass_the_check_is_refused_by_name(case: str) -> None:
     heads, error, words = REFUSED[case]
