@@ -16,7 +16,7 @@ from tests.by_hand import N_LAYERS, projection_name, prompt_ids, seen_inputs
 from tests.tiny import VOCAB, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.evaluate import multiple_choice
+from trimtab.evaluate import drift, generate_answers, multiple_choice
 from trimtab.models.capture import capture_heads
 from trimtab.models.heads import find_heads
 from trimtab.models.hooks import add_to_heads
@@ -135,6 +135,13 @@ def test_the_whole_way_works_on_named_heads(tmp_path: Path) -> None:
     assert torch.equal(found, expected) and (found - plain).abs().max() > 0.01
     scores = [multiple_choice(model, tokenizer, questions, edit) for edit in (None, shift)]
     assert scores[0].rows[0].answers[0].logprob != scores[1].rows[0].answers[0].logprob
+    assert drift(model, tokenizer, shift, texts=["The sky is blue."]).kl > 1e-4
+    with pytest.raises(
+        UnsupportedModel, match="OwnModel cannot generate; derive it from transformers' GenerationMixin"
+    ):
+        generate_answers(model, tokenizer, questions, shift)
+    with pytest.raises(UnsupportedModel, match="no list of num_hidden_layers layers found in OwnModel"):
+        capture_heads(model, tokenizer, questions.statements(), site="residual")
 
 
 def test_an_adapted_model_is_seen_through_its_wrapper() -> None:

@@ -104,6 +104,9 @@ def test_a_folder_that_was_saved_quantised_is_guarded_too_and_not_quantised_agai
     assert {m.support_avx512bf16_for_cpu for m in linears(model)} == {False}
     with pytest.raises(BadValue, match="quantised already; load it without quantization"):
         load_model(tmp_path, quantization="int8", device="cpu")
+    with pytest.raises(BadValue, match="beside others in float32, which loading does not change; leave dtype out"):
+        load_model(tmp_path, dtype="bfloat16", device="cpu")
+    assert load_model(tmp_path, dtype="float32", device="cpu").model.dtype == torch.float32
 
 
 # refusals

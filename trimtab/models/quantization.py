@@ -25,7 +25,8 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | str, device: An
         BadValue: an unknown kind, a device it has no kernels for, or float64.
     """
     if kind not in get_args(Quantization):
-        raise BadValue(f"unknown quantization {kind!r}; choose {', '.join(get_args(Quantization))} or None")
+        given = repr(kind) if isinstance(kind, str) else f"of type {type(kind).__name__}"
+        raise BadValue(f"unknown quantization {given}; choose {', '.join(get_args(Quantization))} or None")
     device_type = getattr(device, "type", None)
     if device_type is not None and device_type not in DEVICES:
         raise BadValue(
