@@ -112,7 +112,10 @@ def test_a_folder_that_was_saved_quantised_is_guarded_too_and_not_quantised_agai
 # refusals
 
 
-def test_without_bitsandbytes_the_message_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_the_message_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model(folder, quantization="fp4", device="cpu").model.save_pretrained(tmp_path)
     real = importlib.util.find_spec
     monkeypatch.setattr(
         "trimtab.models.quantization.find_spec", lambda name: None if name == "bitsandbytes" else real(name)
@@ -120,6 +123,8 @@ def test_without_bitsandbytes_the_message_says_what_to_install(folder: Path, mon
     words = r"quantization 'nf4' needs bitsandbytes, which is not installed: pip install 'trimtab\[quantization\]'"
     with pytest.raises(UnsupportedModel, match=words):
         load_model(folder, quantization="nf4", device="cpu")
+    with pytest.raises(UnsupportedModel, match=r"the quantised model in .* needs bitsandbytes, which is not installed"):
+        load_model(tmp_path, device="cpu")
     assert len(find_heads(load_model(folder, device="cpu").model)) == N_LAYERS
 
 

@@ -15,7 +15,13 @@ import torch
 from trimtab.devices import available_device
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
 from trimtab.models.hub import hub_advice
-from trimtab.models.quantization import Quantization, keep_unpacked, quantization_config, require_read_rightly
+from trimtab.models.quantization import (
+    Quantization,
+    keep_unpacked,
+    quantization_config,
+    require_bitsandbytes,
+    require_read_rightly,
+)
 
 EMBEDDED = "embedded"
 DTYPES = {
@@ -151,9 +157,12 @@ def _reader_and_options(
     config = AutoConfig.from_pretrained(path, **source)
     _check_decoder_only(config, path)
     placed = {"": device} if isinstance(device, torch.device) else device
+    held = getattr(config, "quantization_config", None)
     if quantization is None:
+        if isinstance(held, Mapping) and held.get("quant_method") == "bitsandbytes":
+            require_bitsandbytes(f"the quantised model in {path}")
         return _reader(config), {"dtype": dtype, "device_map": placed}
-    if getattr(config, "quantization_config", None) is not None:
+    if held is not None:
         raise BadValue(f"{path} holds a model that is quantised already; load it without quantization")
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
