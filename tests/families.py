@@ -28,6 +28,8 @@ class Family(NamedTuple):
     """The layers that attend."""
     adds_residual: bool = False
     """Whether the attention module returns the residual stream with its output added."""
+    left_out: str = "have no attention heads and are left out"
+    """What is said of the other layers."""
 
 
 def _llava() -> Any:
@@ -60,6 +62,14 @@ FAMILIES = {
     "Gemma": Family(lambda: transformers.GemmaConfig(**GQA, head_dim=16), d_head=16),
     "Gemma 2": Family(lambda: transformers.Gemma2Config(**GQA, head_dim=16, **SLIDING), d_head=16),
     "Gemma 3 (text)": Family(lambda: transformers.Gemma3TextConfig(**GQA, head_dim=16, **SLIDING), d_head=16),
+    "Gemma 4 (text)": Family(
+        lambda: transformers.Gemma4TextConfig(
+            **GQA, head_dim=16, global_head_dim=24, sliding_window=4, hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=300, layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        ),
+        d_head=16, layers=(0, 1),
+        left_out="have heads of another size than most layers and are left out; heads= takes those by name",
+    ),
     "Phi": Family(lambda: transformers.PhiConfig(**COMMON)),
     "Phi-3": Family(lambda: transformers.Phi3Config(**GQA)),
     "GPT-2": Family(

@@ -30,8 +30,8 @@ def test_heads_are_found_in_the_attention_modules_and_nowhere_else(name: str) ->
     assert all(s.name.startswith(family.attention.format(s.layer) + ".") for s in found)
     assert {(s.n_heads, s.d_head) for s in found} == {(4, family.d_head)}
     without = [layer for layer in range(3) if layer not in family.layers]
-    expected = [f"layers {without} have no attention heads and are left out"] if without else []
-    assert [str(w.message) for w in noted if "attention heads" in str(w.message)] == expected
+    expected = [f"layers {without} {family.left_out}"] if without else []
+    assert [str(w.message) for w in noted if "are left out" in str(w.message)] == expected
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -81,6 +81,16 @@ def test_a_state_space_beside_attention_is_not_taken_for_it_even_when_as_wide() 
     )
     found = find_heads(transformers.AutoModelForCausalLM.from_config(config).eval())
     assert [s.name for s in found] == [f"model.layers.{i}.self_attn.o_proj" for i in range(3)]
+
+
+def test_heads_of_another_size_are_taken_by_name() -> None:
+    model = family_model("Gemma 4 (text)")
+    names = {layer: (f"model.layers.{layer}.self_attn.o_proj", 4) for layer in range(3)}
+    assert [(s.layer, s.n_heads, s.d_head) for s in find_heads(model, {2: names[2]})] == [(2, 4, 24)]
+    with pytest.raises(
+        UnsupportedModel, match=r"differ in size \(layer 0: 4 x 16, layer 2: 4 x 24\); name layers of one"
+    ):
+        find_heads(model, names)
 
 
 SMALL = {k: COMMON[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers")}

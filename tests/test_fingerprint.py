@@ -130,7 +130,9 @@ def test_an_adapter_on_top_is_recorded_and_warned_of() -> None:
     ("config", "name"),
     [
         (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "nf4"),
-        (BitsAndBytesConfig(load_in_8bit=True), "bitsandbytes"),
+        (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True), "nf4-dq"),
+        (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"), "fp4"),
+        (BitsAndBytesConfig(load_in_8bit=True), "int8"),
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
     ],
 )

@@ -382,6 +382,28 @@ def test_right_padding_is_refused_under_generated_and_left_padding_is_not(family
             generated(model, *padded(rows, "right"), cache_implementation=cache)
 
 
+@pytest.mark.parametrize("speculated", ["by a model", "from the prompt"])
+def test_assisted_generation_is_refused_under_generated_and_is_what_it_says_under_all(speculated: str) -> None:
+    """It predicts several tokens in one forward, of which "generated" would edit the last."""
+    model, ids = double("llama"), prompt_ids(6)
+    kind = {"assistant_model": double("llama")} if speculated == "by a model" else {"prompt_lookup_num_tokens": 3}
+    with add_to_heads(model, deltas("llama")):
+        with pytest.raises(BadValue, match=r"to predict [0-9]+ tokens at once, as assisted .* generation does"):
+            generated(model, ids.repeat(1, 2), **kind)
+        generated(model, ids)
+    with add_to_heads(model, deltas("llama"), "all"):
+        assisted, expected = (generated(model, ids.repeat(1, 2), **options)[0] for options in (kind, {}))
+    assert torch.equal(assisted, expected)
+
+
+def test_a_batch_packed_into_one_row_is_refused_under_generated() -> None:
+    class PagedCache:
+        """Has no length of its own, as that of transformers' generate_batch."""
+
+    with pytest.raises(BadValue, match=r"PagedCache \(continuous batching\) packs several sequences into one"):
+        edit_and_run(lambda model: model.model(prompt_ids(5), past_key_values=PagedCache()))
+
+
 def test_right_padding_is_fine_where_a_mask_says_what_to_edit() -> None:
     model, rows = double("llama"), [prompt_ids(3), prompt_ids(5, seed=1)]
     ids, padding = padded(rows, "right")

@@ -16,7 +16,7 @@ from tests.by_hand import N_LAYERS, projection_name, prompt_ids, seen_inputs
 from tests.tiny import VOCAB, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.evaluate import multiple_choice
+from trimtab.evaluate import drift, generate_answers, multiple_choice
 from trimtab.models.capture import capture_heads
 from trimtab.models.heads import find_heads
 from trimtab.models.hooks import add_to_heads
@@ -135,6 +135,13 @@ def test_the_whole_way_works_on_named_heads(tmp_path: Path) -> None:
     assert torch.equal(found, expected) and (found - plain).abs().max() > 0.01
     scores = [multiple_choice(model, tokenizer, questions, edit) for edit in (None, shift)]
     assert scores[0].rows[0].answers[0].logprob != scores[1].rows[0].answers[0].logprob
+    assert drift(model, tokenizer, shift, texts=["The sky is blue."]).kl > 1e-4
+    with pytest.raises(
+        UnsupportedModel, match="OwnModel cannot generate; derive it from transformers' GenerationMixin"
+    ):
+        generate_answers(model, tokenizer, questions, shift)
+    with pytest.raises(UnsupportedModel, match="no list of num_hidden_layers layers found in OwnModel"):
+        capture_heads(model, tokenizer, questions.statements(), site="residual")
 
 
 def test_an_adapted_model_is_seen_through_its_wrapper() -> None:
@@ -156,11 +163,22 @@ REFUSED = {
     "after the projection": ({0: ("deep.block0.think", 3)}, UnsupportedModel, "is not the projection after attention"),
     "not so many heads": ({0: ("deep.block0.mix", 5)}, UnsupportedModel, "is 24 wide, which is not 5 heads"),
     "no heads": ({0: ("deep.block0.mix", 0)}, UnsupportedModel, "is 24 wide, which is not 0 heads"),
+    "a fraction of heads": ({0: ("deep.block0.mix", 1.5)}, BadValue, r"heads must be \{layer: .*got \{0: .*1\.5"),
+    "names alone": ({0: "deep.block0.mix"}, BadValue, r"heads must be \{layer: \(module name, number of heads\)\}"),
+    "a list": ([("deep.block0.mix", 3)], BadValue, "heads must be"),
+    "a layer below the first": ({-1: ("deep.block0.mix", 3)}, BadValue, "heads must be"),
+    "one module twice": ({0: HEADS[0], 1: HEADS[0]}, BadValue, r"module 'deep\.block0\.mix' for several layers"),
+    "other heads in each layer": (
+        {0: ("deep.block0.mix", 3), 1: ("deep.block1.mix", 6)},
+        UnsupportedModel,
+        r"differ in size \(layer 0: 3 x 8, layer 1: 6 x 4\); name layers of one size",
+    ),
     "a layer": ({0: ("deep.block0", 3)}, UnsupportedModel, "stands in no layer of its own"),
     "the embedding": ({0: ("words", 3)}, UnsupportedModel, "stands in no layer of its own"),
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_pass_the_check_is_refused_by_name(case: str) -> None:
     heads, error, words = REFUSED[case]

@@ -12,7 +12,7 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from tests.by_hand import padded, prompt_ids
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.evaluate import drift, generate_answers, multiple_choice
 from trimtab.models.capture import capture_heads
 from trimtab.models.fingerprint import fingerprint
@@ -22,6 +22,8 @@ from trimtab.peft import Bottleneck, FullFineTuning, HeadOffsets, LoRA, PromptTu
 from trimtab.steer import HeadShift
 
 LAYERS = {f"model.layers.{i}": "cpu" for i in range(3)}
+OTHERS = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+SPLIT = {**OTHERS, **LAYERS, "model.layers.1": "disk"}
 
 
 def on_cpu_offloaded(path: Path) -> Any:
@@ -33,9 +35,7 @@ def on_disk(path: Path) -> Any:
 
 
 def partly_on_disk(path: Path) -> Any:
-    parts = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    split = {**parts, **LAYERS, "model.layers.1": "disk"}
-    return dispatch_model(tiny_model("llama-gqa"), split, main_device="cpu", offload_dir=str(path))
+    return dispatch_model(tiny_model("llama-gqa"), SPLIT, main_device="cpu", offload_dir=str(path))
 
 
 SPLITS = {"cpu": on_cpu_offloaded, "disk": on_disk, "one layer on disk": partly_on_disk}
@@ -110,6 +110,28 @@ def test_a_device_map_may_be_given_to_load_model(tmp_path: Path) -> None:
     model = load_model(tmp_path, device={"": "cpu"}).model
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert len(find_heads(model)) == 3
+
+
+def test_a_layer_may_be_left_on_disk_and_reads_the_same(tmp_path: Path) -> None:
+    tiny_model("llama-gqa").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = load_model(tmp_path, device=SPLIT).model
+    assert {n.split(".")[2] for n, p in model.named_parameters() if p.is_meta} == {"1"}
+    statements = tiny_questions(2).statements()
+    found, expected = (capture_heads(m, tiny_tokenizer(), statements).values for m in (model, tiny_model("llama-gqa")))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_device_map_that_cannot_be_followed_is_refused_in_its_own_words(tmp_path: Path) -> None:
+    tiny_model("llama-gqa", width=64).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    for place in ("gpu", "meta", 99):
+        with pytest.raises(BadValue, match=r"device '.*' is not available here; try 'cpu' or leave it out"):
+            load_model(tmp_path, device={"": "cpu", "lm_head": place})
+    with pytest.raises(
+        UnsupportedModel, match=r"bitsandbytes keeps no weights on disk or beside a GPU; .* out of the map"
+    ):
+        load_model(tmp_path, device=SPLIT, quantization="nf4")
 
 
 @pytest.mark.parametrize(

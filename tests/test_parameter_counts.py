@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import GPT2Config, LlamaConfig, T5Config
 
+from tests.families import FAMILIES
+from trimtab.errors import UnsupportedModel
 from trimtab.peft.adapters import skeleton
 from trimtab.peft.bottleneck import Bottleneck
 from trimtab.peft.full import FullFineTuning
@@ -64,3 +66,11 @@ def test_prompts_of_t5_xxl_have_as_many_parameters_as_their_paper_says():
 
 def test_a_model_counts_like_its_config():
     assert FullFineTuning().parameter_count(skeleton(MEDIUM)) == 354_823_168
+
+
+def test_what_counts_on_one_width_of_heads_refuses_layers_that_differ():
+    config = FAMILIES["Gemma 4 (text)"].config()
+    assert FullFineTuning().parameter_count(config) > 0
+    for method in (PrefixTuning(10), HeadOffsets()):
+        with pytest.raises(UnsupportedModel, match="the heads of gemma4_text are 16 or 24 wide, by layer"):
+            method.parameter_count(config)

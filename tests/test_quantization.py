@@ -104,12 +104,18 @@ def test_a_folder_that_was_saved_quantised_is_guarded_too_and_not_quantised_agai
     assert {m.support_avx512bf16_for_cpu for m in linears(model)} == {False}
     with pytest.raises(BadValue, match="quantised already; load it without quantization"):
         load_model(tmp_path, quantization="int8", device="cpu")
+    with pytest.raises(BadValue, match="beside others in float32, which loading does not change; leave dtype out"):
+        load_model(tmp_path, dtype="bfloat16", device="cpu")
+    assert load_model(tmp_path, dtype="float32", device="cpu").model.dtype == torch.float32
 
 
 # refusals
 
 
-def test_without_bitsandbytes_the_message_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_the_message_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model(folder, quantization="fp4", device="cpu").model.save_pretrained(tmp_path)
     real = importlib.util.find_spec
     monkeypatch.setattr(
         "trimtab.models.quantization.find_spec", lambda name: None if name == "bitsandbytes" else real(name)
@@ -117,6 +123,8 @@ def test_without_bitsandbytes_the_message_says_what_to_install(folder: Path, mon
     words = r"quantization 'nf4' needs bitsandbytes, which is not installed: pip install 'trimtab\[quantization\]'"
     with pytest.raises(UnsupportedModel, match=words):
         load_model(folder, quantization="nf4", device="cpu")
+    with pytest.raises(UnsupportedModel, match=r"the quantised model in .* needs bitsandbytes, which is not installed"):
+        load_model(tmp_path, device="cpu")
     assert len(find_heads(load_model(folder, device="cpu").model)) == N_LAYERS
 
 

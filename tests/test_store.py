@@ -325,6 +325,23 @@ def test_a_full_disk_is_told_and_the_good_shards_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.iterdir()) == ["record.json", *(p.name for p in shards(path))]
 
 
+def test_a_shard_that_another_run_sweeps_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    acts, path = activations(60), tmp_path / "store"
+    store = stored(path, acts)
+
+    def swept(tensors: Any, name: Any, metadata: Any) -> None:
+        store.sweep()
+
+    monkeypatch.setattr("trimtab.store.shards.save_file", swept)
+    with pytest.raises(Incompatible, match=r"another run writes there too: let it end and capture again"):
+        store.write(1, acts.values[100:200])
+    assert len(ActivationStore.open(path)) == 240
+
+
+def test_a_store_is_shown_by_its_folder_and_layers(store: ActivationStore) -> None:
+    assert repr(store) == f"ActivationStore(path={store.path!r}, layers=(0, 1, 2))"
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Incompatible, match="cannot write"):

@@ -63,7 +63,7 @@ def test_every_method_that_says_so_trains_on_4_bits_and_leaves_them_alone(name, 
     before, plain = state_of(model), logits(model)
     edit = fitted(name, model, max_steps=8, batch_size=12, learning_rate=max(METHODS[name].learning_rate, 3e-3))
     assert edit.record["losses"][-1] < edit.record["losses"][0]
-    assert edit.record["model"]["quantization"] == "nf4"
+    assert edit.record["model"]["quantization"] == "nf4-dq"
     assert state_of(model) == before
     assert torch.equal(logits(model), plain)
     with edit.applied(model) as edited:

@@ -194,7 +194,7 @@ def test_a_model_without_attention_in_every_layer_is_refused():
         num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"],
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.warns(UserWarning), pytest.raises(UnsupportedModel, match="attention in every layer; 2 of 3"):
+    with pytest.warns(UserWarning), pytest.raises(UnsupportedModel, match="one size in every layer; 2 of 3"):
         PromptTuning(N).attach(model, seed=0)
 
 

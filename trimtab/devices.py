@@ -9,7 +9,7 @@ import torch
 from trimtab.errors import BadValue
 
 
-def available_device(device: str | torch.device | None) -> torch.device:
+def available_device(device: str | int | torch.device | None) -> torch.device:
     """Return the device asked for, or the GPU if there is one; raises `BadValue` if it is not there."""
     if device is None:
         if not torch.cuda.is_available():

@@ -23,7 +23,7 @@ def methods(
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import quiet
     from trimtab.cli.tuning_methods import tuning_methods
-    from trimtab.errors import BadValue
+    from trimtab.errors import BadValue, UnsupportedModel
     from trimtab.models.loading import load_config
 
     quiet()
@@ -32,7 +32,7 @@ def methods(
     for name, method in tuning_methods().items():
         try:
             n = None if config is None else method.parameter_count(config)
-        except BadValue:  # a model that the method's defaults do not fit
+        except (BadValue, UnsupportedModel):  # a model that the method's defaults do not fit
             n = None
         rows.append({"name": name, **asdict(method.capabilities), "trainable_parameters": n})
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trimtab.edits import Edit
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.evaluate.scoring import require_numbers
 from trimtab.models.heads import base_of, decoder_of, inference
 from trimtab.models.hooks import has_edits
@@ -66,7 +66,13 @@ def completions(
 
     Raises:
         BadValue: as `complete`.
+        UnsupportedModel: the model has no `generate`.
     """
+    if not hasattr(base_of(model), "generate"):
+        raise UnsupportedModel(
+            f"{type(base_of(model)).__name__} cannot generate; derive it from transformers' GenerationMixin too, or "
+            "measure it by multiple choice"
+        )
     ids = [encode(tokenizer, prompt) for prompt in prompts]
     _require_room(model, ids, prompts, max_new_tokens)
     known = KnownModel(model)

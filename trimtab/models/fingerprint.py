@@ -147,6 +147,8 @@ def _plain_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
 def _quantization_name(config: Mapping[str, Any] | None) -> str | None:
     if config is None:
         return None
+    if config.get("load_in_8bit"):
+        return "int8"
     if config.get("load_in_4bit"):
-        return str(config.get("bnb_4bit_quant_type"))
+        return f"{config.get('bnb_4bit_quant_type')}{'-dq' if config.get('bnb_4bit_use_double_quant') else ''}"
     return str(getattr(config.get("quant_method"), "value", config.get("quant_method")))

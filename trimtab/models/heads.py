@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,29 +41,35 @@ def find_heads(model: Any, heads: Mapping[int, tuple[str, int]] | None = None) -
     positions depends on the layer's input at the first position. That is tried out on two forwards over four
     positions in which every layer gets random inputs, the same but for the first position. The width of what is
     found must be n_heads x d_head by the model's config. Layers without attention (the state-space, convolutional
-    and recurrent layers of hybrids) are left out with a warning, once. The model remembers what was found for as long
-    as its modules, hooks and config stay the same.
+    and recurrent layers of hybrids) are left out with a warning, once, and so are those whose heads have another size
+    than those of most layers (Gemma 4's global attention). The model remembers what was found for as long as its
+    modules, hooks and config stay the same.
 
     Args:
         heads: for a model of your own whose heads are not found: `{layer: (module name, number of heads)}`, the
             module being the one that the concatenated heads go into. It must pass the same trial.
 
     Raises:
-        UnsupportedModel: no layer list or no such projection; the message says what was looked for.
+        UnsupportedModel: no layer list or no such projection; the message says what was looked for. Named heads
+            differ in size.
         BadValue: the attention of some layer gives NaN or infinite values; a name that the model does not have.
     """
     if heads is not None:
         return _named(model, heads)
     config, base = text_config(model), base_of(model)
-    found, without = remembered(base, "heads", traits(base), lambda: _found(model, config))
+    found, without, other = remembered(base, "heads", traits(base), lambda: _found(model, config))
+    # hooks and adapters that come and go make heads be looked for again; what is left out is said once
     if without:
-        # hooks and adapters that come and go make heads be looked for again; what is left out is said once
         warn_once(base, "left_out", f"layers {without} have no attention heads and are left out")
+    if other:
+        note = "have heads of another size than most layers and are left out; heads= takes those by name"
+        warn_once(base, "other_size", f"layers {other} {note}")
     return tuple(HeadSite(layer, base.get_submodule(name), name, *size) for layer, name, *size in found)
 
 
-def _found(model: Any, config: Any) -> tuple[list[tuple[int, str, int, int]], list[int]]:
-    """Return layer, module name, number of heads and their width of every site; and the layers without."""
+def _found(model: Any, config: Any) -> tuple[list[tuple[int, str, int, int]], list[int], list[int]]:
+    """Return layer, module name, number of heads and their width of every site of the commonest size; the layers
+    without heads; and those with heads of another size."""
     masked = type(base_of(model)).__name__.endswith("ForMaskedLM")
     if masked or getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModel(
@@ -72,23 +80,26 @@ def _found(model: Any, config: Any) -> tuple[list[tuple[int, str, int, int]], li
     names = {module: name for name, module in base_of(model).named_modules()}
     linears = [[m for m in layer.modules() if _width(m) is not None] for layer in layers]
     one, other = (_linear_inputs(model, layers, linears, seed) for seed in (1, 2))
-    sites, without, found, d_head = [], [], {}, _d_head(config)
+    sizes = head_sizes(config)
+    sites, without, found = [], [], {}
     for index in range(len(layers)):
         mixing = _mixing_linears(one[index], other[index], f"layer {index}", names)
         for module in mixing if _may_attend(config, index) else ():
             found[names.get(module, "?")] = _width(module)
-            if _width(module) == config.num_attention_heads * d_head and not _convolves(module, names, model):
-                sites.append((index, names[module], config.num_attention_heads, d_head))
+            if _width(module) == math.prod(sizes[index]) and not _convolves(module, names, model):
+                sites.append((index, names[module], *sizes[index]))
                 break
         else:
             without.append(index)
     if not sites:
         raise UnsupportedModel(
             f"no attention heads found in {type(base_of(model)).__name__}: looked in {len(layers)} layers for a linear "
-            f"module after attention with {config.num_attention_heads} x {d_head} inputs, "
+            f"module after attention with {' or '.join(f'{n} x {d}' for n, d in sorted(set(sizes)))} inputs, "
             f"found {found or 'none'}"
         )
-    return sites, without
+    usual = statistics.mode(sizes[index] for index, *_ in sites)
+    other = [index for index, *_ in sites if sizes[index] != usual]
+    return [site for site in sites if site[0] not in other], without, other
 
 
 def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, ...]:
@@ -107,7 +118,19 @@ def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, 
         where, module = f"layer {layer}: module {name!r}", modules[layer]
         mixing = list(_mixing_linears(one[i], other[i], f"layer {layer}", names))
         sites.append(HeadSite(layer, module, name, n_heads, verified_width(module, where, n_heads, one[i], mixing)))
+    sizes = {(site.n_heads, site.d_head): site.layer for site in reversed(sites)}
+    if len(sizes) > 1:
+        listed = ", ".join(f"layer {layer}: {n} x {d}" for (n, d), layer in sorted(sizes.items(), key=lambda x: x[1]))
+        raise UnsupportedModel(f"the named heads differ in size ({listed}); name layers of one size at a time")
     return tuple(sorted(sites, key=lambda site: site.layer))
+
+
+def head_sizes(config: Any) -> list[tuple[int, int]]:
+    """Return each layer's number of heads and the width of one, by the config."""
+    n_layers = config.num_hidden_layers
+    # where layers differ (Gemma 4) the config of the whole refuses to say how
+    each = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config] * n_layers
+    return [(layer.num_attention_heads, _d_head(layer)) for layer in (each[i] for i in range(n_layers))]
 
 
 def base_of(model: Any) -> Any:
@@ -144,12 +167,13 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     Raises:
         UnsupportedModel: there is no such list.
     """
-    n_layers = text_config(model).num_hidden_layers
+    n_layers = getattr(text_config(model), "num_hidden_layers", None)
     for module in decoder_of(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             return list(module)
     raise UnsupportedModel(
-        f"no list of {n_layers} layers found in {type(base_of(model)).__name__}; expected a decoder-only transformer"
+        f"no list of {n_layers or 'num_hidden_layers'} layers found in {type(base_of(model)).__name__}; "
+        "expected a decoder-only transformer"
     )
 
 

@@ -116,7 +116,7 @@ def add_to_residual(
 @contextlib.contextmanager
 def _adding(model: Any, sites: Mapping[int, tuple[Any, nn.Module, Tensor]], positions: Positions) -> Iterator[None]:
     """Add each layer's vector at its site (how to hook it, the module, the vector), and check that it acted."""
-    from trimtab.models.heads import decoder_of
+    from trimtab.models.heads import base_of, decoder_of
 
     _forget_graphs()
     decoder = decoder_of(model)
@@ -125,6 +125,8 @@ def _adding(model: Any, sites: Mapping[int, tuple[Any, nn.Module, Tensor]], posi
     with contextlib.ExitStack() as stack:
         stack.callback(decoder.register_forward_pre_hook(forwards, with_kwargs=True).remove)
         stack.callback(decoder.register_forward_hook(forwards.completed).remove)
+        whole = base_of(model).register_forward_pre_hook(forwards.require_one_prediction, with_kwargs=True)
+        stack.callback(whole.remove)
         for layer, (hooked, module, _) in sites.items():
             stack.enter_context(hooked([(module, adders[layer])]))
         yield

@@ -15,7 +15,13 @@ import torch
 from trimtab.devices import available_device
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
 from trimtab.models.hub import hub_advice
-from trimtab.models.quantization import Quantization, keep_unpacked, quantization_config, require_read_rightly
+from trimtab.models.quantization import (
+    Quantization,
+    keep_unpacked,
+    quantization_config,
+    require_bitsandbytes,
+    require_read_rightly,
+)
 
 EMBEDDED = "embedded"
 DTYPES = {
@@ -25,6 +31,8 @@ DTYPES = {
     "float64": torch.float64,
 }
 SAVED = "give the whole folder that save_pretrained wrote, or a hub id"
+TOO_LARGE = "Some modules are dispatched on the CPU or the disk"
+"""How transformers begins to say that quantised weights would have to be offloaded."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|\.rotary_emb\.")
 """Causal masks and rotary tables, which older releases saved among the weights and models now make themselves."""
@@ -66,11 +74,21 @@ def load_model(
     source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
     where = f"the folder {path}" if local else f"the hub's {path}"
     weights = _dtype(dtype, name)
-    if not isinstance(device, Mapping) and device != "auto":
+    if isinstance(device, Mapping):
+        for place in {"cpu", "disk", *device.values()} - {"cpu", "disk"}:
+            available_device(place)
+    elif device != "auto":
         device = available_device(device)
     with _reading(f"{where} cannot be loaded as a causal language model", SAVED, path, source):
         reader, options = _reader_and_options(path, source, weights, device, quantization)
-    return _load(path, where, source, reader, options)
+    loaded = _load(path, where, source, reader, options)
+    held = quantization is None and getattr(loaded.model.config, "quantization_config", None) is not None
+    if held and dtype is not None and loaded.model.dtype != weights:
+        raise BadValue(
+            f"{where} holds quantised weights beside others in {str(loaded.model.dtype).removeprefix('torch.')}, which "
+            "loading does not change; leave dtype out, or load the unquantised model with quantization"
+        )
+    return loaded
 
 
 def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> Any:
@@ -139,9 +157,12 @@ def _reader_and_options(
     config = AutoConfig.from_pretrained(path, **source)
     _check_decoder_only(config, path)
     placed = {"": device} if isinstance(device, torch.device) else device
+    held = getattr(config, "quantization_config", None)
     if quantization is None:
+        if isinstance(held, Mapping) and held.get("quant_method") == "bitsandbytes":
+            require_bitsandbytes(f"the quantised model in {path}")
         return _reader(config), {"dtype": dtype, "device_map": placed}
-    if getattr(config, "quantization_config", None) is not None:
+    if held is not None:
         raise BadValue(f"{path} holds a model that is quantised already; load it without quantization")
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
@@ -210,6 +231,11 @@ def _reading(failure: str, advice: str, path: str, source: Mapping[str, Any]) ->
     except TrimtabError:
         raise
     except Exception as cause:  # the readers of many formats raise what they like
+        if str(cause).startswith(TOO_LARGE):
+            raise UnsupportedModel(
+                f"{path} does not fit on the device as it is quantised, and bitsandbytes keeps no weights on disk or "
+                "beside a GPU; use a larger GPU or several, keep disk out of the map, or load without quantization"
+            ) from cause
         hub = None if "local_files_only" in source else hub_advice(path, source["revision"], cause)
         if hub is not None:
             raise UnsupportedModel(hub) from cause

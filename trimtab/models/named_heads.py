@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,9 +11,15 @@ from trimtab.errors import BadValue, UnsupportedModel
 
 
 def require_modules(base: nn.Module, heads: Mapping[int, tuple[str, int]]) -> dict[int, nn.Module]:
-    """Return each layer's named module; raises `BadValue` for a name that the model does not have."""
+    """Return each layer's named module; raises `BadValue` for what names none, or one of them twice."""
+    if not isinstance(heads, Mapping) or not all(_is_named(*item) for item in heads.items()):
+        raise BadValue(f"heads must be {{layer: (module name, number of heads)}} with whole numbers, got {heads!r}")
     if not heads:
         raise BadValue("heads is empty; give {layer: (module name, number of heads)}")
+    given = [name for name, _ in heads.values()]
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice is not None:
+        raise BadValue(f"heads names module {twice!r} for several layers; name each layer's own")
     modules = dict(base.named_modules())
     for layer, (name, _) in heads.items():
         if name not in modules:
@@ -20,6 +27,14 @@ def require_modules(base: nn.Module, heads: Mapping[int, tuple[str, int]]) -> di
             alike = [m for m in modules if m.rpartition(".")[2] == last] or [m for m in modules if m]
             raise BadValue(f"layer {layer}: the model has no module {name!r}; it has such as {', '.join(alike[:3])}")
     return {layer: modules[name] for layer, (name, _) in heads.items()}
+
+
+def _is_named(layer: Any, place: Any) -> bool:
+    if not isinstance(place, tuple | list) or len(place) != 2:
+        return False
+    name, n_heads = place
+    # a bool is an int to Python
+    return isinstance(name, str) and all(type(n) is int and n >= 0 for n in (layer, n_heads))
 
 
 def layer_around(base: nn.Module, name: str, others: set[str]) -> nn.Module:

@@ -53,11 +53,27 @@ class ForwardCheck:
                 f"positions='generated' in one forward over {tokens.shape[1]} positions without a cache would edit the "
                 "last one only; pass a mask (batch, seq) of the positions to edit, or positions='all'"
             )
+        if not hasattr(past, "get_seq_length"):
+            raise BadValue(
+                f"positions='generated' edits the last position of each row, and a {type(past).__name__} (continuous "
+                "batching) packs several sequences into one; call generate in place of generate_batch"
+            )
         if _ends_in_padding(given.get("attention_mask"), past, tokens.shape[1]):
             raise BadValue(
                 "positions='generated' needs left padding: some rows of this batch end in padding; "
                 "set tokenizer.padding_side = 'left'"
             )
+
+    def require_one_prediction(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        """Refuse, on the whole model, a step that predicts tokens at several positions and edits the last one only."""
+        wanted = kwargs.get("logits_to_keep")
+        if self.suspended or self.positions != "generated" or not isinstance(wanted, int) or wanted < 2:
+            return
+        raise BadValue(
+            f"positions='generated' edits the last position of a forward only, and this one is to predict {wanted} "
+            "tokens at once, as assisted (speculative) generation does; generate without assistant_model and "
+            "prompt_lookup_num_tokens, or pass a mask (batch, seq) of the positions to edit"
+        )
 
     def completed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
         """Count a forward, unless it was refused or failed."""

@@ -25,7 +25,8 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | str, device: An
         BadValue: an unknown kind, a device it has no kernels for, or float64.
     """
     if kind not in get_args(Quantization):
-        raise BadValue(f"unknown quantization {kind!r}; choose {', '.join(get_args(Quantization))} or None")
+        given = repr(kind) if isinstance(kind, str) else f"of type {type(kind).__name__}"
+        raise BadValue(f"unknown quantization {given}; choose {', '.join(get_args(Quantization))} or None")
     device_type = getattr(device, "type", None)
     if device_type is not None and device_type not in DEVICES:
         raise BadValue(
@@ -34,10 +35,7 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | str, device: An
         )
     if dtype == torch.float64:
         raise BadValue(f"quantization {kind!r} computes in float32, bfloat16 or float16, not in float64; choose one")
-    if find_spec("bitsandbytes") is None:
-        raise UnsupportedModel(
-            f"quantization {kind!r} needs bitsandbytes, which is not installed: pip install 'trimtab[quantization]'"
-        )
+    require_bitsandbytes(f"quantization {kind!r}")
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
@@ -50,6 +48,14 @@ def quantization_config(kind: Quantization, dtype: torch.dtype | str, device: An
         bnb_4bit_use_double_quant=kind.endswith("-dq"),
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def require_bitsandbytes(what: str) -> None:
+    """Raise `UnsupportedModel` if what needs bitsandbytes cannot have it."""
+    if find_spec("bitsandbytes") is None:
+        raise UnsupportedModel(
+            f"{what} needs bitsandbytes, which is not installed: pip install 'trimtab[quantization]'"
+        )
 
 
 def keep_unpacked(model: Any) -> None:

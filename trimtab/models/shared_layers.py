@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.edits import Edit
+from trimtab.errors import UnsupportedModel
 from trimtab.models.heads import decoder_layers, decoder_of, inference
 from trimtab.models.hooks import edits_suspended
 from trimtab.models.tokens import input_device
@@ -23,12 +24,16 @@ def n_unchanged(edit: Edit) -> int:
 class SharedLayers:
     """Keeps what the layers below given ones gave in one forward, and lets other forwards start there.
 
-    A model whose later layers take more from earlier ones than their output (tested on a few tokens) shares nothing.
+    A model whose later layers take more from earlier ones than their output (tested on a few tokens), or which has no
+    list of layers, shares nothing.
     """
 
     def __init__(self, model: Any, starts: Iterable[int]) -> None:
         self.model = model
-        self.layers = decoder_layers(model)
+        try:
+            self.layers = decoder_layers(model)
+        except UnsupportedModel:  # of the user's own, with heads that were named
+            self.layers = []
         self.kept: dict[int, Any] = {}
         wanted = {min(start, len(self.layers)) for start in starts} - {0}
         self.starts = self._that_hold(wanted) if wanted else set[int]()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.errors import UnsupportedModel
-from trimtab.models.heads import decoder_layers, find_heads, text_config
+from trimtab.models.heads import decoder_layers, find_heads, head_sizes, text_config
 
 
 def attention_blocks(model: Any) -> list[tuple[int, nn.Module, nn.Module]]:
@@ -72,6 +72,11 @@ def key_value_sizes(config: Any) -> tuple[int, int]:
 
 
 def head_width(config: Any) -> int:
-    """Return the width of one head by the config."""
-    explicit = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
-    return explicit or config.hidden_size // config.num_attention_heads
+    """Return the width of one head by the config; raises `UnsupportedModel` if it differs between layers."""
+    widths = sorted({width for _, width in head_sizes(config)})
+    if len(widths) > 1:
+        raise UnsupportedModel(
+            f"the heads of {config.model_type} are {' or '.join(map(str, widths))} wide, by layer; this method counts "
+            "on one width"
+        )
+    return widths[0]

@@ -155,8 +155,8 @@ def attention_modules(model: Any) -> list[nn.Module]:
     layers, sites = decoder_layers(model), find_heads(model)
     if len(sites) < len(layers):
         raise UnsupportedModel(
-            f"virtual tokens need attention in every layer; {len(layers) - len(sites)} of {len(layers)} layers of this "
-            "model have none"
+            f"virtual tokens need attention with heads of one size in every layer; {len(layers) - len(sites)} of "
+            f"{len(layers)} layers of this model have none such"
         )
     if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
         raise UnsupportedModel(

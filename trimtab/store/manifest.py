@@ -59,7 +59,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as cause:
         reason = getattr(cause, "strerror", None) or str(cause)
+        advice = "make room and capture again into the same folder"
+        if isinstance(cause, FileNotFoundError):  # a run that begins sweeps what looks left behind
+            advice = "another run writes there too: let it end and capture again into the same folder"
         raise Incompatible(
-            f"cannot write activations to {path} ({reason}); make room and capture again into the same folder: "
-            "the shards that are there stay"
+            f"cannot write activations to {path} ({reason}); {advice}: the shards that are there stay"
         ) from cause

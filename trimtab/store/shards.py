@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,16 @@ class ActivationStore:
     """
 
     path: Path
-    labels: Bool[Tensor, " example"]
+    labels: Bool[Tensor, " example"] = field(repr=False)
     """True for true (or positive) statements."""
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = field(repr=False)
     """The question of each example."""
     layers: tuple[int, ...]
     """The decoder layers that were captured."""
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     """Model fingerprint, position, site and a hash of the statements."""
-    manifest: dict[str, Any]
-    rows: tuple[int, ...] | None = None
+    manifest: dict[str, Any] = field(repr=False)
+    rows: tuple[int, ...] | None = field(default=None, repr=False)
     """The examples of a selection, as places in the whole store; None for all."""
 
     @classmethod
