@@ -109,6 +109,11 @@ def test_entries_of_a_file_are_methods():
         ("methods: [{iti: {grid: {alpa: [1]}}}]", "the method 'iti' has no knob 'alpa'; did you mean alpha"),
         ("methods: [{iti: {grid: [3]}}]", "grid holds knobs with lists of values"),
         ("methods: [{iti: {}, caa: {}}]", "an entry of methods is one name, with its options below it; got iti, caa"),
+        (
+            "methods: [iti, {iti: {top_ks: [8]}}]",
+            "two methods are called 'ITI'; give one of them another name, such as",
+        ),
+        ("methods: [{iti: {name: 3}}]", "the method 'iti': name must be text, got 3"),
         ("methods: [retrieved passages]", "the method 'retrieved passages' needs paths"),
         ("methods: [{stack: iti}]", "a stack is a list of methods"),
         ("methods: [iti + qlora]", "LoRA r=8 on nf4 answers with a model of its own, on which ITI would not act"),
@@ -178,6 +183,16 @@ def test_the_low_data_curve_is_asked_for_by_the_names_that_the_methods_have_in_t
     assert job.methods_at(5) == job.methods_at(40) == ["Baseline", "ITI", "LoRA r=4"]
     assert job.methods_at(None) == ["Baseline", "Few-shot", "ITI", "LoRA r=4"]
     assert len(job.units) == 6 * (3 * 3 + 4)
+
+
+def test_one_method_has_several_rows_under_names_of_their_own(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "methods: [iti, {iti: {name: narrow, top_ks: [8]}}, {random direction: {follows: narrow}}]\n"
+        "low_data_methods: [narrow]\ntrain_sizes: [5, all]\n"
+    )
+    job = job_of(read_comparison_file(tmp_path / "c.yaml"))
+    assert job.methods["ITI"] == ITI() and job.methods["narrow"] == ITI(top_ks=(8,))
+    assert job.methods_at(5) == ["Baseline", "narrow"]
 
 
 def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_trials():

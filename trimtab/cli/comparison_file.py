@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from trimtab.cli.checking import NotEmpty, Within, check, parsed
-from trimtab.cli.comparison_methods import method_of
+from trimtab.cli.comparison_methods import rows_of
 
 if TYPE_CHECKING:
-    from trimtab.compare import Control, Job
+    from trimtab.compare import Job
     from trimtab.datasets import QuestionSet
-    from trimtab.edits import Method
 
 QUICK_LEFT_OUT = (
     "beside the shipped comparison, two of three seeds, one of two folds, half of the trials, seven of ten random "
@@ -122,20 +121,19 @@ def job_of(said: ComparisonFile) -> "Job":
         max_new_tokens=said.max_new_tokens,
         texts=None if said.texts is None else read_lines(Path(said.texts)),
     )
-    methods = [method_of(m) for m in said.methods]
-    return Job(named(methods), questions, test, design, meters, _low_data(said, methods))
+    methods = rows_of(said.methods)
+    return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))
 
 
-def _low_data(said: ComparisonFile, methods: "Sequence[Method | Control]") -> tuple[str, ...] | None:
+def _low_data(said: ComparisonFile, names: Sequence[str]) -> tuple[str, ...] | None:
     from trimtab.cli.setup import nearest
-    from trimtab.compare.methods import name_of
     from trimtab.errors import BadValue
 
     if said.low_data_methods is None:
         return None
     # an entry's own word for it, or the name of its row
     keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in said.methods]
-    rows = {**dict(zip(keys, map(name_of, methods), strict=True)), **{name_of(m): name_of(m) for m in methods}}
+    rows = {**dict(zip(keys, names, strict=True)), **{name: name for name in names}}
     for name in said.low_data_methods:
         if name not in rows:
             raise BadValue(f"low_data_methods: {name!r} is not among the methods{nearest(name, rows)}")

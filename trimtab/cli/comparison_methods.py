@@ -1,6 +1,6 @@
 """The entries of `methods:` in a comparison's file, read into methods and controls."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.checking import check
@@ -35,6 +35,41 @@ def method_of(said: Any) -> "Method | Control":
     if not isinstance(options, Mapping | None):
         raise BadValue(f"the options of {name!r} are keys with values, such as `lora: {{r: 8}}`; got {options!r:.60}")
     return _made(name, dict(options or {}))
+
+
+def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
+    """Return the methods of `methods:` by the names of their rows; the option `name` gives a row a name of its own.
+
+    Raises:
+        BadValue: as `method_of`; two rows of one name.
+    """
+    from trimtab.compare.methods import name_of
+    from trimtab.errors import BadValue
+
+    rows = {}
+    for entry in entries:
+        own, said = _own_name(entry)
+        method = method_of(said)
+        name = own or name_of(method)
+        if name in rows:
+            raise BadValue(
+                f"two methods are called {name!r}; give one of them another name, such as "
+                "`iti: {name: ITI (8 heads), top_ks: [8]}`"
+            )
+        rows[name] = method
+    return rows
+
+
+def _own_name(entry: Any) -> tuple[str | None, Any]:
+    from trimtab.errors import BadValue
+
+    options = next(iter(entry.values())) if isinstance(entry, Mapping) and len(entry) == 1 else None
+    if not isinstance(options, Mapping) or "name" not in options:
+        return None, entry
+    own = options["name"]
+    if not isinstance(own, str) or not own.strip():
+        raise BadValue(f"the method {next(iter(entry))!r}: name must be text, got {own!r:.60}")
+    return own, {next(iter(entry)): {key: value for key, value in options.items() if key != "name"}}
 
 
 def _stacked(parts: list[Any]) -> "Method":
