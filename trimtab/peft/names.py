@@ -10,8 +10,8 @@ import peft as hf_peft
 
 from trimtab.activations import Head
 from trimtab.errors import BadValue, Incompatible
-from trimtab.peft.adapters import Adapter
 from trimtab.peft.bottleneck import Bottleneck
+from trimtab.peft.configured import Adapter
 from trimtab.peft.full import FullFineTuning
 from trimtab.peft.head_offsets import HeadOffsets, HeadScalings
 from trimtab.peft.ia3 import IA3
