@@ -490,6 +490,41 @@ def test_a_disconnected_target_is_caught_in_a_real_run(monkeypatch):
         fitted("pfeiffer", model)
 
 
+def test_a_run_too_short_for_the_check_warns_of_what_had_no_gradient_and_refuses_to_have_learned_nothing(monkeypatch):
+    """B starts at zero, and the first of two steps has a learning rate of 0: A has no gradient yet."""
+    model = tiny_model()
+    with pytest.warns(UserWarning, match=r"21 of 42 trainable tensors have had no gradient in 2 steps, .*lora_A"):
+        edit = fitted("lora", model, max_steps=2)
+    assert any(bool(t.any()) for name, t in edit.tensors.items() if "lora_B" in name)
+    monkeypatch.setattr("trimtab.peft.bottleneck.Adapter.forward", lambda self, x: x + 0 * self.up.bias.sum())
+    with pytest.raises(BadValue, match=r"12 of 12 trainable .* in 1 steps: nothing was learned"):
+        fitted("pfeiffer", model, max_steps=1)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_rises_over_the_warm_up_and_one_step_is_not_all_warm_up(schedule, tmp_path):
+    from trimtab.peft.fitting import make_trainer
+
+    model = tiny_model()
+    data = encode(model, tiny_tokenizer(), PAIRS, QUICK)
+    rates = {}
+    for steps in (1, 8):
+        recipe = replace(QUICK, schedule=schedule, warmup=0.5, max_steps=steps)
+        attached = METHODS["lora"].attach(model, seed=0)
+        method = replace(METHODS["lora"], recipe=recipe)
+        trainer = make_trainer(attached, method, data, Collator(0, False), seed=0, folder=tmp_path, keep=False)
+        trainer.create_optimizer_and_scheduler(steps)
+        rates[steps] = [trainer.lr_scheduler.get_last_lr()[0] / recipe.learning_rate]
+        for _ in range(steps - 1):
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+            rates[steps].append(trainer.lr_scheduler.get_last_lr()[0] / recipe.learning_rate)
+        attached.detach()
+    assert rates[1] == [1]
+    assert rates[8][:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert all(0 < rate <= 1 for rate in rates[8][5:]) and (rates[8][-1] == 1) == (schedule == "constant")
+
+
 def test_full_and_intrinsic_tuning_refuse_4_bit_weights_by_name(tmp_path):
     model = quantised(tmp_path / "m", "llama")
     for name in ("full", "intrinsic"):

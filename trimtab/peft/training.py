@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from trimtab.storage import write_json
 
 STATE, COMPLETE = "trimtab.safetensors", "complete.json"
 GRADIENT_STEPS = 3
-"""By the end of this step every trainable tensor must have had a gradient."""
+"""By the end of this step every trainable tensor must have had a gradient; a shorter run warns at its end."""
 FP16_GRADIENT_STEPS = 10
 """The same where the first steps may be skipped while the loss scale is found."""
 
@@ -194,9 +195,11 @@ class GradientCheck(TrainerCallback):
         self.parameters, self.silent = dict(parameters), dict(parameters)
         self.losses: list[Tensor] = []
         self._norm: Tensor | None = None
+        self._steps = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Note which tensors have had a gradient, and how large the gradients are."""
+        self._steps += 1
         for name, parameter in list(self.silent.items()):
             if parameter.grad is not None and bool(parameter.grad.any()):
                 del self.silent[name]
@@ -221,13 +224,29 @@ class GradientCheck(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Raise after the third step, naming the tensors."""
-        # an expert that no token was sent to has none
-        silent = [name for name in self.silent if "expert" not in name]
+        silent = self._silent()
         if state.global_step == (FP16_GRADIENT_STEPS if args.fp16 else GRADIENT_STEPS) and silent:
             raise BadValue(
                 f"{len(silent)} trainable tensors have had no gradient after {state.global_step} steps, {silent[0]} "
                 "among them: they would stay as they are; check the method's targets"
             )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Raise after a run of fewer steps if no tensor has had a gradient, and warn if some have had none.
+
+        What starts at zero keeps what it is multiplied by without gradient for a step (two, where the first has a
+        learning rate of 0), so that a short run cannot tell those tensors from disconnected ones.
+        """
+        silent = self._silent()
+        if not silent or not 0 < self._steps == state.global_step < GRADIENT_STEPS:
+            return
+        said = f"{len(silent)} of {len(self.parameters)} trainable tensors have had no gradient in {self._steps} steps"
+        if len(silent) == len(self.parameters):
+            raise BadValue(f"{said}: nothing was learned; check the method's targets")
+        warnings.warn(f"{said}, {silent[0]} among them, and stay as they were: take more steps", stacklevel=2)
+
+    def _silent(self) -> list[str]:
+        return [name for name in self.silent if "expert" not in name]  # an expert may have been sent no token
 
 
 class CheckpointMark(TrainerCallback):
