@@ -31,7 +31,9 @@ class AttachedAdapter(Attached):
         if getattr(base, "peft_config", None):
             raise Incompatible(f"the model carries an adapter already; detach or merge it before attaching {what}")
         self.what = what
-        self._snapshot = Snapshot(base)
+        self._snapshot, before = Snapshot(base), list(base.parameters())
+        self._own: list[tuple[nn.Parameter, Tensor]] = []
+        """Parameters of the model itself that are trained in place (biases), as they were."""
         self.free: dict[str, int] = {}
         """Free numbers in parameters of which only some entries are trained."""
         self._undecayed: list[nn.Parameter] = []
@@ -42,9 +44,10 @@ class AttachedAdapter(Attached):
                 self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
             self.model.train(base.training)
             self._snapshot.restore_modes()
-        except (ValueError, TypeError) as cause:  # a configuration read from a file may hold values of any kind
+            self._own = [(p, p.detach().to("cpu", copy=True)) for p in before if p.requires_grad]
+        except Exception as cause:  # PEFT has many kinds, and a configuration read from a file may hold anything
             self._snapshot.restore()
-            raise BadValue(f"{what} does not fit the model: {str(cause).splitlines()[0]}") from cause
+            raise BadValue(f"{what} does not fit the model: {first_line(cause)}") from cause
         except BaseException:
             self._snapshot.restore()
             raise
@@ -98,11 +101,18 @@ class AttachedAdapter(Attached):
     def merged(self) -> nn.Module:
         """Return the base with the adapter's update in its weights."""
         self.model.eval()  # dropout must not be worked in
-        return self.model.merge_and_unload()
+        try:
+            return self.model.merge_and_unload()
+        except (NotImplementedError, ValueError) as cause:  # every class has the function, not every method can
+            raise BadValue(f"{self.what} cannot be merged: PEFT says {first_line(cause)!r}; use it as it is") from cause
 
+    @torch.no_grad()
     def detach(self) -> None:
         """Take the adapter off."""
         self._snapshot.restore()
+        while self._own:
+            parameter, value = self._own.pop()
+            parameter.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,11 @@ def _plain(value: Any) -> Any:
 def scaled_lora(tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
     """Return LoRA's tensors with each update B A multiplied: B takes the factor."""
     return {k: v * factor if "lora_B" in k or "lora_embedding_B" in k else v for k, v in tensors.items()}
+
+
+def first_line(cause: Exception) -> str:
+    """Return what an exception of PEFT says in one line, or its kind if it says nothing."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def skeleton(model_or_config: Any) -> Any:

@@ -65,7 +65,9 @@ def method_of_hub(adapter: HubAdapter, path: Path) -> TuningMethod:
     try:
         if kind in VIRTUAL_TOKENS:
             return VIRTUAL_TOKENS[kind](adapter.config["num_virtual_tokens"])
-        return Adapter(config_from_plain(adapter.config))
+        # EVA's start reads data; a finished adapter needs no start
+        finished = {"init_lora_weights": True} if adapter.config.get("init_lora_weights") == "eva" else {}
+        return Adapter(config_from_plain({**adapter.config, **finished}))
     except (BadValue, TypeError, ValueError, KeyError) as cause:
         raise Incompatible(f"cannot use the adapter at {path} (type {kind}): {cause}") from cause
 
