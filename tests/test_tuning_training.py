@@ -615,6 +615,13 @@ def test_a_folder_with_another_run_is_refused_naming_what_differs(tmp_path):
         fitted("lora", model, out=tmp_path / "failed", precision="fp16")
     assert (tmp_path / "failed/record.json").is_file()
     fitted("lora", model, out=tmp_path / "failed")
+    # a method that takes two runs keeps them inside, and neither destroys the other's
+    heads = peft.HeadOffsets(2, recipe=replace(QUICK, save_every=2))
+    with pytest.raises(Incompatible, match="another specification"):
+        heads.fit(model, tiny_tokenizer(), tiny_questions(6), out=tmp_path / "run")
+    heads.fit(model, tiny_tokenizer(), tiny_questions(6), out=tmp_path / "two")
+    with pytest.raises(Incompatible, match="another specification"):
+        fitted("lora", model, out=tmp_path / "two")
     (tmp_path / "else").mkdir()
     (tmp_path / "else/notes.txt").write_text("mine")
     with pytest.raises(Incompatible, match="holds something else"):
