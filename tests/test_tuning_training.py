@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.test_contracts import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
@@ -22,13 +23,14 @@ from trimtab.datasets import SftExample
 from trimtab.edits import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate import multiple_choice
+from trimtab.peft.checks import GradientCheck
 from trimtab.peft.data import IGNORED, Collator, encode, first_fit
 from trimtab.peft.fitting import _require_scalable, n_steps
 from trimtab.peft.memory import estimate, require_memory, require_room_on_cpu
 from trimtab.peft.method import Trained
 from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
-from trimtab.peft.training import GradientCheck, Tuned, signed_loss
+from trimtab.peft.training import Tuned, signed_loss
 
 PAIRS = [SftExample(f"Q: What is {i}?\nA:", " " + "yes " * (1 + 3 * i % 7)) for i in range(8)]
 
@@ -602,6 +604,43 @@ def test_a_run_killed_with_9_resumes_to_the_bit(tmp_path):
     options = {"max_steps": 6, "save_every": 2, "batch_size": 4}
     whole = fitted("lora", tiny_model("gpt2"), **options)
     resumed = fitted("lora", tiny_model("gpt2"), out=run, **options)
+    assert all(torch.equal(whole.tensors[k], resumed.tensors[k]) for k in whole.tensors)
+
+
+@pytest.mark.parametrize(
+    ("place", "cause", "words"),
+    [
+        (
+            "trimtab.peft.training.save_file",
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            r"step 4 in .* \(No space left on device.*; make room",
+        ),
+        ("torch.save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "make room"),
+    ],
+)
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_sentence_and_the_last_one_serves(
+    place, cause, words, tmp_path, monkeypatch
+):
+    from trimtab.peft.training import TuningTrainer
+
+    model, options = tiny_model(), {"max_steps": 6, "save_every": 2, "batch_size": 4}
+    original = TuningTrainer._save_optimizer_and_scheduler if place == "torch.save" else TuningTrainer._save
+    name = original.__name__
+
+    def full(*args, **kwargs):
+        raise cause
+
+    def save(self, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            if self.state.global_step == 4:
+                patch.setattr(place, full)
+            return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TuningTrainer, name, save)
+        with pytest.raises(Incompatible, match=words):
+            fitted("lora", model, out=tmp_path / "run", **options)
+    resumed, whole = fitted("lora", model, out=tmp_path / "run", **options), fitted("lora", model, **options)
     assert all(torch.equal(whole.tensors[k], resumed.tensors[k]) for k in whole.tensors)
 
 

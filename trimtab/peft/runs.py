@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.errors import Incompatible
 from trimtab.models.processes import rank_and_count, wait
-from trimtab.peft.training import COMPLETE, last_checkpoint
+from trimtab.peft.checks import COMPLETE, last_checkpoint
 from trimtab.storage import RECORD, check_writable, write_json
 
 KIND = "unfinished tuning run"
