@@ -476,6 +476,15 @@ def test_dropout_is_live_only_in_training_mode():
     attached = peft.LoRA(r=4, dropout=0.5).attach(model, seed=0)
     assert not any(m.training for m in attached.model.modules())
     attached.detach()
+    model.train()
+    model.model.layers[1].eval()  # a model may be in both modes: what is attached follows it, its own modules stay
+    before = {name: m.training for name, m in model.named_modules()}
+    random = torch.random.get_rng_state()
+    attached = peft.LoRA(r=4, dropout=0.5).attach(model, seed=0)
+    modes = {name.replace(".base_layer", ""): m.training for name, m in model.named_modules() if ".lora_" not in name}
+    assert {name: modes[name] for name in before} == before
+    assert torch.equal(torch.random.get_rng_state(), random)
+    attached.detach()
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------
