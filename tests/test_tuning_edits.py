@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import product
 
 import peft as hf_peft
@@ -13,7 +14,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from tests.test_contracts import generated, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from tests.tuning import MERGEABLE, METHODS, default_of, fitted, logits, quantised, some, some_tokens
+from tests.tuning import MERGEABLE, METHODS, QUICK, default_of, fitted, logits, quantised, some, some_tokens
 from trimtab import peft
 from trimtab.edits import NoEdit, Prompted, Stacked
 from trimtab.errors import BadValue, Incompatible
@@ -394,10 +395,95 @@ def test_the_configuration_a_user_gives_is_not_written_into():
     assert config.to_dict() == before
 
 
+def configured(kind=hf_peft.LoraConfig, targets=("c_attn",), **options):
+    return peft.Adapter(kind(task_type="CAUSAL_LM", target_modules=list(targets), **options), recipe=QUICK)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_peft_trains_in_place_are_put_back_and_have_no_strength(bias):
+    """Adapters on GPT-2 with `bias=` train the model's own biases."""
+    model = tiny_model("gpt2")
+    before = state_of(model)
+    edit = configured(bias=bias).fit(model, tiny_tokenizer(), tiny_questions(6))
+    assert state_of(model) == before
+    with edit.applied(model) as edited:
+        tuned = logits(edited)
+    assert state_of(model) == before
+    with pytest.raises(BadValue, match="cannot be scaled"):
+        edit.scaled(0)
+    assert relative_difference(logits(edit.merge(model)), tuned) < 1e-5
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "eva"])
+def test_starts_that_overwrite_the_model_or_read_data_are_refused(start):
+    with pytest.raises(BadValue, match=f"LoRA's start '{start}' .*choose init_lora_weights=True, 'gaussian'"):
+        configured(init_lora_weights=start)
+
+
+def test_a_finished_adapter_needs_no_start_from_data(tmp_path):
+    config = hf_peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    hf_peft.get_peft_model(tiny_model(), config).save_pretrained(tmp_path)
+    for start, refused in (("eva", False), ("pissa", True)):
+        file = tmp_path / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "init_lora_weights": start}))
+        with pytest.raises(Incompatible, match="start 'pissa'") if refused else nullcontext():
+            peft.TunedEdit.load(tmp_path).applied(tiny_model()).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: configured(hf_peft.AdaLoraConfig, total_step=9), "ADALORA prunes its ranks in a training loop"),
+        (lambda: configured(hf_peft.LilyConfig), "LILY averages over all tokens"),
+        (
+            lambda: configured(hf_peft.PolyConfig, ["q_proj"]).attach(tiny_model(), seed=0),
+            "POLY does not run on the model: PEFT stops with 'task_ids should not be None.'",
+        ),
+        (
+            lambda: configured(hf_peft.ShadowConfig, ["q_proj"]).attach(tiny_model(), seed=0),
+            "SHADOW does not run on the model",
+        ),
+    ],
+)
+def test_peft_methods_that_would_not_be_themselves_here_are_refused(make, words):
+    with pytest.raises(BadValue, match=words):
+        make()
+
+
+def test_hooks_that_peft_leaves_behind_are_taken_off():
+    model = tiny_model()
+    kept = model.register_forward_hook(lambda *_: None)
+    before = state_of(model)
+    with pytest.raises(BadValue):  # Shadow hooks the model itself
+        configured(hf_peft.ShadowConfig, ["q_proj"]).attach(model, seed=0)
+    assert state_of(model) == before
+    kept.remove()
+
+
+def test_a_peft_method_without_a_merge_of_its_own_says_so():
+    edit = configured(hf_peft.BeftConfig, ["v_proj"]).fit(tiny_model(), tiny_tokenizer(), tiny_questions(6))
+    with pytest.raises(BadValue, match=r"PEFT BEFT cannot be merged: PEFT says .*use it as it is"):
+        edit.merge(tiny_model())
+
+
+def test_lora_that_a_token_switches_on_is_not_packed():
+    assert configured().capabilities.packing
+    assert not configured(alora_invocation_tokens=[5]).capabilities.packing
+
+
 def test_dropout_is_live_only_in_training_mode():
     model = tiny_model()
     attached = peft.LoRA(r=4, dropout=0.5).attach(model, seed=0)
     assert not any(m.training for m in attached.model.modules())
+    attached.detach()
+    model.train()
+    model.model.layers[1].eval()  # a model may be in both modes: what is attached follows it, its own modules stay
+    before = {name: m.training for name, m in model.named_modules()}
+    random = torch.random.get_rng_state()
+    attached = peft.LoRA(r=4, dropout=0.5).attach(model, seed=0)
+    modes = {name.replace(".base_layer", ""): m.training for name, m in model.named_modules() if ".lora_" not in name}
+    assert {name: modes[name] for name in before} == before
+    assert torch.equal(torch.random.get_rng_state(), random)
     attached.detach()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import peft as hf_peft
 import pytest
 import torch
 
 from tests.test_contracts import state_of
 from tests.tiny import tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, ON_FOUR_BITS, QUICK, default_of, fitted, logits, quantised, some, some_tokens
+from trimtab import peft
 from trimtab.edits import NoEdit
+from trimtab.errors import BadValue
 from trimtab.evaluate import multiple_choice
 from trimtab.peft.merging import dequantized
 
@@ -100,3 +103,46 @@ def test_bitsandbytes_optimisers_train(optimizer, tmp_path):
     edit = fitted("lora", quantised(tmp_path / "m", "llama-gqa"), optimizer=optimizer, max_steps=8, batch_size=12)
     assert edit.record["losses"][-1] < edit.record["losses"][0]
     assert QUICK.optimizer == "adamw"
+
+
+ON_QUANTISED = {
+    "BOFT": (hf_peft.BOFTConfig, {"target_modules": ["q_proj"]}),
+    "FOURIERFT": (hf_peft.FourierFTConfig, {"target_modules": ["q_proj"]}),
+    "GRALORA": (hf_peft.GraloraConfig, {"target_modules": ["q_proj"]}),
+    "HIRA": (hf_peft.HiraConfig, {"target_modules": ["q_proj"]}),
+    "LN_TUNING": (hf_peft.LNTuningConfig, {"target_modules": ["input_layernorm"]}),
+    "MISS": (hf_peft.MissConfig, {"target_modules": ["q_proj"]}),
+    "OFT": (hf_peft.OFTConfig, {"target_modules": ["q_proj"]}),
+    "PVERA": (hf_peft.PveraConfig, {"target_modules": ["q_proj"]}),
+    "RANDLORA": (hf_peft.RandLoraConfig, {"target_modules": ["q_proj"]}),
+    "ROAD": (hf_peft.RoadConfig, {"target_modules": ["q_proj"]}),
+    "SHIRA": (hf_peft.ShiraConfig, {"target_modules": ["q_proj"]}),
+    "VERA": (hf_peft.VeraConfig, {"target_modules": ["q_proj"]}),
+    "WAVEFT": (hf_peft.WaveFTConfig, {"target_modules": ["q_proj"]}),
+}
+
+
+@pytest.fixture(scope="module")
+def by_kind(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantised")
+    return {kind: quantised(folder / kind, "llama", kind) for kind in ("nf4", "int8")}
+
+
+@pytest.mark.parametrize("kind", some(list(ON_QUANTISED), "OFT", "ROAD"))
+def test_configurations_that_say_so_compute_on_4_bits_what_they_do_on_dequantised_weights(kind, by_kind):
+    """`merge` compares the two."""
+    config, options = ON_QUANTISED[kind]
+    method = peft.Adapter(config(task_type="CAUSAL_LM", **options), recipe=QUICK)
+    edit = method.fit(by_kind["nf4"], tiny_tokenizer(), tiny_questions(6))
+    assert edit.merge(by_kind["nf4"]).trimtab_merge["relative_logit_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+@pytest.mark.parametrize("config", [hf_peft.HRAConfig, hf_peft.LoHaConfig, hf_peft.DeftConfig])
+def test_configurations_that_read_quantised_bytes_as_numbers_are_refused(config, bits, by_kind):
+    model = by_kind[bits]
+    before = state_of(model)
+    words = "4-bit weights" if bits == "nf4" else r"quantised weights \(.* is torch.int8\)"
+    with pytest.raises(BadValue, match=f"cannot run on {words}: it works on the weights themselves"):
+        peft.Adapter(config(target_modules=["q_proj"])).attach(model, seed=0)
+    assert state_of(model) == before

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.test_contracts import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
@@ -22,13 +23,14 @@ from trimtab.datasets import SftExample
 from trimtab.edits import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate import multiple_choice
+from trimtab.peft.checks import GradientCheck
 from trimtab.peft.data import IGNORED, Collator, encode, first_fit
 from trimtab.peft.fitting import _require_scalable, n_steps
 from trimtab.peft.memory import estimate, require_memory, require_room_on_cpu
 from trimtab.peft.method import Trained
 from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
-from trimtab.peft.training import GradientCheck, Tuned, signed_loss
+from trimtab.peft.training import Tuned, signed_loss
 
 PAIRS = [SftExample(f"Q: What is {i}?\nA:", " " + "yes " * (1 + 3 * i % 7)) for i in range(8)]
 
@@ -490,6 +492,41 @@ def test_a_disconnected_target_is_caught_in_a_real_run(monkeypatch):
         fitted("pfeiffer", model)
 
 
+def test_a_run_too_short_for_the_check_warns_of_what_had_no_gradient_and_refuses_to_have_learned_nothing(monkeypatch):
+    """B starts at zero, and the first of two steps has a learning rate of 0: A has no gradient yet."""
+    model = tiny_model()
+    with pytest.warns(UserWarning, match=r"21 of 42 trainable tensors have had no gradient in 2 steps, .*lora_A"):
+        edit = fitted("lora", model, max_steps=2)
+    assert any(bool(t.any()) for name, t in edit.tensors.items() if "lora_B" in name)
+    monkeypatch.setattr("trimtab.peft.bottleneck.Adapter.forward", lambda self, x: x + 0 * self.up.bias.sum())
+    with pytest.raises(BadValue, match=r"12 of 12 trainable .* in 1 steps: nothing was learned"):
+        fitted("pfeiffer", model, max_steps=1)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_rises_over_the_warm_up_and_one_step_is_not_all_warm_up(schedule, tmp_path):
+    from trimtab.peft.fitting import make_trainer
+
+    model = tiny_model()
+    data = encode(model, tiny_tokenizer(), PAIRS, QUICK)
+    rates = {}
+    for steps in (1, 8):
+        recipe = replace(QUICK, schedule=schedule, warmup=0.5, max_steps=steps)
+        attached = METHODS["lora"].attach(model, seed=0)
+        method = replace(METHODS["lora"], recipe=recipe)
+        trainer = make_trainer(attached, method, data, Collator(0, False), seed=0, folder=tmp_path, keep=False)
+        trainer.create_optimizer_and_scheduler(steps)
+        rates[steps] = [trainer.lr_scheduler.get_last_lr()[0] / recipe.learning_rate]
+        for _ in range(steps - 1):
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+            rates[steps].append(trainer.lr_scheduler.get_last_lr()[0] / recipe.learning_rate)
+        attached.detach()
+    assert rates[1] == [1]
+    assert rates[8][:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert all(0 < rate <= 1 for rate in rates[8][5:]) and (rates[8][-1] == 1) == (schedule == "constant")
+
+
 def test_full_and_intrinsic_tuning_refuse_4_bit_weights_by_name(tmp_path):
     model = quantised(tmp_path / "m", "llama")
     for name in ("full", "intrinsic"):
@@ -570,6 +607,43 @@ def test_a_run_killed_with_9_resumes_to_the_bit(tmp_path):
     assert all(torch.equal(whole.tensors[k], resumed.tensors[k]) for k in whole.tensors)
 
 
+@pytest.mark.parametrize(
+    ("place", "cause", "words"),
+    [
+        (
+            "trimtab.peft.training.save_file",
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            r"step 4 in .* \(No space left on device.*; make room",
+        ),
+        ("torch.save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "make room"),
+    ],
+)
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_sentence_and_the_last_one_serves(
+    place, cause, words, tmp_path, monkeypatch
+):
+    from trimtab.peft.training import TuningTrainer
+
+    model, options = tiny_model(), {"max_steps": 6, "save_every": 2, "batch_size": 4}
+    original = TuningTrainer._save_optimizer_and_scheduler if place == "torch.save" else TuningTrainer._save
+    name = original.__name__
+
+    def full(*args, **kwargs):
+        raise cause
+
+    def save(self, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            if self.state.global_step == 4:
+                patch.setattr(place, full)
+            return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TuningTrainer, name, save)
+        with pytest.raises(Incompatible, match=words):
+            fitted("lora", model, out=tmp_path / "run", **options)
+    resumed, whole = fitted("lora", model, out=tmp_path / "run", **options), fitted("lora", model, **options)
+    assert all(torch.equal(whole.tensors[k], resumed.tensors[k]) for k in whole.tensors)
+
+
 def test_a_folder_with_another_run_is_refused_naming_what_differs(tmp_path):
     model = tiny_model()
     fitted("lora", model, out=tmp_path / "run", save_every=2)
@@ -580,6 +654,13 @@ def test_a_folder_with_another_run_is_refused_naming_what_differs(tmp_path):
         fitted("lora", model, out=tmp_path / "failed", precision="fp16")
     assert (tmp_path / "failed/record.json").is_file()
     fitted("lora", model, out=tmp_path / "failed")
+    # a method that takes two runs keeps them inside, and neither destroys the other's
+    heads = peft.HeadOffsets(2, recipe=replace(QUICK, save_every=2))
+    with pytest.raises(Incompatible, match="another specification"):
+        heads.fit(model, tiny_tokenizer(), tiny_questions(6), out=tmp_path / "run")
+    heads.fit(model, tiny_tokenizer(), tiny_questions(6), out=tmp_path / "two")
+    with pytest.raises(Incompatible, match="another specification"):
+        fitted("lora", model, out=tmp_path / "two")
     (tmp_path / "else").mkdir()
     (tmp_path / "else/notes.txt").write_text("mine")
     with pytest.raises(Incompatible, match="holds something else"):

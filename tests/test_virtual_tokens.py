@@ -180,6 +180,13 @@ def test_more_positions_than_a_table_has_are_refused_and_rotary_ones_are_not():
         logits(parts.model, text)
 
 
+@pytest.mark.parametrize("method", [PromptTuning(18), PrefixTuning(18)], ids=["prompt", "prefix"])
+def test_virtual_tokens_that_leave_no_position_for_text_are_refused_at_once(method):
+    with pytest.raises(BadValue, match="18 virtual tokens leave no room for text in the model's 18 positions"):
+        method.attach(tiny_model("gpt2", context=18), seed=0)
+    method.attach(tiny_model("llama", context=18), seed=0).detach()
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_attention_without_a_mask_for_each_query_is_refused_by_name():
     with pytest.raises(UnsupportedModel, match="attn_implementation='sdpa' or 'eager'"):

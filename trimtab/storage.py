@@ -73,8 +73,10 @@ def write_errors(path: str | Path) -> Iterator[None]:
     """Raise `Incompatible` where a file cannot be written in the block."""
     try:
         yield
-    except OSError as cause:
-        advice = "make room or name another disk" if cause.errno in FULL else "name another place"
+    except (OSError, SafetensorError) as cause:
+        if isinstance(cause, SafetensorError) and _number(cause) is None:
+            raise
+        advice = "make room or name another disk" if _number(cause) in FULL else "name another place"
         raise Incompatible(f"cannot write {path} ({_why(cause)}); {advice}") from cause
 
 

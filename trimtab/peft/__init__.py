@@ -1,7 +1,7 @@
 """Tuning: each method fits to an Edit that is measured through the same door as a shift."""
 
-from trimtab.peft.adapters import Adapter
 from trimtab.peft.bottleneck import Bottleneck
+from trimtab.peft.configured import Adapter
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.full import FullFineTuning
 from trimtab.peft.head_offsets import HeadOffsets, HeadScalings

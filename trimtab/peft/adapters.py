@@ -1,4 +1,4 @@
-"""Methods that Hugging Face PEFT trains: LoRA, (IA)^3 and whatever configuration a user brings."""
+"""A Hugging Face PEFT adapter on a live model, and what the methods that PEFT trains share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of
 from trimtab.peft.attaching import require_whole
-from trimtab.peft.method import Attached, Capabilities, HubAdapter, Trained, TuningMethod, copy_strictly
+from trimtab.peft.method import Attached, HubAdapter, Trained, TuningMethod, copy_strictly
 from trimtab.peft.snapshot import Snapshot, seeded
 
 NAME = "default"
-PACKABLE = ("LORA", "IA3", "VERA", "LOHA", "LOKR", "ADALORA", "OFT", "LN_TUNING")
-"""Types known to act on each position by itself, so that several examples may stand in one row."""
 
 
 class AttachedAdapter(Attached):
@@ -33,7 +31,9 @@ class AttachedAdapter(Attached):
         if getattr(base, "peft_config", None):
             raise Incompatible(f"the model carries an adapter already; detach or merge it before attaching {what}")
         self.what = what
-        self._snapshot = Snapshot(base)
+        self._snapshot, before = Snapshot(base), list(base.parameters())
+        self._own: list[tuple[nn.Parameter, Tensor]] = []
+        """Parameters of the model itself that are trained in place (biases), as they were."""
         self.free: dict[str, int] = {}
         """Free numbers in parameters of which only some entries are trained."""
         self._undecayed: list[nn.Parameter] = []
@@ -44,9 +44,10 @@ class AttachedAdapter(Attached):
                 self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
             self.model.train(base.training)
             self._snapshot.restore_modes()
-        except (ValueError, TypeError) as cause:  # a configuration read from a file may hold values of any kind
+            self._own = [(p, p.detach().to("cpu", copy=True)) for p in before if p.requires_grad]
+        except Exception as cause:  # PEFT has many kinds, and a configuration read from a file may hold anything
             self._snapshot.restore()
-            raise BadValue(f"{what} does not fit the model: {str(cause).splitlines()[0]}") from cause
+            raise BadValue(f"{what} does not fit the model: {first_line(cause)}") from cause
         except BaseException:
             self._snapshot.restore()
             raise
@@ -100,11 +101,18 @@ class AttachedAdapter(Attached):
     def merged(self) -> nn.Module:
         """Return the base with the adapter's update in its weights."""
         self.model.eval()  # dropout must not be worked in
-        return self.model.merge_and_unload()
+        try:
+            return self.model.merge_and_unload()
+        except (NotImplementedError, ValueError) as cause:  # every class has the function, not every method can
+            raise BadValue(f"{self.what} cannot be merged: PEFT says {first_line(cause)!r}; use it as it is") from cause
 
+    @torch.no_grad()
     def detach(self) -> None:
         """Take the adapter off."""
         self._snapshot.restore()
+        while self._own:
+            parameter, value = self._own.pop()
+            parameter.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -145,74 +153,6 @@ class HubBased(TuningMethod):
         return adapter.tensors
 
 
-@dataclass(frozen=True)
-class Adapter(HubBased):
-    """Any other Hugging Face PEFT method, by its own configuration object: `Adapter(peft.VeraConfig(r=64))`.
-
-    Methods that put virtual tokens or keys before the text are refused: PEFT's give other logits under left padding.
-    `PromptTuning` and `PrefixTuning` do that rightly and read PEFT's files. The source of each method is named in the
-    documentation of its configuration.
-
-    Raises:
-        BadValue: no configuration of PEFT, or one for virtual tokens.
-    """
-
-    hub_config: Any
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.hub_config, hf_peft.PeftConfig):
-            raise BadValue(f"Adapter takes a configuration of Hugging Face PEFT, got {type(self.hub_config).__name__}")
-        if self.hub_config.is_prompt_learning:
-            raise BadValue(
-                f"PEFT's {self._type} gives other logits under left padding than without padding; use PromptTuning "
-                "or PrefixTuning of trimtab.peft, which read and write PEFT's folders"
-            )
-        if self.hub_config.task_type is None:
-            config = copy.deepcopy(self.hub_config)
-            config.task_type = "CAUSAL_LM"
-            object.__setattr__(self, "hub_config", config)
-
-    @property
-    def _type(self) -> str:
-        return str(getattr(self.hub_config.peft_type, "value", self.hub_config.peft_type))
-
-    @property
-    def name(self) -> str:
-        """PEFT's name of the method."""
-        return f"PEFT {self._type}"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What PEFT's class can do; packing only for types known to act on each position by itself."""
-        tuner = hf_peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(self.hub_config.peft_type)
-        mergeable = hasattr(tuner, "merge_and_unload")
-        family = "function composition" if self._type == "IA3" else "parameter composition"
-        return Capabilities(family, mergeable, four_bit=True, packing=self._type in PACKABLE, checkpointing=True)
-
-    @property
-    def learning_rate(self) -> float:
-        """3e-4."""
-        return 3e-4
-
-    def config(self, model: Any) -> Any:  # noqa: ARG002
-        """Return the configuration as given."""
-        return self.hub_config
-
-    def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
-        """Return LoRA's tensors with the update multiplied."""
-        if self._type != "LORA" or self.hub_config.use_dora:
-            return super().scaled_tensors(tensors, factor)
-        return scaled_lora(tensors, factor)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the configuration as plain values."""
-        return {"method": "Adapter", "hub_config": plain_config(self.hub_config)}
-
-    def to_hub(self, tensors: Mapping[str, Tensor], base_name: str) -> HubAdapter:
-        """Return the adapter in PEFT's format."""
-        return HubAdapter(finished_config(self.hub_config, base_name), dict(tensors))
-
-
 def plain_config(config: Any) -> dict[str, Any]:
     """Return a PEFT configuration as plain values."""
     return {k: _plain(v) for k, v in config.to_dict().items()}
@@ -234,6 +174,11 @@ def _plain(value: Any) -> Any:
 def scaled_lora(tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
     """Return LoRA's tensors with each update B A multiplied: B takes the factor."""
     return {k: v * factor if "lora_B" in k or "lora_embedding_B" in k else v for k, v in tensors.items()}
+
+
+def first_line(cause: Exception) -> str:
+    """Return what an exception of PEFT says in one line, or its kind if it says nothing."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def skeleton(model_or_config: Any) -> Any:

@@ -37,6 +37,7 @@ from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.training import TuningTrainer
 
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 OPTIMIZERS = {
     "adamw": "adamw_torch",
     "adamw_8bit": "adamw_8bit",
@@ -188,7 +189,7 @@ def make_trainer(
     recipe, device = method.recipe, input_device(base_of(attached.model))
     if recipe.precision == "fp16":
         _require_scalable(attached, device)
-    micro = recipe.micro_batch or recipe.batch_size
+    micro, steps = recipe.micro_batch or recipe.batch_size, n_steps(len(data), recipe)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
@@ -196,8 +197,9 @@ def make_trainer(
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps or -1,
         learning_rate=recipe.learning_rate or method.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=math.ceil(recipe.warmup * n_steps(len(data), recipe)),
+        lr_scheduler_type=SCHEDULES[recipe.schedule],
+        # the first of them has a learning rate of 0: a run of one step must not be all warm-up
+        warmup_steps=min(math.ceil(recipe.warmup * steps), steps - 1),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim=OPTIMIZERS[recipe.optimizer],

@@ -88,7 +88,7 @@ def require_float_weights(model: Any, name: str) -> None:
     for key, parameter in base_of(model).named_parameters():
         if not parameter.is_floating_point():
             raise BadValue(
-                f"{name} cannot run on quantised weights ({key} is {parameter.dtype}): it changes the weights "
+                f"{name} cannot run on quantised weights ({key} is {parameter.dtype}): it works on the weights "
                 "themselves; load the model without quantization, or choose a method that leaves them alone"
             )
 

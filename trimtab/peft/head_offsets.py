@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +101,15 @@ class HeadOffsets(TuningMethod):
         method = self.with_knobs(knobs)
         assert isinstance(method, HeadOffsets)
         if not method.heads:
+            from trimtab.peft.runs import RunFolder
+
             scalings = HeadScalings(recipe=method.recipe)
-            where, out = (None, None) if out is None else (Path(out) / "scalings", Path(out) / "offsets")
-            scaled = scalings.fit(model, tokenizer, train, seed=seed, out=where, resume=resume)
-            method = method.on(scalings.strongest(scaled.tensors, method.top_k))
-            edit = TuningMethod.fit(method, model, tokenizer, train, seed=seed, out=out, resume=resume)
+            both = {"method": method.describe(), "recipe": asdict(method.recipe), "seed": seed}
+            with RunFolder.opened(out, both, resume=resume) as folder:
+                first, second = (folder.path / name if out else None for name in ("scalings", "offsets"))
+                scaled = scalings.fit(model, tokenizer, train, seed=seed, out=first, resume=resume)
+                method = method.on(scalings.strongest(scaled.tensors, method.top_k))
+                edit = TuningMethod.fit(method, model, tokenizer, train, seed=seed, out=second, resume=resume)
             seconds = {**edit.record["seconds"], "choose heads": scaled.cost.seconds}
             cost = replace(edit.cost, seconds=edit.cost.seconds + scaled.cost.seconds)
             return replace(edit.with_record(seconds=seconds), cost=cost)

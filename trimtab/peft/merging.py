@@ -64,7 +64,7 @@ def merge(
         expected = _logits(tuned, probes)
     edit = edit if edit.strength == 1 else edit.baked()
     plain = dequantized(base, dtype, untied=_tunes_embeddings(edit, base))
-    attached = edit.method.attach(plain, seed=0)
+    attached = edit.method.attach(plain, seed=edit.record.get("seed", 0))
     attached.load(edit.tensors)
     merged: Any = attached.merged().eval()
     error = relative_difference(_logits(merged, probes), expected)

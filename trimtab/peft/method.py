@@ -198,7 +198,7 @@ class TuningMethod(ABC):
         """Raise `BadValue` if the model has 4-bit weights and the method cannot run on them."""
         if not self.capabilities.four_bit and has_four_bit(model):
             raise BadValue(
-                f"{self.name} cannot run on 4-bit weights: it changes the weights themselves; load the model without "
+                f"{self.name} cannot run on 4-bit weights: it works on the weights themselves; load the model without "
                 "quantization, or choose a method that leaves them alone (trimtab methods lists them)"
             )
 

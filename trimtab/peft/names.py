@@ -10,8 +10,8 @@ import peft as hf_peft
 
 from trimtab.activations import Head
 from trimtab.errors import BadValue, Incompatible
-from trimtab.peft.adapters import Adapter
 from trimtab.peft.bottleneck import Bottleneck
+from trimtab.peft.configured import Adapter
 from trimtab.peft.full import FullFineTuning
 from trimtab.peft.head_offsets import HeadOffsets, HeadScalings
 from trimtab.peft.ia3 import IA3
@@ -65,7 +65,9 @@ def method_of_hub(adapter: HubAdapter, path: Path) -> TuningMethod:
     try:
         if kind in VIRTUAL_TOKENS:
             return VIRTUAL_TOKENS[kind](adapter.config["num_virtual_tokens"])
-        return Adapter(config_from_plain(adapter.config))
+        # EVA's start reads data; a finished adapter needs no start
+        finished = {"init_lora_weights": True} if adapter.config.get("init_lora_weights") == "eva" else {}
+        return Adapter(config_from_plain({**adapter.config, **finished}))
     except (BadValue, TypeError, ValueError, KeyError) as cause:
         raise Incompatible(f"cannot use the adapter at {path} (type {kind}): {cause}") from cause
 

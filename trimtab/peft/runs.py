@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.errors import Incompatible
 from trimtab.models.processes import rank_and_count, wait
-from trimtab.peft.training import COMPLETE, last_checkpoint
+from trimtab.peft.checks import COMPLETE, last_checkpoint
 from trimtab.storage import RECORD, check_writable, write_json
 
 KIND = "unfinished tuning run"
@@ -44,8 +44,8 @@ class RunFolder:
         plain = json.loads(json.dumps(specification, default=str))
         if (path / RECORD).is_file():
             held = json.loads((path / RECORD).read_text(encoding="utf-8")).get("specification", {})
-            # a run that has kept nothing yet is in nobody's way
-            if held != plain and last_checkpoint(path):
+            # a run that has kept nothing yet is in nobody's way; one of two runs keeps its checkpoints a folder below
+            if held != plain and any(path.rglob(f"checkpoint-*/{COMPLETE}")):
                 differing = sorted(k for k in {*plain, *held} if held.get(k) != plain.get(k))
                 raise Incompatible(
                     f"{path} holds a run of another specification ({', '.join(differing)} differ); name another "

@@ -13,7 +13,7 @@ from torch import nn
 
 
 class Snapshot:
-    """Remembers a model's modules, modes, trainable flags and own attributes; `restore` puts them back.
+    """Remembers a model's modules, modes, hooks, trainable flags and own attributes; `restore` puts them back.
 
     Modules that were replaced or wrapped come back as the same objects. Weights are not copied: what changes them
     in place must undo that itself.
@@ -23,7 +23,8 @@ class Snapshot:
         self._model = model
         self._attributes = set(vars(model))
         self._modules = [(m, dict(m._modules), dict(m._parameters), m.training) for m in model.modules()]
-        self._trainable = [(p, p.requires_grad) for p in model.parameters()]
+        self._hooks = [(hooks, set(hooks)) for m in model.modules() for hooks in _hooks_of(m)]
+        self._trainable = [(p, p.requires_grad, p.grad) for p in model.parameters()]
 
     def restore_modes(self) -> None:
         """Put every module of before into its mode of before; modules added since follow the model's."""
@@ -40,10 +41,18 @@ class Snapshot:
             module._parameters.clear()
             module._parameters.update(parameters)
             module.training = training
-        for parameter, requires_grad in self._trainable:
+        for hooks, before in self._hooks:
+            for added in set(hooks) - before:
+                del hooks[added]
+        for parameter, requires_grad, grad in self._trainable:
             parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
         for name in set(vars(self._model)) - self._attributes:
             delattr(self._model, name)
+
+
+def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    return [value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)]
 
 
 @contextlib.contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,23 +14,17 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import get_total_norm
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer
 
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, logits_limit
-from trimtab.models.processes import wait
+from trimtab.peft.checks import COMPLETE, CheckpointMark, GradientCheck
 from trimtab.peft.data import IGNORED, bucketed
 from trimtab.peft.method import Attached
-from trimtab.storage import write_json
+from trimtab.storage import write_errors
 
-STATE, COMPLETE = "trimtab.safetensors", "complete.json"
-GRADIENT_STEPS = 3
-"""By the end of this step every trainable tensor must have had a gradient."""
-FP16_GRADIENT_STEPS = 10
-"""The same where the first steps may be skipped while the loss scale is found."""
-
+STATE = "trimtab.safetensors"
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 """Ways of training that split parameters over processes."""
 
@@ -134,6 +127,18 @@ class TuningTrainer(Trainer):
         self.check.losses.append(loss.detach())
         return loss
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        place = f"a checkpoint of step {self.state.global_step} in {self.args.output_dir}"
+        try:
+            with write_errors(place):
+                super()._save_checkpoint(*args, **kwargs)
+        except RuntimeError as cause:  # as which torch reports a disk that takes no more
+            if "PytorchStreamWriter" not in str(cause):
+                raise
+            raise Incompatible(
+                f"cannot write {place} (torch: file write failed); make room or name another disk"
+            ) from cause
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,77 +186,3 @@ def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tens
     # unlikelihood (Welleck et al. 2020): cross-entropy itself has no lower bound to move away to
     away = -torch.log1p(-torch.exp(-negative_log_p).clamp(max=1 - 1e-6))
     return torch.where(sign > 0, negative_log_p, away).sum()
-
-
-class GradientCheck(TrainerCallback):
-    """Stops a run whose loss or gradients are no numbers, or in which a tensor has had no gradient by the third step.
-
-    Numbers are looked at once a step, when the optimiser's work is queued already: asking a GPU for one waits for it.
-    A step of NaN is then in the trained weights, but in no checkpoint: those are written later.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters, self.silent = dict(parameters), dict(parameters)
-        self.losses: list[Tensor] = []
-        self._norm: Tensor | None = None
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Note which tensors have had a gradient, and how large the gradients are."""
-        for name, parameter in list(self.silent.items()):
-            if parameter.grad is not None and bool(parameter.grad.any()):
-                del self.silent[name]
-        if not args.fp16:  # its scaler finds the largest scale by gradients that overflow, and leaves those steps out
-            self._norm = get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Raise `BadValue` for a loss or a gradient of this step that is not a number."""
-        losses, self.losses = [float(loss) for loss in self.losses], []
-        step, rate = state.global_step + 1, f"lower the learning rate (it was {args.learning_rate:g})"
-        bad = [loss for loss in losses if not math.isfinite(loss)]
-        if bad:
-            raise BadValue(
-                f"the loss of step {step} is {bad[0]}: training stopped and {kept(args, step - 1)}; {rate} or use bf16 "
-                "instead of fp16"
-            )
-        if self._norm is not None and not bool(self._norm.isfinite()):
-            raise BadValue(
-                f"the loss of step {step} is a number but its gradients are not: training stopped and "
-                f"{kept(args, step)}; {rate}, or try another attention implementation or precision"
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Raise after the third step, naming the tensors."""
-        # an expert that no token was sent to has none
-        silent = [name for name in self.silent if "expert" not in name]
-        if state.global_step == (FP16_GRADIENT_STEPS if args.fp16 else GRADIENT_STEPS) and silent:
-            raise BadValue(
-                f"{len(silent)} trainable tensors have had no gradient after {state.global_step} steps, {silent[0]} "
-                "among them: they would stay as they are; check the method's targets"
-            )
-
-
-class CheckpointMark(TrainerCallback):
-    """Marks a checkpoint as whole once everything in it was written; the mark holds what was seen so far."""
-
-    trainer: TuningTrainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Write the mark."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        tokens, examples = self.trainer.seen_by_all()
-        wait()  # each process writes its random state beside
-        if state.is_world_process_zero:
-            write_json(folder / COMPLETE, {"tokens": tokens, "examples": examples})
-
-
-def last_checkpoint(folder: Path, before: float | int = math.inf) -> Path | None:
-    """Return the newest whole checkpoint of a run folder from before a step, or None."""
-    steps = {int(p.parent.name.split("-")[1]): p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")}
-    earlier = [step for step in steps if step < before]
-    return steps[max(earlier)] if earlier else None
-
-
-def kept(arguments: Any, before: int) -> str:
-    """Return what remains of a run that stops, for a sentence: the last weights that gave a loss that is a number."""
-    last = last_checkpoint(Path(arguments.output_dir or "."), before)
-    return f"the last good checkpoint is {last}" if last else "nothing good was saved before it"

@@ -207,7 +207,14 @@ def _not_checkpointed(decoder: nn.Module) -> Iterator[None]:
 
 
 def vocabulary_embeddings(model: Any, n_tokens: int, seed: int) -> Float[Tensor, "n d_model"]:
-    """Return the embeddings of n random tokens, the start that Lester et al. (2021) found to train best."""
+    """Return the embeddings of n random tokens, the start that Lester et al. (2021) found to train best.
+
+    Raises:
+        BadValue: the model's table of positions has none left for the text.
+    """
+    limit = context_length(model) if _learns_positions(model) else None
+    if limit is not None and n_tokens >= limit:
+        raise BadValue(f"{n_tokens} virtual tokens leave no room for text in the model's {limit} positions; use fewer")
     table = model.get_input_embeddings()
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(text_config(model).vocab_size, (n_tokens,), generator=generator)
