@@ -108,7 +108,7 @@ def trimtab_loop(
                 run_trainer(trainer)
         losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
         row = measured(name, ticks.times, seen.tokens) | {"last_loss": round(losses[-1], 4)}
-        return row | {"trained_numbers": sum(p.numel() for p in attached.trainable().values())}
+        return row | {"trained_numbers": attached.trained().n}
     finally:
         attached.detach()
         model.train(modes)

@@ -576,23 +576,32 @@ def test_methods_that_are_no_change_of_weights_refuse_to_merge(name, tuned):
         tuned(name).merge(tiny_model("llama-gqa"))
 
 
-def test_an_adapter_on_a_tied_head_is_merged_into_an_untied_one(tmp_path):
-    def tied():
-        config = LlamaConfig.from_dict({**tiny_model().config.to_dict(), "tie_word_embeddings": True})
-        torch.manual_seed(0)
-        from transformers import LlamaForCausalLM
+def tied_model():
+    config = LlamaConfig.from_dict({**tiny_model().config.to_dict(), "tie_word_embeddings": True})
+    torch.manual_seed(0)
+    from transformers import LlamaForCausalLM
 
-        return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval()
 
-    model = tied()
+
+@pytest.mark.parametrize(
+    "config, stays_tied",
+    [
+        (hf_peft.LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM"), False),
+        (hf_peft.TrainableTokensConfig(token_indices=list(range(5, 40)), task_type="CAUSAL_LM"), True),
+    ],
+    ids=["lm_head", "tokens"],
+)
+def test_an_adapter_on_tied_embeddings_is_merged_as_it_acts(tmp_path, config, stays_tied):
+    model = tied_model()
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    config = hf_peft.LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM")
     edit = peft.Adapter(config, recipe=METHODS["lora"].recipe).fit(model, tiny_tokenizer(), tiny_questions(6))
     assert edit.record["plan"]["tied_embeddings"]
     with edit.applied(model) as edited:
         expected = logits(edited)
+    assert not torch.allclose(expected, logits(model), atol=1e-2)
     merged = edit.merge(model, out=tmp_path / "merged", tokenizer=tiny_tokenizer())
-    assert not merged.config.tie_word_embeddings
+    assert merged.config.tie_word_embeddings is stays_tied
     assert torch.allclose(logits(load_model(tmp_path / "merged").model), expected, atol=1e-4)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 

@@ -160,7 +160,9 @@ def _tunes_embeddings(edit: TunedEdit, base: Any) -> bool:
         return False
     shared = (base.get_input_embeddings(), base.get_output_embeddings())
     names = [name for name, module in base.named_modules() if any(module is m for m in shared)]
-    return any(f".{name}." in f".{key}" for key in edit.tensors for name in names)
+    # PEFT ties the trained tokens of both itself
+    keys = [key for key in edit.tensors if "trainable_tokens" not in key]
+    return any(f".{name}." in f".{key}" for key in keys for name in names)
 
 
 def probe_tokens(model: Any, *, n: int = 4, length: int = 24) -> Tensor:
