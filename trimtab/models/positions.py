@@ -69,6 +69,8 @@ class ForwardCheck:
         wanted = kwargs.get("logits_to_keep")
         if self.suspended or self.positions != "generated" or not isinstance(wanted, int) or wanted < 2:
             return
+        if kwargs.get("cache", kwargs.get("past_key_values")) is None:
+            return  # without a cache it is no step of a generation: the decoder's check speaks of it
         raise BadValue(
             f"positions='generated' edits the last position of a forward only, and this one is to predict {wanted} "
             "tokens at once, as assisted (speculative) generation does; generate without assistant_model and "
