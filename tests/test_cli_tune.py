@@ -50,6 +50,9 @@ def test_a_tuned_adapter_is_written_reported_and_merged(small, tmp_path):
         "record.json",
     }
     assert [p.name for p in tmp_path.iterdir()] == ["lora"]
+    refused = run("evaluate", "--model", model, "--data", data, "--shift", tmp_path / "lora")
+    assert refused.exit_code == 2
+    assert "holds a tuned edit, not a shift: merge it (trimtab merge --edit" in refused.output
     merged = run("merge", "--edit", tmp_path / "lora", "--model", model, "--out", tmp_path / "merged", "--json")
     assert merged.exit_code == 0, merged.output
     assert json.loads(merged.stdout)["relative_logit_difference"] < 1e-4

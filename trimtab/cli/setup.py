@@ -67,7 +67,7 @@ def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | 
     """Return the shift in a folder (or in the run folder's `shift`), at strength `alpha` if given.
 
     Raises:
-        Incompatible: no such folder (the nearest ones are offered), or it does not hold a whole shift.
+        Incompatible: no such folder (the nearest ones are offered), or it holds no whole shift, such as a tuned edit.
         BadValue: alpha is not a finite number.
     """
     from dataclasses import replace
@@ -81,6 +81,11 @@ def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | 
     if kind_of(folder) is None:
         known = nearest(str(folder), beside_results(folder, "fit", "demo run", "shift", "residual shift"))
         raise Incompatible(f"no shift in {str(folder)!r}: expected a folder that `trimtab fit` wrote{known}")
+    if kind_of(folder) == "tuned edit":
+        raise Incompatible(
+            f"{str(folder)!r} holds a tuned edit, not a shift: merge it (trimtab merge --edit {folder}) and name "
+            "what was written with --model, or measure it with trimtab.compare.table in Python"
+        )
     shift = load_shift(folder)
     if alpha is None:
         return shift
