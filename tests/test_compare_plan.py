@@ -12,6 +12,7 @@ from trimtab.compare import Design, FewShot, Job, Meters, run_job
 from trimtab.compare.design import named
 from trimtab.compare.estimate import estimate
 from trimtab.errors import Incompatible
+from trimtab.peft import LoRA, Recipe
 from trimtab.steer import ITI, RandomDirection
 
 
@@ -38,6 +39,16 @@ def test_the_plan_times_validation_questions_and_never_shows_a_test_question(tmp
     # four measurements on the test questions against one or two, with the same fit
     assert rows["Random direction"].seconds > rows["ITI"].seconds > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_timing_a_few_steps_of_tuning_gives_no_advice_to_take_more(tmp_path, recwarn):
+    job = Job(
+        named([LoRA(r=2, recipe=Recipe(batch_size=4))]), tiny_questions(12), tiny_questions(24)[12:],
+        Design(1, (0,), 1), Meters(SpyJudge(), texts=TEXTS, max_new_tokens=3),
+    )  # fmt: skip
+    plan = estimate(tiny_model(), tiny_tokenizer(), job, tmp_path / "run")
+    assert plan.rows[-1].seconds > 0
+    assert not [w for w in recwarn if "take more steps" in str(w.message)]
 
 
 def test_a_low_data_curve_is_timed_on_the_questions_of_the_main_table(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,10 @@ def _fit_line(
 ) -> Line:
     if tuned:
         few = train[: FITTED_ON[1]]
-        return timed_line(lambda n: method.fit(model, tokenizer, few, knobs={**knobs, "max_steps": n}), STEPS)
+        with warnings.catch_warnings():
+            # the steps are few on purpose: the advice to take more would be about the comparison's own runs
+            warnings.filterwarnings("ignore", message=".*have had no gradient in")
+            return timed_line(lambda n: method.fit(model, tokenizer, few, knobs={**knobs, "max_steps": n}), STEPS)
     sizes = _within(FITTED_ON, len(train))
     return timed_line(lambda n: method.fit(model, tokenizer, train[:n], knobs=knobs), sizes)
 
