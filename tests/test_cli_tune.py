@@ -40,6 +40,7 @@ def test_a_tuned_adapter_is_written_reported_and_merged(small, tmp_path):
         "--out", tmp_path / "lora", "--json",
     )  # fmt: skip
     assert made.exit_code == 0, made.output
+    assert "⟦ It is" in made.stderr  # the plan, though stderr is no terminal
     record = json.loads(made.stdout)
     assert record["name"] == "LoRA r=4" and record["steps"] == 4 and record["method"]["targets"] == "qv"
     assert set(record["seconds"]) == {"prepare", "train", "load", "evaluate"}

@@ -1,5 +1,8 @@
 """`trimtab tune`: tune a model on questions and keep what was learned as an edit."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +78,8 @@ def tune(
     with stopwatch() as loading:
         opened = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
     unfinished = out.with_name(f"{out.name}.unfinished")
-    edit = chosen.fit(opened.model, opened.tokenizer, train, seed=seed, out=unfinished)
+    with _plans_in_logs():
+        edit = chosen.fit(opened.model, opened.tokenizer, train, seed=seed, out=unfinished)
     with stopwatch() as evaluating:
         measured = _measured(opened.model, opened.tokenizer, edit, held) if held else {}
     edit = edit.with_record(
@@ -87,6 +91,21 @@ def tune(
         print_json({**edit.record, "name": edit.name, "out": str(out)})
     else:
         _show(edit, out)
+
+
+@contextlib.contextmanager
+def _plans_in_logs() -> Iterator[None]:
+    """Write what is planned to stderr also where that is no terminal, as in a job's log."""
+    from trimtab.peft.fitting import PLANS
+
+    handler, level = logging.StreamHandler(), PLANS.level
+    PLANS.addHandler(handler)
+    PLANS.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        PLANS.removeHandler(handler)
+        PLANS.setLevel(level)
 
 
 def _parsed(settings: list[str]) -> dict[str, Any]:

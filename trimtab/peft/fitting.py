@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import sys
 import time
@@ -37,6 +38,8 @@ from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.training import TuningTrainer
 
+PLANS = logging.getLogger(__name__)
+"""Where plans go that no terminal shows."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -68,8 +71,8 @@ def fit_method(
     with _attached(method, model, seed) as attached:
         steps = n_steps(len(data), recipe)
         plan = make_plan(method, attached, tokenizer, data, steps=steps, packing=packing, seed=seed)
-        if sys.stderr.isatty() and rank_and_count()[0] == 0:
-            print(plan.to_text(), file=sys.stderr)
+        if rank_and_count()[0] == 0:
+            _tell(plan.to_text())
         specification = {
             "model": made_on,
             "method": method.describe(),
@@ -176,6 +179,13 @@ def cast_once(attached: Attached, recipe: Recipe) -> Iterator[None]:
     finally:
         for module in casting:
             module.cast_input_dtype_enabled = True
+
+
+def _tell(plan: str) -> None:
+    if sys.stderr.isatty():
+        print(plan, file=sys.stderr)
+    else:
+        PLANS.info(plan)
 
 
 def make_trainer(
