@@ -278,6 +278,14 @@ def test_an_adapted_model_is_read_through_its_wrapper(site: Any) -> None:
     assert (found.values - plain.values).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("site", ["heads", "residual"])
+def test_a_wrapper_that_adds_tokens_is_refused(site: Any) -> None:
+    config = hf_peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    longer = hf_peft.get_peft_model(tiny_model("llama"), config)
+    with pytest.raises(Incompatible, match=r"activations of shape \(\d+, \d+, 48\); give the model without what adds"):
+        capture_heads(longer, tiny_tokenizer(), statements(), site=site)
+
+
 def test_an_edited_model_is_read_as_edited() -> None:
     model = tiny_model("llama", dtype=torch.float64)
     plain = capture_heads(model, tiny_tokenizer(), statements()).values

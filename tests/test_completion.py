@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import peft as hf_peft
 import pytest
 import torch
 
@@ -14,9 +15,11 @@ from tests.families import FAMILIES, family_model
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.edits import Edit, NoEdit, Prompted, Stacked
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import generate_answers, generate_answers_many
+from trimtab.evaluate.beam_search import beam_texts
 from trimtab.evaluate.completion import AnswerEnd, complete, completions
+from trimtab.evaluate.conversation import answers
 from trimtab.models import prefix_mode, prompt_cache
 from trimtab.models.heads import decoder_of, find_heads
 from trimtab.steer import HeadShift
@@ -208,3 +211,32 @@ def test_rows_end_where_decoding_every_row_at_every_step_says_so(paragraphs: boo
 def test_no_new_token_at_all_is_refused() -> None:
     with pytest.raises(BadValue, match="max_new_tokens must be at least 1, got 0"):
         complete(tiny_model(), tiny_tokenizer(), PROMPTS, NoEdit(), max_new_tokens=0)
+
+
+def prompt_tuned(model: Any) -> Any:
+    """Return the model in PEFT's own wrapper, which puts virtual tokens before each row and its padding."""
+    return hf_peft.get_peft_model(model, hf_peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda model, tokenizer: completions(model, tokenizer, PROMPTS, [NoEdit()]),
+        lambda model, tokenizer: beam_texts(model, tokenizer, PROMPTS, NoEdit()),
+        lambda model, tokenizer: answers(model, tokenizer, ["Why?"]),
+    ],
+)
+def test_a_wrapper_that_does_not_bear_left_padding_is_refused(asked: Any) -> None:
+    with pytest.raises(
+        Incompatible, match=r"PEFT's PROMPT_TUNING gives other texts under the left padding .*TunedEdit"
+    ):
+        asked(prompt_tuned(tiny_model("llama")), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("default", [{"cache_implementation": "static"}, {"return_dict_in_generate": True}])
+def test_a_models_generation_defaults_do_not_keep_prompts_from_being_shared(default: dict[str, Any]) -> None:
+    model = tiny_model("llama")
+    edits = shifts(model)
+    expected = completions(model, tiny_tokenizer(), PROMPTS, edits, **OPTIONS)
+    model.generation_config.update(**default)
+    assert completions(model, tiny_tokenizer(), PROMPTS, edits, **OPTIONS) == expected

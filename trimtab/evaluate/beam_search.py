@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.edits import Edit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.models.heads import inference
-from trimtab.models.tokens import context_length, input_device, length_batches, pad_id
+from trimtab.models.tokens import context_length, input_device, length_batches, pad_id, require_left_padding
 from trimtab.progress import tracked
 
 
@@ -41,9 +41,11 @@ def beam_texts(
     Raises:
         BadDataset: there are no prompts.
         BadValue: a prompt and its continuation do not fit the model's context.
+        Incompatible: as `completions`.
     """
     if not prompts:
         raise BadDataset("no prompts to continue")
+    require_left_padding(model)
     settings = settings or BeamSettings()
     ids, pad = [tokenizer(prompt)["input_ids"] for prompt in prompts], pad_id(tokenizer)
     context, longest = context_length(model), max(map(len, ids))

@@ -18,7 +18,16 @@ from trimtab.models.known import EnterAt, KnownModel, entered
 from trimtab.models.prefix_cache import cache_name
 from trimtab.models.processes import spread
 from trimtab.models.prompt_cache import prompt_cache
-from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id, require_known
+from trimtab.models.tokens import (
+    Batch,
+    context_length,
+    encode,
+    input_device,
+    length_batches,
+    pad_id,
+    require_known,
+    require_left_padding,
+)
 from trimtab.progress import progress
 
 NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
@@ -67,12 +76,14 @@ def completions(
     Raises:
         BadValue: as `complete`.
         UnsupportedModel: the model has no `generate`.
+        Incompatible: the model is in PEFT's prompt learning, which does not bear left padding.
     """
     if not hasattr(base_of(model), "generate"):
         raise UnsupportedModel(
             f"{type(base_of(model)).__name__} cannot generate; derive it from transformers' GenerationMixin too, or "
             "measure it by multiple choice"
         )
+    require_left_padding(model)
     ids = [encode(tokenizer, prompt) for prompt in prompts]
     _require_room(model, ids, prompts, max_new_tokens)
     known = KnownModel(model)
@@ -133,7 +144,8 @@ def _continued(
     edited: Any, tokenizer: Any, batch: Batch, past: Any, *, max_new_tokens: int, paragraphs: bool
 ) -> list[str]:
     length = batch.input_ids.shape[1]
-    cache = {} if past is None else {cache_name(edited): past}
+    # a cache that is given stands in for the kind that the model's generation defaults ask for
+    cache = {} if past is None else {cache_name(edited): past, "cache_implementation": None}
     out = edited.generate(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -143,6 +155,7 @@ def _continued(
         do_sample=False,
         num_beams=1,
         num_return_sequences=1,
+        return_dict_in_generate=False,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         temperature=None,

@@ -9,7 +9,14 @@ from trimtab.edits import Edit, NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.completion import AnswerEnd, cut
 from trimtab.models.heads import inference
-from trimtab.models.tokens import context_length, encode, input_device, length_batches, pad_id
+from trimtab.models.tokens import (
+    context_length,
+    encode,
+    input_device,
+    length_batches,
+    pad_id,
+    require_left_padding,
+)
 from trimtab.progress import tracked
 
 
@@ -78,10 +85,12 @@ def answers(
     Raises:
         BadDataset: there are no questions, or one is empty.
         BadValue: prompt and answer do not fit the model's context; settings that `generate` refuses.
+        Incompatible: the model is in PEFT's prompt learning, which does not bear left padding.
     """
     edit = NoEdit() if edit is None else edit
     if not questions or not all(q.strip() for q in questions):
         raise BadDataset("no question to answer" if not questions else "one of the questions is empty")
+    require_left_padding(model)
     template = has_template(tokenizer) if template is None else template
     ids = [prompt_ids(tokenizer, q, template=template) for q in questions]
     device, texts = input_device(model), [""] * len(ids)

@@ -55,7 +55,7 @@ def capture_heads(
         BadDataset: there are no statements, or what was given is something else.
         BadValue: a statement longer than the context; a token that the model does not know; NaN activations (the
             message names the layers).
-        Incompatible: the model's modules are not called, as in a compiled graph.
+        Incompatible: the model's modules are not called, as in a compiled graph; a wrapper adds tokens to the texts.
     """
     statements = tuple(statements)
     require_statements(statements)
@@ -165,6 +165,11 @@ class _Gather:
         def read(x: Float[Tensor, "batch seq width"]) -> None:
             if x.device not in self.placed:
                 self.placed[x.device] = tuple(sent(t, x.device) for t in self.where)
+            if x.shape[:2] != self.step.shape:
+                raise Incompatible(
+                    f"a forward of {self.step.shape} tokens (batch, seq) has activations of shape {tuple(x.shape)}; "
+                    "give the model without what adds tokens to the text, such as PEFT's prompt tuning"
+                )
             flat, row, counts = self.placed[x.device]
             found = x.flatten(0, 1)[flat]
             if len(flat) > len(counts):

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, text_config
 from trimtab.models.offload import input_device as input_device  # it is looked for here, beside batches
 
@@ -143,6 +143,16 @@ def pad_id(tokenizer: Any) -> int:
         if token is not None:
             return token
     return 0
+
+
+def require_left_padding(model: Any) -> None:
+    """Raise `Incompatible` if the model gives other results behind left padding, as PEFT's prompt learning does."""
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise Incompatible(
+            f"PEFT's {config.peft_type.value} gives other texts under the left padding that generation needs; give the "
+            "model without it, and as an edit its saved folder: trimtab.peft.TunedEdit.load(folder)"
+        )
 
 
 @dataclass(frozen=True)
