@@ -147,7 +147,7 @@ def pad_id(tokenizer: Any) -> int:
 
 def require_left_padding(model: Any) -> None:
     """Raise `Incompatible` if the model gives other results behind left padding, as PEFT's prompt learning does."""
-    config = getattr(model, "active_peft_config", None)
+    config: Any = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         raise Incompatible(
             f"PEFT's {config.peft_type.value} gives other texts under the left padding that generation needs; give the "
