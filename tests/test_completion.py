@@ -20,7 +20,7 @@ from trimtab.evaluate import generate_answers, generate_answers_many
 from trimtab.evaluate.beam_search import beam_texts
 from trimtab.evaluate.completion import AnswerEnd, complete, completions
 from trimtab.evaluate.conversation import answers
-from trimtab.models import prefix_mode, prompt_cache
+from trimtab.models import prefix_mode
 from trimtab.models.heads import decoder_of, find_heads
 from trimtab.steer import HeadShift
 
@@ -120,7 +120,6 @@ BEGUN = [f"Q: What is the sky?\nA: It is blue, and snow is white.\n\n{prompt}" f
 @pytest.fixture
 def tried_for_any_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_mode, "TRYING", {"cpu": 1, "cuda": 1})
-    monkeypatch.setattr(prompt_cache, "TRYING", {"cpu": 1, "cuda": 1})
 
 
 @pytest.mark.usefixtures("tried_for_any_saving")

@@ -63,13 +63,15 @@ def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
 def _own_name(entry: Any) -> tuple[str | None, Any]:
     from trimtab.errors import BadValue
 
-    options = next(iter(entry.values())) if isinstance(entry, Mapping) and len(entry) == 1 else None
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        return None, entry
+    method, options = next(iter(entry.items()))
     if not isinstance(options, Mapping) or "name" not in options:
         return None, entry
     own = options["name"]
     if not isinstance(own, str) or not own.strip():
-        raise BadValue(f"the method {next(iter(entry))!r}: name must be text, got {own!r:.60}")
-    return own, {next(iter(entry)): {key: value for key, value in options.items() if key != "name"}}
+        raise BadValue(f"the method {method!r}: name must be text, got {own!r:.60}")
+    return own, {method: {key: value for key, value in options.items() if key != "name"}}
 
 
 def _stacked(parts: list[Any]) -> "Method":

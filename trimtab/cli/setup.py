@@ -78,10 +78,11 @@ def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | 
 
     if folder is None:
         return None
-    if kind_of(folder) is None:
+    kind = kind_of(folder)
+    if kind is None:
         known = nearest(str(folder), beside_results(folder, "fit", "demo run", "shift", "residual shift"))
         raise Incompatible(f"no shift in {str(folder)!r}: expected a folder that `trimtab fit` wrote{known}")
-    if kind_of(folder) == "tuned edit":
+    if kind == "tuned edit":
         raise Incompatible(
             f"{str(folder)!r} holds a tuned edit, not a shift: merge it (trimtab merge --edit {folder}) and name "
             "what was written with --model, or measure it with trimtab.compare.table in Python"

@@ -97,7 +97,10 @@ def completions(
             new = _continued(edited, tokenizer, batch, past, max_new_tokens=max_new_tokens, paragraphs=paragraphs)
             return [cut(text, paragraphs=paragraphs) for text in new]
 
-        return _texts(model, ways, batches, pad, run)
+        def begun(batch: Batch) -> Any:
+            return prompt_cache(model, batch, ids, pad, several=sum(leaves for _, leaves in ways) > 1)
+
+        return _texts(model, ways, batches, begun, run)
 
     return [list(texts) for texts in zip(*spread(ids, part), strict=True)]
 
@@ -106,10 +109,13 @@ def _texts(
     model: Any,
     ways: Sequence[tuple[EnterAt, bool]],
     batches: Sequence[Batch],
-    pad: int,
+    begun: Callable[[Batch], Any],
     run: Callable[[Any, Batch, Any], list[str]],
 ) -> list[tuple[str, ...]]:
-    """Return every prompt's texts; `run` continues a batch from a cache (or none) with the model that it is given."""
+    """Return every prompt's texts.
+
+    `run` continues a batch with the model that it is given, from the cache that `begun` returns for it (or none).
+    """
     sharing = [i for i, (_, leaves_prompt) in enumerate(ways) if leaves_prompt]
     # under an edit that the caller has in place, no prompt is unedited
     if has_edits(decoder_of(model)) or _has_own_positions(model):
@@ -117,7 +123,7 @@ def _texts(
     found: list[dict[int, str]] = [{} for _ in ways]
     with progress("generating answers", len(batches) * len(ways)) as advance:
         for batch in batches if sharing else ():
-            past = prompt_cache(model, batch, pad, several=len(sharing) > 1)
+            past = begun(batch)
             for i in sharing:
                 # generation writes into the cache that it is given
                 own = past if i == sharing[-1] else copy.deepcopy(past)

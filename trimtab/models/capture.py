@@ -16,6 +16,7 @@ from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
 from trimtab.models.hooks import on_inputs, on_outputs
+from trimtab.models.offload import moves_weights
 from trimtab.models.prefix import run_rows
 from trimtab.models.prefix_cache import sent
 from trimtab.models.prefix_pass import Computed, Step
@@ -121,7 +122,7 @@ def _fill(
 
     written = RowsToCpu(values)
     # accelerate's hooks take offloaded weights away again only when a module ends
-    may_stop = False if any(hasattr(module, "_hf_hook") for module in model.modules()) else None
+    may_stop = False if moves_weights(model) else None
 
     def read(edit: int, step: Step, forward: Callable[[], Any]) -> None:  # noqa: ARG001
         nonlocal may_stop

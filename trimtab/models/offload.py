@@ -29,6 +29,11 @@ def stored_weight(model: nn.Module, name: str) -> Tensor | None:
     return None
 
 
+def moves_weights(model: nn.Module) -> bool:
+    """Return whether accelerate moves weights or inputs between devices around modules' forwards."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
 def _hooks(module: nn.Module) -> Iterator[Any]:
     hook = getattr(module, "_hf_hook", None)
     yield from getattr(hook, "hooks", () if hook is None else (hook,))

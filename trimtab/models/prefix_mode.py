@@ -27,12 +27,17 @@ TRYING = {"cpu": 512, "cuda": 4096}
 which cost what a few hundred tokens of a long one do, and on a GPU, where reading the weights bounds them, more."""
 
 
+def worthwhile(model: Any, n_plain: int, n_shared: int) -> bool:
+    """Return whether computing so few of so many tokens repays trying it out and doing it."""
+    return n_plain >= max(WORTHWHILE * n_shared, n_shared + TRYING.get(base_of(model).device.type, TRYING["cuda"]))
+
+
 def chosen_mode(model: Any, tree: TokenTree, n_edits: int, pad: int, mask: TokenMask, computed: Computed) -> Mode:
     """Return the fastest way that gives this model's plain results."""
     plain = n_edits * sum(map(len, tree.paths))
     n_own = int(tree.own.sum())
     shared = len(tree.tokens) - n_own + n_edits * n_own
-    if plain < max(WORTHWHILE * shared, shared + TRYING.get(base_of(model).device.type, TRYING["cuda"])):
+    if not worthwhile(model, plain, shared):
         return "plain"
     base = base_of(model)
     try:

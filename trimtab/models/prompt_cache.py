@@ -9,29 +9,28 @@ import numpy as np
 import torch
 
 from trimtab.edits import TokenMask
-from trimtab.models.heads import base_of, inference
+from trimtab.models.heads import inference
 from trimtab.models.prefix_cache import TreeForward, as_cache, cache_name, sent, takes_positions
-from trimtab.models.prefix_mode import TRYING, WORTHWHILE, chosen_mode
+from trimtab.models.prefix_mode import chosen_mode, worthwhile
 from trimtab.models.prefix_pass import Computed
 from trimtab.models.token_tree import TokenTree, TreeRow, n_common
 from trimtab.models.tokens import Batch
 
 
-def prompt_cache(model: Any, batch: Batch, pad: int, *, several: bool) -> Any:
-    """Return the cache of the prompts without their last tokens, for a left-padded batch.
+def prompt_cache(model: Any, batch: Batch, ids: Sequence[Sequence[int]], pad: int, *, several: bool) -> Any:
+    """Return the cache of the prompts without their last tokens, for a left-padded batch of the given sequences.
 
     None where a prompt has no other token, and where computing it apart saves nothing: the prompts do not begin alike,
     and not `several` continuations start from it.
     """
-    mask = batch.attention_mask[:, :-1]
-    if not mask.shape[1] or not bool(mask.any(1).all()):
+    rows = [list(ids[i][:-1]) for i in batch.indices]
+    if not all(rows):
         return None
-    real = mask.bool().cpu()
-    ids = [tokens[kept].tolist() for tokens, kept in zip(batch.input_ids[:, :-1].cpu(), real, strict=True)]
     with inference(model):
-        shared = _begun_once(model, ids, pad)
+        shared = _begun_once(model, rows, pad)
         if shared is not None or not several:
             return shared
+        mask = batch.attention_mask[:, :-1]
         positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
         out = model(input_ids=batch.input_ids[:, :-1], attention_mask=mask, use_cache=True, **positions)
         return out[cache_name(model)]
@@ -40,9 +39,7 @@ def prompt_cache(model: Any, batch: Batch, pad: int, *, several: bool) -> Any:
 def _begun_once(model: Any, ids: Sequence[list[int]], pad: int) -> Any:
     """Return the cache of prompts whose common beginning is computed once; None where that is not worth its while."""
     n_shared, n_all = n_common(min(ids), max(ids)), sum(map(len, ids))
-    n_computed = n_all - n_shared * (len(ids) - 1)
-    trying = TRYING.get(base_of(model).device.type, TRYING["cuda"])
-    if n_all < max(WORTHWHILE * n_computed, n_computed + trying):
+    if not worthwhile(model, n_all, n_all - n_shared * (len(ids) - 1)):
         return None
     tree = TokenTree.grown([TreeRow(row, len(row), len(row)) for row in ids])
     mode = chosen_mode(model, tree, 1, pad, TokenMask(), Computed())
