@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,6 +45,35 @@ def spread(items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R
         return work(items)
     bounds = [len(items) * i // n for i in range(n + 1)]
     mine = items[bounds[rank] : bounds[rank + 1]]
-    parts: list[list[R]] = [[] for _ in range(n)]
-    dist.all_gather_object(parts, work(mine) if len(mine) else [])
-    return [result for part in parts for result in part]
+    return [result for part in from_all(work(mine) if len(mine) else []) for result in part]
+
+
+def from_all(mine: T) -> list[T]:
+    """Return what each process gives, in their order."""
+    n = rank_and_count()[1]
+    if n == 1:
+        return [mine]
+    given: list[Any] = [None] * n
+    dist.all_gather_object(given, mine)
+    return given
+
+
+def is_split(tensor: Any) -> bool:
+    """Return whether a tensor is a DTensor; without loading them, which a process alone has no use for."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """Return the whole of a tensor that is split over the processes, all of which must ask; any other as it is."""
+    # an offloaded shard is in the CPU's memory, where NCCL does not reach
+    return tensor.to(tensor.device_mesh.device_type).full_tensor() if is_split(tensor) else tensor
+
+
+def split_like(tensor: Tensor, place: Any) -> Tensor:
+    """Return a whole tensor split over the processes as `place` is, if it is; every process must ask."""
+    if not is_split(place):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = place.device_mesh
+    return distribute_tensor(tensor.to(mesh.device_type), mesh, place.placements).to(place.device)

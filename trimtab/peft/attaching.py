@@ -34,9 +34,10 @@ class Parts(Attached):
         *,
         untuned: int = 0,
         remade: int = 0,
+        in_place: bool = False,
     ) -> None:
         self.model, self.places, self.what = model, dict(places), what
-        self.untuned, self.remade = untuned, remade
+        self.untuned, self.remade, self.in_place = untuned, remade, in_place
         self.undo = undo.pop_all()
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -45,7 +46,7 @@ class Parts(Attached):
 
     def trained(self) -> Trained:
         """Return how much is trained and held twice."""
-        return replace(super().trained(), untuned=self.untuned, remade=self.remade)
+        return replace(super().trained(), untuned=self.untuned, remade=self.remade, in_place=self.in_place)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all parts, detached."""
@@ -58,7 +59,7 @@ class Parts(Attached):
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """Return the model with its weights as they are now; raises `BadValue` if more than its weights is changed."""
-        if not self.untuned and not self.remade:
+        if not self.in_place and not self.remade:
             return super().merged()
         owned = [
             (module, name, getattr(module, name).clone())

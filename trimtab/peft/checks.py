@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from trimtab.errors import BadValue
-from trimtab.models.processes import wait
+from trimtab.models.processes import wait, whole
 from trimtab.storage import write_json
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class GradientCheck(TrainerCallback):
         """Note which tensors have had a gradient, and how large the gradients are."""
         self._steps += 1
         for name, parameter in list(self.silent.items()):
-            if parameter.grad is not None and bool(parameter.grad.any()):
+            if parameter.grad is not None and bool(whole(parameter.grad).any()):
                 del self.silent[name]
         if not args.fp16:  # its scaler finds the largest scale by gradients that overflow, and leaves those steps out
-            self._norm = get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+            self._norm = whole(get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None]))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Raise `BadValue` for a loss or a gradient of this step that is not a number."""

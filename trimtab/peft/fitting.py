@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainingArguments
 from transformers.utils import logging as hf_logging
 
@@ -31,12 +33,13 @@ from trimtab.peft.edit import TunedEdit
 from trimtab.peft.memory import PeakMemory
 from trimtab.peft.method import Attached, TuningMethod
 from trimtab.peft.packing import packs_exactly
-from trimtab.peft.plan import make_plan
+from trimtab.peft.plan import Plan, make_plan
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.runs import RunFolder
+from trimtab.peft.sharding import Sharding, plain_launch, twin_of
 from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
-from trimtab.peft.training import TuningTrainer
+from trimtab.peft.training import TuningTrainer, on_cpu
 
 PLANS = logging.getLogger(__name__)
 """Where plans go that no terminal shows."""
@@ -63,52 +66,121 @@ def fit_method(
     if is_compiled(model):
         raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
     require_whole(model)
-    start, peak = time.perf_counter(), PeakMemory(model)
-    recipe = method.recipe
-    data = encode(model, tokenizer, train, recipe)
+    start, sharding = time.perf_counter(), Sharding.asked()
+    device = sharding.device if sharding else input_device(base_of(model))
+    peak = PeakMemory(device)
+    data = encode(model, tokenizer, train, method.recipe)
     made_on, untuned = fingerprint(model), ms_per_token(model)
-    packing = _packing(method, model)
-    with _attached(method, model, seed) as attached:
-        steps = n_steps(len(data), recipe)
-        plan = make_plan(method, attached, tokenizer, data, steps=steps, packing=packing, seed=seed)
-        if rank_and_count()[0] == 0:
-            _tell(plan.to_text())
-        specification = {
-            "model": made_on,
-            "method": method.describe(),
-            "recipe": asdict(recipe),
-            "data": data.fingerprint,
-            "seed": seed,
-        }
-        if (processes := rank_and_count()[1]) > 1:
-            specification["processes"] = processes
-        with RunFolder.opened(out, specification, resume=resume) as folder:
-            collator = Collator(pad_id(tokenizer), packing)
-            trainer = make_trainer(
-                attached, method, data, collator, seed=seed, folder=folder.path, keep=out is not None
-            )
-            prepared = time.perf_counter()
-            with checkpointed(model, recipe), cast_once(attached, recipe):
-                run_trainer(trainer, folder.checkpoint)
-            trained = time.perf_counter()
-            tokens_seen, examples_seen = trainer.seen_by_all()
-        tensors = {k: v.detach().cpu().clone() for k, v in attached.tensors().items()}
-        tuned = ms_per_token(attached.model)
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    if sharding:
+        sharding.require_runs_on(method, model, made_on)
+    specification = {
+        "model": made_on,
+        "method": method.describe(),
+        "recipe": asdict(method.recipe),
+        "data": data.fingerprint,
+        "seed": seed,
+    }
+    if (processes := rank_and_count()[1]) > 1:
+        specification["processes"] = processes
+    run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
+    learned = run.on(model)
+    size = sum(t.numel() * t.element_size() for t in learned.tensors.values())
     record = {
         **specification,
         "data": {"fingerprint": data.fingerprint, "name": getattr(train, "name", "pairs"), "n": len(data)},
-        "plan": plan.as_dict(),
-        "seconds": {"prepare": prepared - start, "train": trained - prepared},
-        "examples_seen": examples_seen,
-        "tokens_seen": tokens_seen,
-        "steps": trainer.state.global_step,
-        "losses": [round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
+        "plan": learned.plan.as_dict(),
+        "sharded": sharding is not None,
+        "seconds": {"prepare": learned.prepared - start, "train": learned.trained - learned.prepared},
+        "examples_seen": learned.examples_seen,
+        "tokens_seen": learned.tokens_seen,
+        "steps": learned.steps,
+        "losses": learned.losses,
         "peak_bytes": peak.read(),
-        "ms_per_token": {"untuned": untuned, "tuned": tuned},
+        "ms_per_token": {"untuned": untuned, "tuned": learned.ms_per_token},
     }
-    cost = Cost(time.perf_counter() - start, plan.n_trainable, size)
-    return TunedEdit(method, tensors, method.name, cost, record)
+    cost = Cost(time.perf_counter() - start, learned.plan.n_trainable, size)
+    return TunedEdit(method, learned.tensors, method.name, cost, record)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a run gives; two of its times on the clock of `time.perf_counter`."""
+
+    tensors: dict[str, Tensor]
+    plan: Plan
+    prepared: float
+    trained: float
+    tokens_seen: int
+    examples_seen: int
+    steps: int
+    losses: list[float]
+    ms_per_token: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training run, from attaching to what was learned."""
+
+    method: TuningMethod
+    tokenizer: Any
+    data: Examples
+    specification: dict[str, Any]
+    seed: int
+    out: str | Path | None
+    resume: bool
+    device: torch.device
+    sharding: Sharding | None
+
+    def on(self, model: Any) -> _Learned:
+        """Return what training on the model gives; it is then as before."""
+        packing = _packing(self.method, model)
+        if self.sharding is None:
+            with _attached(self.method, model, self.seed) as attached:
+                learned = self._trained(attached, packing)
+                return replace(learned, ms_per_token=ms_per_token(attached.model))
+        learned = self._trained(self.method.attach(twin_of(model), seed=self.seed), packing)
+        gc.collect()  # the twin, whose modules and shards refer to each other
+        edit = TunedEdit(self.method, learned.tensors, record={"seed": self.seed})
+        with edit.applied(model) as tuned:
+            return replace(learned, ms_per_token=ms_per_token(tuned))
+
+    def _trained(self, attached: Attached, packing: bool) -> _Learned:
+        method, recipe, data = self.method, self.method.recipe, self.data
+        plan = make_plan(
+            method,
+            attached,
+            self.tokenizer,
+            data,
+            steps=n_steps(len(data), recipe),
+            packing=packing,
+            seed=self.seed,
+            sharding=self.sharding,
+        )
+        if rank_and_count()[0] == 0:
+            _tell(plan.to_text())
+        with RunFolder.opened(self.out, self.specification, resume=self.resume) as folder, plain_launch():
+            if self.sharding:
+                self.sharding.apply(attached)
+            collator, keep = Collator(pad_id(self.tokenizer), packing), self.out is not None
+            trainer = make_trainer(
+                attached, method, data, collator, seed=self.seed, folder=folder.path, keep=keep, device=self.device
+            )
+            prepared = time.perf_counter()
+            with checkpointed(attached.model, recipe), cast_once(attached, recipe):
+                run_trainer(trainer, folder.checkpoint)
+            trained = time.perf_counter()
+            tokens_seen, examples_seen = trainer.seen_by_all()
+        return _Learned(
+            tensors=on_cpu(attached.tensors()),
+            plan=plan,
+            prepared=prepared,
+            trained=trained,
+            tokens_seen=tokens_seen,
+            examples_seen=examples_seen,
+            steps=trainer.state.global_step,
+            losses=[round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
+            ms_per_token=math.nan,
+        )
 
 
 def n_steps(n_examples: int, recipe: Recipe) -> int:
@@ -189,14 +261,24 @@ def _tell(plan: str) -> None:
 
 
 def make_trainer(
-    attached: Attached, method: TuningMethod, data: Examples, collator: Collator, *, seed: int, folder: Path, keep: bool
+    attached: Attached,
+    method: TuningMethod,
+    data: Examples,
+    collator: Collator,
+    *,
+    seed: int,
+    folder: Path,
+    keep: bool,
+    device: torch.device | None = None,
 ) -> TuningTrainer:
     """Return the Trainer of a run by the method's recipe; `keep` asks for checkpoints in `folder`.
+
+    `device` is the model's if not given; weights that are split may be kept elsewhere.
 
     Raises:
         BadValue: fp16 on a CPU, or for parts that are themselves kept in it.
     """
-    recipe, device = method.recipe, input_device(base_of(attached.model))
+    recipe, device = method.recipe, device or input_device(base_of(attached.model))
     if recipe.precision == "fp16":
         _require_scalable(attached, device)
     micro, steps = recipe.micro_batch or recipe.batch_size, n_steps(len(data), recipe)
@@ -232,7 +314,7 @@ def make_trainer(
     # without a launcher, several visible GPUs would be used by DataParallel, which copies the model at every step
     arguments._n_gpu = min(arguments.n_gpu, 1)
     with _quiet():  # that it leaves the model where it is
-        return TuningTrainer(attached, args=arguments, train_dataset=data, data_collator=collator)
+        return TuningTrainer(attached, device=device, args=arguments, train_dataset=data, data_collator=collator)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from trimtab.models.heads import base_of, decoder_layers
 from trimtab.peft.attaching import Parts, frozen_base
 from trimtab.peft.memory import require_room_on_cpu
 from trimtab.peft.method import Capabilities, TuningMethod
+from trimtab.peft.sharding import is_twin
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,15 @@ class FullFineTuning(TuningMethod):
         self.require_runs_on(model)
         require_float_weights(model, self.name)
         chosen = self._chosen(model)
-        size = sum(p.nbytes for p in chosen.values())
+        # a twin's weights are split into memory of their own, and none of them is ever put back
+        size = 0 if is_twin(model) else sum(p.nbytes for p in chosen.values())
         require_room_on_cpu(size)
         with frozen_base(model) as undo:
-            undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
+            if size:
+                undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
-            return Parts(model, chosen, undo, f"the {self.name}", untuned=size)
+            return Parts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
 
     def _chosen(self, model: Any) -> dict[str, nn.Parameter]:
         base = base_of(model)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, text_config
+from trimtab.models.heads import base_of, decoder_layers, text_config
 from trimtab.models.tokens import input_device
 from trimtab.peft.method import Trained
 from trimtab.peft.quantization import stored_quantised
 from trimtab.peft.recipe import Recipe
+
+if TYPE_CHECKING:
+    from trimtab.peft.sharding import Sharding
 
 OPTIMIZER_BYTES = {"adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
 """Of bitsandbytes' optimisers, a trained number; torch's AdamW keeps two numbers of the parameter's own dtype."""
@@ -37,19 +43,25 @@ class Estimate:
     logits: int
     on_cpu: bool
     """Whether the model is on the CPU, so that `untuned` counts towards the total."""
+    sharded: bool = False
+    """Whether the weights are split: then these are bytes of each process, beside the model that it was given."""
 
     @property
     def total(self) -> int:
         """The sum on the model's device: an estimate of the peak."""
-        return self.weights + self.added + (self.untuned if self.on_cpu else 0)
+        given = 0 if self.sharded else self.weights
+        return given + self.added + (self.untuned if self.on_cpu else 0)
 
     @property
     def added(self) -> int:
         """What a step takes beyond what stands in memory before it."""
-        return self.gradients + self.optimizer + self.activations + self.logits
+        made = self.weights if self.sharded else 0
+        return made + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def estimate(model: Any, trained: Trained, recipe: Recipe, *, length: int, columns: int) -> Estimate:
+def estimate(
+    model: Any, trained: Trained, recipe: Recipe, *, length: int, columns: int, sharding: Sharding | None = None
+) -> Estimate:
     """Return an estimate for forwards of `recipe.micro_batch` rows of `length` tokens, `columns` of which have logits.
 
     Activations a layer and token: eight vectors of the model's width and four of the MLP's (attention by SDPA keeps
@@ -63,16 +75,32 @@ def estimate(model: Any, trained: Trained, recipe: Recipe, *, length: int, colum
     layer = rows * length * (8 * width + 4 * inner) * size
     kept = rows * length * width * size
     n_layers = config.num_hidden_layers
+    weights = sum(map(stored_bytes, (*base.parameters(), *base.buffers())))
+    n_trained = trained.n
+    if sharding:
+        weights = _held_of(model, weights, sharding)
+        n_trained = math.ceil(n_trained / sharding.processes) if trained.in_place else n_trained
     return Estimate(
-        weights=sum(map(stored_bytes, (*base.parameters(), *base.buffers()))),
+        weights=weights,
         untuned=trained.untuned,
-        gradients=trained.itemsize * trained.n,
-        optimizer=OPTIMIZER_BYTES.get(recipe.optimizer, 2 * trained.itemsize) * trained.n,
+        gradients=trained.itemsize * n_trained,
+        optimizer=OPTIMIZER_BYTES.get(recipe.optimizer, 2 * trained.itemsize) * n_trained,
         activations=(layer + n_layers * kept if recipe.checkpointing else n_layers * layer) + trained.remade,
         # in the model's precision, in float32, and the gradient
         logits=rows * columns * config.vocab_size * (size + 8),
-        on_cpu=input_device(base).type == "cpu",
+        on_cpu=(sharding.device if sharding else input_device(base)).type == "cpu",
+        sharded=sharding is not None,
     )
+
+
+def _held_of(model: Any, weights: int, sharding: Sharding) -> int:
+    """Return the bytes of split weights that a process holds: its share, and what is gathered at a time.
+
+    That is two layers (the next one is fetched while one runs) and what stands outside the layers.
+    """
+    layers = [sum(p.nbytes for p in layer.parameters()) for layer in decoder_layers(model)]
+    gathered = 2 * max(layers) + max(0, weights - sum(layers)) if sharding.reshard else weights
+    return weights // sharding.processes + gathered
 
 
 def stored_bytes(tensor: Any) -> int:
@@ -91,9 +119,8 @@ def require_room_on_cpu(wanted: int, free: int | None = None) -> None:
         )
 
 
-def available(model: Any) -> int:
-    """Return the bytes free on the model's device."""
-    device = input_device(model)
+def available(device: torch.device) -> int:
+    """Return the bytes free on a device."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
@@ -131,26 +158,35 @@ def _free_in(group: Path, limit: str, taken: str) -> int:
 
 
 def require_memory(
-    model: Any, trained: Trained, recipe: Recipe, *, length: int, columns: int, free: int | None = None
+    model: Any,
+    trained: Trained,
+    recipe: Recipe,
+    *,
+    length: int,
+    columns: int,
+    free: int | None = None,
+    sharding: Sharding | None = None,
 ) -> Estimate:
     """Return the estimate; raises `BadValue`, saying what would fit, if it is more than there is."""
-    free = available(model) if free is None else free
-    wanted = estimate(model, trained, recipe, length=length, columns=columns)
+    free = available(sharding.device if sharding else input_device(model)) if free is None else free
+    of_recipe = partial(estimate, model, trained, length=length, columns=columns, sharding=sharding)
+    wanted = of_recipe(recipe)
     if wanted.added <= free:
         return wanted
+    beyond = "with this process's part of the weights" if sharding else "beyond the weights"
     raise BadValue(
-        f"a step would take about {_gb(wanted.added)} beyond the weights, {_gb(free)} are free; "
-        + _what_fits(model, trained, recipe, length, columns, free)
+        f"a step would take about {_gb(wanted.added)} {beyond}, {_gb(free)} are free; "
+        + _what_fits(of_recipe, recipe, free)
     )
 
 
-def _what_fits(model: Any, trained: Trained, recipe: Recipe, length: int, columns: int, free: int) -> str:
+def _what_fits(of_recipe: Callable[[Recipe], Estimate], recipe: Recipe, free: int) -> str:
     rows = recipe.micro_batch or recipe.batch_size
     sizes = [n for n in range(rows, 0, -1) if recipe.batch_size % n == 0]
     for checkpointing in (recipe.checkpointing, True):
         for n in sizes:
             smaller = replace(recipe, micro_batch=n, checkpointing=checkpointing)
-            if estimate(model, trained, smaller, length=length, columns=columns).added <= free:
+            if of_recipe(smaller).added <= free:
                 extra = " and checkpointing=True" if checkpointing and not recipe.checkpointing else ""
                 return f"micro_batch={n}{extra} would fit"
     return (
@@ -166,8 +202,8 @@ def _gb(size: int) -> str:
 class PeakMemory:
     """Measures the peak from its creation on, in bytes."""
 
-    def __init__(self, model: Any) -> None:
-        self._device = input_device(model)
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         try:  # Linux: 5 resets the high-water mark of the resident set

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible
+from trimtab.models.processes import split_like
 from trimtab.peft.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Trained:
     """Bytes of weights kept as they were, in the CPU's memory, while they are trained (full fine-tuning)."""
     remade: int = 0
     """Bytes of weights that each forward makes anew (intrinsic dimension)."""
+    in_place: bool = False
+    """Whether it is weights of the model itself that are trained, and nothing beside them."""
 
 
 class Attached(ABC):
@@ -263,4 +266,4 @@ def copy_strictly(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], w
                 "it was made with other settings or for another model"
             )
     for key, place in places.items():
-        place.detach().copy_(tensors[key])
+        place.detach().copy_(split_like(tensors[key], place))

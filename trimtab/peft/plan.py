@@ -14,6 +14,7 @@ from trimtab.peft.data import Collator, Examples, bucketed, forward_size
 from trimtab.peft.linear import in_width
 from trimtab.peft.memory import Estimate, require_memory
 from trimtab.peft.method import Attached, TuningMethod
+from trimtab.peft.sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Plan:
             ("trainable", f"{self.n_trainable:,} of {self.n_total:,} ({100 * self.n_trainable / self.n_total:.3f} %)"),
             ("on disk", _size(self.bytes_on_disk)),
             ("dtype", f"model {self.dtypes[0]}, trained parts {self.dtypes[1]}"),
-            ("memory", f"about {_size(self.memory.total)}: {_by_holder(self.memory)}"),
+            ("memory", f"about {_size(self.memory.total)}{_where(self.memory)}: {_by_holder(self.memory)}"),
             ("data", f"{self.n_examples} examples, {self.n_tokens:,} tokens, {self.n_labelled:,} of them learned; "
              f"{self.steps} steps{', packed' if self.packing else ''}"),
             ("example", self.example.replace("\n", "\\n")),
@@ -76,6 +77,7 @@ def make_plan(
     steps: int,
     packing: bool,
     seed: int = 0,
+    sharding: Sharding | None = None,
 ) -> Plan:
     """Return the plan; the seed orders the examples. Raises `BadValue` if the estimated memory is not there."""
     base, recipe = base_of(attached.model), method.recipe
@@ -89,7 +91,7 @@ def make_plan(
     length, columns = forward_size(data, Collator(pad_id(tokenizer), packing), order, rows)
     if not logits_limit(base, 1):
         columns = length
-    memory = require_memory(base, trained, recipe, length=length, columns=columns)
+    memory = require_memory(base, trained, recipe, length=length, columns=columns, sharding=sharding)
     family_full = method.capabilities.family == "full"
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in trainable.values()})
     return Plan(
@@ -141,8 +143,13 @@ def _marked(tokenizer: Any, data: Examples) -> str:
     return f"{tokenizer.decode(first.ids[: first.start])}⟦{tokenizer.decode(first.ids[first.start :])}⟧"
 
 
+def _where(memory: Estimate) -> str:
+    return " in each process, beside the model it was given" if memory.sharded else ""
+
+
 def _by_holder(memory: Estimate) -> str:
-    held = {k: v for k, v in asdict(memory).items() if k != "on_cpu" and not (k == "untuned" and v == 0)}
+    flags = ("on_cpu", "sharded")
+    held = {k: v for k, v in asdict(memory).items() if k not in flags and not (k == "untuned" and v == 0)}
     apart = "" if memory.on_cpu or not memory.untuned else " (in the CPU's memory, not counted)"
     return ", ".join(f"{k} {_size(v)}{apart if k == 'untuned' else ''}" for k, v in held.items())
 

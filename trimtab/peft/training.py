@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,19 +14,21 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, logits_limit
+from trimtab.models.processes import is_split, split_like, whole
 from trimtab.peft.checks import COMPLETE, CheckpointMark, GradientCheck
 from trimtab.peft.data import IGNORED, bucketed
 from trimtab.peft.method import Attached
 from trimtab.storage import write_errors
 
 STATE = "trimtab.safetensors"
-SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-"""Ways of training that split parameters over processes."""
+FOREIGN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+"""Launches whose own engines would take the training over."""
 
 
 class Tuned(nn.Module):
@@ -36,13 +38,13 @@ class Tuned(nn.Module):
     thousands of modules, of which it would move, clip and clear nothing but the parts, took 40 ms a step.
     """
 
-    def __init__(self, attached: Attached) -> None:
+    def __init__(self, attached: Attached, device: torch.device | None = None) -> None:
         super().__init__()
         base = base_of(attached.model)
         self.parts = nn.ParameterList(attached.trainable().values())
         self.config = copy.deepcopy(base.config)  # the Trainer switches the cache off in it
         # the Trainer leaves a model where it is whose map does not say that it lives on the Trainer's own device
-        self.hf_device_map = getattr(base, "hf_device_map", None) or {"": base.device}
+        self.hf_device_map = getattr(base, "hf_device_map", None) or {"": device or base.device}
         self._held = (attached.model,)
         self._one_head = bool(logits_limit(base, 1))
         self._mode: bool | None = None
@@ -64,14 +66,17 @@ class Tuned(nn.Module):
 class TuningTrainer(Trainer):
     """A Trainer whose loss is the sum over labelled tokens divided by their number in the whole batch."""
 
-    def __init__(self, attached: Attached, **options: Any) -> None:
-        super().__init__(model=Tuned(attached), **options)
-        if (kind := self.accelerator.distributed_type) in SHARDING:
+    def __init__(self, attached: Attached, device: torch.device, **options: Any) -> None:
+        tuned = Tuned(attached, device)
+        super().__init__(model=tuned, **options)
+        if (kind := self.accelerator.distributed_type) in FOREIGN:
             raise BadValue(
-                f"tuning under {kind} would split the parts over the processes, and no whole result could be saved: "
-                "launch several processes without sharding (torchrun, accelerate launch --multi_gpu), or spread the "
-                'model over the GPUs of one process with device="auto"'
+                f"tuning does not run under {kind}: launch with FSDP (accelerate launch --use_fsdp --fsdp_version 2), "
+                "which splits the weights as well, or without sharding (torchrun)"
             )
+        if any(map(is_split, attached.trainable().values())):
+            # prepared already, they are not wrapped for averaging gradients: FSDP does that, and DDP cannot
+            self.accelerator.prepare_model(tuned, device_placement=False, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
         mark = CheckpointMark()
         mark.trainer = self
@@ -139,11 +144,25 @@ class TuningTrainer(Trainer):
                 f"cannot write {place} (torch: file write failed); make room or name another disk"
             ) from cause
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        folder = Path(output_dir or self.args.output_dir or ".")
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in self.attached.resume_tensors().items()}
-        save_file(tensors, folder / STATE)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what training goes on from; every process must come here."""
+        folder, tensors = Path(output_dir or self.args.output_dir or "."), on_cpu(self.attached.resume_tensors())
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / STATE)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the optimiser; what it keeps of split weights is whole in its state dict."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if any(is_split(p) for group in optimizer.param_groups for p in group["params"]):
+            optimizer.register_state_dict_post_hook(_whole_state)
+            optimizer.register_load_state_dict_pre_hook(_split_state)
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:  # the first process writes it, but cannot gather it alone
+            cast(Optimizer, self.optimizer).state_dict()
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
         folder = Path(resume_from_checkpoint)
@@ -176,6 +195,25 @@ class LengthBuckets(Sampler):
         # of the whole step on all processes: each then takes a stretch of the batch that one process would have
         size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         yield from bucketed(self._lengths, size, seed=arguments.seed, epoch=epoch)
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole copies in the CPU's memory; every process must ask."""
+    return {name: whole(t.detach()).to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+
+
+def _whole_state(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+    kept = {i: {k: whole(v) for k, v in entries.items()} for i, entries in state["state"].items()}
+    return {**state, "state": kept}
+
+
+def _split_state(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    places = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = {
+        i: {k: split_like(v, places[i]) if isinstance(v, Tensor) and v.ndim else v for k, v in entries.items()}
+        for i, entries in state["state"].items()
+    }
+    return {**state, "state": kept}
 
 
 def signed_loss(logits: Float[Tensor, "token vocab"], labels: Tensor, sign: Tensor | None = None) -> Float[Tensor, ""]:
