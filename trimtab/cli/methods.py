@@ -40,12 +40,12 @@ def methods(
         return
     yes = {True: "yes", False: "no"}
     print_table(
-        ["method", "family", "mergeable", "4-bit", "packing", "checkpointing", f"parameters ({model})"],
+        ["method", "family", "mergeable", "4-bit", "packing", "checkpointing", "sharding", f"parameters ({model})"],
         [
             [
                 row["name"],
                 row["family"],
-                *(yes[row[key]] for key in ("mergeable", "four_bit", "packing", "checkpointing")),
+                *(yes[row[key]] for key in ("mergeable", "four_bit", "packing", "checkpointing", "sharding")),
                 "-" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
             ]
             for row in rows

@@ -15,6 +15,7 @@ import torch
 from trimtab.devices import available_device
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
 from trimtab.models.hub import hub_advice
+from trimtab.models.processes import plain_launch
 from trimtab.models.quantization import (
     Quantization,
     keep_unpacked,
@@ -185,7 +186,8 @@ def _reader(config: Any) -> Any:
 def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options: Mapping[str, Any]) -> LoadedModel:
     from transformers import AutoTokenizer
 
-    with _reading(f"{where} cannot be loaded as a causal language model", SAVED, path, source):
+    # under FSDP transformers would load the weights on the first process alone
+    with _reading(f"{where} cannot be loaded as a causal language model", SAVED, path, source), plain_launch():
         # shapes are compared below, since the reader itself leaves out which ones differ
         loaded: Any = reader.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
+FSDP = "ACCELERATE_USE_FSDP"
+"""The environment variable by which `accelerate launch` asks for weights that are split over processes."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -77,3 +80,22 @@ def split_like(tensor: Tensor, place: Any) -> Tensor:
 
     mesh = place.device_mesh
     return distribute_tensor(tensor.to(mesh.device_type), mesh, place.placements).to(place.device)
+
+
+def fsdp_asked() -> bool:
+    """Return whether this process's launch asks for FSDP."""
+    return os.environ.get(FSDP, "false").lower() in ("true", "1", "yes", "on")
+
+
+@contextlib.contextmanager
+def plain_launch() -> Iterator[None]:
+    """Hide from transformers and accelerate that the launch asks for FSDP.
+
+    Under it models are loaded on the first process alone, and the Trainer splits what it is given, weights and parts.
+    """
+    before = os.environ.pop(FSDP, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[FSDP] = before

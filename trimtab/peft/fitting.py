@@ -25,7 +25,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
-from trimtab.models.processes import rank_and_count
+from trimtab.models.processes import plain_launch, rank_and_count
 from trimtab.models.tokens import input_device, pad_id
 from trimtab.peft.attaching import require_whole
 from trimtab.peft.data import Collator, Examples, encode
@@ -36,7 +36,7 @@ from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import Plan, make_plan
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.runs import RunFolder
-from trimtab.peft.sharding import Sharding, plain_launch, twin_of
+from trimtab.peft.sharding import Sharding, twin_of
 from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.training import TuningTrainer, on_cpu
@@ -304,6 +304,7 @@ def make_trainer(
         logging_steps=1,
         logging_nan_inf_filter=False,  # it waits for the GPU at every step; GradientCheck stops at such a loss
         report_to=[],
+        log_level_replica="error",  # a warning of the first process is enough, and that one is silenced
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",

@@ -42,8 +42,14 @@ class PromptTuning(TuningMethod):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Runs on any weights; virtual tokens stand before each example of a packed row."""
-        return Capabilities("input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
+        """Runs on any whole weights; virtual tokens stand before each example of a packed row.
+
+        FSDP gathers a layer's weights again for the backward of its output, and the prompt's own pass through the
+        layers is read at their keys and values.
+        """
+        return Capabilities(
+            "input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=False
+        )
 
     @property
     def learning_rate(self) -> float:

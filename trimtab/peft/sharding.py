@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +12,9 @@ from torch import nn
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, decoder_layers
-from trimtab.models.processes import from_all, rank_and_count
+from trimtab.models.processes import from_all, fsdp_asked, rank_and_count
 from trimtab.peft.attaching import Parts
 from trimtab.peft.method import Attached, TuningMethod, has_four_bit
-
-ASKED = "ACCELERATE_USE_FSDP"
-"""The environment variable by which `accelerate launch` asks for FSDP."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Sharding:
             BadValue: FSDP's first version, or its own activation checkpointing.
         """
         processes = rank_and_count()[1]
-        if not _is_on(ASKED) or processes == 1:
+        if not fsdp_asked() or processes == 1:
             return None
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise BadValue(
@@ -67,9 +62,14 @@ class Sharding:
         """Raise unless the method can be trained on the model, whose fingerprint is `found`, split.
 
         Raises:
-            BadValue: 4-bit weights, weights on several devices, or other weights in another process; for full
-                fine-tuning also fp16 or an optimiser of bitsandbytes.
+            BadValue: a method that needs whole weights, 4-bit weights, weights on several devices, or other weights in
+                another process; for full fine-tuning also fp16 or an optimiser of bitsandbytes.
         """
+        if not method.capabilities.sharding:
+            raise BadValue(
+                f"{method.name} cannot be trained on weights that are split over processes (trimtab methods lists what "
+                "can); launch the processes without FSDP (torchrun, accelerate launch --multi_gpu)"
+            )
         recipe = method.recipe
         for what, value, known in (
             ("optimizer", recipe.optimizer, ("adamw",)),
@@ -149,18 +149,3 @@ def twin_of(model: nn.Module) -> nn.Module:
 def is_twin(model: Any) -> bool:
     """Return whether the model was made by `twin_of`, and is dropped rather than restored."""
     return getattr(model, "_is_twin", False)
-
-
-@contextlib.contextmanager
-def plain_launch() -> Iterator[None]:
-    """Hide the launch's FSDP from the Trainer: to it, parts are of this process, or sharded already."""
-    before = os.environ.pop(ASKED, None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[ASKED] = before
-
-
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1", "yes", "on")
