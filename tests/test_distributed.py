@@ -27,7 +27,8 @@ def launched(module: str, processes: int, *arguments: str, by: str = "torchrun")
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     else:
         # with --cpu it starts several processes through MPI alone; where there is no GPU this way ends at gloo too
-        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
+        kind = ["--use_fsdp", "--fsdp_version=2"] if by == "fsdp" else ["--multi_gpu"]
+        launcher = ["-m", "accelerate.commands.launch", *kind, f"--num_processes={processes}"]
         launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
         launcher += [f"--main_process_port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -396,15 +396,15 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(tm
     assert state_of(model) == before
 
 
-def test_a_launch_that_would_split_the_parts_over_processes_is_refused(monkeypatch):
+def test_a_launch_under_an_engine_of_its_own_is_refused(monkeypatch):
     from accelerate.utils import DistributedType
 
     from trimtab.peft import training
 
     model = tiny_model()
     before = state_of(model)
-    monkeypatch.setattr(training, "SHARDING", (DistributedType.NO,))  # what a run of one process is
-    with pytest.raises(BadValue, match=r"would split the parts over the processes.*torchrun"):
+    monkeypatch.setattr(training, "FOREIGN", (DistributedType.NO,))  # what a run of one process is
+    with pytest.raises(BadValue, match=r"tuning does not run under .*launch with FSDP.*torchrun"):
         fitted("lora", model)
     assert state_of(model) == before
 

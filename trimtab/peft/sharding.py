@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, decoder_layers
-from trimtab.models.processes import from_all, fsdp_asked, rank_and_count
+from trimtab.models.processes import from_all, fsdp_asked, is_split, rank_and_count
 from trimtab.peft.attaching import Parts
 from trimtab.peft.method import Attached, TuningMethod, has_four_bit
 
@@ -106,6 +107,7 @@ class Sharding:
 
         Raises:
             Incompatible: torch cannot split the model.
+            BadValue: a GPU has no room for its part.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -120,9 +122,16 @@ class Sharding:
         options: dict[str, Any] = {"mesh": mesh, "offload_policy": policy, "ignored_params": whole}
         try:
             for layer in decoder_layers(attached.model):
+                _on_device(layer, self.device, whole)
                 fully_shard(layer, reshard_after_forward=self.reshard, **options)
             # what is called, and not the model inside, which PEFT's wrapper calls past its hooks
+            _on_device(attached.model, self.device, whole)
             fully_shard(attached.model, **options)
+        except torch.cuda.OutOfMemoryError as cause:
+            raise BadValue(
+                "the GPU ran out of memory while this process's part of the weights was put there: load the model on "
+                'the CPU (device="cpu"), or split it over more processes'
+            ) from cause
         except (ValueError, RuntimeError, NotImplementedError, AssertionError) as cause:
             said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise Incompatible(
@@ -144,6 +153,20 @@ def twin_of(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model, memo)
     twin._is_twin = True  # pyright: ignore[reportArgumentType]
     return twin
+
+
+def _on_device(module: nn.Module, device: torch.device, left: Collection[nn.Parameter]) -> None:
+    """Put the module's weights that are not split yet on a device, as new objects.
+
+    Whoever holds the old ones, such as what undoes attaching, would keep the whole model on the device otherwise.
+    """
+    moved: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None and weight not in left and not is_split(weight):
+                if weight not in moved:
+                    moved[weight] = nn.Parameter(weight.detach().to(device), weight.requires_grad)
+                part._parameters[name] = moved[weight]
 
 
 def is_twin(model: Any) -> bool:

@@ -1,0 +1,144 @@
+"""Tuning on weights that two processes split (FSDP2, gloo on a CPU) learns what one process learns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.test_distributed import launched
+from tests.tiny import tiny_model
+from tests.tuning import METHODS, QUICK, fitted
+from trimtab.errors import BadValue
+from trimtab.peft import TunedEdit
+from trimtab.peft.memory import estimate
+from trimtab.peft.method import Trained
+from trimtab.peft.sharding import Sharding, is_twin, twin_of
+
+SPLIT = [name for name, method in METHODS.items() if method.capabilities.sharding]
+HALF = Sharding(2, torch.device("cpu"), reshard=True, offload=False)
+
+
+def split(folder: Path, what: str, family: str = "llama-gqa") -> subprocess.CompletedProcess[str]:
+    return launched("tests.launched_sharding", 2, str(folder), what, family, by="fsdp")
+
+
+def found(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    return json.loads((folder / name / f"found-{rank}.json").read_text())
+
+
+def assert_learned(folder: Path, name: str, family: str) -> None:
+    """Hold that a split run's losses and numbers are those of one process with the whole batch."""
+    alone = fitted(name, tiny_model(family))
+    ours, theirs = (found(folder, name, rank) for rank in range(2))
+    assert ours == theirs
+    assert (ours["steps"], ours["tokens_seen"]) == (alone.record["steps"], alone.record["tokens_seen"])
+    assert ours["losses"] == pytest.approx(alone.record["losses"], rel=1e-4)
+    for rank in range(2):
+        tensors = load_file(folder / name / f"tensors-{rank}.safetensors")
+        assert tensors.keys() == alone.tensors.keys()
+        for key, values in tensors.items():
+            torch.testing.assert_close(values, alone.tensors[key], rtol=1e-3, atol=1e-3)
+    assert TunedEdit.load(folder / name / "edit").tensors.keys() == alone.tensors.keys()
+    # the control: the run went somewhere
+    assert alone.record["losses"][-1] < alone.record["losses"][0] - 0.1
+
+
+def test_split_weights_learn_what_whole_ones_learn_and_resume_to_the_bit(tmp_path: Path) -> None:
+    result = split(tmp_path, "full,lora")
+    assert result.returncode == 0, result.stderr
+    before = {}
+    for name in ("full", "lora"):
+        assert_learned(tmp_path, name, "llama-gqa")
+        before[name] = load_file(tmp_path / name / "tensors-1.safetensors")
+        # cut off between two checkpoints: the last one was not finished
+        (tmp_path / name / "run/checkpoint-4/complete.json").unlink()
+    assert split(tmp_path, "full,lora").returncode == 0
+    for name, tensors in before.items():
+        again = load_file(tmp_path / name / "tensors-1.safetensors")
+        assert all(torch.equal(again[key], values) for key, values in tensors.items()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])  # both tie their embeddings
+def test_every_method_that_can_trains_on_split_weights(tmp_path: Path, family: str) -> None:
+    names = [name for name in SPLIT if name != "lora qv" or family == "gpt2"]
+    result = split(tmp_path, ",".join(names), family)
+    assert result.returncode == 0, result.stderr
+    for name in names:
+        assert_learned(tmp_path, name, family)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_split_is_refused_and_models_are_loaded_whole(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "saved")
+    result = split(tmp_path, "refusals")
+    assert result.returncode == 0, result.stderr
+    said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2)]
+    assert said[0] == said[1]
+    wanted = {
+        "prompt": "Prompt tuning n=5 cannot be trained on weights that are split",
+        "four bit": "4-bit weights cannot be split over processes; launch the processes without FSDP",
+        "other weights": "the processes hold different weights",
+        "optimiser": "optimizer 'adamw_8bit' cannot train weights that are split",
+        "precision": "precision 'fp16' cannot train weights that are split",
+        "version": "version 1 of FSDP, trimtab shards with version 2: say --fsdp_version 2",
+        "checkpointing": "fsdp_activation_checkpointing is the recipe's own matter",
+    }
+    assert wanted.keys() == said[0].keys()
+    for name, words in wanted.items():
+        assert words in said[0][name], name
+    norms = [json.loads((tmp_path / f"norm-{rank}.json").read_text()) for rank in range(2)]
+    assert norms[0] == norms[1] > 0
+
+
+@pytest.mark.parametrize("name", ["full", "said", "houlsby", "dora"])
+def test_a_twin_is_the_models_memory_and_what_is_attached_to_it_is_not_the_models(name: str) -> None:
+    model = tiny_model("gpt2")
+    parameters, modules = dict(model.named_parameters()), [type(m) for m in model.modules()]
+    before = {key: p.detach().clone() for key, p in parameters.items()}
+    twin = twin_of(model)
+    assert is_twin(twin) and not is_twin(model)
+    for key, parameter in twin.named_parameters():
+        assert parameter is not parameters[key] and parameter.data_ptr() == parameters[key].data_ptr()
+    assert twin.get_output_embeddings().weight is twin.get_input_embeddings().weight
+    attached = METHODS[name].attach(twin, seed=0)
+    assert attached.trained().untuned == 0
+    assert all(p is parameters[key] and p.requires_grad for key, p in model.named_parameters())
+    assert [type(m) for m in model.modules()] == modules
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+def test_without_a_launch_that_asks_for_it_nothing_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert Sharding.asked() is None  # one process
+    monkeypatch.setattr("trimtab.peft.sharding.rank_and_count", lambda: (0, 2))
+    with pytest.raises(BadValue, match="say --fsdp_version 2"):
+        Sharding.asked()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert Sharding.asked() is None
+
+
+def test_the_estimate_counts_a_processes_share() -> None:
+    model = tiny_model()
+    given: dict[str, Any] = {"length": 32, "columns": 8}
+    all_weights = sum(p.numel() for p in model.parameters())
+    trained = Trained(all_weights, in_place=True)
+    whole, half = (estimate(model, trained, QUICK, sharding=s, **given) for s in (None, HALF))
+    assert half.sharded and not whole.sharded
+    assert half.gradients == pytest.approx(whole.gradients / 2, rel=1e-3)
+    assert half.optimizer == pytest.approx(whole.optimizer / 2, rel=1e-3)
+    assert half.activations == whole.activations
+    assert whole.weights / 2 < half.weights < 1.6 * whole.weights  # with what is gathered at a time
+    assert half.added == half.total and whole.added == whole.total - whole.weights
+    kept = estimate(model, trained, QUICK, sharding=replace(HALF, reshard=False), **given)
+    assert kept.weights == pytest.approx(1.5 * whole.weights, rel=1e-3)
+    # parts beside the weights are whole in every process
+    beside = estimate(model, Trained(1000), QUICK, sharding=HALF, **given)
+    assert beside.gradients == 4000
