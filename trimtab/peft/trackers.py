@@ -46,11 +46,12 @@ def checked(asked: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def require_lasting(trackers: Sequence[str], out: str | Path | None) -> None:
     """Raise `BadValue` if what a tracker writes would vanish with a run that has no folder of its own."""
-    for name in IN_THE_RUNS_FOLDER if out is None else ():
-        elsewhere = name == "tensorboard"
-        if name in trackers and not (elsewhere and os.environ.get(TENSORBOARD_FOLDER)):
-            advice = f", or set {TENSORBOARD_FOLDER}" if elsewhere else ""
+    if out is not None:
+        return
+    for name in IN_THE_RUNS_FOLDER:
+        elsewhere = TENSORBOARD_FOLDER if name == "tensorboard" else None
+        if name in trackers and not (elsewhere and os.environ.get(elsewhere)):
             raise BadValue(
-                f"{name} writes into the folder of the run, and without one its files would be lost: give fit(..., out=)"
-                f"{advice}"
+                f"{name} writes into the folder of the run, and without one its files would be lost: "
+                f"give fit(..., out=){f', or set {elsewhere}' if elsewhere else ''}"
             )
