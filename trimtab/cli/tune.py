@@ -56,12 +56,11 @@ def tune(
 ) -> None:
     """Tune the model on the true answers of questions, and write the result as an edit (an adapter where PEFT has one).
 
-    A run that was cut off goes on from its last checkpoint when the same command is given again.
+    A run that was cut off goes on from its last checkpoint when the same command is given again. What a tracker
+    (--set report_to=tensorboard) writes into the run's folder, OUT.unfinished, stands in OUT.trackers at the end.
 
     Example: trimtab tune --method lora --rank 8 --quantization nf4-dq --out runs/qlora
     """
-    import shutil
-
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model, quiet, read_data
     from trimtab.cli.tuning_methods import chosen_method
@@ -86,7 +85,7 @@ def tune(
         seconds={**edit.record["seconds"], "load": loading[0], "evaluate": evaluating[0]}, measured=measured
     )
     edit.save(out)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    _clear(unfinished, out.with_name(f"{out.name}.trackers"))
     if as_json:
         print_json({**edit.record, "name": edit.name, "out": str(out)})
     else:
@@ -106,6 +105,24 @@ def _plans_in_logs() -> Iterator[None]:
     finally:
         PLANS.removeHandler(handler)
         PLANS.setLevel(level)
+
+
+def _clear(unfinished: Path, trackers: Path) -> None:
+    """Delete the folder of a run that is done, once what its trackers wrote into it stands in a folder of its own."""
+    import shutil
+
+    from trimtab.models.processes import rank_and_count
+    from trimtab.storage import RECORD, write_errors
+
+    if rank_and_count()[0] > 0:
+        return
+    with write_errors(trackers):
+        for path in sorted(unfinished.rglob("*")):
+            place = path.relative_to(unfinished)
+            if path.is_file() and path.name != RECORD and not any(p.startswith("checkpoint-") for p in place.parts):
+                (trackers / place.parent).mkdir(parents=True, exist_ok=True)
+                path.replace(trackers / place)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _parsed(settings: list[str]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class TunedEdit:
             "kind": KIND,
             "versions": versions(),
             "method": edit.method.describe(),
-            "recipe": edit.method.recipe,
+            "recipe": edit.method.recipe.as_dict(),
             "name": self.name,
             "seconds": self.cost.seconds,
             "trainable_parameters": self.cost.trainable_parameters,
@@ -129,7 +129,7 @@ class TunedEdit:
             "tensors": {k: list(v.shape) for k, v in stored.items()},
         }
         with written_folder(path, KIND) as folder:
-            write_json(folder / RECORD, {**record, "recipe": vars(edit.method.recipe)})
+            write_json(folder / RECORD, record)
             contents = {k: v.detach().cpu().clone().contiguous() for k, v in stored.items()}
             save_file(contents, folder / (HUB_TENSORS if adapter else TENSORS), metadata={"format": "pt"})
             if adapter:

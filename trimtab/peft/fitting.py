@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from trimtab.peft.runs import RunFolder
 from trimtab.peft.sharding import Sharding, twin_of
 from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
+from trimtab.peft.trackers import require_lasting
 from trimtab.peft.training import TuningTrainer, on_cpu
 
 PLANS = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def fit_method(
     if is_compiled(model):
         raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
     require_whole(model)
+    require_lasting(method.recipe.report_to, out)
     start, sharding = time.perf_counter(), Sharding.asked()
     device = sharding.device if sharding else input_device(base_of(model))
     peak = PeakMemory(device)
@@ -76,7 +78,7 @@ def fit_method(
     specification = {
         "model": made_on,
         "method": method.describe(),
-        "recipe": asdict(method.recipe),
+        "recipe": method.recipe.as_dict(),
         "data": data.fingerprint,
         "seed": seed,
     }
@@ -303,7 +305,7 @@ def make_trainer(
         save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it waits for the GPU at every step; GradientCheck stops at such a loss
-        report_to=[],
+        report_to=list(recipe.report_to),
         log_level_replica="error",  # a warning of the first process is enough, and that one is silenced
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from trimtab.models.hooks import on_inputs
 from trimtab.peft.attaching import Parts, frozen_base, hold, master_dtype, require_uncompiled
 from trimtab.peft.method import Capabilities, TuningMethod
 from trimtab.peft.sublayers import config_of, head_width
+from trimtab.peft.trackers import require_lasting
 
 if TYPE_CHECKING:
     from trimtab.peft.edit import TunedEdit
@@ -103,8 +104,10 @@ class HeadOffsets(TuningMethod):
         if not method.heads:
             from trimtab.peft.runs import RunFolder
 
-            scalings = HeadScalings(recipe=method.recipe)
-            both = {"method": method.describe(), "recipe": asdict(method.recipe), "seed": seed}
+            require_lasting(method.recipe.report_to, out)
+            # trackers follow one run: some would draw the steps of both as one curve
+            scalings = HeadScalings(recipe=replace(method.recipe, report_to=()))
+            both = {"method": method.describe(), "recipe": method.recipe.as_dict(), "seed": seed}
             with RunFolder.opened(out, both, resume=resume) as folder:
                 first, second = (folder.path / name if out else None for name in ("scalings", "offsets"))
                 scaled = scalings.fit(model, tokenizer, train, seed=seed, out=first, resume=resume)

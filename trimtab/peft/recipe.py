@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from trimtab.errors import BadValue
+from trimtab.peft.trackers import checked
 
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
@@ -47,8 +50,12 @@ class Recipe:
     answers and mixes in plain text."""
     save_every: int = 50
     """Optimiser steps between checkpoints, where a folder is given."""
+    report_to: str | Sequence[str] = field(default=(), repr=False, compare=False)
+    """The Trainer's trackers that follow the run, such as `"tensorboard"`, `"wandb"`, `"mlflow"` or several; a tuple
+    once made. No part of what a run is: recipes that differ in it alone are equal, and resume each other's runs."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "report_to", checked(self.report_to))
         for name in ("epochs", "batch_size", "micro_batch", "max_steps", "learning_rate", "save_every", "max_length"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -68,3 +75,7 @@ class Recipe:
                 raise BadValue(f"unknown {name} {getattr(self, name)!r}; choose {', '.join(map(str, known))}")
         if not 0 <= self.warmup < 1:
             raise BadValue(f"warmup is a share of the steps between 0 and 1, got {self.warmup}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what decides the result, as plain values: all fields but the trackers."""
+        return {name: value for name, value in asdict(self).items() if name != "report_to"}
