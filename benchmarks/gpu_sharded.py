@@ -11,6 +11,7 @@ a LoRA of the bfloat16 model. Each launch is a process a GPU (accelerate launch,
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -44,103 +45,99 @@ LAUNCHES = {
 }
 
 
-def worker(job: dict[str, Any], out: Path) -> None:
-    """What one process of a launch does; it writes what it found to `out`, under its rank."""
+def worker(jobs: list[dict[str, Any]], out: Path) -> None:
+    """What one process of a launch does, job by job; it writes what it found to `out`, under its rank."""
     rank, gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
     device = f"cuda:{rank}" if gpu else "cpu"
     if gpu:
         torch.cuda.set_device(rank)
-    questions = questions_of(None)
-    dtype = getattr(torch, job["dtype"])
-    model = random_llama(job["size"], device=device, dtype=dtype).to(job["device"] or device)
-    if gpu:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    found = []
+    for i, job in enumerate(jobs):
+        questions = questions_of(None)
+        model = random_llama(job["size"], device=device, dtype=getattr(torch, job["dtype"]))
+        model = model.to("cpu" if job["on the CPU"] else device)
+        gc.collect()
         torch.cuda.empty_cache()
-    tokenizer = trained_tokenizer(questions, SIZES[job["size"]][4])
-    method = METHODS[job["method"]](peft.Recipe(**job["recipe"]))
-    try:
-        edit = method.fit(model, tokenizer, questions)
-    except TrimtabError as refusal:
-        found: dict[str, Any] = {"refused": str(refusal)}
-    else:
-        record = edit.record
-        found = {
-            "losses": record["losses"],
-            "seconds": record["seconds"],
-            "tokens_seen": record["tokens_seen"],
-            "peak_bytes": record["peak_bytes"],
-            "planned_bytes": record["plan"]["estimated_peak_bytes"],
-        }
-        if rank == 0 and job["keep"]:
-            edit.save(out / "edit")
+        tokenizer = trained_tokenizer(questions, SIZES[job["size"]][4])
+        method = METHODS[job["method"]](peft.Recipe(**job["recipe"]))
+        try:
+            edit = method.fit(model, tokenizer, questions)
+        except TrimtabError as refusal:
+            found.append({"refused": str(refusal)})
+        else:
+            keys = ("losses", "seconds", "tokens_seen", "peak_bytes")
+            found.append({key: edit.record[key] for key in keys})
+            found[-1]["planned_bytes"] = edit.record["plan"]["estimated_peak_bytes"]
+            if rank == 0 and job["keep"]:
+                edit.save(out / f"edit-{i}")
+            del edit
+        del model
     (out / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def launched(job: dict[str, Any], launch: str, out: Path, processes: int) -> dict[str, Any]:
-    """Return what the first process found, or the end of what was said."""
+def launched(jobs: list[dict[str, Any]], launch: str, out: Path, processes: int) -> list[dict[str, Any]]:
+    """Return what the first process found, job by job; or the end of what was said."""
     out.mkdir()
     options = {"num_processes": str(processes), "num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no"}
     said = dict(LAUNCHES[launch])
     kind = ["--use_fsdp", "--fsdp_version=2"] if said.pop("fsdp", None) else ["--multi_gpu"]
     line = [sys.executable, "-m", "accelerate.commands.launch", *kind]
     line += [f"--{k}={v}" for k, v in {**options, **said}.items()]
-    line += [str(Path(__file__).resolve()), "--worker", str(out), "--job", json.dumps(job)]
+    line += [str(Path(__file__).resolve()), "--worker", str(out), "--jobs", json.dumps(jobs)]
     threads = str(max(1, (os.cpu_count() or 2) // processes))
     ran = subprocess.run(
         line, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": threads}
     )
     if ran.returncode or not (out / "found-0.json").is_file():
-        return {"error": ran.stderr[-1500:]}
+        return [{"error": ran.stderr[-1500:]}] * len(jobs)
     return json.loads((out / "found-0.json").read_text(encoding="utf-8"))
 
 
 def agreement(tiny: bool, processes: int) -> list[dict[str, Any]]:
     """Every method split and whole."""
-    size, rows = "tiny" if tiny else "7b-wide, 2 layers", []
     recipe = {"batch_size": 4, "max_steps": 6, "learning_rate": 1e-4}
-    for method in METHODS:
-        job = {"size": size, "dtype": "float32", "device": None, "method": method, "recipe": recipe, "keep": True}
-        others = list(LAUNCHES)[1:] if method in ("full fine-tuning", "LoRA r=16") else ["split"]
-        with tempfile.TemporaryDirectory() as folder:
-            found = {launch: launched(job, launch, Path(folder) / launch, processes) for launch in ("whole", *others)}
-            edits = {x: TunedEdit.load(Path(folder) / x / "edit") for x, f in found.items() if "losses" in f}
-            for launch in others:
-                row: dict[str, Any] = {"method": method, "launch": launch}
-                if {launch, "whole"} <= edits.keys():
-                    row |= _difference(edits["whole"], edits[launch])
-                    row["losses"] = [found[launch]["losses"][i] for i in (0, -1)]
-                else:
-                    row |= {"whole": found["whole"], "split": found[launch]}
+    job = {"size": "tiny" if tiny else "7b-wide, 2 layers", "dtype": "float32", "on the CPU": False, "keep": True}
+    jobs = [{**job, "method": method, "recipe": recipe} for method in METHODS]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for launch in LAUNCHES:
+            found = launched(jobs, launch, Path(folder) / launch, processes)
+            for i, (method, one) in enumerate(zip(METHODS, found, strict=True)):
+                if launch == "whole":
+                    continue
+                edits = [Path(folder) / x / f"edit-{i}" for x in ("whole", launch)]
+                row = {"method": method, "launch": launch}
+                row |= _difference(*map(TunedEdit.load, edits)) if all(e.is_dir() for e in edits) else one
                 rows.append(row)
                 print(row, flush=True)
     return rows
 
 
-def _difference(whole: TunedEdit, split: TunedEdit) -> dict[str, float]:
+def _difference(whole: TunedEdit, split: TunedEdit) -> dict[str, Any]:
     losses = torch.tensor(whole.record["losses"]), torch.tensor(split.record["losses"])
+    far = max(float((whole.tensors[k] - split.tensors[k]).abs().max()) for k in whole.tensors)
     return {
+        "losses": [whole.record["losses"][i] for i in (0, -1)],
         "largest difference of a loss": float((losses[0] - losses[1]).abs().max()),
-        "largest difference of a number": max(
-            float((whole.tensors[k] - split.tensors[k]).abs().max()) for k in whole.tensors
-        ),
+        "largest difference of a number": far,
     }
 
 
 def sizes(tiny: bool, processes: int) -> list[dict[str, Any]]:
-    """LLaMA-7B: time and memory."""
-    rows = []
-    recipe = {"batch_size": 8, "max_steps": 8, "learning_rate": 1e-5, "checkpointing": True}
-    for method, dtype, launch, device in (
-        ("full fine-tuning", "float32", "whole", None),
-        ("full fine-tuning", "float32", "split", "cpu"),
-        ("LoRA r=16", "bfloat16", "whole", None),
-        ("LoRA r=16", "bfloat16", "split", "cpu"),
-    ):
-        job = {"size": "tiny" if tiny else "llama-7b", "dtype": dtype, "device": device, "method": method}
-        job |= {"recipe": recipe, "keep": False}
+    """LLaMA-7B: time and memory; short rows, so that the weights' share of both is seen."""
+    recipe = {"batch_size": 8, "max_steps": 30, "learning_rate": 1e-5, "checkpointing": True}
+    job = {"size": "tiny" if tiny else "llama-7b", "recipe": recipe, "keep": False}
+    pairs = (("full fine-tuning", "float32"), ("LoRA r=16", "bfloat16"))
+    rows: list[dict[str, Any]] = []
+    for launch in ("whole", "split"):
+        # LoRA first: what out-of-memory leaves behind is not in its way
+        jobs = [{**job, "method": m, "dtype": d, "on the CPU": launch == "split"} for m, d in reversed(pairs)]
         with tempfile.TemporaryDirectory() as folder:
-            found = launched(job, launch, Path(folder) / "run", processes)
-        rows.append({"method": method, "dtype": dtype, "launch": launch, "loaded on": device or "its GPU", **found})
-        print(rows[-1], flush=True)
+            found = launched(jobs, launch, Path(folder) / "run", processes)
+        for one, result in zip(jobs, found, strict=True):
+            rows.append({key: one[key] for key in ("method", "dtype", "on the CPU")} | {"launch": launch, **result})
+            print(rows[-1], flush=True)
     return rows
 
 
@@ -150,18 +147,18 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try the script out")
     parser.add_argument("--only", choices=("agreement", "size"))
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quiet()
     if options.worker:
-        worker(options.job, options.worker)
+        worker(options.jobs, options.worker)
         return
     processes = torch.cuda.device_count() or 2
     result: dict[str, Any] = {"command": command(), **setting(), "gpus": torch.cuda.device_count()}
     for name, measure in (("agreement", agreement), ("size", sizes)):
         if options.only in (None, name):
             result[name] = measure(options.tiny, processes)
-    write_json(options.out.resolve(), result)
+            write_json(options.out.resolve(), result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from tests.tuning import METHODS, quantised
+from tests.tuning import METHODS
 from trimtab.errors import TrimtabError
 from trimtab.models import load_model
 
@@ -44,7 +44,7 @@ def refusals(folder: Path) -> None:
     eight_bit, half = ({"optimizer": "adamw_8bit"}, {"precision": "fp16"})
     jobs: dict[str, Callable[[], Any]] = {
         "prompt": lambda: fit(METHODS["prompt"]),
-        "four bit": lambda: fit(quick, quantised(folder / f"nf4-{rank()}", "llama")),
+        "four bit": lambda: fit(quick, load_model(folder / "saved", quantization="nf4", device="cpu").model),
         "other weights": lambda: fit(quick, tiny_model(seed=rank())),
         "optimiser": lambda: fit(replace(full, recipe=replace(full.recipe, **eight_bit))),
         "precision": lambda: fit(replace(full, recipe=replace(full.recipe, **half))),

@@ -141,9 +141,14 @@ def test_without_a_launcher_there_is_one_process_and_no_group_is_made() -> None:
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_stretches_cover_every_item_once_and_in_order(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[list[int]] = []
+
+    def gather(parts: list[Any], mine: list[int]) -> None:
+        done.append(mine)
+        parts[:] = [mine] * len(parts)
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for rank in range(n):
         monkeypatch.setattr("trimtab.models.processes.rank_and_count", lambda rank=rank: (rank, n))
-        monkeypatch.setattr(torch.distributed, "all_gather_object", lambda parts, mine: done.append(mine))
         spread([0, 1, 2, 3], lambda part: list(part))
     assert [x for part in done for x in part] == [0, 1, 2, 3]
     assert max(map(len, done)) - min(map(len, done)) <= 1

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.test_distributed import launched
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, fitted
 from trimtab.errors import BadValue
 from trimtab.peft import TunedEdit
@@ -46,8 +46,9 @@ def assert_learned(folder: Path, name: str, family: str) -> None:
         for key, values in tensors.items():
             torch.testing.assert_close(values, alone.tensors[key], rtol=1e-3, atol=1e-3)
     assert TunedEdit.load(folder / name / "edit").tensors.keys() == alone.tensors.keys()
-    # the control: the run went somewhere
-    assert alone.record["losses"][-1] < alone.record["losses"][0] - 0.1
+    # the control: a run of fewer steps differs by more
+    fewer = fitted(name, tiny_model(family), max_steps=2)
+    assert max(float((t - fewer.tensors[key]).abs().max()) for key, t in alone.tensors.items()) > 5e-3
 
 
 def test_split_weights_learn_what_whole_ones_learn_and_resume_to_the_bit(tmp_path: Path) -> None:
@@ -77,7 +78,8 @@ def test_every_method_that_can_trains_on_split_weights(tmp_path: Path, family: s
 
 @pytest.mark.slow
 def test_what_cannot_be_split_is_refused_and_models_are_loaded_whole(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path / "saved")
+    for one in (tiny_model(width=64), tiny_tokenizer()):
+        one.save_pretrained(tmp_path / "saved")
     result = split(tmp_path, "refusals")
     assert result.returncode == 0, result.stderr
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2)]

@@ -624,7 +624,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_sentence_and_the
     from trimtab.peft.training import TuningTrainer
 
     model, options = tiny_model(), {"max_steps": 6, "save_every": 2, "batch_size": 4}
-    original = TuningTrainer._save_optimizer_and_scheduler if place == "torch.save" else TuningTrainer._save
+    original = TuningTrainer._save_optimizer_and_scheduler if place == "torch.save" else TuningTrainer.save_model
     name = original.__name__
 
     def full(*args, **kwargs):

@@ -20,8 +20,10 @@ def checked(asked: str | Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         BadValue: a name that transformers does not know or does not find installed; `"all"` and `"none"`.
     """
-    if not asked:
+    if asked is None or (isinstance(asked, str | Sequence) and not asked):
         return ()
+    if not isinstance(asked, str | Sequence):
+        raise BadValue(f"report_to takes the name of a tracker or several, got {asked!r}")
     from transformers.integrations.integration_utils import (
         INTEGRATION_TO_CALLBACK,
         get_available_reporting_integrations,
@@ -34,7 +36,7 @@ def checked(asked: str | Sequence[str] | None) -> tuple[str, ...]:
             raise BadValue('report_to takes the names of trackers; leave it out instead of "none"')
         if name == "all":
             raise BadValue(f'report_to takes the names of trackers instead of "all"; installed are: {found}')
-        if name not in list(INTEGRATION_TO_CALLBACK):
+        if name not in list(INTEGRATION_TO_CALLBACK):  # a list: a name that is no text need not be hashable
             known = ", ".join(INTEGRATION_TO_CALLBACK)
             raise BadValue(f"unknown tracker {name!r} in report_to; choose among {known}; installed are: {found}")
         if name not in available:
