@@ -40,6 +40,7 @@ from trimtab.peft.sharding import Sharding, plain_launch, twin_of
 from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.training import TuningTrainer, on_cpu
+from trimtab.peft.zero import storage_kept
 
 PLANS = logging.getLogger(__name__)
 """Where plans go that no terminal shows."""
@@ -343,7 +344,7 @@ def _require_scalable(attached: Attached, device: torch.device) -> None:
 def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if one is given; raises `BadValue`, saying what helps, if a GPU runs out of memory."""
     try:
-        with _quiet():
+        with _quiet(), storage_kept(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.cuda.OutOfMemoryError as cause:
         recipe_size = trainer.args.per_device_train_batch_size
