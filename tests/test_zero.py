@@ -38,7 +38,7 @@ def test_zero_learns_what_plain_processes_learn_and_resumes_to_the_bit(
     assert ours == found(zero, 1)
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
     for name, values in theirs["tensors"].items():
-        torch.testing.assert_close(torch.tensor(ours["tensors"][name]), torch.tensor(values), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(ours["tensors"][name]), torch.tensor(values), rtol=1e-3, atol=1e-4)
     kept = {p.name for p in (zero / "run/checkpoint-6").rglob("*") if p.suffix in (".pt", ".pth")}
     assert kept == {
         "rng_state_0.pth",
