@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py runs under a launcher: a LoRA tuned on a tiny model, and what its record says."""
+"""What tests/test_distributed.py runs under a launcher: a method tuned on a tiny model, and what its record says."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ import torch
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab import peft
 
+METHODS = {
+    "lora": peft.LoRA(r=4, recipe=peft.Recipe(learning_rate=0.02)),
+    "houlsby": peft.Bottleneck("houlsby", 4, recipe=peft.Recipe(learning_rate=0.02)),
+    "full": peft.FullFineTuning(recipe=peft.Recipe(learning_rate=0.002)),
+}
 
-def main(folder: Path, knobs: dict[str, Any]) -> None:
+
+def main(folder: Path, knobs: dict[str, Any], name: str = "lora") -> None:
     """Write what this process learned to `folder`, and save the edit as every process does."""
     torch.set_num_threads(1)
-    method = peft.LoRA(r=4, recipe=peft.Recipe(learning_rate=0.02))
+    method = METHODS[name]
     # 12 examples
     edit = method.fit(tiny_model("llama-gqa"), tiny_tokenizer(), tiny_questions(6), knobs=knobs, out=folder / "run")
     keys = ("losses", "steps", "tokens_seen", "examples_seen")
@@ -32,4 +38,4 @@ def main(folder: Path, knobs: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), *sys.argv[3:])

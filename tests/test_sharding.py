@@ -67,9 +67,14 @@ def test_split_weights_learn_what_whole_ones_learn_and_resume_to_the_bit(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])  # both tie their embeddings
-def test_every_method_that_can_trains_on_split_weights(tmp_path: Path, family: str) -> None:
-    names = [name for name in SPLIT if name != "lora qv" or family == "gpt2"]
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("gemma2", [name for name in SPLIT if name != "lora qv"]),  # ties its embeddings
+        ("gpt-neox", ["lora qv", "full", "prefix"]),  # queries, keys and values in one projection
+    ],
+)
+def test_every_method_that_can_trains_on_split_weights(tmp_path: Path, family: str, names: list[str]) -> None:
     result = split(tmp_path, ",".join(names), family)
     assert result.returncode == 0, result.stderr
     for name in names:
@@ -109,7 +114,8 @@ def test_a_twin_is_the_models_memory_and_what_is_attached_to_it_is_not_the_model
     assert is_twin(twin) and not is_twin(model)
     for key, parameter in twin.named_parameters():
         assert parameter is not parameters[key] and parameter.data_ptr() == parameters[key].data_ptr()
-    assert twin.get_output_embeddings().weight is twin.get_input_embeddings().weight
+    tied: Any = twin
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
     attached = METHODS[name].attach(twin, seed=0)
     assert attached.trained().untuned == 0
     assert all(p is parameters[key] and p.requires_grad for key, p in model.named_parameters())

@@ -27,6 +27,7 @@ from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
 from trimtab.models.processes import plain_launch, rank_and_count
 from trimtab.models.tokens import input_device, pad_id
+from trimtab.peft import zero
 from trimtab.peft.attaching import require_whole
 from trimtab.peft.data import Collator, Examples, encode
 from trimtab.peft.edit import TunedEdit
@@ -84,6 +85,8 @@ def fit_method(
     }
     if (processes := rank_and_count()[1]) > 1:
         specification["processes"] = processes
+    if zero.asked():  # its checkpoints are of its own, one file a process
+        specification["deepspeed"] = True
     run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
     learned = run.on(model)
     size = sum(t.numel() * t.element_size() for t in learned.tensors.values())
@@ -346,7 +349,7 @@ def _require_scalable(attached: Attached, device: torch.device) -> None:
 def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if one is given; raises `BadValue`, saying what helps, if a GPU runs out of memory."""
     try:
-        with _quiet():
+        with _quiet(), zero.storage_kept(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.cuda.OutOfMemoryError as cause:
         recipe_size = trainer.args.per_device_train_batch_size

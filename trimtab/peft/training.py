@@ -21,13 +21,14 @@ from transformers import PrinterCallback, Trainer
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, logits_limit
 from trimtab.models.processes import is_split, split_like, whole
+from trimtab.peft import zero
 from trimtab.peft.checks import COMPLETE, CheckpointMark, GradientCheck
 from trimtab.peft.data import IGNORED, bucketed
 from trimtab.peft.method import Attached
 from trimtab.storage import write_errors
 
 STATE = "trimtab.safetensors"
-FOREIGN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+FOREIGN = (DistributedType.MEGATRON_LM,)
 """Launches whose own engines would take the training over."""
 
 
@@ -82,6 +83,9 @@ class TuningTrainer(Trainer):
         mark.trainer = self
         self.add_callback(mark)
         self.check = GradientCheck(attached.trainable())
+        if zero.under_deepspeed(self):
+            zero.configure(self, attached.trainable())
+            self.check = zero.ZeroGradientCheck(attached.trainable(), self.accelerator.reduce)
         self.add_callback(self.check)
         self.attached = attached
         self.tokens_seen = 0
@@ -92,6 +96,12 @@ class TuningTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return LengthBuckets(self, train_dataset or self.train_dataset)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the schedule; the first call after DeepSpeed's engine was made, and before a checkpoint is read."""
+        if zero.under_deepspeed(self):
+            zero.keep_state_without_pickle(self)
+        return super().create_scheduler(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of what weight decay applies to: not the model's biases and norms, nor what has no scale."""
