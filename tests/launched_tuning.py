@@ -24,8 +24,11 @@ def main(folder: Path, knobs: dict[str, Any], name: str = "lora") -> None:
     """Write what this process learned to `folder`, and save the edit as every process does."""
     torch.set_num_threads(1)
     method = METHODS[name]
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     # 12 examples
-    edit = method.fit(tiny_model("llama-gqa"), tiny_tokenizer(), tiny_questions(6), knobs=knobs, out=folder / "run")
+    edit = method.fit(
+        tiny_model("llama-gqa").to(device), tiny_tokenizer(), tiny_questions(6), knobs=knobs, out=folder / "run"
+    )
     keys = ("losses", "steps", "tokens_seen", "examples_seen")
     found = {
         "tensors": {name: tensor.tolist() for name, tensor in edit.tensors.items()},

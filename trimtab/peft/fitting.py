@@ -71,6 +71,7 @@ def fit_method(
     require_lasting(method.recipe.report_to, out)
     start, sharding = time.perf_counter(), Sharding.asked()
     device = sharding.device if sharding else input_device(base_of(model))
+    _require_launched_for(device)
     peak = PeakMemory(device)
     data = encode(model, tokenizer, train, method.recipe)
     made_on, untuned = fingerprint(model), ms_per_token(model)
@@ -185,6 +186,15 @@ class _Run:
             steps=trainer.state.global_step,
             losses=[round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
             ms_per_token=math.nan,
+        )
+
+
+def _require_launched_for(device: torch.device) -> None:
+    """Raise `BadValue` if the model is on the CPU and the processes reach each other over GPUs alone."""
+    if device.type == "cpu" and rank_and_count()[1] > 1 and torch.distributed.get_backend() == "nccl":
+        raise BadValue(
+            "the model is on the CPU, and the processes of this launch are GPUs': load it on each one's GPU, split it "
+            "over them (accelerate launch --use_fsdp --fsdp_version 2), or launch with --cpu"
         )
 
 
