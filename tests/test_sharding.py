@@ -82,6 +82,26 @@ def test_every_method_that_can_trains_on_split_weights(tmp_path: Path, family: s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [("fsdp", "torchrun"), ("torchrun", "fsdp")])
+def test_a_run_goes_on_split_or_whole(tmp_path: Path, first: str, then: str) -> None:
+    knobs = json.dumps({"batch_size": 2, "epochs": 2, "save_every": 2})
+    assert launched("tests.launched_tuning", 2, str(tmp_path), knobs, "full", by=first).returncode == 0
+    before = json.loads((tmp_path / "found-0.json").read_text())
+    (tmp_path / "run/checkpoint-6/complete.json").unlink()
+    # a witness that it goes on from the other one
+    state = tmp_path / "run/checkpoint-4/trainer_state.json"
+    held = json.loads(state.read_text())
+    held["log_history"][0]["loss"] = 99.0
+    state.write_text(json.dumps(held))
+    again = launched("tests.launched_tuning", 2, str(tmp_path), knobs, "full", by=then)
+    assert again.returncode == 0, again.stderr
+    after = json.loads((tmp_path / "found-0.json").read_text())
+    assert after["losses"] == pytest.approx([99.0, *before["losses"][1:]], abs=2e-5)
+    for name, values in before["tensors"].items():
+        torch.testing.assert_close(torch.tensor(after["tensors"][name]), torch.tensor(values), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_what_cannot_be_split_is_refused_and_models_are_loaded_whole(tmp_path: Path) -> None:
     for one in (tiny_model(width=64), tiny_tokenizer()):
         one.save_pretrained(tmp_path / "saved")
@@ -147,6 +167,10 @@ def test_the_estimate_counts_a_processes_share() -> None:
     assert half.added == half.total and whole.added == whole.total - whole.weights
     kept = estimate(model, trained, QUICK, sharding=replace(HALF, reshard=False), **given)
     assert kept.weights == pytest.approx(1.5 * whole.weights, rel=1e-3)
+    # on a GPU the optimiser's step takes as much again as a share, which here is more than the activations
+    on_gpu = estimate(model, trained, QUICK, sharding=replace(HALF, device=torch.device("cuda")), **given)
+    assert on_gpu.step == half.gradients and half.step == 0
+    assert on_gpu.added - half.added == max(0, on_gpu.step - half.activations - half.logits)
     # parts beside the weights are whole in every process
     beside = estimate(model, Trained(1000), QUICK, sharding=HALF, **given)
     assert beside.gradients == 4000

@@ -41,6 +41,9 @@ class Estimate:
     activations: int
     """With the weights that a forward makes anew."""
     logits: int
+    step: int
+    """What the optimiser takes for a moment, when activations and logits are gone: torch's AdamW on a GPU one number
+    more for each trained one."""
     on_cpu: bool
     """Whether the model is on the CPU, so that `untuned` counts towards the total."""
     sharded: bool = False
@@ -56,7 +59,7 @@ class Estimate:
     def added(self) -> int:
         """What a step takes beyond what stands in memory before it."""
         made = self.weights if self.sharded else 0
-        return made + self.gradients + self.optimizer + self.activations + self.logits
+        return made + self.gradients + self.optimizer + max(self.activations + self.logits, self.step)
 
 
 def estimate(
@@ -80,6 +83,8 @@ def estimate(
     if sharding:
         weights = _held_of(model, weights, sharding)
         n_trained = math.ceil(n_trained / sharding.processes) if trained.in_place else n_trained
+    device = sharding.device if sharding else input_device(base)
+    foreach = device.type == "cuda" and recipe.optimizer == "adamw"
     return Estimate(
         weights=weights,
         untuned=trained.untuned,
@@ -88,7 +93,8 @@ def estimate(
         activations=(layer + n_layers * kept if recipe.checkpointing else n_layers * layer) + trained.remade,
         # in the model's precision, in float32, and the gradient
         logits=rows * columns * config.vocab_size * (size + 8),
-        on_cpu=(sharding.device if sharding else input_device(base)).type == "cpu",
+        step=trained.itemsize * n_trained if foreach else 0,
+        on_cpu=device.type == "cpu",
         sharded=sharding is not None,
     )
 

@@ -149,7 +149,7 @@ def _where(memory: Estimate) -> str:
 
 def _by_holder(memory: Estimate) -> str:
     flags = ("on_cpu", "sharded")
-    held = {k: v for k, v in asdict(memory).items() if k not in flags and not (k == "untuned" and v == 0)}
+    held = {k: v for k, v in asdict(memory).items() if k not in flags and (v or k not in ("untuned", "step"))}
     apart = "" if memory.on_cpu or not memory.untuned else " (in the CPU's memory, not counted)"
     return ", ".join(f"{k} {_size(v)}{apart if k == 'untuned' else ''}" for k, v in held.items())
 
