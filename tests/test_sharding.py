@@ -51,16 +51,22 @@ def assert_learned(folder: Path, name: str, family: str) -> None:
     assert max(float((t - fewer.tensors[key]).abs().max()) for key, t in alone.tensors.items()) > 5e-3
 
 
-def test_split_weights_learn_what_whole_ones_learn_and_resume_to_the_bit(tmp_path: Path) -> None:
+def test_split_weights_learn_what_whole_ones_learn(tmp_path: Path) -> None:
     result = split(tmp_path, "full,lora")
     assert result.returncode == 0, result.stderr
-    before = {}
     for name in ("full", "lora"):
         assert_learned(tmp_path, name, "llama-gqa")
-        before[name] = load_file(tmp_path / name / "tensors-1.safetensors")
+
+
+@pytest.mark.slow
+def test_a_split_run_resumes_to_the_bit(tmp_path: Path) -> None:
+    names = ["full", "lora", "prefix mlp"]
+    assert split(tmp_path, ",".join(names)).returncode == 0
+    before = {name: load_file(tmp_path / name / "tensors-1.safetensors") for name in names}
+    for name in names:
         # cut off between two checkpoints: the last one was not finished
         (tmp_path / name / "run/checkpoint-4/complete.json").unlink()
-    assert split(tmp_path, "full,lora").returncode == 0
+    assert split(tmp_path, ",".join(names)).returncode == 0
     for name, tensors in before.items():
         again = load_file(tmp_path / name / "tensors-1.safetensors")
         assert all(torch.equal(again[key], values) for key, values in tensors.items()), name
