@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trimtab.errors import BadValue
 from trimtab.models.processes import rank_and_count
 from trimtab.peft.checks import GradientCheck
+from trimtab.peft.method import has_separate_experts
 
 if TYPE_CHECKING:
     from trimtab.peft.training import TuningTrainer
@@ -60,8 +61,7 @@ def configure(trainer: TuningTrainer, trained: Mapping[str, nn.Parameter]) -> No
         (args.fp16, 'precision "fp16" is not supported under DeepSpeed; use "bf16" or leave it out'),
         (args.optim != "adamw_torch", "DeepSpeed splits the state of AdamW alone; leave the optimizer out"),
         (len(dtypes) > 1, f"DeepSpeed trains parts of one dtype, these are {', '.join(map(str, dtypes))}"),
-        # a process that sent them no token would wait for gradients that the others do not reduce
-        (any(".experts." in name and not name.split(".experts.")[1][0].isalpha() for name in trained),
+        (has_separate_experts(trained),
          "DeepSpeed cannot reduce gradients of experts that are modules of their own; launch without it"),
     ):  # fmt: skip
         if wrong:
