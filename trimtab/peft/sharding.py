@@ -54,7 +54,7 @@ class Sharding:
         except ValueError as cause:  # FULL_SHARD of the first version, say
             raise BadValue(
                 f"accelerate cannot read this launch's settings of FSDP ({str(cause).splitlines()[0]}): version 2 "
-                "takes --fsdp_reshard_after_forward true or false; correct the command or the configuration of accelerate"
+                "takes --fsdp_reshard_after_forward true or false; correct the command, or accelerate's configuration"
             ) from cause
         if plugin.activation_checkpointing:
             raise BadValue(
