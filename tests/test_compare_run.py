@@ -207,6 +207,13 @@ def test_a_fold_with_fewer_than_two_questions_is_refused_before_anything_runs(tm
     assert not (tmp_path / "run").exists()
 
 
+def test_the_processes_of_a_launch_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("trimtab.compare.protocol.rank_and_count", lambda: (1, 2))
+    with pytest.raises(BadValue, match=r"not in those of a launch .* once for each device"):
+        tiny_run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_judge_that_answers_nonsense_is_refused_before_anything_runs(tmp_path):
     def nonsense(question, answer):
         return "yes, quite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.test_distributed import launched
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -157,6 +159,34 @@ def test_without_a_launch_that_asks_for_it_nothing_is_split(monkeypatch: pytest.
         Sharding.asked()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     assert Sharding.asked() is None
+
+
+def test_a_setting_that_accelerate_cannot_read_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("trimtab.peft.sharding.rank_and_count", lambda: (0, 2))
+    with pytest.raises(BadValue, match=r"invalid truth value full_shard.*--fsdp_reshard_after_forward true or false"):
+        Sharding.asked()
+
+
+def test_experts_that_are_modules_are_not_trained_on_split_weights() -> None:
+    model = tiny_model()
+    HALF.require_runs_on(METHODS["full"], model, "found")
+    model.model.layers[1].mlp.experts = nn.ModuleList([nn.Linear(4, 4)])
+    HALF.require_runs_on(METHODS["lora"], model, "found")
+    with pytest.raises(BadValue, match="experts that are modules of their own cannot be trained on weights that are"):
+        HALF.require_runs_on(METHODS["full"], model, "found")
+
+
+def test_the_precision_of_a_run_is_the_recipes_and_not_a_launchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(BadValue, match=r"asks for mixed precision 'bf16', the recipe for none: .*--mixed_precision no"):
+        fitted("lora", tiny_model())
+    fitted("lora", tiny_model(), precision="bf16", max_steps=1)
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    fitted("lora", tiny_model(), max_steps=1)
 
 
 def test_the_estimate_counts_a_processes_share() -> None:

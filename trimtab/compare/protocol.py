@@ -16,7 +16,9 @@ from trimtab.compare.specification import specification
 from trimtab.compare.worker import Worker
 from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit, Method
+from trimtab.errors import BadValue
 from trimtab.evaluate.generation import checked_verdict
+from trimtab.models.processes import rank_and_count
 from trimtab.progress import tracked
 
 POLL_SECONDS = 2.0
@@ -83,9 +85,15 @@ def run_job(
         redo_changed: do anew the methods whose settings differ from those in the folder.
 
     Raises:
-        BadValue: the judge does not judge.
+        BadValue: the judge does not judge, or the process is one of a launch's.
         Incompatible: the folder holds something else.
     """
+    if rank_and_count()[1] > 1:
+        # each would claim units of its own, and mix its results with what the others compute at that time
+        raise BadValue(
+            "a comparison runs in processes that share its folder, not in those of a launch (torchrun, accelerate "
+            "launch): start the same command once for each device (CUDA_VISIBLE_DEVICES=0 trimtab compare ...)"
+        )
     _require_judge(job)
     folder = RunFolder(out)
     folder.open_for(specification(job, model), redo_changed=redo_changed)

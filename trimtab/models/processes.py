@@ -12,6 +12,8 @@ from torch import Tensor
 
 FSDP = "ACCELERATE_USE_FSDP"
 """The environment variable by which `accelerate launch` asks for weights that are split over processes."""
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""The one by which it asks for autocast."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -89,13 +91,15 @@ def fsdp_asked() -> bool:
 
 @contextlib.contextmanager
 def plain_launch() -> Iterator[None]:
-    """Hide from transformers and accelerate that the launch asks for FSDP.
+    """Hide from transformers and accelerate that the launch asks for FSDP or a precision; what they write there goes.
 
-    Under it models are loaded on the first process alone, and the Trainer splits what it is given, weights and parts.
+    Under FSDP models are loaded on the first process alone, and the Trainer splits what it is given, weights and parts.
     """
-    before = os.environ.pop(FSDP, None)
+    before = {name: os.environ.pop(name, None) for name in (FSDP, PRECISION)}
     try:
         yield
     finally:
-        if before is not None:
-            os.environ[FSDP] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

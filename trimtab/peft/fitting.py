@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -25,7 +26,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
-from trimtab.models.processes import plain_launch, rank_and_count
+from trimtab.models.processes import PRECISION, plain_launch, rank_and_count
 from trimtab.models.tokens import input_device, pad_id
 from trimtab.peft import zero
 from trimtab.peft.attaching import require_whole
@@ -71,7 +72,7 @@ def fit_method(
     require_lasting(method.recipe.report_to, out)
     start, sharding = time.perf_counter(), Sharding.asked()
     device = sharding.device if sharding else input_device(base_of(model))
-    _require_launched_for(device)
+    _require_launched_for(device, method.recipe)
     peak = PeakMemory(device)
     data = encode(model, tokenizer, train, method.recipe)
     made_on, untuned = fingerprint(model), ms_per_token(model)
@@ -189,8 +190,15 @@ class _Run:
         )
 
 
-def _require_launched_for(device: torch.device) -> None:
-    """Raise `BadValue` if the model is on the CPU and the processes reach each other over GPUs alone."""
+def _require_launched_for(device: torch.device, recipe: Recipe) -> None:
+    """Raise `BadValue` if the launch asks for another precision than the recipe, or reaches GPUs and not the CPU."""
+    asked = os.environ.get(PRECISION, "no")
+    if asked not in ("no", "", recipe.precision):
+        # the Trainer would follow it, and the record would name the recipe's
+        raise BadValue(
+            f"this launch asks for mixed precision {asked!r}, the recipe for {recipe.precision or 'none'}: launch with "
+            '--mixed_precision no, and say precision="bf16" (trimtab tune --set precision=bf16) if it is wanted'
+        )
     if device.type == "cpu" and rank_and_count()[1] > 1 and torch.distributed.get_backend() == "nccl":
         raise BadValue(
             "the model is on the CPU, and the processes of this launch are GPUs': load it on each one's GPU, split it "

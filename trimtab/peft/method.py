@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -244,6 +245,14 @@ class TuningMethod(ABC):
 def has_four_bit(model: Any) -> bool:
     """Return whether some weights are held in 4 bits by bitsandbytes."""
     return any(type(p).__name__ == "Params4bit" for p in model.parameters())
+
+
+def has_separate_experts(names: Iterable[str]) -> bool:
+    """Return whether some weights, by their names, are of experts that are modules of their own.
+
+    A process that sent such an expert no token has no gradient of it, and others would wait for one.
+    """
+    return any(re.search(r"\.experts\.\d", name) for name in names)
 
 
 def copy_strictly(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:

@@ -15,7 +15,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, decoder_layers
 from trimtab.models.processes import from_all, fsdp_asked, is_split, rank_and_count
 from trimtab.peft.attaching import Parts
-from trimtab.peft.method import Attached, TuningMethod, has_four_bit
+from trimtab.peft.method import Attached, TuningMethod, has_four_bit, has_separate_experts
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Sharding:
         """Return what `accelerate launch --use_fsdp` asked for; None without it, or in a process alone.
 
         Raises:
-            BadValue: FSDP's first version, or its own activation checkpointing.
+            BadValue: FSDP's first version, its own activation checkpointing, or a setting that accelerate cannot read.
         """
         processes = rank_and_count()[1]
         if not fsdp_asked() or processes == 1:
@@ -49,7 +49,13 @@ class Sharding:
         from accelerate.utils import FullyShardedDataParallelPlugin
         from torch.distributed.fsdp import CPUOffloadPolicy
 
-        plugin = FullyShardedDataParallelPlugin()
+        try:
+            plugin = FullyShardedDataParallelPlugin()
+        except ValueError as cause:  # FULL_SHARD of the first version, say
+            raise BadValue(
+                f"accelerate cannot read this launch's settings of FSDP ({str(cause).splitlines()[0]}): version 2 "
+                "takes --fsdp_reshard_after_forward true or false; correct the command, or accelerate's configuration"
+            ) from cause
         if plugin.activation_checkpointing:
             raise BadValue(
                 "fsdp_activation_checkpointing is the recipe's own matter: leave it out, and say checkpointing=True "
@@ -85,6 +91,11 @@ class Sharding:
             raise BadValue(
                 "4-bit weights cannot be split over processes; launch the processes without FSDP (torchrun, accelerate "
                 "launch --multi_gpu): each then holds the 4-bit model whole"
+            )
+        if method.capabilities.family == "full" and has_separate_experts(name for name, _ in model.named_parameters()):
+            raise BadValue(
+                "experts that are modules of their own cannot be trained on weights that are split over processes; "
+                "launch the processes without FSDP, or take a method that leaves the weights alone (lora)"
             )
         devices = sorted({str(p.device) for p in base_of(model).parameters()})
         if len(devices) > 1:

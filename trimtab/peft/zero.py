@@ -13,10 +13,12 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trimtab.errors import BadValue
 from trimtab.models.processes import rank_and_count
 from trimtab.peft.checks import GradientCheck
+from trimtab.peft.method import has_separate_experts
 
 if TYPE_CHECKING:
     from trimtab.peft.training import TuningTrainer
@@ -60,8 +62,7 @@ def configure(trainer: TuningTrainer, trained: Mapping[str, nn.Parameter]) -> No
         (args.fp16, 'precision "fp16" is not supported under DeepSpeed; use "bf16" or leave it out'),
         (args.optim != "adamw_torch", "DeepSpeed splits the state of AdamW alone; leave the optimizer out"),
         (len(dtypes) > 1, f"DeepSpeed trains parts of one dtype, these are {', '.join(map(str, dtypes))}"),
-        # a process that sent them no token would wait for gradients that the others do not reduce
-        (any(".experts." in name and not name.split(".experts.")[1][0].isalpha() for name in trained),
+        (has_separate_experts(trained),
          "DeepSpeed cannot reduce gradients of experts that are modules of their own; launch without it"),
     ):  # fmt: skip
         if wrong:
@@ -98,7 +99,10 @@ class ZeroGradientCheck(GradientCheck):
     def __init__(self, parameters: Mapping[str, nn.Parameter], reduce: Callable[[Tensor], Any]) -> None:
         super().__init__(parameters)
         self._reduce, self._squares = reduce, {}
-        self.hooks = [p.register_hook(partial(self._note, name)) for name, p in parameters.items()]
+
+    def watch(self) -> list[RemovableHandle]:
+        """Note the gradients of every later backward pass, until the hooks are removed."""
+        return [p.register_hook(partial(self._note, name)) for name, p in self.parameters.items()]
 
     def _note(self, name: str, gradient: Tensor) -> None:
         self._squares[name] = self._squares.get(name, 0) + gradient.detach().float().square().sum()
@@ -120,15 +124,19 @@ class ZeroGradientCheck(GradientCheck):
 def storage_kept(trainer: TuningTrainer) -> Iterator[None]:
     """Give the parts their own storage back after the block, with what was learned; DeepSpeed moves them into buffers.
 
-    Its hooks go too: they would run in every later backward pass through weights that were tuned themselves.
+    Hooks, its own and the check's, go too: they would run in every later backward pass through weights that were tuned
+    themselves.
     """
     if not under_deepspeed(trainer):
         yield
         return
     before = [(p, p.data, dict(vars(p))) for p in trainer.attached.trainable().values()]
+    hooks = cast(ZeroGradientCheck, trainer.check).watch()
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         if trainer.accelerator.deepspeed_engine_wrapped is not None:
             trainer.accelerator.deepspeed_engine_wrapped.engine.destroy()
         for parameter, data, attributes in before:
