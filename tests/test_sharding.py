@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft as hf_peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +19,8 @@ from tests.test_distributed import launched
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, fitted
 from trimtab.errors import BadValue
-from trimtab.peft import TunedEdit
+from trimtab.models.processes import all_or_none
+from trimtab.peft import Adapter, TunedEdit
 from trimtab.peft.memory import estimate
 from trimtab.peft.method import Trained
 from trimtab.peft.sharding import Sharding, is_twin, twin_of
@@ -149,6 +151,20 @@ def test_a_twin_is_the_models_memory_and_what_is_attached_to_it_is_not_the_model
     assert all(p is parameters[key] and p.requires_grad for key, p in model.named_parameters())
     assert [type(m) for m in model.modules()] == modules
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+def test_methods_say_whether_they_train_on_split_weights() -> None:
+    assert set(METHODS) - set(SPLIT) == {"prompt"}
+    types = {True: hf_peft.HiraConfig(r=4), False: hf_peft.TrainableTokensConfig(token_indices=[3])}
+    for known, config in types.items():
+        assert Adapter(config).capabilities.sharding is known
+
+
+def test_a_refusal_of_one_process_is_raised_in_every_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all_or_none(lambda: 3) == 3
+    monkeypatch.setattr("trimtab.models.processes.from_all", lambda mine: [mine, "too little memory"])
+    with pytest.raises(BadValue, match="process 1 of this launch stopped: too little memory"):
+        all_or_none(lambda: 3)
 
 
 def test_without_a_launch_that_asks_for_it_nothing_is_split(monkeypatch: pytest.MonkeyPatch) -> None:

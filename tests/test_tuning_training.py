@@ -25,11 +25,11 @@ from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate import multiple_choice
 from trimtab.peft.checks import GradientCheck
 from trimtab.peft.data import IGNORED, Collator, encode, first_fit
-from trimtab.peft.fitting import _require_scalable, n_steps
 from trimtab.peft.memory import estimate, require_memory, require_room_on_cpu
 from trimtab.peft.method import Trained
 from trimtab.peft.packing import packs_exactly
 from trimtab.peft.plan import make_plan
+from trimtab.peft.running import _require_scalable, n_steps
 from trimtab.peft.training import Tuned, signed_loss
 
 PAIRS = [SftExample(f"Q: What is {i}?\nA:", " " + "yes " * (1 + 3 * i % 7)) for i in range(8)]
@@ -300,7 +300,10 @@ def test_the_estimate_of_memory_is_the_arithmetic_of_its_parts():
     assert found.logits == 8 * 16 * config.vocab_size * (4 + 4 + 4)
     assert found.total == found.weights + found.added and found.untuned == 0
     half = estimate(model, Trained(1000), replace(recipe, micro_batch=4, precision="bf16"), **given)
-    assert half.activations * 4 == found.activations and half.weights == found.weights
+    cast = found.weights // 2  # autocast's copies of the weights
+    assert (half.activations - cast) * 4 == found.activations and half.weights == found.weights
+    both = replace(recipe, micro_batch=4, precision="bf16", checkpointing=True)
+    assert estimate(model, Trained(1000), both, **given).activations < half.activations - cast
     checkpointed = estimate(model, Trained(1000), replace(recipe, checkpointing=True), **given)
     assert checkpointed.activations == found.activations // layers + layers * 8 * 64 * width * 4
     eight = estimate(model, Trained(1000), replace(recipe, optimizer="paged_adamw_8bit"), **given)
@@ -410,7 +413,7 @@ def test_a_launch_under_an_engine_of_its_own_is_refused(monkeypatch):
 
 
 def test_weight_decay_leaves_the_models_norms_and_biases_alone(tmp_path):
-    from trimtab.peft.fitting import make_trainer
+    from trimtab.peft.running import make_trainer
 
     model = tiny_model("gpt2")
     method = peft.FullFineTuning(recipe=replace(QUICK, weight_decay=0.1))
@@ -505,7 +508,7 @@ def test_a_run_too_short_for_the_check_warns_of_what_had_no_gradient_and_refuses
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_the_learning_rate_rises_over_the_warm_up_and_one_step_is_not_all_warm_up(schedule, tmp_path):
-    from trimtab.peft.fitting import make_trainer
+    from trimtab.peft.running import make_trainer
 
     model = tiny_model()
     data = encode(model, tiny_tokenizer(), PAIRS, QUICK)

@@ -18,7 +18,7 @@ from trimtab.datasets import QuestionSet
 from trimtab.edits import Edit
 from trimtab.evaluate import drift, generate_answers, multiple_choice
 from trimtab.peft import TuningMethod
-from trimtab.peft.fitting import n_steps
+from trimtab.peft.running import n_steps
 
 QUESTIONS = (4, 16)
 TEXTS = (4, 32)

@@ -10,10 +10,14 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from trimtab.errors import BadValue, TrimtabError
+
 FSDP = "ACCELERATE_USE_FSDP"
 """The environment variable by which `accelerate launch` asks for weights that are split over processes."""
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 """The one by which it asks for autocast."""
+COMPILER = "ACCELERATE_DYNAMO_BACKEND"
+"""The one by which it asks for `torch.compile`."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -61,6 +65,23 @@ def from_all(mine: T) -> list[T]:
     given: list[Any] = [None] * n
     dist.all_gather_object(given, mine)
     return given
+
+
+def all_or_none(work: Callable[[], R]) -> R:
+    """Return `work()`; a `TrimtabError` in one process is raised in every one, so that none waits for it.
+
+    Raises:
+        TrimtabError: of this process, or `BadValue` saying what stopped another one.
+    """
+    try:
+        result = work()
+    except TrimtabError as refusal:
+        from_all(str(refusal))
+        raise
+    for rank, said in enumerate(from_all("")):
+        if said:
+            raise BadValue(f"process {rank} of this launch stopped: {said}")
+    return result
 
 
 def is_split(tensor: Any) -> bool:

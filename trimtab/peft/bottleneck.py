@@ -55,7 +55,9 @@ class Bottleneck(TuningMethod):
     @property
     def capabilities(self) -> Capabilities:
         """Works on any weights, packed or not; not linear, so it cannot be merged."""
-        return Capabilities("function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
+        return Capabilities(
+            "function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
+        )
 
     @property
     def learning_rate(self) -> float:

@@ -25,6 +25,8 @@ FOUR_BIT = (
     "VBLORA", "WAVEFT", "ADAPTION_PROMPT", "LN_TUNING", "TRAINABLE_TOKENS",
 )  # fmt: skip
 """Types found to compute on 4-bit weights what they compute on the dequantised ones; others read the packed bytes."""
+SPLIT = (*(kind for kind in FOUR_BIT if kind != "TRAINABLE_TOKENS"), "LOHA", "LOKR", "HRA", "C3A", "DELORA")
+"""Types found to learn on weights that two processes split what they learn on whole ones."""
 REFUSED = {
     "ADALORA": "prunes its ranks in a training loop of its own, which trimtab does not run",
     "LILY": "averages over all tokens of a row, so that padding and a cache change what it computes",
@@ -87,7 +89,8 @@ class Adapter(HubBased):
         family = "function composition" if self._type == "IA3" else "parameter composition"
         # activated LoRA acts from a sequence of tokens on, which a packed row would carry into the next example
         packing = self._type in PACKABLE and not getattr(self.hub_config, "alora_invocation_tokens", None)
-        return Capabilities(family, mergeable, self._type in FOUR_BIT, packing, checkpointing=True)
+        four_bit, split = self._type in FOUR_BIT, self._type in SPLIT
+        return Capabilities(family, mergeable, four_bit, packing, checkpointing=True, sharding=split)
 
     @property
     def learning_rate(self) -> float:

@@ -43,7 +43,7 @@ class FullFineTuning(TuningMethod):
     @property
     def capabilities(self) -> Capabilities:
         """Needs the weights themselves."""
-        return Capabilities("full", mergeable=True, four_bit=False, packing=True, checkpointing=True)
+        return Capabilities("full", mergeable=True, four_bit=False, packing=True, checkpointing=True, sharding=True)
 
     @property
     def learning_rate(self) -> float:

@@ -58,7 +58,9 @@ class HeadOffsets(TuningMethod):
     @property
     def capabilities(self) -> Capabilities:
         """Works on any weights, packed or not; merging would need biases that many architectures lack."""
-        return Capabilities("function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
+        return Capabilities(
+            "function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -138,7 +140,9 @@ class HeadScalings(TuningMethod):
     @property
     def capabilities(self) -> Capabilities:
         """Works on any weights, packed or not."""
-        return Capabilities("function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
+        return Capabilities(
+            "function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
+        )
 
     @property
     def learning_rate(self) -> float:

@@ -49,7 +49,9 @@ class IA3(HubBased):
     @property
     def capabilities(self) -> Capabilities:
         """Everything."""
-        return Capabilities("function composition", mergeable=True, four_bit=True, packing=True, checkpointing=True)
+        return Capabilities(
+            "function composition", mergeable=True, four_bit=True, packing=True, checkpointing=True, sharding=True
+        )
 
     @property
     def learning_rate(self) -> float:

@@ -49,7 +49,9 @@ class IntrinsicDimension(TuningMethod):
     @property
     def capabilities(self) -> Capabilities:
         """Needs the weights themselves."""
-        return Capabilities("parameter composition", mergeable=True, four_bit=False, packing=True, checkpointing=True)
+        return Capabilities(
+            "parameter composition", mergeable=True, four_bit=False, packing=True, checkpointing=True, sharding=True
+        )
 
     @property
     def learning_rate(self) -> float:

@@ -65,7 +65,9 @@ class LoRA(HubBased):
     @property
     def capabilities(self) -> Capabilities:
         """Everything."""
-        return Capabilities("parameter composition", mergeable=True, four_bit=True, packing=True, checkpointing=True)
+        return Capabilities(
+            "parameter composition", mergeable=True, four_bit=True, packing=True, checkpointing=True, sharding=True
+        )
 
     @property
     def learning_rate(self) -> float:

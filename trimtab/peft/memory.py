@@ -39,7 +39,7 @@ class Estimate:
     gradients: int
     optimizer: int
     activations: int
-    """With the weights that a forward makes anew."""
+    """With the weights that a forward makes anew, or casts."""
     logits: int
     step: int
     """What the optimiser takes for a moment, when activations and logits are gone: torch's AdamW on a GPU one number
@@ -79,6 +79,8 @@ def estimate(
     kept = rows * length * width * size
     n_layers = config.num_hidden_layers
     weights = sum(map(stored_bytes, (*base.parameters(), *base.buffers())))
+    # autocast's copies of float32 weights, which the backward pass reads; checkpointed layers make them anew
+    cast = weights // 2 if recipe.precision and base.dtype == torch.float32 and not recipe.checkpointing else 0
     n_trained = trained.n
     if sharding:
         weights = _held_of(model, weights, sharding)
@@ -90,7 +92,7 @@ def estimate(
         untuned=trained.untuned,
         gradients=trained.itemsize * n_trained,
         optimizer=OPTIMIZER_BYTES.get(recipe.optimizer, 2 * trained.itemsize) * n_trained,
-        activations=(layer + n_layers * kept if recipe.checkpointing else n_layers * layer) + trained.remade,
+        activations=(layer + n_layers * kept if recipe.checkpointing else n_layers * layer) + trained.remade + cast,
         # in the model's precision, in float32, and the gradient
         logits=rows * columns * config.vocab_size * (size + 8),
         step=trained.itemsize * n_trained if foreach else 0,

@@ -34,8 +34,8 @@ class Capabilities:
     """Whether several examples in one row (positions restart, no attention mask) give each example's own logits."""
     checkpointing: bool
     """Whether it runs under non-reentrant gradient checkpointing."""
-    sharding: bool = True
-    """Whether it trains on weights that are split over processes (FSDP)."""
+    sharding: bool = False
+    """Whether it is known to train on weights that are split over processes (FSDP)."""
 
 
 @dataclass(frozen=True)

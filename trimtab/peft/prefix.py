@@ -52,7 +52,9 @@ class PrefixTuning(TuningMethod):
     @property
     def capabilities(self) -> Capabilities:
         """Runs on any weights; the prefix stands before each example of a packed row."""
-        return Capabilities("input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
+        return Capabilities(
+            "input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
+        )
 
     @property
     def learning_rate(self) -> float:

@@ -47,9 +47,7 @@ class PromptTuning(TuningMethod):
         FSDP gathers a layer's weights again for the backward of its output, and the prompt's own pass through the
         layers is read at their keys and values.
         """
-        return Capabilities(
-            "input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=False
-        )
+        return Capabilities("input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
 
     @property
     def learning_rate(self) -> float:

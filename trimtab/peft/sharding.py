@@ -143,7 +143,7 @@ class Sharding:
                 "the GPU ran out of memory while this process's part of the weights was put there: load the model on "
                 'the CPU (device="cpu"), or split it over more processes'
             ) from cause
-        except (ValueError, RuntimeError, NotImplementedError, AssertionError) as cause:
+        except (ValueError, RuntimeError, NotImplementedError, AssertionError, TypeError) as cause:
             said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise Incompatible(
                 f"torch cannot split this model over processes ({said}); launch the processes without FSDP"

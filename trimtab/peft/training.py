@@ -75,7 +75,8 @@ class TuningTrainer(Trainer):
                 f"tuning does not run under {kind}: launch with FSDP (accelerate launch --use_fsdp --fsdp_version 2), "
                 "which splits the weights as well, or without sharding (torchrun)"
             )
-        if any(map(is_split, attached.trainable().values())):
+        self.split = any(map(is_split, attached.trainable().values()))
+        if self.split:
             # prepared already, they are not wrapped for averaging gradients: FSDP does that, and DDP cannot
             self.accelerator.prepare_model(tuned, device_placement=False, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
@@ -164,13 +165,13 @@ class TuningTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Return the optimiser; what it keeps of split weights is whole in its state dict."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        if any(is_split(p) for group in optimizer.param_groups for p in group["params"]):
+        if self.split:
             optimizer.register_state_dict_post_hook(_whole_state)
             optimizer.register_load_state_dict_pre_hook(_split_state)
         return optimizer
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.args.should_save:  # the first process writes it, but cannot gather it alone
+        if self.split and not self.args.should_save:  # the first process writes it, but cannot gather it alone
             cast(Optimizer, self.optimizer).state_dict()
         super()._save_optimizer_and_scheduler(output_dir)
 
