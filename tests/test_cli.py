@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -192,8 +193,14 @@ def test_ctrl_c_in_a_real_process_exits_with_130_and_leaves_nothing(tmp_path):
         [program, "build-embedded", "m", "--device", "cpu"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     time.sleep(8)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    errors = ""
+    for _ in range(6):  # an import of another library may swallow one, on a busy machine
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            errors = process.communicate(timeout=15)[1]
+            break
+    else:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not (tmp_path / "m").exists()
