@@ -133,7 +133,7 @@ def test_a_model_whose_forward_was_compiled_before_is_refused(make: Callable[[],
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_a_function_compiled_before_acts_inside_the_block_and_not_after_it(backend: str) -> None:
     model, ids = tiny_model("llama"), prompt_ids(6)
     compiled = torch.compile(lambda ids: model(ids).logits, backend=backend)
