@@ -198,7 +198,10 @@ def test_ctrl_c_in_a_real_process_exits_with_130_and_leaves_nothing(tmp_path):
     )
     time.sleep(8)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # one that did not listen would train on beside the other tests
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not (tmp_path / "m").exists()

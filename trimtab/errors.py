@@ -25,3 +25,8 @@ class ShapeError(TrimtabError):
 
 class Incompatible(TrimtabError):
     """Two things that do not belong together: a shift and another model, a folder and another kind of result."""
+
+
+def first_line(cause: Exception) -> str:
+    """Return what another library's exception says in one line, or its kind if it says nothing."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from trimtab.errors import BadValue, TrimtabError
 
 FSDP = "ACCELERATE_USE_FSDP"
 """The environment variable by which `accelerate launch` asks for weights that are split over processes."""
+DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+"""The one by which it asks for DeepSpeed's engine."""
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 """The one by which it asks for autocast."""
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"
@@ -95,6 +97,11 @@ def whole(tensor: Any) -> Tensor:
     return tensor.to(tensor.device_mesh.device_type).full_tensor() if is_split(tensor) else tensor
 
 
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole copies in the CPU's memory; every process must ask."""
+    return {name: whole(t.detach()).to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+
+
 def split_like(tensor: Tensor, place: Any) -> Tensor:
     """Return a whole tensor split over the processes as `place` is, if it is; every process must ask."""
     if not is_split(place):
@@ -105,9 +112,9 @@ def split_like(tensor: Tensor, place: Any) -> Tensor:
     return distribute_tensor(tensor.to(mesh.device_type), mesh, place.placements).to(place.device)
 
 
-def fsdp_asked() -> bool:
-    """Return whether this process's launch asks for FSDP."""
-    return os.environ.get(FSDP, "false").lower() in ("true", "1", "yes", "on")
+def launch_asks(variable: str) -> bool:
+    """Return whether this process's launch asks for what the variable stands for."""
+    return os.environ.get(variable, "false").lower() in ("true", "1", "yes", "on")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import peft as hf_peft
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import BadValue, Incompatible, first_line
 from trimtab.models.heads import base_of
 from trimtab.peft.attaching import require_whole
 from trimtab.peft.method import Attached, HubAdapter, Trained, TuningMethod, copy_strictly
@@ -174,11 +174,6 @@ def _plain(value: Any) -> Any:
 def scaled_lora(tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
     """Return LoRA's tensors with each update B A multiplied: B takes the factor."""
     return {k: v * factor if "lora_B" in k or "lora_embedding_B" in k else v for k, v in tensors.items()}
-
-
-def first_line(cause: Exception) -> str:
-    """Return what an exception of PEFT says in one line, or its kind if it says nothing."""
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def skeleton(model_or_config: Any) -> Any:

@@ -11,10 +11,10 @@ import peft as hf_peft
 import torch
 from torch import Tensor
 
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, first_line
 from trimtab.models.heads import base_of, inference
 from trimtab.models.tokens import input_device
-from trimtab.peft.adapters import AttachedAdapter, HubBased, finished_config, first_line, plain_config, scaled_lora
+from trimtab.peft.adapters import AttachedAdapter, HubBased, finished_config, plain_config, scaled_lora
 from trimtab.peft.full import require_float_weights
 from trimtab.peft.method import Capabilities, HubAdapter
 

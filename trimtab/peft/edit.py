@@ -16,6 +16,7 @@ from torch import Tensor
 from trimtab.edits import Cost, Positions
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import require_same_model
+from trimtab.models.processes import on_cpu
 from trimtab.peft.method import HubAdapter, TuningMethod
 from trimtab.storage import RECORD, TENSORS, load_result, require_fields, versions, write_json, written_folder
 
@@ -130,8 +131,7 @@ class TunedEdit:
         }
         with written_folder(path, KIND) as folder:
             write_json(folder / RECORD, record)
-            contents = {k: v.detach().cpu().clone().contiguous() for k, v in stored.items()}
-            save_file(contents, folder / (HUB_TENSORS if adapter else TENSORS), metadata={"format": "pt"})
+            save_file(on_cpu(stored), folder / (HUB_TENSORS if adapter else TENSORS), metadata={"format": "pt"})
             if adapter:
                 write_json(folder / HUB_CONFIG, adapter.config)
 

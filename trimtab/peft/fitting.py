@@ -24,9 +24,17 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
-from trimtab.models.processes import COMPILER, PRECISION, all_or_none, plain_launch, rank_and_count
+from trimtab.models.processes import (
+    COMPILER,
+    DEEPSPEED,
+    PRECISION,
+    all_or_none,
+    launch_asks,
+    on_cpu,
+    plain_launch,
+    rank_and_count,
+)
 from trimtab.models.tokens import input_device, pad_id
-from trimtab.peft import zero
 from trimtab.peft.attaching import require_whole
 from trimtab.peft.data import Collator, Examples, encode
 from trimtab.peft.edit import TunedEdit
@@ -41,7 +49,6 @@ from trimtab.peft.sharding import Sharding, twin_of
 from trimtab.peft.snapshot import Snapshot
 from trimtab.peft.speed import ms_per_token
 from trimtab.peft.trackers import require_lasting
-from trimtab.peft.training import on_cpu
 
 PLANS = logging.getLogger(__name__)
 """Where plans go that no terminal shows."""
@@ -79,7 +86,7 @@ def fit_method(
     }
     if (processes := rank_and_count()[1]) > 1:
         specification["processes"] = processes
-    if zero.asked():  # its checkpoints are of its own, one file a process
+    if launch_asks(DEEPSPEED):  # its checkpoints are of its own, one file a process
         specification["deepspeed"] = True
     run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
     learned = run.on(model)

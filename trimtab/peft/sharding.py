@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import BadValue, Incompatible, first_line
 from trimtab.models.heads import base_of, decoder_layers
-from trimtab.models.processes import from_all, fsdp_asked, is_split, rank_and_count
+from trimtab.models.processes import FSDP, from_all, is_split, launch_asks, rank_and_count
 from trimtab.peft.attaching import Parts
 from trimtab.peft.method import Attached, TuningMethod, has_four_bit, has_separate_experts
 
@@ -38,7 +38,7 @@ class Sharding:
             BadValue: FSDP's first version, its own activation checkpointing, or a setting that accelerate cannot read.
         """
         processes = rank_and_count()[1]
-        if not fsdp_asked() or processes == 1:
+        if not launch_asks(FSDP) or processes == 1:
             return None
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise BadValue(
@@ -53,7 +53,7 @@ class Sharding:
             plugin = FullyShardedDataParallelPlugin()
         except ValueError as cause:  # FULL_SHARD of the first version, say
             raise BadValue(
-                f"accelerate cannot read this launch's settings of FSDP ({str(cause).splitlines()[0]}): version 2 "
+                f"accelerate cannot read this launch's settings of FSDP ({first_line(cause)}): version 2 "
                 "takes --fsdp_reshard_after_forward true or false; correct the command, or accelerate's configuration"
             ) from cause
         if plugin.activation_checkpointing:
@@ -144,9 +144,8 @@ class Sharding:
                 'the CPU (device="cpu"), or split it over more processes'
             ) from cause
         except (ValueError, RuntimeError, NotImplementedError, AssertionError, TypeError) as cause:
-            said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise Incompatible(
-                f"torch cannot split this model over processes ({said}); launch the processes without FSDP"
+                f"torch cannot split this model over processes ({first_line(cause)}); launch the processes without FSDP"
             ) from cause
         if isinstance(attached, Parts) and in_place:
             split = dict(base_of(attached.model).named_parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, logits_limit
-from trimtab.models.processes import is_split, split_like, whole
+from trimtab.models.processes import is_split, on_cpu, split_like, whole
 from trimtab.peft import zero
 from trimtab.peft.checks import COMPLETE, CheckpointMark, GradientCheck
 from trimtab.peft.data import IGNORED, bucketed
@@ -206,11 +206,6 @@ class LengthBuckets(Sampler):
         # of the whole step on all processes: each then takes a stretch of the batch that one process would have
         size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         yield from bucketed(self._lengths, size, seed=arguments.seed, epoch=epoch)
-
-
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole copies in the CPU's memory; every process must ask."""
-    return {name: whole(t.detach()).to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
 def _whole_state(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001

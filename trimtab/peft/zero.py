@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 
 
 STAGES = (1, 2)
-
-
-def asked() -> bool:
-    """Return whether this process's launch asks for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def under_deepspeed(trainer: TuningTrainer) -> bool:
