@@ -91,7 +91,7 @@ def arguments() -> argparse.Namespace:
 def summarise(run: Path, asked: argparse.Namespace, codes: list[int], seconds: float) -> dict[str, object]:
     """Print how far the run has got and return the record of this call."""
     from trimtab.compare import Comparison
-    from trimtab.compare.markdown import QUALITY, quality_cells, status, table_lines
+    from trimtab.report.markdown import QUALITY, quality_cells, status, table_lines
 
     comparison = Comparison.load(run)
     rows = comparison.rows(comparison.sizes[-1])

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from trimtab.cli.setup import quiet
-from trimtab.compare import ItiRun, iti_run
 from trimtab.compare.statistics import first, product, spread
-from trimtab.compare.table import HEADINGS, METRICS, Table
 from trimtab.datasets import folklore
+from trimtab.evaluate.table import HEADINGS, METRICS, Table
 from trimtab.models import load_model
-from trimtab.models.loading import embedded_folder
+from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.peft import LoRA
+from trimtab.published.iti_run import ItiRun, iti_run
 from trimtab.storage import versions, write_json
 
 SEEDS = (0, 1, 2)

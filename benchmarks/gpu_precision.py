@@ -30,14 +30,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trimtab.datasets import folklore
-from trimtab.edits import TokenMask
+from trimtab.edits.shifts import HeadShift
+from trimtab.engine.capture import capture_heads
 from trimtab.evaluate import multiple_choice
-from trimtab.models import capture_heads, load_model
+from trimtab.models import load_model
 from trimtab.models.heads import find_heads
 from trimtab.models.hooks import add_to_heads
-from trimtab.models.loading import embedded_folder
+from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.probes import fit_mass_mean
-from trimtab.steer import HeadShift, agreement, fit_shift
+from trimtab.protocols import TokenMask
+from trimtab.steer import agreement, fit_shift
 from trimtab.storage import versions, write_json
 
 SPLIT = "bfloat16 split between CPU and GPU"

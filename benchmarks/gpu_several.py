@@ -24,9 +24,11 @@ from speed_common import SIZES, command, questions_of, random_llama, random_shif
 
 from trimtab import peft
 from trimtab.cli.setup import quiet
+from trimtab.edits.shifts import HeadShift
+from trimtab.engine.capture import capture_heads
+from trimtab.engine.capture_store import capture_to_store
 from trimtab.evaluate import drift, generate_answers, multiple_choice
-from trimtab.models import capture_heads, capture_to_store, load_model
-from trimtab.steer import HeadShift
+from trimtab.models import load_model
 from trimtab.storage import write_json
 
 SIZES["7b-wide, 8 layers"] = (8, *SIZES["llama-7b"][1:])

@@ -39,9 +39,9 @@ from speed_common import (
 from speed_protocol import protocol
 
 from trimtab.cli.setup import quiet
+from trimtab.engine.capture import capture_heads
+from trimtab.engine.compiled import shifted_for_compilation
 from trimtab.evaluate import multiple_choice, multiple_choice_many
-from trimtab.models import capture_heads
-from trimtab.models.compiled import shifted_for_compilation
 from trimtab.probes.newton import newton_logistic
 from trimtab.storage import write_json
 

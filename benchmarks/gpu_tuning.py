@@ -33,9 +33,9 @@ from trimtab import peft
 from trimtab.activations import Head
 from trimtab.errors import TrimtabError
 from trimtab.models import load_model
-from trimtab.models.loading import embedded_folder
-from trimtab.peft.data import Encoded, Examples
-from trimtab.peft.recipe import Recipe
+from trimtab.models.load.checkpoints import embedded_folder
+from trimtab.peft.train.examples import Encoded, Examples
+from trimtab.peft.train.recipe import Recipe
 
 STAGES = ("qlora", "instructions", "methods")
 ROUNDS = 3

@@ -13,8 +13,8 @@ import torch
 from transformers import TrainerCallback
 
 from trimtab import peft
-from trimtab.peft.data import Collator, Encoded, Examples
-from trimtab.peft.running import cast_once, checkpointed, make_trainer, run_trainer
+from trimtab.peft.train.examples import Collator, Encoded, Examples
+from trimtab.peft.train.running import cast_once, checkpointed, make_trainer, run_trainer
 
 WARM = 3
 """Steps before the clock starts."""

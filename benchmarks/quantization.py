@@ -21,8 +21,8 @@ from trimtab.cli.setup import quiet
 from trimtab.datasets import neutral_texts
 from trimtab.intervals import bootstrap_mean
 from trimtab.models import load_model
-from trimtab.models.quantization import Quantization
-from trimtab.peft.quantization import bits_per_parameter
+from trimtab.models.load.quantization import Quantization
+from trimtab.models.stored_bits import bits_per_parameter
 from trimtab.storage import versions, write_json
 
 MAX_TOKENS = 128

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from trimtab.activations import Head
 from trimtab.datasets import QuestionSet, Statement, folklore, truthfulqa
+from trimtab.edits.shifts import HeadShift
 from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
 from trimtab.models.heads import inference
 from trimtab.models.tokens import length_batches
-from trimtab.steer import HeadShift
 from trimtab.storage import versions
 
 SIZES = {

@@ -26,7 +26,7 @@ def capture_plain(w: Written) -> Job:
 
 
 def capture_trimtab(w: Written) -> Job:
-    from trimtab.models import capture_heads
+    from trimtab.engine.capture import capture_heads
 
     order = sorted(range(len(w.statements)), key=lambda i: -len(w.tokenizer(w.statements[i].text)["input_ids"]))
     return lambda: capture_heads(w.model, w.tokenizer, w.statements).values[order].flatten(2)
@@ -123,7 +123,7 @@ def unshared_plain(w: Written) -> Job:
 def unshared_trimtab(w: Written) -> Job:
     from gpu_speed import Unshared
 
-    from trimtab.models import capture_heads
+    from trimtab.engine.capture import capture_heads
 
     made = Unshared(w.spec["unshared"])
     return lambda: capture_heads(w.model, made, made.statements()).values
@@ -151,7 +151,7 @@ def choice_lm_eval(w: Written, batch_size: int) -> Job:
 def shift_of(w: Written) -> Any:
     """Return a random shift on six heads of every layer."""
     from trimtab.activations import Head
-    from trimtab.steer import HeadShift
+    from trimtab.edits.shifts import HeadShift
 
     config = w.model.config
     heads = tuple(
@@ -164,7 +164,7 @@ def shift_of(w: Written) -> Any:
 
 def sweep_trimtab(w: Written) -> Job:
     """5 strengths x 4 head counts at once; the first setting is the unedited model, for the check."""
-    from trimtab.edits import NoEdit
+    from trimtab.edits.combined import NoEdit
     from trimtab.evaluate import multiple_choice_many
 
     shift = shift_of(w)
@@ -179,8 +179,8 @@ def sweep_trimtab(w: Written) -> Job:
 
 
 def generation(w: Written, mode: str) -> Job:
-    from trimtab.edits import NoEdit
-    from trimtab.models.compiled import shifted_for_compilation
+    from trimtab.edits.combined import NoEdit
+    from trimtab.engine.compiled import shifted_for_compilation
 
     shift = shift_of(w)
     ids = torch.randint(3, w.model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
@@ -214,7 +214,8 @@ def activations_of(w: Written, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
         y = x[:, 0, :8].sum(1) / x[:, 0, :8].sum(1).std() + rng.normal(size=n) > 0
         return torch.from_numpy(x).float(), torch.from_numpy(y)
     from trimtab.datasets import folklore
-    from trimtab.models import capture_heads, load_model
+    from trimtab.engine.capture import capture_heads
+    from trimtab.models import load_model
 
     model, tokenizer = load_model("embedded")
     acts = capture_heads(model, tokenizer, folklore()[: max(8, n // 4)].statements())
@@ -225,7 +226,7 @@ def activations_of(w: Written, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 def probes(w: Written, kind: str, way: str) -> Job:
     from sklearn.linear_model import LogisticRegression
 
-    from trimtab.probes.fitting import _fit_layer
+    from trimtab.probes.logistic import _fit_layer
 
     x, y = activations_of(w, kind)
     if way == "trimtab":

@@ -14,9 +14,9 @@ from speed_common import answer_pairs, harness_like, plain_forward, timed
 from trimtab.activations import HeadActivations
 from trimtab.datasets import QuestionSet, neutral_texts
 from trimtab.datasets.truthfulqa import N_QUESTIONS, Fold, iti_folds
-from trimtab.edits import NoEdit
+from trimtab.edits.combined import NoEdit
+from trimtab.engine.capture import capture_heads
 from trimtab.evaluate import drifts, generate_answers, multiple_choice_many
-from trimtab.models import capture_heads
 from trimtab.probes import fit_logistic
 from trimtab.steer import fit_shift
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
+from trimtab.activations.shards import ActivationStore
 from trimtab.probes import fit_logistic, fit_mass_mean
 from trimtab.storage import versions, write_json
-from trimtab.store import ActivationStore
 
 LAYERS, HEADS, WIDTH, EXAMPLES, PER_SHARD = 8, 64, 128, 6000, 512
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trimtab as tt
 from trimtab.datasets.e2e import e2e, e2e_examples
-from trimtab.evaluate.beam_search import BeamSettings, beam_texts
+from trimtab.engine.beam_search import BeamSettings, beam_texts
 from trimtab.evaluate.text_overlap import text_overlap
 
 METRICS = ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")

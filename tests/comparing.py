@@ -8,10 +8,12 @@ from typing import Any
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import FewShot, Meters, run
+from trimtab.compare import Meters, run
 from trimtab.datasets import Question
+from trimtab.edits.shifts import HeadShift
 from trimtab.evaluate import Verdict
-from trimtab.steer import ITI, HeadShift, RandomDirection
+from trimtab.prompting.few_shot import FewShot
+from trimtab.steer import ITI, RandomDirection
 
 TEXTS = tuple(f"The sky was grey and the road was {i} miles long." for i in range(10))
 

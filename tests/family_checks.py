@@ -22,12 +22,12 @@ from tests.by_hand import hook_counts, padded, prompt_ids, seen_inputs
 from tests.families import FAMILIES, family_model
 from tests.tiny import tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.edits import TokenMask
-from trimtab.models.capture import capture_heads
+from trimtab.edits.shifts import HeadShift
+from trimtab.engine.capture import capture_heads
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import find_heads
 from trimtab.models.hooks import add_to_heads
-from trimtab.steer import HeadShift
+from trimtab.protocols import TokenMask
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 TOLERANCE = 5e-6
@@ -235,7 +235,7 @@ any, such as Mamba, and encoder-decoder models are refused.
 Zamba 2 is not in the table: its heads are found and captured, but transformers' own cached step of its Mamba layers
 differs from its whole forward, without any edit and in float64 too (by about 5e-05 of the largest logit of a tiny
 random model; the first step agrees), so steered generation equals a masked forward only to the same order
-(`tests/test_families.py`).
+(`tests/models/test_families.py`).
 """
 
 

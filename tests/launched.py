@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py runs under a launcher: capture, probes, scores, answers and drift of one model."""
+"""What test_distributed.py runs under a launcher: capture, probes, scores, answers and drift of one model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
+from trimtab.edits.shifts import HeadShift
+from trimtab.engine import capture_store
+from trimtab.engine.capture import capture_heads
+from trimtab.engine.capture_store import capture_to_store
 from trimtab.evaluate import drift, generate_answers, multiple_choice
-from trimtab.models import capture_store
-from trimtab.models.capture import capture_heads
-from trimtab.models.capture_store import capture_to_store
 from trimtab.models.fingerprint import fingerprint
 from trimtab.probes import fit_mass_mean
-from trimtab.steer import HeadShift
 
 
 def main(folder: Path, die_after: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What tests/test_sharding.py runs under `accelerate launch --use_fsdp`: methods on split weights, and refusals."""
+"""What test_sharding.py runs under `accelerate launch --use_fsdp`: methods on split weights, and refusals."""
 
 from __future__ import annotations
 

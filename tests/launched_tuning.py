@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py runs under a launcher: a method tuned on a tiny model, and what its record says."""
+"""What test_distributed.py runs under a launcher: a method tuned on a tiny model, and what its record says."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from torch.nn.functional import normalize
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import Question, QuestionSet
+from trimtab.edits.shifts import HeadShift
 from trimtab.evaluate import Verdict
 from trimtab.models.fingerprint import fingerprint
-from trimtab.steer import HeadShift
 
 # numbers that differ from their indices, so that a mix-up of the two shows
 LAYERS = (2, 5, 7)

@@ -21,8 +21,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trimtab import compare, datasets, evaluate, models, peft, probes, steer
-    from trimtab.activations import Head, HeadActivations
-    from trimtab.edits import Cost, Edit, Method, NoEdit, Prompted, Stacked, TokenMask
+    from trimtab.activations.captured import Head, HeadActivations
+    from trimtab.activations.shards import ActivationStore
+    from trimtab.edits.combined import NoEdit, Stacked
+    from trimtab.edits.prompts import Prompted
+    from trimtab.engine.capture import capture_heads
+    from trimtab.engine.capture_store import capture_to_store
     from trimtab.errors import (
         BadDataset,
         BadValue,
@@ -31,27 +35,35 @@ if TYPE_CHECKING:
         TrimtabError,
         UnsupportedModel,
     )
-    from trimtab.models import add_to_heads, capture_heads, capture_to_store, find_heads, load_model
-    from trimtab.store import ActivationStore
+    from trimtab.models.heads import find_heads
+    from trimtab.models.hooks import add_to_heads
+    from trimtab.models.load.checkpoints import load_model
+    from trimtab.protocols import Cost, Edit, Method, TokenMask
 
 _HOMES = {
     "compare": "",
     "datasets": "",
+    "edits": "",
+    "engine": "",
     "evaluate": "",
+    "export": "",
     "models": "",
     "peft": "",
     "probes": "",
+    "prompting": "",
+    "published": "",
     "steer": "",
-    "ActivationStore": "store",
-    "Head": "activations",
-    "HeadActivations": "activations",
-    "Cost": "edits",
-    "Edit": "edits",
-    "Method": "edits",
-    "NoEdit": "edits",
-    "Prompted": "edits",
-    "Stacked": "edits",
-    "TokenMask": "edits",
+    "ActivationStore": "activations.shards",
+    "Head": "activations.captured",
+    "HeadActivations": "activations.captured",
+    "Control": "protocols",
+    "Cost": "protocols",
+    "Edit": "protocols",
+    "Method": "protocols",
+    "NoEdit": "edits.combined",
+    "Prompted": "edits.prompts",
+    "Stacked": "edits.combined",
+    "TokenMask": "protocols",
     "BadDataset": "errors",
     "BadValue": "errors",
     "Incompatible": "errors",
@@ -59,10 +71,10 @@ _HOMES = {
     "TrimtabError": "errors",
     "UnsupportedModel": "errors",
     "add_to_heads": "models.hooks",
-    "capture_heads": "models.capture",
-    "capture_to_store": "models.capture_store",
+    "capture_heads": "engine.capture",
+    "capture_to_store": "engine.capture_store",
     "find_heads": "models.heads",
-    "load_model": "models.loading",
+    "load_model": "models.load.checkpoints",
 }
 
 __all__ = [

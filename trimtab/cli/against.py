@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from trimtab.activations import Head
-    from trimtab.datasets import QuestionSet
+    from trimtab.activations.captured import Head
+    from trimtab.datasets.questions import QuestionSet
     from trimtab.evaluate.multiple_choice import MultipleChoice
-    from trimtab.steer import Agreement, Fitted
+    from trimtab.steer.agreement import Agreement
+    from trimtab.steer.pipeline import Fitted
 
 KEPT = "multiple_choice.json"
 Both = tuple["Fitted", "Fitted"]
@@ -19,7 +20,7 @@ Both = tuple["Fitted", "Fitted"]
 def require_keepable(folder: Path | None, questions: "QuestionSet") -> None:
     """Refuse to keep what is no multiple choice, or where `trimtab fit` wrote nothing to keep it in."""
     from trimtab.errors import BadDataset, BadValue
-    from trimtab.steer.recipe import KIND, are_pairs
+    from trimtab.steer.pipeline import KIND, are_pairs
     from trimtab.storage import kind_of
 
     if folder is None or kind_of(folder) != KIND:
@@ -39,8 +40,10 @@ def keep_choices(folder: Path, scores: "MultipleChoice", alpha: float) -> None:
 def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None, as_json: bool) -> None:
     """Print how far the directions of one fit are from those of another, of the same model loaded in another way."""
     from trimtab.cli.printing import print_json, remark
+    from trimtab.edits.shifts import HeadShift
     from trimtab.errors import BadValue
-    from trimtab.steer import Fitted, HeadShift, agreement
+    from trimtab.steer.agreement import agreement
+    from trimtab.steer.pipeline import Fitted
 
     _refuse_demo_runs(one, other)
     both = Fitted.load(one), Fitted.load(other)
@@ -104,7 +107,7 @@ def _print(found: "Agreement", both: Both, folders: tuple[Path, Path]) -> None:
 
 
 def _places(fit: "Fitted") -> "tuple[Head, ...] | tuple[int, ...]":
-    from trimtab.steer import HeadShift
+    from trimtab.edits.shifts import HeadShift
 
     return fit.shift.heads if isinstance(fit.shift, HeadShift) else tuple(fit.shift.layers)
 

@@ -26,8 +26,8 @@ def bake(
 
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model, open_shift
-    from trimtab.steer import bake as baked_into
-    from trimtab.steer.bake import KIND
+    from trimtab.export import bake as baked_into
+    from trimtab.export.bake import KIND
     from trimtab.storage import check_writable
 
     check_writable(out, KIND)

@@ -23,8 +23,8 @@ def build_embedded(
     from dataclasses import replace
 
     from trimtab.cli.setup import quiet
-    from trimtab.models.embedded.build import TrainingRecipe, quick
-    from trimtab.models.embedded.build import build_embedded as build
+    from trimtab.training.embedded_model import TrainingRecipe, quick
+    from trimtab.training.embedded_model import build_embedded as build
 
     quiet()
     recipe = TrainingRecipe()

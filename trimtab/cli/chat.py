@@ -10,7 +10,8 @@ from trimtab.cli.generate import DoSample, MaxNewTokens, Plain, Temperature, Top
 from trimtab.cli.options import Alpha, Device, Dtype, MaybeShiftFolder, ModelName, Quantization, Revision, Seed
 
 if TYPE_CHECKING:
-    from trimtab.steer import HeadShift, ResidualShift
+    from trimtab.edits.residual import ResidualShift
+    from trimtab.edits.shifts import HeadShift
 
 HELP = """/alpha N    set the strength      /off      steer no longer (/alpha N steers again)
 /compare    the last answer with and without the shift
@@ -50,7 +51,7 @@ def chat(
 
     from trimtab.cli.generate import require_shift, sampling
     from trimtab.cli.setup import open_model, open_shift
-    from trimtab.evaluate.conversation import has_template
+    from trimtab.engine.conversation import has_template
 
     edit = open_shift(shift, alpha)
     require_shift(edit, alpha=alpha)
@@ -134,7 +135,7 @@ class _Talk:
 
     def _answer(self, question: str, before: list[dict[str, Any]], edit: Any) -> str:
         from trimtab.cli.streaming import Printed
-        from trimtab.evaluate.conversation import Turn, prompt_ids, reply
+        from trimtab.engine.conversation import Turn, prompt_ids, reply
 
         model, tokenizer = self.loaded
         history = [Turn(t["question"], t["answer"]) for t in before]

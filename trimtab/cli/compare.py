@@ -8,7 +8,8 @@ import typer
 from trimtab.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from trimtab.compare import Comparison, Job
+    from trimtab.compare.comparison import Comparison
+    from trimtab.compare.design import Job
 
 
 def compare(
@@ -47,7 +48,7 @@ def compare(
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model
     from trimtab.compare.estimate import estimate
-    from trimtab.compare.protocol import run_job
+    from trimtab.compare.running import run_job
     from trimtab.errors import BadValue
 
     if quick and config is not None:
@@ -73,7 +74,7 @@ def compare(
 
 def _show(done: "Comparison", job: "Job", out: Path) -> None:
     from trimtab.cli.printing import print_table
-    from trimtab.compare.markdown import COSTS, QUALITY, cost_cells, notes, quality_cells, status
+    from trimtab.report.markdown import COSTS, QUALITY, cost_cells, notes, quality_cells, status
 
     rows = done.rows(job.design.train_sizes[-1])
     print_table(

@@ -10,8 +10,8 @@ from trimtab.cli.checking import NotEmpty, Within, check, parsed
 from trimtab.cli.comparison_methods import rows_of
 
 if TYPE_CHECKING:
-    from trimtab.compare import Job
-    from trimtab.datasets import QuestionSet
+    from trimtab.compare.design import Job
+    from trimtab.datasets.questions import QuestionSet
 
 QUICK_LEFT_OUT = (
     "beside the shipped comparison, two of three seeds, one of two folds, half of the trials, seven of ten random "
@@ -107,8 +107,7 @@ def job_of(said: ComparisonFile) -> "Job":
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
     from trimtab.cli.judging import open_judge
-    from trimtab.compare import Design, Job, Meters
-    from trimtab.compare.design import named
+    from trimtab.compare.design import Design, Job, Meters, named
 
     questions, test = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)

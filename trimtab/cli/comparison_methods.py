@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli.checking import check
 
 if TYPE_CHECKING:
-    from trimtab.compare import Control
-    from trimtab.edits import Method
+    from trimtab.protocols import Control, Method
 
 
 def method_of(said: Any) -> "Method | Control":
@@ -43,8 +42,8 @@ def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
     Raises:
         BadValue: as `method_of`; two rows of one name.
     """
-    from trimtab.compare.methods import name_of
     from trimtab.errors import BadValue
+    from trimtab.prompting.few_shot import name_of
 
     rows = {}
     for entry in entries:
@@ -75,8 +74,9 @@ def _own_name(entry: Any) -> tuple[str | None, Any]:
 
 
 def _stacked(parts: list[Any]) -> "Method":
-    from trimtab.compare import Control, Stack
     from trimtab.errors import BadValue
+    from trimtab.prompting.few_shot import Stack
+    from trimtab.protocols import Control
 
     methods = [method_of(part) for part in parts]
     for method in methods:
@@ -88,7 +88,7 @@ def _stacked(parts: list[Any]) -> "Method":
 def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
     from trimtab.cli.setup import nearest
     from trimtab.cli.tuning_methods import configured, tuning_methods
-    from trimtab.compare import OnQuantized
+    from trimtab.compare.variants import OnQuantized
     from trimtab.errors import BadValue
 
     known, tuned = known_methods(), tuning_methods()
@@ -123,10 +123,10 @@ def _require_all(kind: type, options: Mapping[str, Any], where: str) -> None:
 def _widened(method: "Method | Control", grid: Any, where: str) -> "Method | Control":
     from trimtab.cli.setup import nearest
     from trimtab.cli.tuning_methods import configured
-    from trimtab.compare import Control, Widened
     from trimtab.compare.rates import tuning_inside
-    from trimtab.compare.tuning import STRENGTH
+    from trimtab.compare.variants import STRENGTH, Widened
     from trimtab.errors import BadValue
+    from trimtab.protocols import Control
 
     if not grid:
         return method
@@ -146,9 +146,10 @@ def _widened(method: "Method | Control", grid: Any, where: str) -> "Method | Con
 
 def known_methods() -> "dict[str, tuple[type[Any], dict[str, Any]]]":
     """Return name -> (class, the fields that the name sets), besides the tuning methods."""
-    from trimtab.compare import FewShot, Ready, RetrievedFewShot, RetrievedPassages
-    from trimtab.edits import NoEdit
-    from trimtab.steer import CAA, ITI, RandomDirection
+    from trimtab.edits.combined import NoEdit
+    from trimtab.prompting.few_shot import FewShot, RetrievedFewShot, RetrievedPassages
+    from trimtab.protocols import Ready
+    from trimtab.steer.methods import CAA, ITI, RandomDirection
 
     return {
         "none": (Ready, {"edit": NoEdit()}),

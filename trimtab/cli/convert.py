@@ -26,7 +26,7 @@ def from_iti(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
-    from trimtab.steer.iti_files import KIND, activations_from_iti
+    from trimtab.datasets.iti_files import KIND, activations_from_iti
     from trimtab.storage import check_writable
 
     check_writable(out, KIND)
@@ -60,7 +60,7 @@ def to_lm_eval(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model, open_shift
-    from trimtab.steer import to_lm_eval as written
+    from trimtab.export.lm_eval import to_lm_eval as written
 
     edit = open_shift(shift, alpha)
     assert edit is not None

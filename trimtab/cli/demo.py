@@ -8,8 +8,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from trimtab.compare import ItiRun, Table
+    from trimtab.evaluate.table import Table
     from trimtab.intervals import Estimate
+    from trimtab.published.iti_run import ItiRun
 
 
 def demo(
@@ -32,11 +33,10 @@ def demo(
     import json
 
     from trimtab.cli.setup import quiet
-    from trimtab.compare import iti_run
-    from trimtab.compare.iti import RUN_KIND
-    from trimtab.datasets import folklore
-    from trimtab.models import load_model
-    from trimtab.peft import LoRA
+    from trimtab.datasets.folklore import folklore
+    from trimtab.models.load.checkpoints import load_model
+    from trimtab.peft.methods.lora import LoRA
+    from trimtab.published.iti_run import RUN_KIND, iti_run
     from trimtab.steer.strength import require_budget
     from trimtab.storage import check_writable
 
@@ -58,7 +58,7 @@ def demo(
 def _show(run: "ItiRun", out: Path) -> None:
     from rich.console import Console
 
-    from trimtab.probes import text_map
+    from trimtab.probes.plots import text_map
 
     console = Console()
     console.width = max(console.width, 116)
@@ -86,7 +86,7 @@ def rich_table(table: "Table") -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
 
-    from trimtab.compare.table import HEADINGS
+    from trimtab.evaluate.table import HEADINGS
 
     asked = f"{table.setting['n']} questions of {table.setting['questions']}"
     title = f"{asked}: means and 95 % intervals (%; CE, KL in nats)"

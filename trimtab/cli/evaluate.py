@@ -21,8 +21,8 @@ from trimtab.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from trimtab.edits import Edit
     from trimtab.intervals import Estimate
+    from trimtab.protocols import Edit
 
 
 def evaluate(
@@ -70,10 +70,11 @@ def evaluate(
     from trimtab.cli.measuring import measure
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import open_model, open_shift, read_data
-    from trimtab.edits import NoEdit
+    from trimtab.edits.combined import NoEdit
     from trimtab.errors import BadValue
-    from trimtab.evaluate.judges import exact_judge, judge_record
-    from trimtab.steer.recipe import are_pairs, unseen
+    from trimtab.evaluate.judges.exact import exact_judge
+    from trimtab.evaluate.judges.verdicts import judge_record
+    from trimtab.steer.pipeline import are_pairs, unseen
 
     if convention not in ("plain", "lm-eval", "iti"):
         raise BadValue(f"unknown convention {convention!r}; choose plain, lm-eval or iti")

@@ -9,8 +9,8 @@ from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, pri
 from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
 
 if TYPE_CHECKING:
-    from trimtab.datasets import QuestionSet
-    from trimtab.steer import Fitted
+    from trimtab.datasets.questions import QuestionSet
+    from trimtab.steer.pipeline import Fitted
 
 
 def fit(
@@ -65,7 +65,7 @@ def fit(
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model, read_data
     from trimtab.errors import BadValue
-    from trimtab.steer import recipe
+    from trimtab.steer import pipeline as recipe
     from trimtab.storage import check_writable
 
     check_writable(out, recipe.KIND)

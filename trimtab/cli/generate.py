@@ -60,7 +60,7 @@ def generate(
     import json
 
     from trimtab.cli.setup import open_model, open_shift
-    from trimtab.evaluate import answers
+    from trimtab.engine.conversation import answers
     from trimtab.models.seeds import seeded
 
     asked = _questions(prompts, file)

@@ -10,8 +10,9 @@ from trimtab.cli.options import AsJson
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from trimtab.probes import HeadProbes
-    from trimtab.steer import HeadShift, ResidualShift
+    from trimtab.edits.residual import ResidualShift
+    from trimtab.edits.shifts import HeadShift
+    from trimtab.probes.head_probes import HeadProbes
 
 KINDS = ("fit", "demo run")
 """Results that hold probes and a shift."""
@@ -45,8 +46,8 @@ def heads(
     """
     from trimtab.cli.against import print_against
     from trimtab.cli.printing import print_json, print_table, remark
-    from trimtab.probes import heat_map
-    from trimtab.steer import HeadShift
+    from trimtab.edits.shifts import HeadShift
+    from trimtab.probes.plots import heat_map
 
     if against is not None:
         print_against(folder, against, top=top, plot=plot, as_json=as_json)
@@ -79,9 +80,9 @@ def heads(
 
 def _read(folder: Path) -> "tuple[HeadProbes, HeadShift | ResidualShift]":
     from trimtab.cli.setup import beside_results, nearest
+    from trimtab.edits.disk import load_shift
     from trimtab.errors import Incompatible
-    from trimtab.probes import HeadProbes
-    from trimtab.steer import load_shift
+    from trimtab.probes.head_probes import HeadProbes
     from trimtab.storage import kind_of
 
     if kind_of(folder) not in KINDS:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from trimtab.datasets import QuestionSet
-    from trimtab.evaluate import Judge
+    from trimtab.datasets.questions import QuestionSet
+    from trimtab.evaluate.judges import Judge
 
 JudgeName = Annotated[
     str,
@@ -34,7 +34,10 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
     from trimtab.cli.setup import nearest, quiet
     from trimtab.cli.user_code import is_user_function, open_function
     from trimtab.errors import BadValue
-    from trimtab.evaluate.judges import EndpointJudge, LocalJudge, TfidfJudge, exact_judge
+    from trimtab.evaluate.judges.endpoint import EndpointJudge
+    from trimtab.evaluate.judges.exact import exact_judge
+    from trimtab.evaluate.judges.local import LocalJudge
+    from trimtab.evaluate.judges.tfidf import TfidfJudge
 
     quiet()
     loading = {k: v for k, v in loading.items() if v is not None}
@@ -65,7 +68,7 @@ def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
     """
     from trimtab.evaluate.generation import checked_verdict
     from trimtab.evaluate.pairs import checked_score
-    from trimtab.steer.recipe import are_pairs
+    from trimtab.steer.pipeline import are_pairs
 
     first = questions[0]
     if are_pairs(questions):
@@ -77,6 +80,6 @@ def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
 def print_judge(record: dict[str, Any]) -> None:
     """Print which judge gave the figures; an indicative one's agreement stands beside them, also in a pipe."""
     from trimtab.cli.printing import remark
-    from trimtab.evaluate.judges import judge_line
+    from trimtab.evaluate.judges.verdicts import judge_line
 
     (typer.echo if record.get("indicative") else remark)(judge_line(record))

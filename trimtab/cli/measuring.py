@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.datasets import QuestionSet
-    from trimtab.edits import Edit
+    from trimtab.datasets.questions import QuestionSet
     from trimtab.intervals import Estimate
-    from trimtab.models import LoadedModel
+    from trimtab.models.load.checkpoints import LoadedModel
+    from trimtab.protocols import Edit
 
 
 @dataclass
@@ -37,8 +37,8 @@ def measure(
     keep_in: Path | None = None,
 ) -> Measured:
     """Return what was measured of an edit; its multiple choice is kept in the folder `keep_in`."""
-    from trimtab.evaluate import drift
-    from trimtab.steer.recipe import are_pairs
+    from trimtab.evaluate.drift import drift
+    from trimtab.steer.pipeline import are_pairs
 
     row = Measured(edit.name)
     if are_pairs(questions):
@@ -57,7 +57,7 @@ def measure(
 def _score_pairs(
     row: Measured, loaded: "LoadedModel", pairs: "QuestionSet", edit: "Edit", scorer: Any, batch_size: int
 ) -> None:
-    from trimtab.evaluate import contrast, score_texts
+    from trimtab.evaluate.pairs import contrast, score_texts
 
     if scorer is not None:
         texts = score_texts(*loaded, pairs, edit, scorer=scorer, batch_size=batch_size)
@@ -69,7 +69,7 @@ def _score_pairs(
 
 
 def _judge(row: Measured, loaded: "LoadedModel", questions: "QuestionSet", edit: "Edit", **options: Any) -> None:
-    from trimtab.evaluate import generate_answers
+    from trimtab.evaluate.generation import generate_answers
 
     said = generate_answers(*loaded, questions, edit, **options)
     row.figures |= {"True*Info": said.true_info, "True": said.true, "Info": said.informative}
@@ -87,7 +87,7 @@ def _choose(
     keep_in: Path | None,
 ) -> None:
     from trimtab.cli.against import keep_choices
-    from trimtab.evaluate import multiple_choice
+    from trimtab.evaluate.multiple_choice import multiple_choice
 
     chosen = multiple_choice(*loaded, questions, edit, convention=convention, batch_size=batch_size)
     if keep_in is not None:

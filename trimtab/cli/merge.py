@@ -35,8 +35,8 @@ def merge(
 
     quiet()  # before libraries are loaded that talk then
 
-    from trimtab.peft import TunedEdit
-    from trimtab.peft.merging import KIND
+    from trimtab.export.merging import KIND
+    from trimtab.peft.edit import TunedEdit
     from trimtab.storage import check_writable
 
     check_writable(out, KIND)

@@ -24,7 +24,7 @@ def methods(
     from trimtab.cli.setup import quiet
     from trimtab.cli.tuning_methods import tuning_methods
     from trimtab.errors import BadValue, UnsupportedModel
-    from trimtab.models.loading import load_config
+    from trimtab.models.load.checkpoints import load_config
 
     quiet()
     config = load_config(model) if count else None

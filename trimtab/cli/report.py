@@ -23,9 +23,9 @@ def report(
     Example: trimtab report runs/quick
     """
     from trimtab.cli.printing import print_json
-    from trimtab.compare import Comparison, merged
-    from trimtab.compare.markdown import status
-    from trimtab.compare.report import write_report
+    from trimtab.compare.comparison import Comparison, merged
+    from trimtab.report.html import write_report
+    from trimtab.report.markdown import status
 
     comparison = merged([Comparison.load(run) for run in runs])
     written = write_report(comparison, out or runs[0], title=title)

@@ -40,12 +40,13 @@ def reproduce(
     from trimtab.cli.comparison_file import read_lines
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import nearest, open_model, read_data
-    from trimtab.compare import Meters
-    from trimtab.compare.reproduce import ITI_METERS, iti_table_1, iti_two_fold
+    from trimtab.compare.design import Meters
     from trimtab.errors import BadValue
-    from trimtab.evaluate import exact_judge
-    from trimtab.evaluate.judges import LocalJudge
-    from trimtab.peft import FullFineTuning, Recipe
+    from trimtab.evaluate.judges import exact_judge
+    from trimtab.evaluate.judges.local import LocalJudge
+    from trimtab.peft.methods.full import FullFineTuning
+    from trimtab.peft.train.recipe import Recipe
+    from trimtab.published.reproduce import ITI_METERS, iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
     if protocol not in PROTOCOLS:

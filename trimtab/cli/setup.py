@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from trimtab.cli.options import DATA_NAMES
 
 if TYPE_CHECKING:
-    from trimtab.datasets import QuestionSet
-    from trimtab.models import LoadedModel
-    from trimtab.steer import HeadShift, ResidualShift
+    from trimtab.datasets.questions import QuestionSet
+    from trimtab.edits.residual import ResidualShift
+    from trimtab.edits.shifts import HeadShift
+    from trimtab.models.load.checkpoints import LoadedModel
 
 
 def quiet() -> None:
@@ -32,7 +33,7 @@ def open_model(
     revision: str | None = None,
 ) -> "LoadedModel":
     """Return the model and tokenizer that the shared options describe."""
-    from trimtab.models import load_model
+    from trimtab.models.load.checkpoints import load_model
 
     quiet()
     quantized = {} if quantization is None else {"quantization": quantization}
@@ -47,7 +48,9 @@ def read_data(
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.
     """
-    from trimtab.datasets import folklore, from_file, truthfulqa
+    from trimtab.datasets.files import from_file
+    from trimtab.datasets.folklore import folklore
+    from trimtab.datasets.truthfulqa import truthfulqa
     from trimtab.errors import BadDataset
 
     path = Path(data).expanduser()
@@ -72,8 +75,8 @@ def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | 
     """
     from dataclasses import replace
 
+    from trimtab.edits.disk import load_shift
     from trimtab.errors import BadValue, Incompatible
-    from trimtab.steer import load_shift
     from trimtab.storage import kind_of
 
     if folder is None:
@@ -85,7 +88,7 @@ def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | 
     if kind == "tuned edit":
         raise Incompatible(
             f"{str(folder)!r} holds a tuned edit, not a shift: merge it (trimtab merge --edit {folder}) and name "
-            "what was written with --model, or measure it with trimtab.compare.table in Python"
+            "what was written with --model, or measure it with trimtab.evaluate.table in Python"
         )
     shift = load_shift(folder)
     if alpha is None:

@@ -16,7 +16,7 @@ class Printed(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print what is certain to belong to the answer."""
-        from trimtab.evaluate.completion import cut
+        from trimtab.engine.completion import cut
 
         self.text += text
         answer = cut(self.text) if self.until_next_question else self.text.strip()

@@ -12,8 +12,8 @@ from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, O
 from trimtab.cli.tuning_methods import NAMES
 
 if TYPE_CHECKING:
-    from trimtab.datasets import QuestionSet
-    from trimtab.peft import TunedEdit
+    from trimtab.datasets.questions import QuestionSet
+    from trimtab.peft.edit import TunedEdit
 
 Method = Annotated[
     str,
@@ -64,8 +64,8 @@ def tune(
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import open_model, quiet, read_data
     from trimtab.cli.tuning_methods import chosen_method
-    from trimtab.edits import stopwatch
     from trimtab.peft.edit import KIND
+    from trimtab.protocols import stopwatch
     from trimtab.storage import check_writable
 
     quiet()
@@ -95,7 +95,7 @@ def tune(
 @contextlib.contextmanager
 def _plans_in_logs() -> Iterator[None]:
     """Write what is planned to stderr also where that is no terminal, as in a job's log."""
-    from trimtab.peft.fitting import PLANS
+    from trimtab.peft.train.fit import PLANS
 
     handler, level = logging.StreamHandler(), PLANS.level
     PLANS.addHandler(handler)
@@ -147,8 +147,8 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
 
 
 def _measured(model: Any, tokenizer: Any, edit: "TunedEdit", held: "QuestionSet") -> dict[str, Any]:
-    from trimtab.edits import NoEdit
-    from trimtab.evaluate import multiple_choice
+    from trimtab.edits.combined import NoEdit
+    from trimtab.evaluate.multiple_choice import multiple_choice
 
     found: dict[str, Any] = {"questions": len(held)}
     for name, one in (("untuned", NoEdit()), ("tuned", edit)):

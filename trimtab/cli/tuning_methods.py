@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.peft import TuningMethod
+    from trimtab.peft.methods.base import TuningMethod
 
 NAMES = (
     "lora",
@@ -70,9 +70,9 @@ def configured(method: "TuningMethod", options: dict[str, Any], where: str) -> "
     """
     from dataclasses import fields
 
-    from trimtab.activations import Head
+    from trimtab.activations.captured import Head
     from trimtab.cli.checking import check
-    from trimtab.peft import Recipe
+    from trimtab.peft.train.recipe import Recipe
 
     own, shared = {f.name for f in fields(method)} - {"recipe"}, {f.name for f in fields(Recipe)}
     method.with_knobs({k: v for k, v in options.items() if k not in own | shared})  # refuses them, naming its own

@@ -1,21 +1,19 @@
 """The same questions and meters for every edit, and the same folds, seeds and trials for every method."""
 
-from trimtab.compare.control import Control
+from trimtab.compare.comparison import Comparison, merged
 from trimtab.compare.design import Design, Job, Meters
-from trimtab.compare.iti import ItiRun, iti_run
-from trimtab.compare.methods import FewShot, Ready, RetrievedFewShot, RetrievedPassages, Stack
-from trimtab.compare.protocol import run, run_job
-from trimtab.compare.results import Comparison, merged
 from trimtab.compare.rows import ResultRow
-from trimtab.compare.table import Row, Table, pooled, table
-from trimtab.compare.tuning import OnQuantized, Widened
+from trimtab.compare.running import run, run_job
+from trimtab.compare.variants import OnQuantized, Widened
+from trimtab.evaluate.table import Row, Table, pooled, table
+from trimtab.prompting.few_shot import FewShot, RetrievedFewShot, RetrievedPassages, Stack
+from trimtab.protocols import Control, Ready
 
 __all__ = [
     "Comparison",
     "Control",
     "Design",
     "FewShot",
-    "ItiRun",
     "Job",
     "Meters",
     "OnQuantized",
@@ -27,7 +25,6 @@ __all__ = [
     "Stack",
     "Table",
     "Widened",
-    "iti_run",
     "merged",
     "pooled",
     "run",

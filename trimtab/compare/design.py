@@ -11,14 +11,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from trimtab.compare.control import Control
-from trimtab.compare.methods import Ready, name_of
-from trimtab.datasets import QuestionSet, neutral_texts, validation_texts
-from trimtab.edits import Edit, Method, NoEdit
+from trimtab.datasets.prose import neutral_texts, validation_texts
+from trimtab.datasets.questions import QuestionSet
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate import Judge, exact_judge
-from trimtab.evaluate.judges import judge_record
+from trimtab.evaluate.judges import Judge, exact_judge
+from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.multiple_choice import Convention
+from trimtab.prompting.few_shot import name_of
+from trimtab.protocols import Control, Edit, Method, Ready
 
 BASELINE = NoEdit().name
 

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from trimtab.compare.control import Control
 from trimtab.compare.design import Parts, Unit
-from trimtab.compare.meters import costs
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import why
-from trimtab.edits import Edit
+from trimtab.evaluate.cost import costs
+from trimtab.protocols import Control, Edit
 
 if TYPE_CHECKING:
     from trimtab.compare.worker import Worker
@@ -42,7 +41,7 @@ def do_control(worker: Worker, unit: Unit, control: Control) -> None:
                 return
             record = {"knobs": {**trial["knobs"], "draw": number}}
             record |= _drawn(
-                worker, unit, parts, lambda seed=(unit.seed, unit.fold, number): control.draw(make(), seed=seed)
+                worker, unit, parts, lambda n=number: [*control.edits(make(), n + 1, seed=(unit.seed, unit.fold))][n]
             )
             worker.write(unit, number, record)
         records.append(record)

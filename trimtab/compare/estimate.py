@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from trimtab.compare.control import Control
 from trimtab.compare.design import Job, Parts, Unit
-from trimtab.compare.markdown import table_lines
 from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, measuring
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
-from trimtab.compare.table import only_prompts
-from trimtab.edits import NoEdit
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import Incompatible, TrimtabError
-from trimtab.peft.snapshot import random_state_kept
+from trimtab.evaluate.table import only_prompts
+from trimtab.peft.methods.snapshot import random_state_kept
 from trimtab.progress import tracked
+from trimtab.protocols import Control
+from trimtab.report.markdown import table_lines
 
 Read: TypeAlias = Callable[[Unit, int | str], dict[str, Any] | None]
 """Returns the record of a unit's step, as `RunFolder.read` does."""

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.compare.design import Meters
-from trimtab.compare.meters import milliseconds_per_token
-from trimtab.compare.methods import Stack, name_of
-from trimtab.compare.table import only_prompts
-from trimtab.compare.tuning import OnQuantized, Widened
-from trimtab.datasets import QuestionSet
-from trimtab.edits import Edit
-from trimtab.evaluate import drift, generate_answers, multiple_choice
-from trimtab.peft import TuningMethod
-from trimtab.peft.running import n_steps
+from trimtab.compare.variants import OnQuantized, Widened
+from trimtab.datasets.questions import QuestionSet
+from trimtab.evaluate.cost import milliseconds_per_token
+from trimtab.evaluate.drift import drift
+from trimtab.evaluate.generation import generate_answers
+from trimtab.evaluate.multiple_choice import multiple_choice
+from trimtab.evaluate.table import only_prompts
+from trimtab.peft.methods.base import TuningMethod
+from trimtab.peft.train.running import n_steps
+from trimtab.prompting.few_shot import Stack, name_of
+from trimtab.protocols import Edit
 
 QUESTIONS = (4, 16)
 TEXTS = (4, 32)

@@ -24,7 +24,7 @@ from trimtab.compare.statistics import (
 )
 
 if TYPE_CHECKING:
-    from trimtab.compare.results import Comparison
+    from trimtab.compare.comparison import Comparison
 
 Variant = Literal["best", "within"]
 COLUMNS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trimtab.compare.control import Control
 from trimtab.compare.machine import hardware
 from trimtab.errors import Incompatible
 from trimtab.models.fingerprint import fingerprint
+from trimtab.protocols import Control
 from trimtab.storage import versions
 
 if TYPE_CHECKING:

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from trimtab.compare.control import Control
 from trimtab.compare.design import Job, Parts, Unit, digest
 from trimtab.compare.draws import do_control
 from trimtab.compare.machine import hardware, place
-from trimtab.compare.meters import costs, milliseconds_per_token, peak_memory
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder, why
-from trimtab.compare.table import only_prompts, table
-from trimtab.datasets import QuestionSet
-from trimtab.edits import Edit
-from trimtab.evaluate import drift, exact_judge, generate_answers, multiple_choice
+from trimtab.datasets.questions import QuestionSet
+from trimtab.evaluate.cost import costs, milliseconds_per_token, peak_memory
+from trimtab.evaluate.drift import drift
+from trimtab.evaluate.generation import generate_answers
+from trimtab.evaluate.judges import exact_judge
+from trimtab.evaluate.multiple_choice import multiple_choice
+from trimtab.evaluate.table import only_prompts, table
 from trimtab.models.tokens import input_device
+from trimtab.protocols import Control, Edit
 
 Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]
 

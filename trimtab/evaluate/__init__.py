@@ -1,6 +1,6 @@
 """Measuring an edited model; every kind of edit goes through the same door."""
 
-from trimtab.evaluate.conversation import Turn, answers, prompt_ids, reply
+from trimtab.engine.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.drift import Drift, drift, drifts
 from trimtab.evaluate.generation import GeneratedAnswers, generate_answers, generate_answers_many
 from trimtab.evaluate.judges import Judge, Verdict, exact_judge

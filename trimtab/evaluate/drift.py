@@ -11,17 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.datasets import neutral_texts
-from trimtab.edits import Edit, NoEdit
+from trimtab.datasets.prose import neutral_texts
+from trimtab.edits.combined import NoEdit
+from trimtab.engine.score import last_logits, require_numbers
+from trimtab.engine.shared_layers import SharedLayers, n_unchanged
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.scoring import last_logits, require_numbers
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.heads import inference
 from trimtab.models.known import EnterAt, KnownModel, entered
 from trimtab.models.processes import spread
-from trimtab.models.shared_layers import SharedLayers, n_unchanged
 from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
 from trimtab.progress import tracked
+from trimtab.protocols import Edit
 
 
 @dataclass(frozen=True)

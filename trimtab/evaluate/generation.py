@@ -9,15 +9,17 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from trimtab.datasets import Question
-from trimtab.edits import Edit, NoEdit
+from trimtab.datasets.questions import Question
+from trimtab.edits.combined import NoEdit
+from trimtab.engine.completion import complete, completions
 from trimtab.errors import BadDataset, BadValue, TrimtabError
-from trimtab.evaluate.completion import complete, completions
-from trimtab.evaluate.judges import Judge, Verdict, exact_judge, judge_record
+from trimtab.evaluate.judges.exact import exact_judge
+from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_record
 from trimtab.evaluate.kept import KeptAnswers
 from trimtab.evaluate.primer import iti_context
 from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
 from trimtab.progress import tracked
+from trimtab.protocols import Edit
 
 AnswerForm: TypeAlias = Literal["plain", "iti"]
 

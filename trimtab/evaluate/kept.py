@@ -13,11 +13,11 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from trimtab.edits import Edit
-from trimtab.evaluate.judges import Judge, Verdict, judge_record
+from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_record
 from trimtab.fields import fault
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.processes import rank_and_count
+from trimtab.protocols import Edit
 from trimtab.storage import RECORD, load_result, save_result, write_errors
 
 KIND = "answers"

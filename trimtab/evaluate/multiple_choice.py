@@ -8,13 +8,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from trimtab.datasets import Question
-from trimtab.edits import Edit, NoEdit
+from trimtab.datasets.questions import Question
+from trimtab.edits.combined import NoEdit
+from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
-from trimtab.evaluate.scoring import score_answers
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
+from trimtab.protocols import Edit
 
 Convention = Literal["plain", "lm-eval", "iti"]
 

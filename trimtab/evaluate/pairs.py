@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from trimtab.datasets import Question, QuestionSet
-from trimtab.edits import Edit, NoEdit
+from trimtab.datasets.questions import Question, QuestionSet
+from trimtab.edits.combined import NoEdit
+from trimtab.engine.score import answer_logprobs
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.judges import judge_record
-from trimtab.evaluate.scoring import answer_logprobs
+from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
+from trimtab.protocols import Edit
 
 Scorer: TypeAlias = Callable[[Question, str], float]
 """Says how much of the behaviour a generated text shows, from 0 to 1. Any callable of this kind will do."""
@@ -116,7 +117,7 @@ def score_texts(
         BadDataset: there are no pairs.
         BadValue: a pair without a prompt; the scorer returns something else than a number from 0 to 1.
     """
-    from trimtab.evaluate.completion import complete
+    from trimtab.engine.completion import complete
 
     edit = NoEdit() if edit is None else edit
     require_prompts(pairs)

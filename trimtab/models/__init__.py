@@ -1,9 +1,7 @@
-"""All that touches a live transformer: loading, finding heads, hooks, capture."""
+"""All that touches one live transformer: loading, anatomy, finding heads, hooks."""
 
-from trimtab.models.capture import capture_heads
-from trimtab.models.capture_store import capture_to_store
 from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.hooks import add_to_heads
-from trimtab.models.loading import LoadedModel, load_model
+from trimtab.models.load.checkpoints import LoadedModel, load_model
 
-__all__ = ["HeadSite", "LoadedModel", "add_to_heads", "capture_heads", "capture_to_store", "find_heads", "load_model"]
+__all__ = ["HeadSite", "LoadedModel", "add_to_heads", "find_heads", "load_model"]

@@ -57,7 +57,7 @@ def fingerprint(model: Any) -> dict[str, Any]:
 
 def name_of(model: Any) -> str:
     """Return the model's hub id or the last part of its folder: records may be shared, machines' paths may not."""
-    from trimtab.models.loading import EMBEDDED, embedded_folder
+    from trimtab.models.load.checkpoints import EMBEDDED, embedded_folder
 
     name = base_of(model).config.name_or_path
     if not name or not Path(name).is_absolute():

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations import Head
-from trimtab.edits import Positions
+from trimtab.activations.captured import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.positions import ForwardCheck, mask_of
+from trimtab.protocols import Positions
 
 Replace: TypeAlias = Callable[[Tensor], Tensor | None]
 """Gets a module's first input or output; returns what stands in its place, or None to leave it."""

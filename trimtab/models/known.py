@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any, TypeAlias
 
-from trimtab.edits import Edit, Positions
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import HeadSite, find_heads
+from trimtab.protocols import Edit, Positions
 
 EnterAt: TypeAlias = Callable[[Positions], AbstractContextManager[Any]]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.edits import Positions, TokenMask
 from trimtab.errors import BadValue, ShapeError
+from trimtab.protocols import Positions, TokenMask
 
 
 def mask_of(positions: Tensor | TokenMask, shape: Sequence[int]) -> Tensor:

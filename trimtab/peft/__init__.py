@@ -1,18 +1,18 @@
 """Tuning: each method fits to an Edit that is measured through the same door as a shift."""
 
-from trimtab.peft.bottleneck import Bottleneck
-from trimtab.peft.configured import Adapter
+from trimtab.models.stored_bits import bits_per_parameter
 from trimtab.peft.edit import TunedEdit
-from trimtab.peft.full import FullFineTuning
-from trimtab.peft.head_offsets import HeadOffsets, HeadScalings
-from trimtab.peft.ia3 import IA3
-from trimtab.peft.intrinsic import IntrinsicDimension
-from trimtab.peft.lora import LoRA
-from trimtab.peft.method import Attached, Capabilities, TuningMethod
-from trimtab.peft.prefix import PrefixTuning
-from trimtab.peft.prompt import PromptTuning
-from trimtab.peft.quantization import bits_per_parameter
-from trimtab.peft.recipe import Recipe
+from trimtab.peft.methods.base import Attached, Capabilities, TuningMethod
+from trimtab.peft.methods.bottleneck import Bottleneck
+from trimtab.peft.methods.configured import Adapter
+from trimtab.peft.methods.full import FullFineTuning
+from trimtab.peft.methods.head_offsets import HeadOffsets, HeadScalings
+from trimtab.peft.methods.ia3 import IA3
+from trimtab.peft.methods.intrinsic import IntrinsicDimension
+from trimtab.peft.methods.lora import LoRA
+from trimtab.peft.methods.prefix_tuning import PrefixTuning
+from trimtab.peft.methods.prompt_tuning import PromptTuning
+from trimtab.peft.train.recipe import Recipe
 
 __all__ = [
     "IA3",

@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trimtab.edits import Cost, Positions
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import require_same_model
 from trimtab.models.processes import on_cpu
-from trimtab.peft.method import HubAdapter, TuningMethod
+from trimtab.peft.methods.base import HubAdapter, TuningMethod
+from trimtab.protocols import Cost, Edit, Positions
 from trimtab.storage import RECORD, TENSORS, load_result, require_fields, versions, write_json, written_folder
 
 KIND = "tuned edit"
@@ -38,7 +38,7 @@ class _Saved(TypedDict):
 
 
 @dataclass(frozen=True)
-class TunedEdit:
+class TunedEdit(Edit):
     """What a tuning method learned: an Edit.
 
     It acts at every position, the prompt's included, whatever `positions` is asked for.
@@ -145,7 +145,7 @@ class TunedEdit:
         tokenizer: Any = None,
     ) -> Any:
         """Return a new plain model with the edit in its weights, compared before and after writing; see `merge`."""
-        from trimtab.peft.merging import merge
+        from trimtab.export.merging import merge
 
         return merge(self, model, dtype=dtype, tolerance=tolerance, out=out, tokenizer=tokenizer)
 

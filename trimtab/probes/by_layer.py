@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from trimtab.activations import HeadActivations
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.shards import ActivationStore
 from trimtab.errors import ShapeError
-from trimtab.probes.results import HeadProbes
-from trimtab.store import ActivationStore
+from trimtab.probes.head_probes import HeadProbes
 
 Fit = Callable[[HeadActivations, HeadActivations], HeadProbes]
 """Fits on the first, measures on the second."""

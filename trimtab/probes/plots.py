@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.activations import Head
+from trimtab.activations.captured import Head
 from trimtab.errors import BadValue
-from trimtab.probes.results import HeadProbes
+from trimtab.probes.head_probes import HeadProbes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

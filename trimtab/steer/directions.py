@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.activations import HeadActivations
+from trimtab.activations.captured import HeadActivations
 from trimtab.models.fingerprint import Fingerprint
 from trimtab.storage import load_result, save_result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from trimtab.datasets import QuestionSet
-from trimtab.datasets.questions import Format
-from trimtab.edits import Cost, stopwatch
+from trimtab.datasets.questions import Format, QuestionSet
+from trimtab.edits.residual import ResidualShift
+from trimtab.edits.shifts import HeadShift
+from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models import capture_heads
-from trimtab.probes import fit_logistic
-from trimtab.steer.fitting import Direction, fit_shift
-from trimtab.steer.residual import ResidualShift, fit_residual_shift
-from trimtab.steer.shifts import HeadShift
+from trimtab.probes.logistic import fit_logistic
+from trimtab.protocols import Control, Cost, Method, stopwatch
+from trimtab.steer.head_shifts import Direction, fit_shift
+from trimtab.steer.residual_shifts import fit_residual_shift
 
 NAMES = {"mass_mean": "ITI", "probe": "ITI (probe weights)"}
 
 
 @dataclass(frozen=True)
-class ITI:
+class ITI(Method):
     """Inference-Time Intervention (Li et al. 2023): probes rank the heads, the best are shifted.
 
     The knobs are K (`top_k`) and alpha. Its control is `RandomDirection`.
@@ -99,7 +99,7 @@ class ITI:
 
 
 @dataclass(frozen=True)
-class RandomDirection:
+class RandomDirection(Control):
     """The control of a head shift: its heads, each shifted by the same norm in a random direction.
 
     It has nothing to fit and nothing to choose, so it is no method: in a comparison it takes the shift that `follows`
@@ -116,14 +116,18 @@ class RandomDirection:
         if self.draws < 2:
             raise BadValue(f"{self.name} needs two or more draws for an interval over them, got {self.draws}")
 
-    def draw(self, edit: Any, *, seed: Sequence[int]) -> HeadShift:
-        """Return the shift with random unit directions; the seed's numbers alone decide them.
+    def edits(self, after: Any, n: int, *, seed: Sequence[int]) -> Iterator[HeadShift]:
+        """Yield n shifts with random unit directions; the seed's numbers and the draw's alone decide each.
 
         Raises:
             BadValue: the edit is not a head shift.
         """
-        if not isinstance(edit, HeadShift):
+        if not isinstance(after, HeadShift):
             raise BadValue(f"{self.name} can only follow a shift of heads, and {self.follows} makes another edit")
+        for number in range(n):
+            yield self._drawn(after, [*seed, number])
+
+    def _drawn(self, edit: HeadShift, seed: Sequence[int]) -> HeadShift:
         drawn = np.random.default_rng(seed).standard_normal(tuple(edit.directions.shape))
         units = normalize(torch.from_numpy(drawn), dim=1).to(edit.directions)
         record = {**edit.record, "direction": "random", "seed": list(seed)}
@@ -131,7 +135,7 @@ class RandomDirection:
 
 
 @dataclass(frozen=True)
-class CAA:
+class CAA(Method):
     """Contrastive Activation Addition (Rimsky et al. 2023): one vector added after one decoder layer.
 
     The knobs are the layer (`rank` 1 is the one whose residual stream the probes read best) and the multiplier.

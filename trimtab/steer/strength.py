@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from trimtab.datasets import QuestionSet, validation_texts
-from trimtab.edits import Edit, NoEdit
+from trimtab.datasets.prose import validation_texts
+from trimtab.datasets.questions import QuestionSet
+from trimtab.edits.combined import NoEdit
+from trimtab.edits.residual import ResidualShift
+from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible
-from trimtab.evaluate import Judge, drifts, exact_judge, generate_answers_many, multiple_choice_many
-from trimtab.evaluate.judges import judge_record
+from trimtab.evaluate.drift import drifts
+from trimtab.evaluate.generation import generate_answers_many
+from trimtab.evaluate.judges import Judge, exact_judge
+from trimtab.evaluate.judges.verdicts import judge_record
+from trimtab.evaluate.multiple_choice import multiple_choice_many
 from trimtab.progress import tracked
-from trimtab.steer.residual import ResidualShift
-from trimtab.steer.shifts import HeadShift
+from trimtab.protocols import Edit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

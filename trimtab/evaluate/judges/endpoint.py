@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.datasets import Question
+from trimtab.datasets.questions import Question
 from trimtab.errors import BadValue
 from trimtab.evaluate.judges.verdicts import Verdict
 

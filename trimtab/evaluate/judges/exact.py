@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trimtab.datasets import Question
+from trimtab.datasets.questions import Question
 from trimtab.evaluate.judges.verdicts import Verdict
 
 ABSTENTIONS = (

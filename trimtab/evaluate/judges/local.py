@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from trimtab.datasets import Question
+from trimtab.datasets.questions import Question
 from trimtab.errors import BadValue
 from trimtab.evaluate.judges.verdicts import Verdict
-from trimtab.models import LoadedModel, load_model
 from trimtab.models.heads import inference, logits_limit
+from trimtab.models.load.checkpoints import LoadedModel, load_model
 from trimtab.models.tokens import encode, input_device
 
 TRUTH = "allenai/truthfulqa-truth-judge-llama2-7B"

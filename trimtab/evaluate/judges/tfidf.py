@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trimtab.datasets import Question
 from trimtab.datasets.files import read_rows
+from trimtab.datasets.questions import Question
 from trimtab.errors import BadDataset
 from trimtab.evaluate.judges.verdicts import Verdict
 from trimtab.intervals import Estimate, bootstrap

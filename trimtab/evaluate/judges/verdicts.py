@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from trimtab.datasets import Question
+from trimtab.datasets.questions import Question
 
 
 class Verdict(NamedTuple):

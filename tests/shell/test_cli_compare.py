@@ -1,0 +1,240 @@
+"""`trimtab compare`, `report` and `reproduce`: files read, plans printed, mistakes named in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.comparing import TEXTS
+from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
+from trimtab.cli import app
+from trimtab.cli.comparison_file import job_of, quick, read_comparison_file
+from trimtab.cli.comparison_methods import method_of
+from trimtab.compare import OnQuantized, Widened
+from trimtab.peft import LoRA
+from trimtab.prompting.few_shot import FewShot, RetrievedPassages, Stack
+from trimtab.steer import ITI, RandomDirection
+
+CONFIG = """\
+model: {model}
+questions: {questions}
+folds: 2
+seeds: [0]
+trials: 1
+max_new_tokens: 3
+texts: {texts}
+methods:
+  - few-shot: {{shots: [1]}}
+  - iti: {{top_ks: [2], alphas: [1]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a folder with a model, questions and a configuration."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    rows = [
+        {"question": q.question, "correct": list(q.correct), "incorrect": list(q.incorrect)} for q in tiny_questions(8)
+    ]
+    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    (folder / "c.yaml").write_text(
+        CONFIG.format(model=folder / "model", questions=folder / "mine.jsonl", texts=folder / "texts.txt")
+    )
+    return folder
+
+
+def trimtab(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def said(result):
+    return " ".join((result.output + getattr(result, "stderr", "")).split())
+
+
+@pytest.mark.slow
+def test_compare_runs_a_file_and_report_makes_the_page(files, tmp_path):
+    plan = trimtab("compare", "--config", files / "c.yaml", "--out", tmp_path / "run", "--dry-run")
+    assert plan.exit_code == 0, plan.output
+    assert "| ITI | 1 | 2 | 2 |" in plan.output
+    assert "3 to train on, 1 to choose on, 4 to test on." in said(plan)
+    assert not (tmp_path / "run").exists()
+    ran = trimtab("compare", "--config", files / "c.yaml", "--out", tmp_path / "run", "--json")
+    assert ran.exit_code == 0, ran.output
+    record = json.loads(ran.stdout)
+    assert record["finished"]
+    assert [r["method"] for r in record["rows"] if r["variant"] == "best"] == ["Baseline", "Few-shot", "ITI"]
+    page = trimtab("report", tmp_path / "run")
+    assert page.exit_code == 0, page.output
+    assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "run" / "report.md").exists()
+    again = trimtab("compare", "--config", files / "c.yaml", "--out", tmp_path / "run", "--dry-run", "--json")
+    assert json.loads(again.stdout)["seconds"] == 0
+    # a page beside the records does not keep the run from going on
+    assert trimtab("compare", "--config", files / "c.yaml", "--out", tmp_path / "run").exit_code == 0
+
+
+def test_entries_of_a_file_are_methods():
+    assert method_of("iti") == ITI()
+    assert method_of({"few-shot": {"shots": [1, 2]}}) == FewShot(shots=(1, 2))
+    assert method_of("few-shot + iti") == Stack((FewShot(), ITI()))
+    assert method_of({"lora": {"r": 4}}) == LoRA(r=4)
+    assert method_of({"lora": {"grid": {"epochs": [2, 4]}}}) == Widened(LoRA(), (("epochs", (2, 4)),))
+    assert method_of("qlora") == OnQuantized(LoRA())
+    assert method_of({"retrieved passages": {"paths": ["notes.txt"]}}) == RetrievedPassages(("notes.txt",))
+    tuned = method_of({"stack": [{"lora": {"r": 4}}, "iti"]})
+    assert tuned == Stack((LoRA(r=4), ITI()))
+    assert method_of({"random direction": {"draws": 4}}) == RandomDirection(draws=4)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("modle: embedded", "unknown key 'modle'; did you mean model"),
+        ("methods: 5", "methods must be a list of text or keys with values with one entry or more, got 5"),
+        ("methods: []", "methods must be a list of text or keys with values with one entry or more, got []"),
+        ("methods: [{lora: 8}]", "the options of 'lora' are keys with values, such as `lora: {r: 8}`; got 8"),
+        ("methods: [itti]", "unknown method 'itti'; did you mean iti"),
+        ("methods: [{iti: {heads: 3}}]", "the method 'iti': unknown key 'heads'; "),
+        ("methods: [{iti: {top_ks: 3}}]", "the method 'iti': top_ks must be a list of a whole number, got 3"),
+        ("methods: [{lora: {rank: 3}}]", "has no knob 'rank'; choose among"),
+        ("methods: [{lora: {r: eight}}]", "the method 'lora': r must be a whole number, got 'eight'"),
+        ("methods: [{lora: {epochs: many}}]", "the method 'lora': epochs must be a number"),
+        ("methods: [{lora: {grid: {epochz: [1]}}}]", "has no knob 'epochz'"),
+        ("methods: [{lora: {grid: {epochs: [few]}}}]", "the method 'lora': grid: epochs must be a number"),
+        ("methods: [{lora: {grid: {epochs: []}}}]", "every knob needs one value or more to try"),
+        ("methods: [{iti: {grid: {alpa: [1]}}}]", "the method 'iti' has no knob 'alpa'; did you mean alpha"),
+        ("methods: [{iti: {grid: [3]}}]", "grid holds knobs with lists of values"),
+        ("methods: [{iti: {}, caa: {}}]", "an entry of methods is one name, with its options below it; got iti, caa"),
+        (
+            "methods: [iti, {iti: {top_ks: [8]}}]",
+            "two methods are called 'ITI'; give one of them another name, such as",
+        ),
+        ("methods: [{iti: {name: 3}}]", "the method 'iti': name must be text, got 3"),
+        ("methods: [retrieved passages]", "the method 'retrieved passages' needs paths"),
+        ("methods: [{stack: iti}]", "a stack is a list of methods"),
+        ("methods: [iti + qlora]", "LoRA r=8 on nf4 answers with a model of its own, on which ITI would not act"),
+        ("methods: [random direction]", "'Random direction' takes the setting that 'ITI' chose, which is not among"),
+        ("methods: [iti, {random direction: {grid: {draws: [2]}}}]", "chooses nothing; leave out its grid"),
+        ("limit: abc", "limit must be a whole number of 1 or more or nothing, got 'abc'"),
+        ("folds: 2.5", "folds must be a whole number of 1 or more, got 2.5"),
+        ("folds: true", "folds must be a whole number of 1 or more, got True"),
+        ("convention: foo", "convention must be plain or lm-eval or iti, got 'foo'"),
+        ("metric: bleu", "metric must be true_info or mc1, got 'bleu'"),
+        ("max_new_tokens: 0", "max_new_tokens must be a whole number of 1 or more, got 0"),
+        ("seeds: []", "seeds must be a list of a whole number of 0 or more with one entry or more, got []"),
+        ("seeds: 3", "seeds must be a list"),
+        ("seeds: [1, 1]", "each seed once"),
+        ("kl_budget: -1", "kl_budget must be a number above 0, got -1"),
+        ("kl_budget: .nan", "kl_budget must be a number above 0, got nan"),
+        ("validation: 1", "validation must be a number between 0 and 1, got 1"),
+        ("trials: 0", "trials must be a whole number of 1 or more, got 0"),
+        ("train_sizes: [few]", "train_sizes must be a list of a whole number of 3 or more or all"),
+        ("train_sizes: [2]", "train_sizes must be a list"),
+        ("train_sizes: [5000, all]", "5000 training questions asked for, and fold 0 has 229"),
+        ("judge: exatc", "unknown judge 'exatc'; did you mean exact"),
+        ("judge: http://127.0.0.1:9", "needs a model to ask for: give --judge-model NAME"),
+        ("low_data_methods: [loar]", "low_data_methods: 'loar' is not among the methods"),
+        ("questions: 5", "questions must be text, got 5"),
+        ("load: {dtpye: float32}", "load: unknown key 'dtpye'; did you mean dtype"),
+        ("load: {dtype: 16}", "load: dtype must be text or nothing, got 16"),
+        ("texts: nowhere.txt", "nowhere.txt cannot be read"),
+        ("a: [", "cannot be read as YAML"),
+        ("- iti", "must hold keys"),
+    ],
+)
+def test_a_file_that_says_what_cannot_be_is_refused_in_one_sentence_that_names_the_key(files, tmp_path, line, message):
+    (tmp_path / "c.yaml").write_text(f"{line}\n")
+    result = trimtab("compare", "--config", tmp_path / "c.yaml", "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert message in said(result)
+    assert "Traceback" not in said(result) and result.output.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_names_the_judge_and_runs_of_two_judges_are_two_comparisons(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_JUDGE_KEY", "secret")
+    said = []
+    for model in ("grader", "other"):
+        (tmp_path / "c.yaml").write_text(f"judge: http://127.0.0.1:9/v1\njudge_model: {model}\n")
+        meters = job_of(read_comparison_file(tmp_path / "c.yaml")).meters
+        assert meters.judge.key == "secret"
+        said.append(meters.as_dict())
+    assert said[0]["judge"] == "grader at http://127.0.0.1:9/v1" and said[0] != said[1]
+    assert "secret" not in str(said)
+
+
+@pytest.mark.parametrize(
+    "line", ["folds: 3", "kl_budget: 1e-1", "limit: null", "train_sizes: [5, 10, all]", "seeds: [7]"]
+)
+def test_files_that_say_what_can_be_are_read(tmp_path, line):
+    (tmp_path / "c.yaml").write_text(f"{line}\n")
+    assert job_of(read_comparison_file(tmp_path / "c.yaml")).units
+
+
+def test_the_low_data_curve_is_asked_for_by_the_names_that_the_methods_have_in_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "train_sizes: [5, 10, 40, all]\nmethods: [few-shot, iti, lora: {r: 4}]\nlow_data_methods: [iti, LoRA r=4]\n"
+    )
+    job = job_of(read_comparison_file(tmp_path / "c.yaml"))
+    assert job.methods_at(5) == job.methods_at(40) == ["Baseline", "ITI", "LoRA r=4"]
+    assert job.methods_at(None) == ["Baseline", "Few-shot", "ITI", "LoRA r=4"]
+    assert len(job.units) == 6 * (3 * 3 + 4)
+
+
+def test_one_method_has_several_rows_under_names_of_their_own(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "methods: [iti, {iti: {name: narrow, top_ks: [8]}}, {random direction: {follows: narrow}}]\n"
+        "low_data_methods: [narrow]\ntrain_sizes: [5, all]\n"
+    )
+    job = job_of(read_comparison_file(tmp_path / "c.yaml"))
+    assert job.methods["ITI"] == ITI() and job.methods["narrow"] == ITI(top_ks=(8,))
+    assert job.methods_at(5) == ["Baseline", "narrow"]
+
+
+def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_trials():
+    path = Path(__file__).parents[2] / "benchmarks" / "comparison.yaml"
+    job = job_of(read_comparison_file(path))
+    assert job.test is not None and job.test.name == "folklore"
+    names = list(job.methods)
+    for part in ("Few-shot", "ITI", "Random direction", "LoRA", "IA3", "on nf4", "LoRA r=8 + ITI", "Few-shot + ITI"):
+        assert any(part in name for name in names), part
+    assert len(names) == 17
+    for name, method in job.methods.items():
+        n = method.draws if isinstance(method, RandomDirection) else min(job.design.trials, len(list(method.grid)))
+        assert len(job.settings(name)) == n
+    assert len(job.settings("Random direction")) == 10
+    assert len(job_of(quick()).units) == 7
+
+
+def test_mistakes_are_one_sentence_with_exit_code_2(files, tmp_path):
+    for arguments, message in (
+        (("compare", "--quick", "--config", files / "c.yaml"), "--quick is a comparison of its own"),
+        (("compare", "--config", tmp_path / "none.yaml"), "there is no file"),
+        (("report", tmp_path / "none"), "no comparison at"),
+        (("reproduce", "iti-table-2"), "unknown protocol 'iti-table-2'; did you mean iti-table-1"),
+        (("reproduce", "iti-2fold", "--judge", "me"), "unknown judge 'me'"),
+    ):
+        result = trimtab(*arguments)
+        assert result.exit_code == 2, result.output
+        assert message in said(result)
+        assert "Traceback" not in said(result)
+
+
+@pytest.mark.slow
+def test_reproduce_runs_a_protocol_on_any_model(files, tmp_path):
+    big = tmp_path / "model"
+    tiny_model(context=2048).save_pretrained(big)
+    tiny_tokenizer().save_pretrained(big)
+    result = trimtab(
+        "reproduce", "iti-2fold", "--model", big, "--data", files / "mine.jsonl", "--judge", "exact",
+        "--texts", files / "texts.txt", "--top-k", 2, "--alpha", 1, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "No figures were published for" in result.output
+    assert "Known deviations:" in result.output
+    assert json.loads((tmp_path / "out" / "iti-2fold.json").read_text())["name"] == "iti-2fold"

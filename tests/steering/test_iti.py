@@ -1,0 +1,131 @@
+"""ITI from start to table: on a tiny model with the whole of TruthfulQA, and the rules of `iti_run`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import trimtab as tt
+from tests.measuring import random_shift
+from tests.tiny import COMMON, tiny_model, tiny_questions, tiny_tokenizer
+from trimtab.datasets import iti_folds, neutral_texts, truthfulqa
+from trimtab.errors import BadValue
+from trimtab.published.iti_run import iti_run, random_controls
+from trimtab.steer import CAA, ITI
+
+
+def test_the_whole_of_truthfulqa_runs_through_fit_and_evaluate(shared_data):
+    # the longest statement has more of the tiny tokenizer's tokens than the tiny models' context
+    roomy = LlamaConfig(**{**COMMON, "max_position_embeddings": 512})
+    model, tokenizer = AutoModelForCausalLM.from_config(roomy).eval(), tiny_tokenizer()
+    questions = truthfulqa(shared_data / "truthfulqa" / "mc_task.json")
+    fold = iti_folds()[0]
+    train, validation, test = (questions.select(part) for part in fold)
+    acts = tt.capture_heads(model, tokenizer, train.statements("iti"), batch_size=128)
+    held = tt.capture_heads(model, tokenizer, validation.statements("iti"), batch_size=128)
+    assert len(acts) + len(held) == sum(len(q.correct) + len(q.incorrect) for q in [*train, *validation])
+    probes = tt.probes.fit_logistic(acts, validation=held)
+    assert set(probes.validation_questions) == {q.question for q in validation}
+    shift = tt.steer.fit_shift(acts, probes, top_k=4).scaled(8)
+    plain = tt.evaluate.multiple_choice(model, tokenizer, test, batch_size=128)
+    steered = tt.evaluate.multiple_choice(model, tokenizer, test, shift, batch_size=128)
+    assert len(plain.rows) == len(steered.rows) == 409
+    moved = sum(a.answers != b.answers for a, b in zip(plain.rows, steered.rows, strict=True))
+    assert moved == 409
+
+
+@pytest.fixture(scope="module")
+def small_run():
+    """One run on a tiny random model whose strength is chosen for next to no drift."""
+    texts = neutral_texts(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trimtab.steer.strength.validation_texts", lambda: texts)
+        patch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: texts)
+        model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(20)
+        parts = questions[:10], questions[10:15], questions[15:]
+        with pytest.warns(UserWarning, match="no setting within"):
+            other = replace(random_shift(model, seed=1), name="Other")
+            return iti_run(model, tokenizer, *parts, top_k=4, kl_budget=0.5, shots=2, draws=3, others=[other])
+
+
+def test_a_run_has_its_rows_measured_on_the_test_questions(small_run):
+    assert [row.name for row in small_run.table.rows] == [
+        "Baseline",
+        "Few-shot",
+        "ITI",
+        "Few-shot + ITI",
+        "Other",
+        "Random direction",
+    ]
+    asked = {row["question"] for row in small_run.table["ITI"].details["generated"]}
+    assert asked == {q.question for q in tiny_questions(20)[15:]}
+    assert small_run.table["Baseline"].kl == 0 < small_run.table["ITI"].kl <= 1
+    assert set(small_run.probes.validation_questions) == {q.question for q in tiny_questions(20)[10:15]}
+
+
+def test_a_saved_run_holds_shift_probes_pictures_and_every_row(small_run, tmp_path):
+    small_run.save(tmp_path / "run")
+    small_run.save(tmp_path / "run")  # a run of the same kind may be written again
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["sweep"]["chosen"]["top_k"] == len(small_run.shift.heads)
+    assert tt.steer.HeadShift.load(tmp_path / "run" / "shift").heads == small_run.shift.heads
+    assert tt.probes.HeadProbes.load(tmp_path / "run" / "probes").top(3) == small_run.probes.top(3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_random_controls_shift_the_same_heads_by_the_same_norms_in_other_directions():
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions()
+    acts = tt.capture_heads(model, tokenizer, questions.statements())
+    probes = tt.probes.fit_logistic(acts)
+    shift = tt.steer.fit_shift(acts, probes, top_k=5).scaled(3)
+    one, other = random_controls(acts, probes, shift, 2)
+    for control in (one, other):
+        assert control.heads == shift.heads
+        for head, delta in control.deltas.items():
+            assert float(delta.norm()) == pytest.approx(float(shift.deltas[head].norm()), rel=1e-5)
+    assert not torch.allclose(one.directions, other.directions)
+
+
+def test_parts_that_share_a_question_and_too_many_shots_are_refused():
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions()
+    with pytest.raises(BadValue, match="must not share"):
+        iti_run(model, tokenizer, questions[:6], questions[5:8], questions[8:])
+    with pytest.raises(BadValue, match="7 shots asked for; there are 6"):
+        iti_run(model, tokenizer, questions[:6], questions[6:8], questions[8:], shots=7)
+
+
+def test_the_benchmark_averages_seeds_and_draws_inside_a_question(small_run):
+    program = Path(__file__).parents[2] / "benchmarks" / "embedded.py"
+    spec = importlib.util.spec_from_file_location("embedded_benchmark", program)
+    assert spec and spec.loader
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    one = small_run.table
+    mean = benchmark.mean_over_seeds([one, one])
+    assert list(mean) == [row.name for row in one.rows]
+    for row in one.rows:
+        for metric in ("true", "info", "unmatched", "mc1", "mc2", "ce", "kl"):
+            value = getattr(row, metric)
+            assert (mean[row.name][metric] is None) == (value is None)
+            if value is not None:
+                assert mean[row.name][metric]["mean"] == pytest.approx(float(value))
+    # clusters are questions, or texts for CE and KL, however many seeds and draws measured them
+    assert mean["Random direction"]["mc2"]["n"] == mean["ITI"]["mc2"]["n"] == 5
+    assert mean["Random direction"]["kl"]["n"] == 3
+    assert mean["ITI"]["mc2"]["low"] < mean["ITI"]["mc2"]["mean"] < mean["ITI"]["mc2"]["high"]
+    assert "| Other | " in benchmark.markdown(mean)
+
+
+@pytest.mark.parametrize("method", [ITI(), CAA()])
+@pytest.mark.parametrize("knobs", [{"alpha": 1.0}, {"alpha": 1.0, "k": 3}, {"alpha": 1.0, "top_k": 1, "rank": 1}])
+def test_knobs_that_a_method_does_not_have_are_refused_by_name(method, knobs):
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(4)
+    with pytest.raises(BadValue, match=f"{method.name} takes the knobs (top_k|rank) and alpha, got {', '.join(knobs)}"):
+        method.fit(model, tokenizer, questions, knobs=knobs)

@@ -1,0 +1,6 @@
+"""Captured activations of attention heads and layers, in memory and in a store on disk."""
+
+from trimtab.activations.captured import Head, HeadActivations
+from trimtab.activations.shards import ActivationStore
+
+__all__ = ["ActivationStore", "Head", "HeadActivations"]

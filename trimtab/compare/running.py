@@ -1,0 +1,139 @@
+"""run: every method fitted, its knobs chosen and its result measured on the same questions by the same meters."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.compare.comparison import Comparison
+from trimtab.compare.design import Design, Job, Meters, named
+from trimtab.compare.records import RunFolder
+from trimtab.compare.specification import specification
+from trimtab.compare.worker import Worker
+from trimtab.datasets.questions import QuestionSet
+from trimtab.errors import BadValue
+from trimtab.evaluate.generation import checked_verdict
+from trimtab.models.processes import rank_and_count
+from trimtab.progress import tracked
+from trimtab.protocols import Control, Edit, Method
+
+POLL_SECONDS = 2.0
+
+
+def run(
+    model: Any,
+    tokenizer: Any,
+    questions: QuestionSet,
+    methods: Sequence[Method | Edit | Control] | Mapping[str, Method | Edit | Control],
+    *,
+    folds: int = 2,
+    seeds: Sequence[int] = (0, 1, 2),
+    trials: int = 8,
+    kl_budget: float | int = 0.1,
+    test: QuestionSet | None = None,
+    meters: Meters | None = None,
+    out: str | Path | None = None,
+) -> Comparison:
+    """Return the comparison of methods, each fitted, chosen and measured on the same questions (docs/comparing.md).
+
+    In every fold and under every seed each method tries `trials` of its settings, fitted on the training part and
+    scored on the validation part; the best one, and the best one within the KL budget, are measured on the test
+    questions, which nothing has seen before. The unedited model is always the first row.
+
+    Args:
+        questions: split by question into folds, another split for every seed.
+        methods: methods, or ready edits, or a mapping that names them.
+        trials: settings each method may try: the first ones of a fixed shuffle of its grid.
+        kl_budget: in nats per token, for the second result.
+        test: questions to measure on instead of each fold's held-out part.
+        meters: judge, convention, neutral texts and metric.
+        out: run folder; running again does only what is missing. A temporary one if not given.
+
+    Raises:
+        BadValue, BadDataset: the design is impossible on these questions, or the judge does not judge.
+        Incompatible: the folder holds something else.
+    """
+    design = Design(folds, tuple(seeds), trials, kl_budget)
+    job = Job(named(methods), questions, test, design, meters or Meters())
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return run_job(model, tokenizer, job, Path(folder) / "run")
+    return run_job(model, tokenizer, job, out)
+
+
+def run_job(
+    model: Any,
+    tokenizer: Any,
+    job: Job,
+    out: str | Path,
+    *,
+    stop_after: float | int | None = None,
+    retry_failed: bool = False,
+    redo_changed: bool = False,
+) -> Comparison:
+    """Do what is missing in the run folder and return the comparison as it then stands.
+
+    Several processes may call this on one folder: each claims units that no other has.
+
+    Args:
+        stop_after: start no new trial after so many seconds; the rest is left to the next call.
+        retry_failed: try again the job's trials that are recorded as failed, and measure their units again.
+        redo_changed: do anew the methods whose settings differ from those in the folder.
+
+    Raises:
+        BadValue: the judge does not judge, or the process is one of a launch's.
+        Incompatible: the folder holds something else.
+    """
+    if rank_and_count()[1] > 1:
+        # each would claim units of its own, and mix its results with what the others compute at that time
+        raise BadValue(
+            "a comparison runs in processes that share its folder, not in those of a launch (torchrun, accelerate "
+            "launch): start the same command once for each device (CUDA_VISIBLE_DEVICES=0 trimtab compare ...)"
+        )
+    _require_judge(job)
+    folder = RunFolder(out)
+    folder.open_for(specification(job, model), redo_changed=redo_changed)
+    ends = None if stop_after is None else time.monotonic() + stop_after
+    worker = Worker(model, tokenizer, job, folder, ends)
+    with folder.working(worker.place):
+        if retry_failed:
+            forget_failures(folder, job)
+        _work(worker, job)
+    return Comparison.load(out)
+
+
+def _work(worker: Worker, job: Job) -> None:
+    waiting = [u for u in job.units if not worker.done(u)]
+    while waiting and not worker.late:
+        for unit in tracked(waiting, "comparing"):
+            with worker.folder.claim(unit) as mine:
+                if mine and not worker.late:
+                    worker.do(unit)
+        waiting = [u for u in waiting if not worker.done(u)]
+        if waiting and not worker.late:
+            time.sleep(POLL_SECONDS)  # another process has them; should it die, its claims come free
+
+
+def forget_failures(folder: RunFolder, job: Job) -> int:
+    """Delete what failed in the job's units that nobody works on, so that it is done again; return how many records.
+
+    A unit's last measurement goes with its failed trials, and a control's draws with those of the method it follows.
+    """
+    forgotten = 0
+    for unit in job.units:
+        with folder.claim(unit) as mine:
+            gone = folder.forget(unit, only_failed=True) if mine else 0
+        if gone:
+            followers = [n for n, m in job.methods.items() if isinstance(m, Control) and m.follows == unit.method]
+            gone += sum(folder.forget(unit._replace(method=name)) for name in followers)
+        forgotten += gone
+    return forgotten
+
+
+def _require_judge(job: Job) -> None:
+    # a judge that cannot judge would fail every method alike; better to say so before hours of work
+    question = job.questions[0]
+    checked_verdict(job.meters.judge(question, question.best_answer), job.meters.judge)

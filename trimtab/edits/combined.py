@@ -1,0 +1,123 @@
+"""NoEdit and Stacked: none, and several edits at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trimtab.errors import BadValue
+from trimtab.protocols import ALL_LAYERS, Cost, Edit, Positions, require_order
+
+
+@dataclass(frozen=True)
+class NoEdit(Edit):
+    """The unedited model."""
+
+    name: str = "Baseline"
+    cost: Cost = field(default_factory=Cost)
+    leaves_prompt_unedited: bool = True
+    unchanged_layers: ClassVar[int] = ALL_LAYERS
+
+    @contextlib.contextmanager
+    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
+        """Yield the model as it is."""
+        yield model
+
+    def scaled(self, factor: float | int) -> NoEdit:  # noqa: ARG002
+        """Return the same: any multiple of nothing."""
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kind."""
+        return {"kind": "none"}
+
+    def merged(self, model: Any) -> Any:
+        """Return the model."""
+        return model
+
+
+@dataclass(frozen=True)
+class Stacked(Edit):
+    """Several edits at once, applied in order; at most one of them may change the prompt.
+
+    Raises:
+        BadValue: fewer than two edits; two that change the prompt; one that answers with a model of its own after
+            one that would then not act.
+    """
+
+    edits: tuple[Edit, ...]
+    name: str = ""
+    cost: Cost = field(init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.edits) < 2:
+            raise BadValue(f"Stacked needs two or more edits, got {len(self.edits)}")
+        prompting = [e.name for e in self.edits if e.prompt("?") is not None]
+        if len(prompting) > 1:
+            raise BadValue(f"only one edit of a stack may change the prompt, got {' and '.join(prompting)}")
+        require_order([e for e in self.edits if e.unchanged_layers != ALL_LAYERS])
+        object.__setattr__(self, "cost", sum((e.cost for e in self.edits), Cost()))
+        object.__setattr__(self, "name", self.name or " + ".join(e.name for e in self.edits))
+
+    @property
+    def replaces_model(self) -> bool:
+        """Whether one of them answers with a model of its own."""
+        return any(e.replaces_model for e in self.edits)
+
+    @property
+    def changes_prompt_only(self) -> bool:
+        """Whether no edit of the stack changes the model."""
+        return all(e.changes_prompt_only or e.unchanged_layers == ALL_LAYERS for e in self.edits)
+
+    @property
+    def leaves_prompt_unedited(self) -> bool:
+        """True if every edit does."""
+        return all(e.leaves_prompt_unedited for e in self.edits)
+
+    @property
+    def unchanged_layers(self) -> int:
+        """Those that no edit of the stack changes."""
+        return min(e.unchanged_layers for e in self.edits)
+
+    @property
+    def fitted_on(self) -> Sequence[str]:
+        """The questions that any of them was made from."""
+        return sorted({key for e in self.edits for key in e.fitted_on})
+
+    @property
+    def losses(self) -> Sequence[float]:
+        """The losses of the first one that was trained."""
+        return next((e.losses for e in self.edits if e.losses), ())
+
+    @property
+    def stored_bytes(self) -> int:
+        """What all of them take on disk."""
+        return sum(e.stored_bytes for e in self.edits)
+
+    @contextlib.contextmanager
+    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:
+        """Yield the model with every edit in place."""
+        with contextlib.ExitStack() as stack:
+            for edit in self.edits:
+                model = stack.enter_context(edit.applied(model, positions))
+            yield model
+
+    def prompt(self, question: str) -> str | None:
+        """Return the prompt of the one edit that changes it."""
+        return next((p for e in self.edits if (p := e.prompt(question)) is not None), None)
+
+    def scaled(self, factor: float | int) -> Stacked:
+        """Return the stack with every edit's effect multiplied; raises `BadValue` if one of them has no strength."""
+        return Stacked(tuple(e.scaled(factor) for e in self.edits), self.name)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the parts' descriptions."""
+        return {"kind": "stacked", "edits": [e.describe() for e in self.edits]}
+
+    def merged(self, model: Any) -> Any:
+        """Return a plain model with every edit worked in, one after another."""
+        for edit in self.edits:
+            model = edit.merged(model)
+        return model

@@ -1,0 +1,102 @@
+"""Prompts that depend on the question: its nearest training questions, or passages of the user's text files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from trimtab.errors import BadDataset, BadValue
+from trimtab.protocols import ALL_LAYERS, Cost, Edit, Positions
+
+PASSAGE_WORDS = 120
+
+
+class TfidfIndex:
+    """Finds the texts nearest to a query by the cosine of their TF-IDF vectors (scikit-learn's, words and pairs)."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = tuple(texts)
+        # a question's little words are most of it, so they are kept and their weight left to the document frequency
+        self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        try:
+            self.matrix: Any = self.vectorizer.fit_transform(self.texts)
+        except ValueError as cause:
+            raise BadDataset("no words to index: the texts to retrieve from are empty") from cause
+
+    def nearest(self, query: str, k: int) -> list[int]:
+        """Return the places of the k nearest texts, nearest first; equally near ones in their own order."""
+        asked: Any = self.vectorizer.transform([query])
+        scores = (self.matrix @ asked.T).toarray()[:, 0]
+        return np.argsort(-scores, kind="stable")[:k].tolist()
+
+
+@dataclass(frozen=True)
+class Retrieved(Edit):
+    """An Edit that only prompts: before a question stand the texts nearest to it, the nearest last."""
+
+    keys: tuple[str, ...]
+    """What questions are compared with."""
+    blocks: tuple[str, ...]
+    """What is set before the question where its key is among the nearest."""
+    k: int
+    name: str = "Retrieved"
+    cost: Cost = field(default_factory=Cost)
+    leaves_prompt_unedited: bool = True
+    unchanged_layers: ClassVar[int] = ALL_LAYERS
+    changes_prompt_only: ClassVar[bool] = True
+    index: TfidfIndex = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= len(self.keys):
+            raise BadValue(f"{self.name}: {self.k} texts asked for; there are {len(self.keys)} to retrieve from")
+        object.__setattr__(self, "index", TfidfIndex(self.keys))
+
+    @contextlib.contextmanager
+    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
+        """Yield the model as it is."""
+        yield model
+
+    def prompt(self, question: str) -> str:
+        """Return the retrieved blocks, the nearest last, and the question, separated by blank lines."""
+        found = self.index.nearest(question, self.k)
+        return "\n\n".join([*(self.blocks[i] for i in reversed(found)), f"Q: {question}\nA:"])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kind, how many texts are retrieved and from how many."""
+        return {"kind": "retrieved", "name": self.name, "k": self.k, "pool": len(self.keys)}
+
+
+def read_passages(paths: Sequence[str | Path]) -> tuple[str, ...]:
+    """Return the passages of text files: their paragraphs, cut where longer than 120 words.
+
+    A folder stands for the `.txt` and `.md` files in it.
+
+    Raises:
+        BadDataset: a file cannot be read as UTF-8 text, or there is no text at all.
+    """
+    found: list[str] = []
+    for path in _files(paths):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as cause:
+            raise BadDataset(f"{path} cannot be read as UTF-8 text; give .txt or .md files to retrieve from") from cause
+        for paragraph in re.split(r"\n\s*\n", text):
+            words = paragraph.split()
+            found += [" ".join(words[i : i + PASSAGE_WORDS]) for i in range(0, len(words), PASSAGE_WORDS)]
+    if not found:
+        raise BadDataset(f"no text in {', '.join(map(str, paths)) or 'no files'}: there is nothing to retrieve from")
+    return tuple(found)
+
+
+def _files(paths: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += sorted(p for p in path.iterdir() if p.suffix in (".txt", ".md")) if path.is_dir() else [path]
+    return files

@@ -1,0 +1,104 @@
+"""capture_to_store: activations of many statements, straight to disk, by any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from trimtab.activations.shards import ActivationStore
+from trimtab.datasets.questions import Statement
+from trimtab.engine.capture import capture_heads, require_place, require_statements
+from trimtab.errors import BadValue
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
+from trimtab.models.processes import rank_and_count, wait
+
+
+def capture_to_store(
+    model: Any,
+    tokenizer: Any,
+    statements: Sequence[Statement],
+    path: str | Path,
+    *,
+    position: Literal["last", "mean_answer"] = "last",
+    site: Literal["heads", "residual"] = "heads",
+    per_shard: int = 512,
+    batch_size: int | None = None,
+    heads: Mapping[int, tuple[str, int]] | None = None,
+) -> ActivationStore:
+    """Return the store at `path` with the activations of every head for every statement.
+
+    As `capture_heads`, but memory holds `per_shard` statements at a time. Whatever stops a run, the shards it wrote
+    stay: the same call makes those that are missing or damaged. Under `accelerate launch` or `torchrun` every
+    process makes its share of the shards, and each gets the whole store; a stopped run may go on with another number
+    of processes. `per_shard` is settled when the store is begun.
+
+    Raises:
+        UnsupportedModel, BadDataset, BadValue: as `capture_heads`.
+        Incompatible: the folder holds something else, or activations of another model, other statements or settings;
+            there is no room on the disk.
+    """
+    # before the folder is begun with them
+    require_statements(statements)
+    require_place(position, site)
+    if per_shard < 1:
+        raise BadValue(f"per_shard must be at least 1, got {per_shard}")
+    rank, n_processes = rank_and_count()
+    store = None
+    # the first process makes or checks the manifest, the others then find it there
+    for turn in (rank == 0, rank != 0):
+        if turn:
+            store = ActivationStore.created(
+                path,
+                record=_record(model, tokenizer, statements, position, site, heads),
+                layout={**_layout(model, site, heads), "per_shard": per_shard},
+                labels=[s.label for s in statements],
+                groups=[s.group for s in statements],
+            )
+            if rank == 0:
+                store.sweep()
+        wait()
+    assert store is not None
+    missing = store.missing()
+    wait()  # all list what is missing before anyone writes, so that the shares fit together
+    for shard in missing[rank::n_processes]:
+        part = [statements[i] for i in store.examples_of(shard)]
+        acts = capture_heads(model, tokenizer, part, position=position, site=site, batch_size=batch_size, heads=heads)
+        store.write(shard, acts.values)
+    wait()
+    return ActivationStore.open(path)
+
+
+def _record(
+    model: Any,
+    tokenizer: Any,
+    statements: Sequence[Statement],
+    position: str,
+    site: str,
+    heads: Mapping[int, tuple[str, int]] | None,
+) -> dict[str, Any]:
+    tokens = [tokenizer(s.text)["input_ids"] for s in statements]
+    texts = [[s.prompt, s.answer] for s in statements]
+    made = json.dumps([texts, tokens], ensure_ascii=False)
+    return {
+        "model": fingerprint(model),
+        "position": position,
+        "site": site,
+        "statements": hashlib.sha256(made.encode()).hexdigest(),
+        **({} if heads is None else {"named_heads": [[layer, *named] for layer, named in heads.items()]}),
+    }
+
+
+def _layout(model: Any, site: str, heads: Mapping[int, tuple[str, int]] | None) -> dict[str, Any]:
+    dtype = torch.promote_types(base_of(model).dtype, torch.float32)
+    names = {"dtype": str(dtype).removeprefix("torch.")}
+    if site == "residual":
+        n_layers, width = len(decoder_layers(model)), text_config(model).hidden_size
+        return {"layers": list(range(n_layers)), "n_heads": 1, "d_head": width, **names}
+    sites = find_heads(model, heads)
+    return {"layers": [s.layer for s in sites], "n_heads": sites[0].n_heads, "d_head": sites[0].d_head, **names}

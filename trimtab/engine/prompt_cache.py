@@ -1,0 +1,56 @@
+"""The cache of a batch of prompts, from which generation goes on; what all of them begin with is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.engine.passes import Computed
+from trimtab.engine.past import TreeForward, as_cache, cache_name, sent, takes_positions
+from trimtab.engine.sharing import chosen_mode, worthwhile
+from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
+from trimtab.models.heads import inference
+from trimtab.models.tokens import Batch
+from trimtab.protocols import TokenMask
+
+
+def prompt_cache(model: Any, batch: Batch, ids: Sequence[Sequence[int]], pad: int, *, several: bool) -> Any:
+    """Return the cache of the prompts without their last tokens, for a left-padded batch of the given sequences.
+
+    None where a prompt has no other token, and where computing it apart saves nothing: the prompts do not begin alike,
+    and not `several` continuations start from it.
+    """
+    rows = [list(ids[i][:-1]) for i in batch.indices]
+    if not all(rows):
+        return None
+    with inference(model):
+        shared = _begun_once(model, rows, pad)
+        if shared is not None or not several:
+            return shared
+        mask = batch.attention_mask[:, :-1]
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
+        out = model(input_ids=batch.input_ids[:, :-1], attention_mask=mask, use_cache=True, **positions)
+        return out[cache_name(model)]
+
+
+def _begun_once(model: Any, ids: Sequence[list[int]], pad: int) -> Any:
+    """Return the cache of prompts whose common beginning is computed once; None where that is not worth its while."""
+    n_shared, n_all = n_common(min(ids), max(ids)), sum(map(len, ids))
+    if not worthwhile(model, n_all, n_all - n_shared * (len(ids) - 1)):
+        return None
+    tree = TokenTree.grown([TreeRow(row, len(row), len(row)) for row in ids])
+    mode = chosen_mode(model, tree, 1, pad, TokenMask(), Computed())
+    if mode == "plain":
+        return None
+    forward = TreeForward(model, tree, mode, pad)
+
+    def grown(rows: Sequence[np.ndarray], past: Any) -> Any:
+        return forward(model, sent(forward.placed(rows), forward.device), past, keep=1, remember=True)[1]
+
+    past = grown([tree.paths[0][:n_shared]], None)
+    rest = [path[n_shared:] for path in tree.paths]
+    past = grown(rest, past) if any(map(len, rest)) else past.expanded(len(ids))
+    return as_cache(past.gathered(torch.arange(len(ids), device=forward.device)))

@@ -1,0 +1,102 @@
+"""Full fine-tuning: the model's own weights are trained, all of them or those of the top layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import BadValue
+from trimtab.models.heads import base_of, decoder_layers
+from trimtab.peft.methods.attaching import Parts, frozen_base
+from trimtab.peft.methods.base import Capabilities, TuningMethod
+from trimtab.peft.train.memory import require_room_on_cpu
+from trimtab.peft.train.sharding import is_twin
+
+
+@dataclass(frozen=True)
+class FullFineTuning(TuningMethod):
+    """Trains the weights themselves: `"all"`, or those of the `layers` topmost decoder layers.
+
+    Two layers are FT-Top2 of Li and Liang 2021 (also in Hu et al. 2022, table 3). The untuned weights are kept in the
+    CPU's memory, in their own dtype, while the tuned ones stand in the model; the plan counts them. Tied embeddings
+    are one tensor, trained and stored once.
+
+    Raises:
+        BadValue: `layers` is neither "all" nor a number of layers.
+    """
+
+    layers: int | Literal["all"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.layers != "all" and (not isinstance(self.layers, int) or self.layers < 1):
+            raise BadValue(f"layers is 'all' or how many of the topmost layers to tune, got {self.layers!r}")
+
+    @property
+    def name(self) -> str:
+        """All, or which part."""
+        return "Full fine-tuning" if self.layers == "all" else f"FT-Top{self.layers}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Needs the weights themselves."""
+        return Capabilities("full", mergeable=True, four_bit=False, packing=True, checkpointing=True, sharding=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """A usual step for whole models."""
+        return 2e-5
+
+    def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - tuning starts from the weights
+        """Return the chosen weights as what is trained.
+
+        Raises:
+            BadValue: quantised weights, more layers than the model has, or no room for the untuned weights.
+        """
+        self.require_runs_on(model)
+        require_float_weights(model, self.name)
+        chosen = self._chosen(model)
+        # a twin's weights are split into memory of their own, and none of them is ever put back
+        size = 0 if is_twin(model) else sum(p.nbytes for p in chosen.values())
+        require_room_on_cpu(size)
+        with frozen_base(model) as undo:
+            if size:
+                undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
+            for parameter in chosen.values():
+                parameter.requires_grad_(True)
+            return Parts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
+
+    def _chosen(self, model: Any) -> dict[str, nn.Parameter]:
+        base = base_of(model)
+        if self.layers == "all":
+            return dict(base.named_parameters())
+        layers = decoder_layers(model)
+        if self.layers > len(layers):
+            raise BadValue(f"{self.layers} layers to tune asked for; the model has {len(layers)}")
+        wanted = {id(p) for layer in layers[-self.layers :] for p in layer.parameters()}
+        return {name: p for name, p in base.named_parameters() if id(p) in wanted}
+
+    def parameter_count(self, model_or_config: Any) -> int:
+        """Return the number of weights; tied ones count once."""
+        from trimtab.peft.methods.adapters import skeleton  # which loads Hugging Face PEFT
+
+        return sum(p.numel() for p in self._chosen(skeleton(model_or_config)).values())
+
+
+def require_float_weights(model: Any, name: str) -> None:
+    """Raise `BadValue` if some weights are integers (8-bit), which no step can change."""
+    for key, parameter in base_of(model).named_parameters():
+        if not parameter.is_floating_point():
+            raise BadValue(
+                f"{name} cannot run on quantised weights ({key} is {parameter.dtype}): it works on the weights "
+                "themselves; load the model without quantization, or choose a method that leaves them alone"
+            )
+
+
+@torch.no_grad()
+def _restore(before: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, value in before:
+        parameter.copy_(value)

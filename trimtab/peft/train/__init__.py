@@ -1,0 +1,1 @@
+"""How a method is trained: recipe, examples, the Trainer, checkpoints."""

@@ -1,0 +1,235 @@
+"""fit_method: attach, plan, train, take what was learned; the one way in which every method is fitted."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.datasets.questions import QuestionSet, SftExample
+from trimtab.errors import BadValue, Incompatible
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.heads import base_of
+from trimtab.models.hooks import is_compiled
+from trimtab.models.processes import (
+    COMPILER,
+    DEEPSPEED,
+    PRECISION,
+    all_or_none,
+    launch_asks,
+    on_cpu,
+    plain_launch,
+    rank_and_count,
+)
+from trimtab.models.tokens import input_device, pad_id
+from trimtab.peft.edit import TunedEdit
+from trimtab.peft.methods.attaching import require_whole
+from trimtab.peft.methods.base import Attached, TuningMethod
+from trimtab.peft.methods.snapshot import Snapshot
+from trimtab.peft.train.examples import Collator, Examples, encode
+from trimtab.peft.train.memory import PeakMemory
+from trimtab.peft.train.packing import packs_exactly
+from trimtab.peft.train.plan import Plan, make_plan
+from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.train.running import cast_once, checkpointed, make_trainer, n_steps, run_trainer
+from trimtab.peft.train.runs import RunFolder
+from trimtab.peft.train.sharding import Sharding, twin_of
+from trimtab.peft.train.speed import ms_per_token
+from trimtab.peft.train.trackers import require_lasting
+from trimtab.protocols import Cost
+
+PLANS = logging.getLogger(__name__)
+"""Where plans go that no terminal shows."""
+
+
+def fit_method(
+    method: TuningMethod,
+    model: Any,
+    tokenizer: Any,
+    train: QuestionSet | Sequence[SftExample],
+    *,
+    seed: int,
+    out: str | Path | None,
+    resume: bool,
+) -> TunedEdit:
+    """Return the tuned edit; see `TuningMethod.fit`, which keeps the random state around it."""
+    if is_compiled(model):
+        raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
+    require_whole(model)
+    require_lasting(method.recipe.report_to, out)
+    start, sharding = time.perf_counter(), Sharding.asked()
+    device = sharding.device if sharding else input_device(base_of(model))
+    _require_launched_for(device, method.recipe)
+    peak = PeakMemory(device)
+    data = encode(model, tokenizer, train, method.recipe)
+    made_on, untuned = fingerprint(model), ms_per_token(model)
+    if sharding:
+        sharding.require_runs_on(method, model, made_on)
+    specification = {
+        "model": made_on,
+        "method": method.describe(),
+        "recipe": method.recipe.as_dict(),
+        "data": data.fingerprint,
+        "seed": seed,
+    }
+    if (processes := rank_and_count()[1]) > 1:
+        specification["processes"] = processes
+    if launch_asks(DEEPSPEED):  # its checkpoints are of its own, one file a process
+        specification["deepspeed"] = True
+    run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
+    learned = run.on(model)
+    size = sum(t.numel() * t.element_size() for t in learned.tensors.values())
+    record = {
+        **specification,
+        "data": {"fingerprint": data.fingerprint, "name": getattr(train, "name", "pairs"), "n": len(data)},
+        "plan": learned.plan.as_dict(),
+        "sharded": sharding is not None,
+        "seconds": {"prepare": learned.prepared - start, "train": learned.trained - learned.prepared},
+        "examples_seen": learned.examples_seen,
+        "tokens_seen": learned.tokens_seen,
+        "steps": learned.steps,
+        "losses": learned.losses,
+        "peak_bytes": peak.read(),
+        "ms_per_token": {"untuned": untuned, "tuned": learned.ms_per_token},
+    }
+    cost = Cost(time.perf_counter() - start, learned.plan.n_trainable, size)
+    return TunedEdit(method, learned.tensors, method.name, cost, record)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a run gives; two of its times on the clock of `time.perf_counter`."""
+
+    tensors: dict[str, Tensor]
+    plan: Plan
+    prepared: float
+    trained: float
+    tokens_seen: int
+    examples_seen: int
+    steps: int
+    losses: list[float]
+    ms_per_token: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training run, from attaching to what was learned."""
+
+    method: TuningMethod
+    tokenizer: Any
+    data: Examples
+    specification: dict[str, Any]
+    seed: int
+    out: str | Path | None
+    resume: bool
+    device: torch.device
+    sharding: Sharding | None
+
+    def on(self, model: Any) -> _Learned:
+        """Return what training on the model gives; it is then as before."""
+        packing = _packing(self.method, model)
+        if self.sharding is None:
+            with _attached(self.method, model, self.seed) as attached:
+                learned = self._trained(attached, packing)
+                return replace(learned, ms_per_token=ms_per_token(attached.model))
+        learned = self._trained(self.method.attach(twin_of(model), seed=self.seed), packing)
+        gc.collect()  # the twin, whose modules and shards refer to each other
+        edit = TunedEdit(self.method, learned.tensors, record={"seed": self.seed})
+        with edit.applied(model) as tuned:
+            return replace(learned, ms_per_token=ms_per_token(tuned))
+
+    def _trained(self, attached: Attached, packing: bool) -> _Learned:
+        method, recipe, data = self.method, self.method.recipe, self.data
+        made = partial(make_plan, method, attached, self.tokenizer, data, steps=n_steps(len(data), recipe))
+        # one process alone may have too little memory, and the others would wait for it
+        plan = all_or_none(partial(made, packing=packing, seed=self.seed, sharding=self.sharding))
+        if rank_and_count()[0] == 0:
+            _tell(plan.to_text())
+        with RunFolder.opened(self.out, self.specification, resume=self.resume) as folder, plain_launch():
+            if self.sharding:
+                self.sharding.apply(attached)
+            collator, keep = Collator(pad_id(self.tokenizer), packing), self.out is not None
+            trainer = make_trainer(
+                attached, method, data, collator, seed=self.seed, folder=folder.path, keep=keep, device=self.device
+            )
+            prepared = time.perf_counter()
+            with checkpointed(attached.model, recipe), cast_once(attached, recipe):
+                run_trainer(trainer, folder.checkpoint)
+            trained = time.perf_counter()
+            tokens_seen, examples_seen = trainer.seen_by_all()
+        return _Learned(
+            tensors=on_cpu(attached.tensors()),
+            plan=plan,
+            prepared=prepared,
+            trained=trained,
+            tokens_seen=tokens_seen,
+            examples_seen=examples_seen,
+            steps=trainer.state.global_step,
+            losses=[round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
+            ms_per_token=math.nan,
+        )
+
+
+def _require_launched_for(device: torch.device, recipe: Recipe) -> None:
+    """Raise `BadValue` if the launch asks for another precision than the recipe, or compiles, or reaches GPUs alone."""
+    asked = os.environ.get(PRECISION, "no")
+    if asked not in ("no", "", recipe.precision):
+        # the Trainer would follow it, and the record would name the recipe's
+        raise BadValue(
+            f"this launch asks for mixed precision {asked!r}, the recipe for {recipe.precision or 'none'}: launch with "
+            '--mixed_precision no, and say precision="bf16" (trimtab tune --set precision=bf16) if it is wanted'
+        )
+    if os.environ.get(COMPILER, "no").lower() != "no":
+        raise BadValue(
+            "this launch asks for torch.compile, which would ignore parts that stand in hooks: launch with "
+            "--dynamo_backend no"
+        )
+    if device.type == "cpu" and rank_and_count()[1] > 1 and torch.distributed.get_backend() == "nccl":
+        raise BadValue(
+            "the model is on the CPU, and the processes of this launch are GPUs': load it on each one's GPU, split it "
+            "over them (accelerate launch --use_fsdp --fsdp_version 2), or launch with --cpu"
+        )
+
+
+def _packing(method: TuningMethod, model: Any) -> bool:
+    asked = method.recipe.packing
+    if asked and not method.capabilities.packing:
+        raise BadValue(
+            f"{method.name} cannot be trained on packed rows: examples in a row would see each other; leave packing out"
+        )
+    wanted = method.capabilities.packing if asked is None else asked
+    if not wanted or packs_exactly(model):
+        return wanted
+    if asked:
+        raise BadValue("this model's attention mixes examples that share a row (measured on it); leave packing out")
+    return False
+
+
+@contextlib.contextmanager
+def _attached(method: TuningMethod, model: Any, seed: int) -> Iterator[Attached]:
+    modes = Snapshot(base_of(model))
+    attached = method.attach(model, seed=seed)
+    try:
+        yield attached
+    finally:
+        attached.detach()
+        modes.restore_modes()  # the Trainer trains in training mode
+
+
+def _tell(plan: str) -> None:
+    if sys.stderr.isatty():
+        print(plan, file=sys.stderr)
+    else:
+        PLANS.info(plan)

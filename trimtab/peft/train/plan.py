@@ -1,0 +1,158 @@
+"""The plan of a tuning run, shown before its first step."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trimtab.models.heads import base_of, logits_limit
+from trimtab.models.processes import rank_and_count
+from trimtab.models.tokens import pad_id
+from trimtab.peft.methods.base import Attached, TuningMethod
+from trimtab.peft.methods.linear import in_width
+from trimtab.peft.train.examples import Collator, Examples, bucketed, forward_size
+from trimtab.peft.train.memory import Estimate, require_memory
+from trimtab.peft.train.sharding import Sharding
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained on what, and what it will take."""
+
+    method: str
+    parts: dict[str, int]
+    """Trainable tensors by name, layer numbers written as `*`, with how many there are."""
+    coverage: dict[str, tuple[int, int]]
+    """For each kind of linear module in the model: how many the method touches, and how many there are."""
+    n_trainable: int
+    n_total: int
+    """Numbers in the model without the method's parts."""
+    bytes_on_disk: int
+    dtypes: tuple[str, str]
+    """Of the model and of the trained parts."""
+    tied_embeddings: bool
+    packing: bool
+    steps: int
+    memory: Estimate
+    n_examples: int
+    n_tokens: int
+    n_labelled: int
+    example: str
+    """The first example as text, its learned part between ⟦ and ⟧."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for the record."""
+        return asdict(self) | {"estimated_peak_bytes": self.memory.total}
+
+    def to_text(self) -> str:
+        """Return the plan for a terminal."""
+        touched = {kind: pair for kind, pair in self.coverage.items() if pair[0]}
+        shown = ", ".join(f"{kind} {n}/{total}" for kind, (n, total) in touched.items()) or ", ".join(
+            f"{name} x{n}" for name, n in list(self.parts.items())[:6]
+        )
+        lines = [
+            ("method", self.method),
+            ("modules", shown),
+            ("trainable", f"{self.n_trainable:,} of {self.n_total:,} ({100 * self.n_trainable / self.n_total:.3f} %)"),
+            ("on disk", _size(self.bytes_on_disk)),
+            ("dtype", f"model {self.dtypes[0]}, trained parts {self.dtypes[1]}"),
+            ("memory", f"about {_size(self.memory.total)}{_where(self.memory)}: {_by_holder(self.memory)}"),
+            ("data", f"{self.n_examples} examples, {self.n_tokens:,} tokens, {self.n_labelled:,} of them learned; "
+             f"{self.steps} steps{', packed' if self.packing else ''}"),
+            ("example", self.example.replace("\n", "\\n")),
+        ]  # fmt: skip
+        if self.tied_embeddings:
+            lines.insert(5, ("ties", "input and output embeddings are one tensor"))
+        return "\n".join(f"{name:>10}  {text}" for name, text in lines)
+
+
+def make_plan(
+    method: TuningMethod,
+    attached: Attached,
+    tokenizer: Any,
+    data: Examples,
+    *,
+    steps: int,
+    packing: bool,
+    seed: int = 0,
+    sharding: Sharding | None = None,
+) -> Plan:
+    """Return the plan; the seed orders the examples. Raises `BadValue` if the estimated memory is not there."""
+    base, recipe = base_of(attached.model), method.recipe
+    trainable = attached.trainable()
+    trained = attached.trained()
+    stored = attached.tensors()
+    added = {id(p) for p in trainable.values()}
+    lengths = [len(e.ids) for e in data.encoded]
+    order = bucketed(lengths, recipe.batch_size * rank_and_count()[1], seed=seed)
+    rows = recipe.micro_batch or recipe.batch_size
+    length, columns = forward_size(data, Collator(pad_id(tokenizer), packing), order, rows)
+    if not logits_limit(base, 1):
+        columns = length
+    memory = require_memory(base, trained, recipe, length=length, columns=columns, sharding=sharding)
+    family_full = method.capabilities.family == "full"
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in trainable.values()})
+    return Plan(
+        method=method.name,
+        parts=dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in trainable)),
+        coverage=_coverage(base, trainable),
+        n_trainable=trained.n,
+        n_total=sum(_numel(p) for p in base.parameters() if family_full or id(p) not in added),
+        bytes_on_disk=sum(t.numel() * t.element_size() for t in stored.values()),
+        dtypes=(str(base.dtype).removeprefix("torch."), ", ".join(dtypes)),
+        tied_embeddings=has_tied_embeddings(base),
+        packing=packing,
+        steps=steps,
+        memory=memory,
+        n_examples=len(data),
+        n_tokens=sum(lengths),
+        n_labelled=sum(e.n_labelled for e in data.encoded),
+        example=_marked(tokenizer, data),
+    )
+
+
+def has_tied_embeddings(model: Any) -> bool:
+    """Return whether the output embedding is the input embedding."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is embedding.weight
+
+
+def _numel(parameter: Any) -> int:
+    # two 4-bit numbers share a byte
+    return parameter.numel() * 2 if type(parameter).__name__ == "Params4bit" else parameter.numel()
+
+
+def _coverage(base: Any, trainable: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    owners = {id(p) for p in trainable.values()}
+    touched, there = Counter[str](), Counter[str]()
+    head = base.get_output_embeddings()
+    for name, module in base.named_modules():
+        nested = ".base_layer" in name or ".lora_" in name
+        if module is head or nested or in_width(module) is None:
+            continue
+        kind = name.rsplit(".", 1)[-1]
+        there[kind] += 1
+        touched[kind] += any(id(p) in owners for p in module.parameters())
+    return {kind: (touched[kind], n) for kind, n in there.items()}
+
+
+def _marked(tokenizer: Any, data: Examples) -> str:
+    first = data.encoded[0]
+    return f"{tokenizer.decode(first.ids[: first.start])}⟦{tokenizer.decode(first.ids[first.start :])}⟧"
+
+
+def _where(memory: Estimate) -> str:
+    return " in each process, beside the model it was given" if memory.sharded else ""
+
+
+def _by_holder(memory: Estimate) -> str:
+    flags = ("on_cpu", "sharded")
+    held = {k: v for k, v in asdict(memory).items() if k not in flags and (v or k not in ("untuned", "step"))}
+    apart = "" if memory.on_cpu or not memory.untuned else " (in the CPU's memory, not counted)"
+    return ", ".join(f"{k} {_size(v)}{apart if k == 'untuned' else ''}" for k, v in held.items())
+
+
+def _size(n: int) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.2f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"

@@ -1,0 +1,147 @@
+"""HeadProbes: one linear probe per head, how well each reads, and which read best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.activations.captured import Head, HeadActivations
+from trimtab.errors import BadValue, ShapeError
+from trimtab.intervals import resampled_means
+from trimtab.storage import load_result, save_result
+
+TENSORS = ("coef", "intercept", "accuracy", "accuracy_low", "accuracy_high", "auroc")
+
+
+class _Saved(TypedDict):
+    layers: list[int]
+    validation_questions: list[str]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HeadProbes:
+    """A linear probe for every head: `x @ coef + intercept > 0` reads "true"."""
+
+    coef: Float[Tensor, "layer head d_head"]
+    intercept: Float[Tensor, "layer head"]
+    accuracy: Float[Tensor, "layer head"]
+    """Share of validation statements read rightly."""
+    accuracy_low: Float[Tensor, "layer head"]
+    """Lower end of the 95 % bootstrap interval over validation questions."""
+    accuracy_high: Float[Tensor, "layer head"]
+    auroc: Float[Tensor, "layer head"]
+    """Area under the ROC curve on the validation statements; ties count half."""
+    layers: tuple[int, ...]
+    validation_questions: tuple[str, ...]
+    """The questions that the accuracies were measured on; the probes were not fitted on them."""
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def top(self, k: int) -> tuple[Head, ...]:
+        """Return the k best heads, best first: by accuracy, ties by AUROC, then by layer and head.
+
+        Raises:
+            BadValue: k is not between 1 and the number of heads.
+        """
+        n_layers, n_heads = self.accuracy.shape
+        if not 1 <= k <= n_layers * n_heads:
+            raise BadValue(f"top {k} heads asked for; the model has {n_layers * n_heads}, choose 1 to that many")
+        keys = (-self.auroc.flatten().numpy(), -self.accuracy.flatten().numpy())
+        order = np.lexsort(keys)[:k]
+        return tuple(Head(self.layers[i // n_heads], int(i % n_heads)) for i in order)
+
+    def scores(self, acts: HeadActivations) -> Float[Tensor, "example layer head"]:
+        """Return each statement's log-odds of being true, by every head's probe.
+
+        Raises:
+            ShapeError: activations of another geometry.
+        """
+        if acts.values.shape[1:] != self.coef.shape:
+            raise ShapeError(
+                f"probes of shape {tuple(self.coef.shape)} (layer head d_head) cannot read activations of "
+                f"{tuple(acts.values.shape[1:])}; capture both from the same model and site"
+            )
+        values = acts.values.to(self.coef.dtype)
+        along = einsum(values, self.coef, "example layer head d_head, layer head d_head -> example layer head")
+        return along + self.intercept
+
+    def accuracy_on(self, acts: HeadActivations) -> Float[Tensor, "layer head"]:
+        """Return the share (0 to 1) of these statements that each head's probe reads rightly.
+
+        Raises:
+            ShapeError: activations of another geometry.
+        """
+        return ((self.scores(acts) > 0) == acts.labels[:, None, None]).double().mean(0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the probes to a folder (safetensors and JSON), atomically.
+
+        Raises:
+            Incompatible: the folder holds something else or cannot be written.
+        """
+        record = {
+            "layers": self.layers,
+            "validation_questions": self.validation_questions,
+            "record": self.record,
+        }
+        save_result(path, "probes", record, {name: getattr(self, name) for name in TENSORS})
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadProbes:
+        """Return probes that `save` wrote; raises `Incompatible` for anything else."""
+        record, tensors = load_result(path, "probes", fields=_Saved, names=TENSORS)
+        return cls(
+            layers=tuple(record["layers"]),
+            validation_questions=tuple(record["validation_questions"]),
+            record=record["record"],
+            **{name: tensors[name] for name in TENSORS},
+        )
+
+
+def measured(
+    coef: Float[Tensor, "layer head d_head"],
+    intercept: Float[Tensor, "layer head"],
+    validation: HeadActivations,
+    record: dict[str, Any],
+) -> HeadProbes:
+    """Return the probes with their accuracy, its bootstrap interval and their AUROC on the validation statements.
+
+    Raises:
+        ShapeError: validation activations of another geometry than the coefficients.
+    """
+    from sklearn.metrics import roc_auc_score  # seconds of import that steering alone does not need
+
+    n_layers, n_heads = intercept.shape
+    empty = torch.zeros(n_layers, n_heads, dtype=torch.float64)
+    bare = HeadProbes(coef, intercept, empty, empty, empty, empty, validation.layers, ())
+    scores = bare.scores(validation).flatten(1).double().numpy()
+    labels = validation.labels.numpy()
+    right = ((scores > 0) == labels[:, None]).astype(np.float64)
+    questions, index = np.unique(np.asarray(validation.groups), return_inverse=True)
+    per_question = np.zeros((len(questions), scores.shape[1] + 1))
+    np.add.at(per_question, index, np.column_stack([right, np.ones(len(right))]))
+    drawn = resampled_means(per_question)
+    low, high = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
+    auroc = np.array([roc_auc_score(labels, column) for column in scores.T])
+
+    def grid(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).reshape(n_layers, n_heads)
+
+    return HeadProbes(
+        coef,
+        intercept,
+        grid(right.mean(0)),
+        grid(low),
+        grid(high),
+        grid(auroc),
+        layers=validation.layers,
+        validation_questions=tuple(questions.tolist()),
+        record=record,
+    )

@@ -1,0 +1,385 @@
+"""Edit, Method, Control, Meter, Judge: everything that is ever asked of them stands here, with its default.
+
+A class of your own that derives from one of these is a full citizen: applied, scaled, stacked, saved, measured,
+compared and reported as trimtab's own are. Each attribute may be a class attribute, a dataclass field or a property.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trimtab.errors import BadValue, Incompatible
+
+Knobs: TypeAlias = Mapping[str, Any]
+"""One setting of a method: knob -> value."""
+
+
+@dataclass
+class TokenMask:
+    """The positions that an edit acts on in the forward that comes next.
+
+    Whoever runs teacher-forced forwards makes one, enters `edit.applied(model, positions=mask)` once, and sets
+    `value` before each forward. A float mask scales the edit, so that rows of one batch may differ in strength.
+    """
+
+    value: Bool[Tensor, "batch seq"] | Float[Tensor, "batch seq"] | None = None
+
+
+Positions: TypeAlias = Literal["generated", "all"] | Bool[Tensor, "batch seq"] | Float[Tensor, "batch seq"] | TokenMask
+"""Where an edit acts: `"generated"` (every position that predicts a generated token), `"all"`, or a mask."""
+EnterAt: TypeAlias = Callable[[Positions], AbstractContextManager[Any]]
+"""Enters an edit on the model that it was prepared for."""
+
+ALL_LAYERS = sys.maxsize
+"""`unchanged_layers` of an edit that leaves the model as it is."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What making an edit took. Zero where nothing was made."""
+
+    seconds: float = 0.0
+    trainable_parameters: int = 0
+    """Numbers that were fitted and must be stored."""
+    bytes_on_disk: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return the cost of making both."""
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@contextlib.contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Yield a list that receives the seconds the block took."""
+    seconds: list[float] = []
+    start = time.perf_counter()
+    yield seconds
+    seconds.append(time.perf_counter() - start)
+
+
+class Edit(ABC):
+    """A change to how a model behaves, measured the same way whatever made it.
+
+    Only `name` and `applied` must be given. Laws (the contracts of the tests hold every Edit to them): strength 0
+    equals no edit to the bit; on exit, also after an exception and when nested, hooks and weights are as before; only
+    declared sites and positions change; save -> load gives equal logits; batched with padding equals one by one;
+    cached generation equals one masked forward; merged equals applied at all positions.
+    """
+
+    name: str
+    """A short name for tables."""
+    cost: Cost = Cost()
+    """What making it took."""
+    record: Mapping[str, Any] = {}
+    """How it was made, as plain values."""
+    strength: float | int = 1.0
+    """What the effect is multiplied by."""
+    leaves_prompt_unedited: bool = False
+    """Whether the prompt runs as in the unedited model, so that its cache may be shared with other edits."""
+    unchanged_layers: int = 0
+    """How many of the decoder's first layers compute what they compute in the unedited model; measurements share
+    them."""
+    changes_prompt_only: bool = False
+    """Whether the model itself is left as it is, so that it has no drift of its own."""
+    replaces_model: bool = False
+    """Whether it answers with a model of its own, on which edits before it would not act."""
+    fitted_on: Sequence[str] = ()
+    """Keys of the questions that it was made from, which measurements leave out."""
+    losses: Sequence[float] = ()
+    """Training losses, step by step; empty where nothing was trained."""
+
+    @abstractmethod
+    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
+        """Return a context manager that yields the model to call while the edit is in place.
+
+        Raises:
+            Incompatible: the edit was made for another model, or did not act.
+            BadValue: positions that have no meaning.
+        """
+
+    def prepared(self, model: Any) -> EnterAt:
+        """Return what enters the edit on this model again and again: checks and searches are done here, once.
+
+        For the time in which nobody changes the model's weights or modules: one call, not longer.
+        """
+        return partial(self.applied, model)
+
+    def prompt(self, question: str) -> str | None:  # noqa: ARG002
+        """Return the whole context to ask `question` in, or None to leave the choice to the measurement."""
+        return None
+
+    def scaled(self, factor: float | int) -> Edit:  # noqa: ARG002
+        """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""
+        raise BadValue(f"{self.name} has no strength to set: it cannot be scaled; use it as it is")
+
+    def at_strength(self, strength: float | int) -> Edit:
+        """Return the edit at this strength, whatever it had; raises `BadValue` where that has no meaning."""
+        if strength == self.strength:
+            return self
+        if self.strength == 0:
+            raise BadValue(f"{self.name} has strength 0, which no factor brings to {strength}; load it at another one")
+        return self.scaled(strength / self.strength)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values for the record."""
+        return {"kind": type(self).__name__, "name": self.name, "strength": self.strength}
+
+    def save(self, path: str | Path) -> None:
+        """Write the edit to a folder, atomically.
+
+        Raises:
+            Incompatible: it has no form on disk, or the folder holds something else or cannot be written.
+        """
+        raise Incompatible(f"{self.name} cannot be written to {path}: an edit of this kind has no form on disk")
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of the folder that `save` writes, or what the cost says of an edit that has no form on disk."""
+        if type(self).save is Edit.save:
+            return self.cost.bytes_on_disk
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "edit"
+            self.save(path)
+            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+    def merged(self, model: Any) -> Any:
+        """Return a plain model that computes what `model` does with the edit at all positions.
+
+        It may share weights with `model`, an unquantised Hugging Face model that is left as it is.
+
+        Raises:
+            UnsupportedModel: no stock class can carry the edit.
+            BadValue: an edit of this kind cannot be worked into weights.
+        """
+        raise BadValue(f"{self.name} cannot be worked into weights ({type(model).__name__}); use it as it is")
+
+
+class Method(ABC):
+    """A way of making an Edit from training questions. Only `fit` must be given."""
+
+    name: str = ""
+    """A short name for tables; the class's name if not given."""
+    space: Mapping[str, Sequence[Any]] = {}
+    """What may be tried: knob -> values, in their order."""
+    replaces_model: bool = False
+    """As of its edits."""
+    changes_prompt_only: bool = False
+    """As of its edits."""
+    follows: ClassVar[str | None] = None
+    """None: a method chooses its own setting (a control takes another row's)."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class its own name as the name for tables if it has none."""
+        super().__init_subclass__(**kwargs)
+        if not getattr(cls, "name", ""):
+            cls.name = cls.__name__
+
+    @property
+    def grid(self) -> Sequence[Knobs]:
+        """Every setting of the space."""
+        return settings(self.space)
+
+    @abstractmethod
+    def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Edit:
+        """Return the edit fitted on the training questions, with the first setting of the space if no knobs are given.
+
+        Raises:
+            BadValue: knobs that the method does not have.
+        """
+
+    def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
+        """Return a function from knobs to edits; what all settings can share is done here, once."""
+        return lambda knobs: self.fit(model, tokenizer, train, knobs=knobs, seed=seed)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that tell one method from another: the class and its fields."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        return {"method": type(self).__name__, "name": self.name, **own}
+
+
+def settings(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of the knobs' values, the last knob fastest."""
+    return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+
+
+class Control(ABC):
+    """What could have had another method's effect by luck: it takes that row's chosen edit and draws others like it."""
+
+    name: str
+    """A short name for tables."""
+    draws: int = 10
+    """Draws in every fold and under every seed."""
+    follows: str
+    """The row whose chosen edit it takes."""
+
+    @abstractmethod
+    def edits(self, after: Edit, n: int, *, seed: Sequence[int]) -> Iterator[Edit]:
+        """Yield n counterparts of the edit that was chosen; the seed's numbers alone decide them.
+
+        The first k of n are the k that are yielded where k are asked for.
+
+        Raises:
+            BadValue: an edit of a kind that it has no counterpart of.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that tell one control from another."""
+        return {"control": type(self).__name__, "name": self.name, "draws": self.draws, "follows": self.follows}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an instrument found of one edit."""
+
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Item (question, pair, text, fact) -> column -> value; numbers in the columns that meters sum up."""
+    value: float | None = None
+    """For a meter without rows, such as a cost."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What must stand beside the figures: a judge's agreement with people, the form of the questions."""
+
+
+class Meter(ABC):
+    """One figure of an edited model. Everything that averages, tests, prints or draws works over meters by these alone.
+
+    Several meters may sum up the rows of one measurement: their `instrument` is then the same (equal) meter, which
+    measures once for all of them.
+    """
+
+    name: str
+    """Its key in records, such as `mc1`."""
+    heading: str = ""
+    """Its heading in tables; the name if not given."""
+    unit: str = "share"
+    """`"share"` (printed in percent), or a unit such as `"nats"`, `"s"`, `"bytes"`, `"ms"`."""
+    better: Literal["up", "down", "neither"] = "up"
+    """Which way is an improvement."""
+    columns: Sequence[str] = ()
+    """The columns of a row that it sums up; its own name if not given."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Fill heading and columns from the name where a class gives none."""
+        super().__init_subclass__(**kwargs)
+        name = getattr(cls, "name", None)
+        if isinstance(name, str):
+            cls.heading, cls.columns = cls.heading or name, cls.columns or (name,)
+
+    @property
+    def instrument(self) -> Meter:
+        """What measures: this meter, or the one whose rows it sums up."""
+        return self
+
+    @property
+    def choosing(self) -> Meter:
+        """The meter to choose settings by, where measuring on the same items would be peeking: itself if not."""
+        return self
+
+    @abstractmethod
+    def measure(
+        self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
+    ) -> Sequence[Measured | None]:
+        """Return what was measured of every edit; None where it has nothing to say of one (drift of prompting).
+
+        Args:
+            items: the questions, pairs or facts of the table.
+            asking: how questions become tokens, such as `"plain"`.
+            seed: of whatever is drawn.
+        """
+
+    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
+        """Return the figure from the means of its columns; intervals and tests resample items and go through it."""
+        return means[..., 0]
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that tell one meter from another."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        return {"meter": type(self).__name__, "name": self.name, **own}
+
+
+class Verdict(NamedTuple):
+    """What a judge says of one answer; probabilities are as good as truth values."""
+
+    true: float
+    informative: float
+    matched: bool = True
+    """False if an exact judge does not know the answer (it then counts as neither true nor informative)."""
+
+
+class Judge(ABC):
+    """Says of answers to a question whether they are true and whether they are informative."""
+
+    name: str
+    """A short name for records."""
+    record: Mapping[str, Any] = {}
+    """What stands beside its figures: agreement with people, false accepts on nonsense."""
+
+    @abstractmethod
+    def verdicts(self, question: Any, answers: Sequence[str]) -> list[Verdict]:
+        """Return the verdict on each answer to the question, from 0 to 1."""
+
+
+def require_order(parts: Sequence[Edit] | Sequence[Method]) -> None:
+    """Raise `BadValue` where one that answers with a model of its own comes after one that would then not act."""
+    for i, part in enumerate(parts):
+        lost = [p.name for p in parts[:i] if not p.changes_prompt_only]
+        if lost and part.replaces_model:
+            raise BadValue(
+                f"{part.name} answers with a model of its own, on which {lost[0]} would not act; put it first"
+            )
+
+
+@dataclass(frozen=True)
+class Ready(Method):
+    """An edit that is already made, as a method: the same in every fold, and without knobs."""
+
+    edit: Edit
+
+    @property
+    def name(self) -> str:
+        """The edit's name."""
+        return self.edit.name
+
+    @property
+    def replaces_model(self) -> bool:
+        """As of the edit."""
+        return self.edit.replaces_model
+
+    @property
+    def changes_prompt_only(self) -> bool:
+        """As of the edit."""
+        return self.edit.changes_prompt_only
+
+    def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Edit:  # noqa: ARG002
+        """Return the edit."""
+        return self.edit
+
+
+def as_entrant(value: Any) -> Method | Control:
+    """Return what a comparison compares: a method or a control as it is, an edit as a method that gives it.
+
+    Raises:
+        BadValue: anything else, such as a class in place of an instance.
+    """
+    if isinstance(value, Edit):
+        return Ready(value)
+    if isinstance(value, Method | Control):
+        return value
+    raise BadValue(
+        f"{value!r:.60} is neither a Method, an Edit nor a Control; derive its class from one of these, and give an "
+        "instance, as ITI()"
+    )

@@ -1,0 +1,214 @@
+"""Published protocols run whole, and their printed figures beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trimtab.activations.captured import HeadActivations
+from trimtab.compare.design import Meters
+from trimtab.datasets.questions import QuestionSet, Statement
+from trimtab.datasets.truthfulqa import N_QUESTIONS, iti_folds
+from trimtab.edits.combined import NoEdit, Stacked
+from trimtab.edits.prompts import Prompted
+from trimtab.edits.shifts import HeadShift
+from trimtab.engine.capture import capture_heads
+from trimtab.errors import BadDataset
+from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
+from trimtab.evaluate.table import Row, table
+from trimtab.models.fingerprint import fingerprint
+from trimtab.probes.logistic import fit_logistic
+from trimtab.progress import tracked
+from trimtab.protocols import Edit, Method
+from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
+from trimtab.published.reproduction import Reproduction, pooled_runs
+from trimtab.steer.head_shifts import fit_shift
+
+TOP_K, ALPHA = 48, 15.0
+SHARE = 0.05
+ITI_METERS = {"convention": "iti", "max_new_tokens": 50}
+
+
+class Part(NamedTuple):
+    """The questions of one run: fitted on, probes ranked on, measured on."""
+
+    train: QuestionSet
+    validation: QuestionSet
+    test: QuestionSet
+
+
+def iti_two_fold(
+    model: Any,
+    tokenizer: Any,
+    questions: QuestionSet,
+    *,
+    meters: Meters | None = None,
+    top_k: int = TOP_K,
+    alpha: float | int = ALPHA,
+    name: str = "",
+) -> Reproduction:
+    """Return honest_llama's two-fold protocol with seed 42: mass-mean directions, K 48, alpha 15, its sigma bank.
+
+    TruthfulQA's 817 questions are split as published (`iti_folds`); another number by the same rule.
+
+    Raises:
+        BadDataset: too few questions for two folds with a validation part each.
+        BadValue: more heads asked for than the model has.
+    """
+    meters, parts = meters or Meters(**ITI_METERS), _two_folds(questions)  # pyright: ignore[reportArgumentType]
+    bank = sigma_bank(questions, seed=42)
+    runs: list[dict[str, Row]] = []
+    for part in tracked(parts, "folds"):
+        shift = _iti(model, tokenizer, part, bank, top_k=top_k, alpha=alpha, seed=42)
+        runs.append(_measured(model, tokenizer, part.test, {"Baseline": NoEdit(), "ITI": shift}, meters))
+    setting = _setting(model, questions, parts, meters, {"top_k": top_k, "alpha": alpha, "seed": 42})
+    # both folds belong to one seed: together they measure every question once
+    return Reproduction("iti-2fold", name, pooled_runs([runs]), TWO_FOLD.get(name, {}), DEVIATIONS, setting)
+
+
+def iti_table_1(
+    model: Any,
+    tokenizer: Any,
+    questions: QuestionSet,
+    *,
+    sft: Method,
+    meters: Meters | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    top_k: int = TOP_K,
+    alpha: float | int = ALPHA,
+    name: str = "",
+) -> Reproduction:
+    """Return Table 1 of the ITI paper: 5 % of the questions to fit on, three runs, alpha 15.
+
+    Rows: Baseline, SFT (`sft`: true answers towards, false ones away, mixed with plain text), few-shot (five of the
+    questions to fit on, after the instruction), ITI, few-shot + ITI.
+
+    Raises:
+        BadDataset: 5 % of the questions are fewer than three.
+    """
+    meters = meters or Meters(**ITI_METERS)  # pyright: ignore[reportArgumentType]
+    parts, runs = [_five_percent(questions, seed) for seed in seeds], []
+    bank = sigma_bank(questions, seed=42)
+    for seed, part in zip(seeds, tracked(parts, "runs"), strict=True):
+        shift = _iti(model, tokenizer, part, bank, top_k=top_k, alpha=alpha, seed=seed)
+        shots = [*part.train, *part.validation][:5]
+        few_shot = Prompted(tuple((q.question, q.best_answer) for q in shots), instruction=INSTRUCTION)
+        tuned: Any = sft.fit(model, tokenizer, _joined(part), seed=seed)
+        edits: dict[str, Edit] = {
+            "Baseline": NoEdit(),
+            "SFT": tuned,
+            "Few-shot": few_shot,
+            "ITI": shift,
+            "Few-shot + ITI": Stacked((few_shot, shift)),
+        }
+        runs.append([_measured(model, tokenizer, part.test, edits, meters)])
+    setting = _setting(model, questions, parts, meters, {"top_k": top_k, "alpha": alpha, "seeds": list(seeds)})
+    deviations = (
+        *DEVIATIONS,
+        "SFT follows the paper's words (its code was not published); few-shot shows five of the fitted questions.",
+    )
+    return Reproduction("iti-table-1", name, pooled_runs(runs), TABLE_1.get(name, {}), deviations, setting)
+
+
+def sigma_bank(questions: QuestionSet, *, seed: int) -> list[Statement]:
+    """Return honest_llama's `tqa_gen_end_q`: every answer followed by one random other question per question.
+
+    Answers stand without their final period, as in the `generation` configuration of the dataset that it was made from.
+    Sigma is measured at the last token of that next question; labels are not used.
+    """
+    draw = np.random.default_rng(seed).integers(len(questions), size=len(questions))
+    return [
+        Statement(
+            f"Q: {q.question} A: {answer.removesuffix('.')}", f"Q: {questions[int(other)].question}", label, q.question
+        )
+        for q, other in zip(questions, draw, strict=True)
+        for label, answers in ((True, q.correct), (False, q.incorrect))
+        for answer in answers
+    ]
+
+
+def _two_folds(questions: QuestionSet) -> list[Part]:
+    n = len(questions)
+    if n == N_QUESTIONS:
+        return [Part(*(questions.select(rows) for rows in fold)) for fold in iti_folds()]
+    if n < 6:
+        raise BadDataset(f"two folds with a validation part each need 6 questions or more, got {n}")
+    rng, halves = np.random.RandomState(42), np.array_split(np.arange(n), 2)
+    parts = []
+    for held, rest in ((halves[0], halves[1]), (halves[1], halves[0])):
+        train = rng.choice(rest, size=int(len(rest) * 0.8), replace=False)
+        validation = np.setdiff1d(rest, train)
+        parts.append(Part(questions.select(train), questions.select(validation), questions.select(held)))
+    return parts
+
+
+def _five_percent(questions: QuestionSet, seed: int) -> Part:
+    n = round(SHARE * len(questions))
+    if n < 3:
+        raise BadDataset(f"5 % of {len(questions)} questions is {n}; two to fit on and one to rank on are needed")
+    order = np.random.default_rng(seed).permutation(len(questions))
+    n_validation = max(1, n // 5)
+    places = order[: n - n_validation], order[n - n_validation : n], np.sort(order[n:])
+    return Part(*(questions.select(p) for p in places))
+
+
+def _joined(part: Part) -> QuestionSet:
+    return QuestionSet((*part.train, *part.validation), part.train.name, part.train.default_format)
+
+
+def _iti(
+    model: Any, tokenizer: Any, part: Part, bank: Sequence[Statement], *, top_k: int, alpha: float | int, seed: int
+) -> HeadShift:
+    acts = capture_heads(model, tokenizer, _joined(part).statements("iti"))
+    ranked = _of(acts, part.train), _of(acts, part.validation)
+    probes = fit_logistic(ranked[0], validation=ranked[1], seed=seed)
+    spread_over = capture_heads(model, tokenizer, bank)
+    # the direction is that of training and validation questions together
+    return fit_shift(acts, probes, top_k=top_k, sigma_statements=spread_over, seed=seed).scaled(alpha)
+
+
+def _of(acts: HeadActivations, questions: QuestionSet) -> HeadActivations:
+    import torch
+
+    wanted = {q.question for q in questions}
+    return acts.select(torch.tensor([g in wanted for g in acts.groups]))
+
+
+def _asked(edit: Edit) -> Edit:
+    """Return the edit asked in ITI's context, its instruction and primer before the question, if it does not prompt."""
+    if edit.prompt("?") is not None:
+        return edit
+    pairs = tuple((q.removeprefix("Q: "), a) for q, a in (block.split("\nA: ") for block in QA_PRIMER.split("\n\n")))
+    return Stacked((Prompted(pairs, INSTRUCTION), edit), name=edit.name)
+
+
+def _measured(
+    model: Any, tokenizer: Any, test: QuestionSet, edits: Mapping[str, Edit], meters: Meters
+) -> dict[str, Row]:
+    asked = [_asked(edit) for edit in edits.values()]
+    rows = table(
+        model,
+        tokenizer,
+        test,
+        asked,
+        judge=meters.judge,
+        convention=meters.convention,
+        texts=meters.texts,
+        max_new_tokens=meters.max_new_tokens,
+    ).rows
+    return dict(zip(edits, rows, strict=True))
+
+
+def _setting(
+    model: Any, questions: QuestionSet, parts: Sequence[Part], meters: Meters, options: dict[str, Any]
+) -> dict[str, Any]:
+    made_on = fingerprint(model)
+    return {
+        "model": {k: v for k, v in made_on.items() if k != "sample"},
+        "questions": {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint},
+        "parts": [[len(p) for p in part] for part in parts],
+        "meters": meters.as_dict(),
+        **options,
+    }
