@@ -12,10 +12,9 @@ import torch
 
 from trimtab.activations.shards import ActivationStore
 from trimtab.datasets.questions import Statement
-from trimtab.engine.capture import capture_heads, require_place, require_statements
+from trimtab.engine.capture import Site, capture_heads, require_position, require_statements, site_of
 from trimtab.errors import BadValue
-from trimtab.models.anatomy import base_of, decoder_layers, text_config
-from trimtab.models.heads import find_heads
+from trimtab.models.anatomy import base_of
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count, wait
 
@@ -27,10 +26,8 @@ def capture_to_store(
     path: str | Path,
     *,
     position: Literal["last", "mean_answer"] = "last",
-    site: Literal["heads", "residual"] = "heads",
+    site: Literal["heads", "residual"] | Mapping[int, tuple[str, int]] | Site = "heads",
     per_shard: int = 512,
-    batch_size: int | None = None,
-    heads: Mapping[int, tuple[str, int]] | None = None,
 ) -> ActivationStore:
     """Return the store at `path` with the activations of every head for every statement.
 
@@ -46,7 +43,8 @@ def capture_to_store(
     """
     # before the folder is begun with them
     require_statements(statements)
-    require_place(position, site)
+    require_position(position)
+    where = site_of(site)
     if per_shard < 1:
         raise BadValue(f"per_shard must be at least 1, got {per_shard}")
     rank, n_processes = rank_and_count()
@@ -56,8 +54,8 @@ def capture_to_store(
         if turn:
             store = ActivationStore.created(
                 path,
-                record=_record(model, tokenizer, statements, position, site, heads),
-                layout={**_layout(model, site, heads), "per_shard": per_shard},
+                record=_record(model, tokenizer, statements, position, where),
+                layout={**_layout(model, where), "per_shard": per_shard},
                 labels=[s.label for s in statements],
                 groups=[s.group for s in statements],
             )
@@ -69,7 +67,7 @@ def capture_to_store(
     wait()  # all list what is missing before anyone writes, so that the shares fit together
     for shard in missing[rank::n_processes]:
         part = [statements[i] for i in store.examples_of(shard)]
-        acts = capture_heads(model, tokenizer, part, position=position, site=site, batch_size=batch_size, heads=heads)
+        acts = capture_heads(model, tokenizer, part, position=position, site=where)
         store.write(shard, acts.values)
     wait()
     return ActivationStore.open(path)
@@ -80,8 +78,7 @@ def _record(
     tokenizer: Any,
     statements: Sequence[Statement],
     position: str,
-    site: str,
-    heads: Mapping[int, tuple[str, int]] | None,
+    site: Site,
 ) -> dict[str, Any]:
     tokens = [tokenizer(s.text)["input_ids"] for s in statements]
     texts = [[s.prompt, s.answer] for s in statements]
@@ -89,17 +86,14 @@ def _record(
     return {
         "model": fingerprint(model),
         "position": position,
-        "site": site,
+        "site": site.name,
         "statements": hashlib.sha256(made.encode()).hexdigest(),
-        **({} if heads is None else {"named_heads": [[layer, *named] for layer, named in heads.items()]}),
+        **site.record,
     }
 
 
-def _layout(model: Any, site: str, heads: Mapping[int, tuple[str, int]] | None) -> dict[str, Any]:
+def _layout(model: Any, site: Site) -> dict[str, Any]:
     dtype = torch.promote_types(base_of(model).dtype, torch.float32)
+    layers, _, (n_parts, width) = site.places(model)
     names = {"dtype": str(dtype).removeprefix("torch.")}
-    if site == "residual":
-        n_layers, width = len(decoder_layers(model)), text_config(model).hidden_size
-        return {"layers": list(range(n_layers)), "n_heads": 1, "d_head": width, **names}
-    sites = find_heads(model, heads)
-    return {"layers": [s.layer for s in sites], "n_heads": sites[0].n_heads, "d_head": sites[0].d_head, **names}
+    return {"layers": list(layers), "n_heads": n_parts, "d_head": width, **names}
