@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -96,7 +97,6 @@ STEPS = {
     "heads text": "heads shift --top 3",
     "heads residual": "heads residual --top 2 --json",
     "evaluate": "evaluate --shift mine --model model --data mine.jsonl --limit 4 --baseline --batch-size 4 --json",
-    "evaluate embedded": "evaluate --shift shift --limit 4 --json",
     "evaluate keep": "evaluate --shift mine --model model --data mine.jsonl --choices-only --keep --json",
     "evaluate keep other": "evaluate --shift mine2 --model model --data mine.jsonl --choices-only --keep",
     "evaluate judged": f"evaluate {MINE} --limit 3 --judge judge.py:odd --answers answers --json",
@@ -112,7 +112,6 @@ STEPS = {
     "generate alpha": ["generate", "What is coal?", "--shift", "residual", "--alpha", "-2", "--json"],
     "generate text": ["generate", "What is coal?", "Is milk white?", "--shift", "shift", "--compare"],
     "bake": "bake --shift shift --out baked --json",
-    "bake residual": "bake --shift residual --out baked2 --alpha 1 --json",
     "convert to-lm-eval": "convert to-lm-eval shift --out steered.pt --json",
     "convert from-iti": "convert from-iti iti --heads 2 --out activations --json",
     "tune": "tune --model model --data mine.jsonl --rank 2 --set max_steps=3 --out tuned --test 0.25 --json",
@@ -167,13 +166,19 @@ def record(rec, app, made):
                 rec.put(f"record {path}", plain(json.loads((folder / path).read_text()), shell.places))
         page = folder / "run" / "report.md"
         if page.is_file():
-            rec.put("report.md", said(page.read_text(), shell.places))
+            rec.put("report.md", _without_times(said(page.read_text(), shell.places)))
     _put_parameters(rec, app)
 
 
 def _default(parameter):
     value = parameter.default
     return "<made when asked>" if callable(value) else str(value)
+
+
+def _without_times(text):
+    """Mask the decimals behind the heading of a table of costs."""
+    before, heading, after = text.partition("ms per token")
+    return before + heading + re.sub(r"\d+\.\d+(e-\d+)?", "<x>", after)
 
 
 def _put(rec, key, done, places):
@@ -186,7 +191,7 @@ def _put(rec, key, done, places):
         try:
             found = [json.loads(line) for line in out.splitlines()]
         except ValueError:
-            found = said(out, places)
+            found = _without_times(said(out, places))
     rec[f"{key}/stdout"] = plain(found, places)
 
 
