@@ -14,8 +14,9 @@ from trimtab.activations.shards import ActivationStore
 from trimtab.datasets.questions import Statement
 from trimtab.engine.capture import capture_heads, require_place, require_statements
 from trimtab.errors import BadValue
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
+from trimtab.models.anatomy import base_of, decoder_layers, text_config
+from trimtab.models.heads import find_heads
+from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count, wait
 
 

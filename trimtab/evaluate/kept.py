@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_record
 from trimtab.fields import fault
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count
 from trimtab.protocols import Edit
 from trimtab.storage import RECORD, load_result, save_result, write_errors

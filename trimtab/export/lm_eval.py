@@ -13,7 +13,7 @@ from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible
 from trimtab.export.bake import head_biases
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers
 
 
 def to_lm_eval(model: Any, shift: HeadShift | ResidualShift, path: str | Path) -> list[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.fingerprint import require_same_model
+from trimtab.models.identity import require_same_model
 from trimtab.models.processes import on_cpu
 from trimtab.peft.methods.base import HubAdapter, TuningMethod
 from trimtab.protocols import Cost, Edit, Positions

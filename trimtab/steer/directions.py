@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.models.fingerprint import Fingerprint
+from trimtab.models.identity import Fingerprint
 from trimtab.storage import load_result, save_result
 
 KIND = "directions"

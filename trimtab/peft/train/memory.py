@@ -15,9 +15,8 @@ import psutil
 import torch
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, decoder_layers, text_config
+from trimtab.models.anatomy import base_of, decoder_layers, input_device, text_config
 from trimtab.models.stored_bits import stored_quantised
-from trimtab.models.tokens import input_device
 from trimtab.peft.methods.base import Trained
 from trimtab.peft.train.recipe import Recipe
 
