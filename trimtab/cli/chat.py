@@ -188,7 +188,7 @@ class _Talk:
 
     def _save(self, text: str) -> None:
         from trimtab.errors import BadValue
-        from trimtab.storage import write_errors, written_file
+        from trimtab.storage import written_file
 
         path = Path(text).expanduser()
         if not text:
@@ -201,8 +201,8 @@ class _Talk:
             return
         if not self.turns:
             raise BadValue("nothing to save yet: ask something first")
-        with write_errors(path), written_file(path) as file:
-            file.writelines(_as_line(turn) + "\n" for turn in self.turns)
+        with written_file(path) as staging:
+            staging.write_text("".join(_as_line(turn) + "\n" for turn in self.turns), encoding="utf-8")
         self.say(f"{len(self.turns)} answers written to {path}")
 
 

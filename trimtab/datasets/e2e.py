@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.datasets.questions import SftExample
 from trimtab.errors import BadDataset
+from trimtab.plain_values import hash_of
 
 SEPARATOR = "||"
 
@@ -59,4 +59,4 @@ def e2e_examples(meanings: tuple[Meaning, ...]) -> list[SftExample]:
 
 def e2e_fingerprint(meanings: tuple[Meaning, ...]) -> str:
     """Return a hash of all meanings and texts, for records."""
-    return hashlib.sha256(repr([(m.meaning, m.texts) for m in meanings]).encode()).hexdigest()[:16]
+    return hash_of(repr([(m.meaning, m.texts) for m in meanings]))[:16]

@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.edits.shifts import MadeFrom
 from trimtab.errors import BadValue, Incompatible, ShapeError

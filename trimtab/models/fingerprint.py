@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.errors import Incompatible
 from trimtab.models.heads import base_of, text_config
