@@ -36,7 +36,7 @@ def e2e(path: str | Path) -> tuple[Meaning, ...]:
         BadDataset: the file cannot be read, is empty, or a line lacks the separator, its meaning or its text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as cause:
         raise BadDataset(f"{path} cannot be read as UTF-8 text; expected lines `meaning{SEPARATOR}text`") from cause
     found: dict[str, list[str]] = {}
