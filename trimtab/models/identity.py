@@ -6,10 +6,11 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.errors import Incompatible
 from trimtab.models.anatomy import base_of, stored_weight, text_config
