@@ -37,12 +37,12 @@ from tests.golden.plain import TENSOR, differences, first_difference, plain, sho
 # Where things without a public name stand, old place first; add the new place when one moves. Nothing else in this
 # folder names an inner module, but for `trimtab.cli:app`.
 HOMES = {
-    "beam_texts": ["trimtab.evaluate.beam_search"],
-    "BeamSettings": ["trimtab.evaluate.beam_search"],
-    "has_template": ["trimtab.evaluate.conversation"],
-    "complete": ["trimtab.evaluate.completion"],
-    "add_to_residual": ["trimtab.models.hooks"],
-    "fingerprint": ["trimtab.models.fingerprint"],
+    "beam_texts": ["trimtab.evaluate.beam_search", "trimtab.engine.beam_search", "trimtab.engine.generate"],
+    "BeamSettings": ["trimtab.evaluate.beam_search", "trimtab.engine.beam_search", "trimtab.engine.generate"],
+    "has_template": ["trimtab.evaluate.conversation", "trimtab.engine.conversation", "trimtab.models.asking"],
+    "complete": ["trimtab.evaluate.completion", "trimtab.engine.completion", "trimtab.engine.generate"],
+    "add_to_residual": ["trimtab.models.hooks", "trimtab.models.adding"],
+    "fingerprint": ["trimtab.models.fingerprint", "trimtab.models.identity"],
     "paired": ["trimtab.compare.statistics"],
     "holm": ["trimtab.compare.statistics"],
     "spread": ["trimtab.compare.statistics"],
@@ -50,7 +50,7 @@ HOMES = {
     "product": ["trimtab.compare.statistics"],
     "bootstrap": ["trimtab.intervals"],
     "bootstrap_mean": ["trimtab.intervals"],
-    "activations_from_iti": ["trimtab.steer.iti_files"],
+    "activations_from_iti": ["trimtab.steer.iti_files", "trimtab.datasets.iti_files"],
     "app": ["trimtab.cli"],
 }
 
