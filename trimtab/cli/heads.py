@@ -8,8 +8,6 @@ import typer
 from trimtab.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from trimtab.probes.head_probes import HeadProbes
     from trimtab.protocols import Edit
 
@@ -44,8 +42,8 @@ def heads(
     Example: trimtab heads runs/shift --plot heads.png
     """
     from trimtab.activations.labelled import Head
-    from trimtab.cli.against import print_against
-    from trimtab.cli.printing import print_json, print_table, remark
+    from trimtab.cli.against import places, print_against
+    from trimtab.cli.printing import print_json, print_table, remark, save_picture
     from trimtab.probes.plots import heat_map
 
     if against is not None:
@@ -77,12 +75,6 @@ def heads(
     print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
 
 
-def places(edit: "Edit") -> list[tuple[int, int]]:
-    """Return the heads that an edit's description names, or head 0 of each of its layers (the residual stream)."""
-    described = edit.describe()
-    return [tuple(head) for head in described.get("heads", [])] or [(layer, 0) for layer in described.get("layers", [])]
-
-
 def _read(folder: Path) -> "tuple[HeadProbes, Edit]":
     from trimtab.cli.setup import beside_results
     from trimtab.edits.disk import load_edit
@@ -94,16 +86,3 @@ def _read(folder: Path) -> "tuple[HeadProbes, Edit]":
         known = nearest(str(folder), beside_results(folder, KINDS))
         raise Incompatible(f"no fit at {folder}: expected a folder written by `trimtab fit` or `trimtab demo`{known}")
     return HeadProbes.load(folder / "probes"), load_edit(folder / "shift")
-
-
-def save_picture(figure: "Figure", path: Path) -> None:
-    """Write a figure; raises `BadValue` for a format that there is not, `Incompatible` where the disk refuses it."""
-    from trimtab.errors import BadValue
-    from trimtab.storage import write_errors
-
-    try:
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
-    except ValueError as cause:  # no such format
-        raise BadValue(f"cannot draw {path}: name a .png, .svg or .pdf file") from cause

@@ -5,11 +5,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trimtab.cli.options import DATA_NAMES
-
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
     from trimtab.protocols import Edit
+
+DATA_NAMES = ("folklore", "truthfulqa")
+"""The data sets that `--data` knows by name."""
 
 
 def quiet() -> None:
@@ -81,8 +82,8 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
     edits = []
     for spec in specs:
         folder, strength = _with_strength(spec)
-        if not folder.is_dir():
-            beside = [str(p) for p in _beside(folder) if (p / "record.json").is_file()]
+        if not _holds_a_result(folder):
+            beside = [str(p) for p in _beside(folder) if _holds_a_result(p)]
             known = nearest(str(folder), beside)
             raise Incompatible(
                 f"no edit in {str(folder)!r}: expected a folder that `trimtab fit` or `trimtab tune` wrote{known}"
@@ -93,6 +94,10 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
             raise BadValue(f"alpha must be a finite number, got {strength}")
         edits.append(edit if strength is None else edit.at_strength(strength))
     return edits[0] if len(edits) == 1 else Stacked(tuple(edits))
+
+
+def _holds_a_result(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("record.json", "adapter_config.json"))
 
 
 def _with_strength(spec: str) -> tuple[Path, float | None]:
