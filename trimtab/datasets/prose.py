@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Scene(NamedTuple):
@@ -37,8 +37,8 @@ class Scene(NamedTuple):
     slots: list[list[str]]
 
 
-class Grammar(NamedTuple):
-    """The word lists and sentence frames of ``data/prose.json``."""
+class _Grammar(NamedTuple):
+    """The word lists and sentence frames."""
 
     women: list[str]
     men: list[str]
@@ -48,11 +48,10 @@ class Grammar(NamedTuple):
 
 
 @functools.cache
-def grammar() -> Grammar:
-    """Return the grammar; the file is read when it is first wanted."""
+def _grammar() -> _Grammar:
     text = files("trimtab.datasets").joinpath("data/prose.json").read_text(encoding="utf-8")
-    said = json.loads(text)
-    return Grammar(**{**said, "scenes": [Scene(**scene) for scene in said["scenes"]]})
+    said: dict[str, Any] = json.loads(text)
+    return _Grammar(**{**said, "scenes": [Scene(**scene) for scene in said["scenes"]]})
 
 
 HELD_OUT_SEED: int = 1_000_000_000
@@ -104,15 +103,15 @@ def _person(rng: random.Random) -> dict[str, str]:
     """Return the words for the marks ``$n`` .. ``$z`` of a main person drawn at random."""
     draw = rng.random()
     if draw < 0.36:
-        kind, name = "she", rng.choice(grammar().women)
+        kind, name = "she", rng.choice(_grammar().women)
     elif draw < 0.72:
-        kind, name = "he", rng.choice(grammar().men)
+        kind, name = "he", rng.choice(_grammar().men)
     elif draw < 0.80:
         kind, name = "i", "I"
     elif draw < 0.88:
         kind, name = "we", "we"
     else:
-        kind, name = "they", f"{rng.choice(grammar().women)} and {rng.choice(grammar().men)}"
+        kind, name = "they", f"{rng.choice(_grammar().women)} and {rng.choice(_grammar().men)}"
     subject, object_, possessive, ending = _FORMS[kind]
     as_object = object_ if kind in ("i", "we") else name
     return {"n": name, "m": as_object, "s": subject, "o": object_, "p": possessive, "z": ending}
@@ -136,7 +135,8 @@ def _word(state: _State, key: str, tag: str | None) -> str:
     if tag is not None and tag in state.bound:
         return state.bound[tag]
     lower = key.lower()
-    options = grammar().words[lower] if lower in grammar().words else grammar().words[f"{lower}_{state.season}"]
+    words = _grammar().words
+    options = words[lower] if lower in words else words[f"{lower}_{state.season}"]
     word = _expand(state, _fresh(state, options))
     if tag is not None:
         state.bound[tag] = word
@@ -172,7 +172,7 @@ def _frames(name: str, scene: Scene) -> Sequence[str]:
         name = "aboard"
     elif scene.around == "in" and name == "detail":
         name = "indoors"
-    frames = grammar().shared[name]
+    frames = _grammar().shared[name]
     return frames if scene.person else tuple(frame for frame in frames if "$" not in frame)
 
 
@@ -215,7 +215,7 @@ def _compose(state: _State, scene: Scene) -> list[str]:
 def prose(seed: int) -> str:
     """Return one document: a single block of 80 to 170 words, the same for the same ``seed`` everywhere."""
     rng = random.Random(seed)
-    scene = rng.choice(grammar().scenes)
+    scene = rng.choice(_grammar().scenes)
     state = _State(rng, rng.choice(scene.seasons), _person(rng), scene.local)
     return " ".join(_compose(state, scene))
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.edits.shifts import MadeFrom
 from trimtab.errors import BadValue, Incompatible, ShapeError

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.activations.captured import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from trimtab.activations.manifest import Layout, Manifest
 from trimtab.activations.shards import ActivationStore
 from trimtab.datasets.questions import Statement
 from trimtab.engine.capture import Site, capture_heads, require_position, require_statements, site_of
@@ -17,6 +17,7 @@ from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count, wait
+from trimtab.plain_values import hash_of
 
 
 def capture_to_store(
@@ -52,13 +53,13 @@ def capture_to_store(
     # the first process makes or checks the manifest, the others then find it there
     for turn in (rank == 0, rank != 0):
         if turn:
-            store = ActivationStore.created(
-                path,
-                record=_record(model, tokenizer, statements, position, where),
-                layout={**_layout(model, where), "per_shard": per_shard},
-                labels=[s.label for s in statements],
-                groups=[s.group for s in statements],
+            wanted = Manifest(
+                _record(model, tokenizer, statements, position, where),
+                _layout(model, where, per_shard),
+                tuple(s.label for s in statements),
+                tuple(s.group for s in statements),
             )
+            store = ActivationStore.created(path, wanted)
             if rank == 0:
                 store.sweep()
         wait()
@@ -66,7 +67,7 @@ def capture_to_store(
     missing = store.missing()
     wait()  # all list what is missing before anyone writes, so that the shares fit together
     for shard in missing[rank::n_processes]:
-        part = [statements[i] for i in store.examples_of(shard)]
+        part = [statements[i] for i in store.manifest.examples_of(shard)]
         acts = capture_heads(model, tokenizer, part, position=position, site=where)
         store.write(shard, acts.values)
     wait()
@@ -87,13 +88,12 @@ def _record(
         "model": fingerprint(model),
         "position": position,
         "site": site.name,
-        "statements": hashlib.sha256(made.encode()).hexdigest(),
+        "statements": hash_of(made),
         **site.record,
     }
 
 
-def _layout(model: Any, site: Site) -> dict[str, Any]:
-    dtype = torch.promote_types(base_of(model).dtype, torch.float32)
+def _layout(model: Any, site: Site, per_shard: int) -> Layout:
+    dtype = str(torch.promote_types(base_of(model).dtype, torch.float32)).removeprefix("torch.")
     layers, _, (n_parts, width) = site.places(model)
-    names = {"dtype": str(dtype).removeprefix("torch.")}
-    return {"layers": list(layers), "n_heads": n_parts, "d_head": width, **names}
+    return Layout(layers, n_parts, width, dtype, per_shard)

@@ -6,10 +6,11 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import Incompatible
