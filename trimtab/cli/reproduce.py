@@ -45,7 +45,7 @@ def reproduce(
     from trimtab.evaluate.judges import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
-    from trimtab.peft.train.recipe import Recipe
+    from trimtab.peft.recipe import Recipe
     from trimtab.published.reproduce import ITI_METERS, iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 

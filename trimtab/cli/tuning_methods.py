@@ -72,7 +72,7 @@ def configured(method: "TuningMethod", options: dict[str, Any], where: str) -> "
 
     from trimtab.activations.captured import Head
     from trimtab.cli.checking import check
-    from trimtab.peft.train.recipe import Recipe
+    from trimtab.peft.recipe import Recipe
 
     own, shared = {f.name for f in fields(method)} - {"recipe"}, {f.name for f in fields(Recipe)}
     method.with_knobs({k: v for k, v in options.items() if k not in own | shared})  # refuses them, naming its own

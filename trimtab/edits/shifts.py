@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trimtab.activations.captured import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.carriers import through_projections, with_biases
 from trimtab.models.fingerprint import Fingerprint, differing_weight, require_same_model
-from trimtab.models.heads import find_heads
+from trimtab.models.heads import HeadSite, base_of, find_heads
 from trimtab.models.hooks import add_to_heads
 from trimtab.models.known import EnterAt, KnownModel
 from trimtab.protocols import Cost, Edit, Positions
@@ -162,17 +163,28 @@ class HeadShift(Edit):
 
     @contextlib.contextmanager
     def _placed(self, known: KnownModel, positions: Positions) -> Iterator[Any]:
-        if self.strength != 0:
-            named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
-            heads = find_heads(known.model, named) if named else known.heads
-            with add_to_heads(known.model, self.deltas, positions, heads=heads):
-                yield known.model
-        else:
+        if self.strength == 0:
             yield known.model
+            return
+        with add_to_heads(known.model, self.deltas, positions, heads=self._sites(known)):
+            yield known.model
+
+    def _sites(self, known: KnownModel) -> Sequence[HeadSite]:
+        named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
+        return find_heads(known.model, named) if named else known.heads
 
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return None: a shift leaves the prompt to the measurement."""
         return None
+
+    def constants(self, model: Any) -> dict[str, Float[Tensor, " d_model"]]:
+        """Return what the shift adds after each attention output projection: W_O times it, in double precision."""
+        moved = {head: delta for head, delta in self.deltas.items() if bool(delta.any())}
+        return through_projections(self._sites(KnownModel(base_of(model))), moved)
+
+    def merged(self, model: Any) -> Any:
+        """Return a model of a stock class whose biases carry the shift; raises `UnsupportedModel` if none can."""
+        return with_biases(base_of(model), self.constants(model))
 
     def describe(self) -> dict[str, Any]:
         """Return heads, strength and how the shift was made, as plain values."""

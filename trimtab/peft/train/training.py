@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of, logits_limit
 from trimtab.models.processes import is_split, on_cpu, split_like, whole
-from trimtab.peft.methods.base import Attached
+from trimtab.peft.parts.attached import Attached
 from trimtab.peft.train import zero
 from trimtab.peft.train.checks import COMPLETE, CheckpointMark, GradientCheck
 from trimtab.peft.train.examples import IGNORED, bucketed

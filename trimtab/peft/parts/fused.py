@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trimtab.errors import UnsupportedModel
 from trimtab.models.heads import base_of, find_heads, inference, text_config
 from trimtab.models.hooks import on_inputs, on_outputs
-from trimtab.peft.methods.linear import out_width
+from trimtab.peft.parts.linear import out_width
 
 
 def fused_width(model: Any) -> tuple[int, int, int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from trimtab.errors import UnsupportedModel
 from trimtab.models.heads import decoder_layers, find_heads, head_sizes, text_config
+from trimtab.peft.parts.linear import out_width
 
 
 def attention_blocks(model: Any) -> list[tuple[int, nn.Module, nn.Module]]:
@@ -37,23 +40,22 @@ def feed_forward(layer: nn.Module, projection: nn.Module) -> nn.Module:
             f"no feed-forward network found in a {type(layer).__name__}: looked for a child with weight matrices "
             "beside the attention"
         )
-    return _leading_back(children[-1], output_width(projection))
+    return _leading_back(children[-1], out_width(projection))
 
 
 def _leading_back(block: nn.Module, width: int | None) -> nn.Module:
     modules = list(block.modules())
     mixture = any(isinstance(m, nn.ModuleList) for m in modules) or any(p.ndim > 2 for p in block.parameters())
-    leading = [m for m in modules if output_width(m) == width]
+    leading = [m for m in modules if out_width(m) == width]
     return leading[0] if len(leading) == 1 and not mixture else block
 
 
-def output_width(module: nn.Module) -> int | None:
-    """Return the output width of a linear-like module (Linear, Conv1D, quantised or adapter-wrapped), else None."""
-    for name in ("out_features", "nf"):
-        width = getattr(module, name, None)
-        if isinstance(width, int):
-            return width
-    return None
+def has_separate_experts(names: Iterable[str]) -> bool:
+    """Return whether some weights, by their names, are of experts that are modules of their own.
+
+    A process that sent such an expert no token has no gradient of it, and others would wait for one.
+    """
+    return any(re.search(r"\.experts\.\d", name) for name in names)
 
 
 def config_of(model_or_config: Any) -> Any:

@@ -16,7 +16,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.heads import base_of
 from trimtab.models.hooks import is_compiled
 from trimtab.models.offload import stored_weight
-from trimtab.peft.methods.base import Attached, Trained, copy_strictly
+from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 
 
 class Parts(Attached):
@@ -71,7 +71,7 @@ class Parts(Attached):
         self.detach()
         for module, name, value in owned:
             if name in module._parameters:  # the parts themselves are gone
-                getattr(module, name).copy_(value)
+                getattr(module, name).data = value  # and not written into, since a twin shares the model's memory
         return self.model
 
     def detach(self) -> None:
