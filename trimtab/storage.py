@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,11 @@ from trimtab.fields import fault
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The ways in which a disk, or what one may write to it, is at its end."""
 RECORD, TENSORS = "record.json", "tensors.safetensors"
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ ROOMS = [
     {"errors"},
     {"fields"},
     {"storage", "intervals", "progress", "devices"},
+    {"cells"},
     {"protocols"},
     {"activations"},
     {"datasets"},

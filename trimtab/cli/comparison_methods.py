@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.cli.checking import check
 
 if TYPE_CHECKING:
+    from trimtab.peft.methods.base import TuningMethod
     from trimtab.protocols import Control, Method
 
 
@@ -43,13 +44,12 @@ def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
         BadValue: as `method_of`; two rows of one name.
     """
     from trimtab.errors import BadValue
-    from trimtab.prompting.few_shot import name_of
 
     rows = {}
     for entry in entries:
         own, said = _own_name(entry)
         method = method_of(said)
-        name = own or name_of(method)
+        name = own or method.name
         if name in rows:
             raise BadValue(
                 f"two methods are called {name!r}; give one of them another name, such as "
@@ -74,21 +74,20 @@ def _own_name(entry: Any) -> tuple[str | None, Any]:
 
 
 def _stacked(parts: list[Any]) -> "Method":
+    from trimtab.compare.stack import Stack
     from trimtab.errors import BadValue
-    from trimtab.prompting.few_shot import Stack
-    from trimtab.protocols import Control
+    from trimtab.protocols import methods_and_controls
 
-    methods = [method_of(part) for part in parts]
-    for method in methods:
-        if isinstance(method, Control):
-            raise BadValue(f"{method.name} is a control of a whole row; it cannot be part of a stack")
-    return Stack(tuple(methods))  # pyright: ignore[reportArgumentType]
+    entrants = [method_of(part) for part in parts]
+    for control in (entrant for entrant in entrants if entrant.follows is not None):
+        raise BadValue(f"{control.name} is a control of a whole row; it cannot be part of a stack")
+    return Stack(tuple(methods_and_controls(dict(enumerate(entrants)))[0].values()))
 
 
 def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
     from trimtab.cli.setup import nearest
     from trimtab.cli.tuning_methods import configured, tuning_methods
-    from trimtab.compare.variants import OnQuantized
+    from trimtab.compare.on_quantized import OnQuantized
     from trimtab.errors import BadValue
 
     known, tuned = known_methods(), tuning_methods()
@@ -101,13 +100,13 @@ def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
         kind, fixed = known[key]
         check(options, kind, where)
         _require_all(kind, options, where)
-        method = kind(**fixed, **options)
+        method, plain = kind(**fixed, **options), None
     else:
         # a leading q is a tuning method on a 4-bit copy: qlora
         plain = tuned.get(key) or tuned[key.removeprefix("q")]
         method = configured(plain, options, where)
         method = method if key in tuned else OnQuantized(method)
-    return _widened(method, grid, where)
+    return _widened(method, plain, grid, where)
 
 
 def _require_all(kind: type, options: Mapping[str, Any], where: str) -> None:
@@ -120,34 +119,34 @@ def _require_all(kind: type, options: Mapping[str, Any], where: str) -> None:
             raise BadValue(f"{where} needs {f.name}")
 
 
-def _widened(method: "Method | Control", grid: Any, where: str) -> "Method | Control":
+def _widened(method: "Method | Control", tuned: "TuningMethod | None", grid: Any, where: str) -> "Method | Control":
+    """Return the method with more knobs to try; `tuned` is the tuning method in it, whose fields knobs may be."""
     from trimtab.cli.setup import nearest
     from trimtab.cli.tuning_methods import configured
-    from trimtab.compare.rates import tuning_inside
-    from trimtab.compare.variants import STRENGTH, Widened
+    from trimtab.compare.widened import STRENGTH, Widened
     from trimtab.errors import BadValue
-    from trimtab.protocols import Control
+    from trimtab.protocols import methods_and_controls
 
     if not grid:
         return method
     if not isinstance(grid, Mapping) or not all(isinstance(values, list) for values in grid.values()):
         raise BadValue(f"{where}: grid holds knobs with lists of values, such as {{epochs: [5, 15]}}; got {grid!r:.60}")
-    if isinstance(method, Control):
+    fitted = methods_and_controls({"": method})[0].get("")
+    if fitted is None:
         raise BadValue(f"{where} is a control and chooses nothing; leave out its grid")
-    tuned = tuning_inside(method)
     for knob, values in grid.items():
-        for value in values if tuned and knob != STRENGTH else ():
-            configured(tuned, {knob: value}, f"{where}: grid")  # pyright: ignore[reportArgumentType]
-        known = {*method.grid[0], STRENGTH}
-        if not tuned and knob not in known:
+        for value in values if tuned is not None and knob != STRENGTH else ():
+            configured(tuned, {knob: value}, f"{where}: grid")
+        known = {*fitted.space, STRENGTH}
+        if tuned is None and knob not in known:
             raise BadValue(f"{where} has no knob {knob!r}{nearest(str(knob), known)}")
-    return Widened(method, tuple((knob, tuple(values)) for knob, values in grid.items()))
+    return Widened(fitted, tuple((knob, tuple(values)) for knob, values in grid.items()))
 
 
 def known_methods() -> "dict[str, tuple[type[Any], dict[str, Any]]]":
     """Return name -> (class, the fields that the name sets), besides the tuning methods."""
     from trimtab.edits.combined import NoEdit
-    from trimtab.prompting.few_shot import FewShot, RetrievedFewShot, RetrievedPassages
+    from trimtab.prompting import FewShot, RetrievedFewShot, RetrievedPassages
     from trimtab.protocols import Ready
     from trimtab.steer.methods import CAA, ITI, RandomDirection
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge, try_judge
+from trimtab.cli.measuring import OwnMeters
 from trimtab.cli.options import (
     Alpha,
     AsJson,
@@ -21,7 +22,7 @@ from trimtab.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from trimtab.intervals import Estimate
+    from trimtab.evaluate.table import Row, Table
     from trimtab.protocols import Edit
 
 
@@ -49,6 +50,7 @@ def evaluate(
         bool,
         typer.Option("--keep", help="Keep the shift's multiple choice in its folder, for `trimtab heads --against`."),
     ] = False,
+    meter: OwnMeters = [],  # noqa: B006 - typer copies it
     dtype: Dtype = None,
     device: Device = None,
     quantization: Quantization = None,
@@ -67,21 +69,22 @@ def evaluate(
     """
     from trimtab.cli.against import require_keepable
     from trimtab.cli.generate import require_shift
-    from trimtab.cli.measuring import measure
+    from trimtab.cli.measuring import meters_for, own_meters
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import open_model, open_shift, read_data
     from trimtab.edits.combined import NoEdit
     from trimtab.errors import BadValue
     from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.verdicts import judge_record
-    from trimtab.steer.pipeline import are_pairs, unseen
+    from trimtab.evaluate.table import table
+    from trimtab.steer.pipeline import unseen
 
     if convention not in ("plain", "lm-eval", "iti"):
         raise BadValue(f"unknown convention {convention!r}; choose plain, lm-eval or iti")
     edit = open_shift(shift, alpha)
     require_shift(edit, alpha=alpha)
     questions = read_data(data, part="final")
-    pairs = are_pairs(questions)
+    pairs = questions.measured_by == "pairs"
     if pairs:
         _check_pairs(questions.name, judge, convention, choices_only)
     if keep:
@@ -99,19 +102,20 @@ def evaluate(
         answers = Path("runs/answers")
     loaded = open_model(model, revision=revision, **loading)
     edits: list[Edit] = [*([NoEdit()] if baseline or edit is None else []), *([] if edit is None else [edit])]
-    meters = {"convention": convention, "judge": judged, "batch_size": batch_size, "answers": answers}
-    rows = [measure(loaded, questions, e, keep_in=shift if keep and e is edit else None, **meters) for e in edits]
+    how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "choices_only": choices_only}
+    meters = (*meters_for(questions, judged, **how), *own_meters(meter))
+    measured = table(*loaded, questions, edits, meters=meters, keep=answers)
+    if keep and shift is not None:
+        _keep(shift, measured.rows[-1], convention)
     setting: dict[str, Any] = {"questions": questions.name, "n": len(questions), "fitted_on": left_out}
     if not pairs:
         setting["convention"] = convention
     if judged is not None:
         setting["judge"] = judge_record(judged)
     if as_json:
-        print_json({"rows": [row.as_dict() for row in rows], "setting": setting})
+        print_json({"rows": [_as_dict(measured, row) for row in measured.rows], "setting": setting})
         return
-    names = list(rows[0].figures)
-    cells = [[row.name, *(_cell(name, row.figures[name]) for name in names)] for row in rows]
-    print_table(["", *names], cells, title=_title(setting))
+    print_table(measured.headings, measured.cells, title=_title(setting))
     if judged is not None:
         print_judge(setting["judge"])
 
@@ -127,10 +131,20 @@ def _check_pairs(name: str, judge: str, convention: str, choices_only: bool) -> 
         )
 
 
-def _cell(name: str, value: "Estimate") -> str:
-    if name in ("CE", "KL"):
-        return f"{value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return f"{100 * value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+def _as_dict(measured: "Table", row: "Row") -> dict[str, Any]:
+    from trimtab.evaluate.table import plain_figure
+
+    figures = {meter.heading: plain_figure(row[meter.name]) for meter in measured.meters}
+    return {"name": row.name, **figures, "details": row.details}
+
+
+def _keep(folder: Path, row: "Row", convention: str) -> None:
+    from trimtab.cli.against import keep_choices
+    from trimtab.evaluate.multiple_choice import MultipleChoice
+
+    figures = {name: row[name].as_dict() for name in ("mc1", "mc2", "mc3")}
+    about = {"convention": convention, "tokens_computed": 0, "rows": row.details["multiple_choice"]}
+    keep_choices(folder, MultipleChoice.from_dict({**figures, **about}), row.edit["strength"])
 
 
 def _title(setting: dict[str, Any]) -> str:

@@ -66,15 +66,9 @@ def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
     Raises:
         BadValue: the judge cannot be asked, or gives no verdict.
     """
-    from trimtab.evaluate.generation import checked_verdict
-    from trimtab.evaluate.pairs import checked_score
-    from trimtab.steer.pipeline import are_pairs
+    from trimtab.cli.measuring import meters_for
 
-    first = questions[0]
-    if are_pairs(questions):
-        checked_score(judge, first, first.best_answer)  # pyright: ignore[reportArgumentType] - a function of the user's
-    else:
-        checked_verdict(judge(first, first.best_answer), judge)
+    meters_for(questions, judge)[0].try_out(questions)
 
 
 def print_judge(record: dict[str, Any]) -> None:

@@ -40,13 +40,13 @@ def reproduce(
     from trimtab.cli.comparison_file import read_lines
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import nearest, open_model, read_data
-    from trimtab.compare.design import Meters
     from trimtab.errors import BadValue
+    from trimtab.evaluate.defaults import answer_meters
     from trimtab.evaluate.judges import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
     from trimtab.peft.train.recipe import Recipe
-    from trimtab.published.reproduce import ITI_METERS, iti_table_1, iti_two_fold
+    from trimtab.published.reproduce import iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
     if protocol not in PROTOCOLS:
@@ -57,10 +57,10 @@ def reproduce(
     with write_errors(out):  # before hours of work, not after
         out.mkdir(parents=True, exist_ok=True)
     loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
-    meters = Meters(
+    meters = answer_meters(
         judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=dtype),
         texts=None if texts is None else read_lines(texts),
-        **ITI_METERS,  # pyright: ignore[reportArgumentType]
+        convention="iti",
     )
     options = {"meters": meters, "top_k": top_k, "alpha": alpha, "name": model}
     if protocol == "iti-2fold":

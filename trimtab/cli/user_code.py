@@ -31,12 +31,25 @@ def is_user_function(spec: str) -> bool:
     return ".py:" in spec
 
 
+def open_object(spec: str) -> Any:
+    """Return what FILE.py:NAME names; raises `BadValue` as `open_function` does."""
+    return _opened(spec)[0]
+
+
 def open_function(spec: str) -> UserFunction:
     """Return the function that FILE.py:NAME names. The file is run, as `python FILE.py` would run it as a module.
 
     Raises:
         BadValue: no such file, it fails, or it has no such function (the nearest names are offered).
     """
+    value, path, digest = _opened(spec)
+    if not callable(value):
+        raise BadValue(f"{spec} is no function; give FILE.py:NAME, a function in a file")
+    name = spec.rpartition(":")[2]
+    return UserFunction(value, path, {"name": f"{path.name}:{name}", "sha256": digest})
+
+
+def _opened(spec: str) -> tuple[Any, Path, str]:
     from trimtab.cli.setup import nearest
 
     given, _, name = spec.rpartition(":")
@@ -46,10 +59,10 @@ def open_function(spec: str) -> UserFunction:
     except OSError as cause:
         raise BadValue(f"{path} cannot be read ({cause.strerror}); give FILE.py:NAME, a function in a file") from cause
     found = _run(path)
-    known = [n for n, value in found.items() if callable(value) and not n.startswith("_")]
+    known = [n for n in found if not n.startswith("_")]
     if name not in known:
         raise BadValue(f"{path} has no function {name!r}{nearest(name, known)}")
-    return UserFunction(found[name], path, {"name": f"{path.name}:{name}", "sha256": digest})
+    return found[name], path, digest
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from trimtab.models.heads import inference
 from trimtab.models.tokens import input_device
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Measured, Meter
 
 
 @dataclass
@@ -57,31 +57,117 @@ def _resident_peak() -> int | None:
     return None
 
 
-def stored_bytes(edit: Edit) -> int:
-    """Return the size of the folder that the edit's `save` writes, or what its cost says if it cannot be saved."""
-    if hasattr(edit, "edits"):
-        return sum(stored_bytes(part) for part in edit.edits)  # pyright: ignore[reportAttributeAccessIssue]
-    save = getattr(edit, "save", None)
-    if save is None:
-        return edit.cost.bytes_on_disk
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "edit"
-        save(path)
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+@dataclass(frozen=True)
+class CostMeter(Meter):
+    """One number of what an edit costs; there are no rows, and nothing is tested."""
+
+    better: ClassVar[Literal["down"]] = "down"
+    tested: ClassVar[bool] = False
+
+    @abstractmethod
+    def of(self, edit: Edit) -> float | int | None:
+        """Return the cost of an edit that was made; None where it was not told."""
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return every edit's cost."""
+        return [Measured(value=self.of(edit)) for edit in edits]
+
+
+class TrainableParameters(CostMeter):
+    """Numbers that were fitted and must be stored."""
+
+    name = "trainable_parameters"
+    heading = "fitted or stored numbers"
+    unit = "numbers"
+
+    def of(self, edit: Edit) -> int:
+        """Return how many."""
+        return edit.cost.trainable_parameters
+
+
+class StoredBytes(CostMeter):
+    """The size of the folder that the edit's `save` writes, or what its cost says if it cannot be saved."""
+
+    name = "bytes_on_disk"
+    heading = "on disk"
+    unit = "bytes"
+
+    def of(self, edit: Edit) -> int:
+        """Return the bytes."""
+        return edit.stored_bytes
+
+
+class Seconds(CostMeter):
+    """What making the edit took."""
+
+    name = "seconds"
+    heading = "seconds to make"
+    unit = "s"
+
+    def of(self, edit: Edit) -> float:
+        """Return the seconds."""
+        return edit.cost.seconds
+
+
+@dataclass(frozen=True)
+class PeakBytes(CostMeter):
+    """The largest memory in use while an edit was made: of whoever watched the making."""
+
+    peak: Peak = field(default_factory=Peak)
+    name: ClassVar[str] = "peak_bytes"
+    heading: ClassVar[str] = "peak memory"
+    unit: ClassVar[str] = "bytes"
+
+    def of(self, edit: Edit) -> int | None:
+        """Return the bytes; None where the system does not tell."""
+        return self.peak.bytes
+
+
+@dataclass(frozen=True)
+class MillisecondsPerToken(CostMeter):
+    """Time of greedy decoding per new token, over the first few items, one at a time."""
+
+    n_items: int = 3
+    name: ClassVar[str] = "ms_per_token"
+    heading: ClassVar[str] = "ms per token"
+    unit: ClassVar[str] = "ms"
+
+    def of(self, edit: Edit) -> None:
+        """Return None: it is the model with the edit that is timed."""
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return the time under every edit."""
+        asked = [item.asked for item in items[: self.n_items]]
+        return [Measured(value=milliseconds_per_token(model, tokenizer, asked, edit)) for edit in edits]
+
+
+MAKING: tuple[CostMeter, ...] = (TrainableParameters(), StoredBytes(), Seconds(), PeakBytes())
+"""What making an edit costs."""
 
 
 def costs(edit: Edit, peak: Peak | None = None) -> dict[str, Any]:
     """Return what making an edit took, with its training losses if it was trained, as plain values."""
     peak = peak or Peak()
-    cost = {**asdict(edit.cost), "bytes_on_disk": stored_bytes(edit), "peak_bytes": peak.bytes, "peak_kind": peak.kind}
-    losses = _losses(edit)
-    return {**cost, **({"losses": losses} if losses else {})}
-
-
-def _losses(edit: Any) -> list[float]:
-    """Return the training losses of an edit, or of the first part of it that was trained."""
-    parts = [edit, getattr(edit, "edit", None), *getattr(edit, "edits", ())]
-    return next((list(p.record["losses"]) for p in parts if "losses" in getattr(p, "record", ())), [])
+    found = {meter.name: meter.of(edit) for meter in (*MAKING[:-1], PeakBytes(peak))}
+    return {**found, "peak_kind": peak.kind, **({"losses": list(edit.losses)} if edit.losses else {})}
 
 
 def milliseconds_per_token(

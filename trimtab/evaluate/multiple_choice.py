@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Measured, Meter
 
 Convention = Literal["plain", "lm-eval", "iti"]
 
@@ -143,6 +143,69 @@ def multiple_choice_many(
         found |= zip(alike, scores.logprobs, strict=True)
         n_tokens += scores.tokens_computed
     return tuple(_summary(questions, asked[i], found[i], convention, n_tokens) for i in range(len(edits)))
+
+
+@dataclass(frozen=True)
+class AnswerChoices(Meter):
+    """Measures multiple choice: a row for every question with its scored answers."""
+
+    convention: Convention | None = None
+    """How it asks; as the table does if not given."""
+    batch_size: int | None = None
+    name: ClassVar[str] = "multiple_choice"
+    columns: ClassVar[Sequence[str]] = ("mc1", "mc2", "mc3")
+
+    @property
+    def instrument(self) -> Meter:
+        """The scoring that MC1, MC2 and MC3 share."""
+        return AnswerChoices(self.convention, self.batch_size)
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return every question's row under every edit."""
+        convention: Any = self.convention or asking
+        found = multiple_choice_many(model, tokenizer, items, edits, convention=convention, batch_size=self.batch_size)
+        return [
+            Measured(
+                {q.key: row for q, row in zip(items, one.as_dict()["rows"], strict=True)},
+                record={"convention": convention},
+            )
+            for one in found
+        ]
+
+
+class MC1(AnswerChoices):
+    """Share of questions whose best answer is likelier than every false one."""
+
+    name = "mc1"
+    heading = "MC1"
+    columns = ("mc1",)
+
+
+class MC2(AnswerChoices):
+    """Probability mass on the true answers. It moves with MC1, so that one of the two is tested."""
+
+    name = "mc2"
+    heading = "MC2"
+    columns = ("mc2",)
+    tested = False
+
+
+class MC3(AnswerChoices):
+    """Share of a question's true answers that are likelier than every false one."""
+
+    name = "mc3"
+    heading = "MC3"
+    columns = ("mc3",)
+    tested = False
 
 
 def _answer_tokens(

@@ -156,7 +156,7 @@ def pair_probability(model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit)
 
 def are_pairs(questions: QuestionSet) -> bool:
     """Return whether these are contrast pairs rather than questions with answers."""
-    return questions.default_format == "bare"
+    return questions.measured_by == "pairs"
 
 
 def unseen(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:
