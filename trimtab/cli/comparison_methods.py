@@ -81,7 +81,7 @@ def _stacked(parts: list[Any]) -> "Method":
     entrants = [method_of(part) for part in parts]
     for control in (entrant for entrant in entrants if entrant.follows is not None):
         raise BadValue(f"{control.name} is a control of a whole row; it cannot be part of a stack")
-    return Stack(tuple(methods_and_controls(dict(enumerate(entrants)))[0].values()))
+    return Stack(tuple(methods_and_controls({str(i): entrant for i, entrant in enumerate(entrants)})[0].values()))
 
 
 def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
@@ -135,8 +135,9 @@ def _widened(method: "Method | Control", tuned: "TuningMethod | None", grid: Any
     if fitted is None:
         raise BadValue(f"{where} is a control and chooses nothing; leave out its grid")
     for knob, values in grid.items():
-        for value in values if tuned is not None and knob != STRENGTH else ():
-            configured(tuned, {knob: value}, f"{where}: grid")
+        if tuned is not None and knob != STRENGTH:
+            for value in values:
+                configured(tuned, {knob: value}, f"{where}: grid")
         known = {*fitted.space, STRENGTH}
         if tuned is None and knob not in known:
             raise BadValue(f"{where} has no knob {knob!r}{nearest(str(knob), known)}")

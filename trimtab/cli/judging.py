@@ -38,6 +38,7 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
     from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.evaluate.judges.tfidf import TfidfJudge
+    from trimtab.protocols import as_judge
 
     quiet()
     loading = {k: v for k, v in loading.items() if v is not None}
@@ -53,7 +54,7 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
             raise BadValue(f"the judge at {name} needs a model to ask for: give {how}")
         return EndpointJudge(name, model, key)
     if is_user_function(name):
-        return open_function(name)
+        return as_judge(open_function(name))
     if name.count(",") == 1:
         return LocalJudge.load(*name.split(","), **loading)
     known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")

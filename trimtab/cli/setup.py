@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.cli.options import DATA_NAMES
 
 if TYPE_CHECKING:
-    from trimtab.datasets.questions import QuestionSet
     from trimtab.edits.residual import ResidualShift
     from trimtab.edits.shifts import HeadShift
     from trimtab.models.load.checkpoints import LoadedModel
@@ -40,9 +39,7 @@ def open_model(
     return load_model(name, dtype=dtype, device=device, revision=revision, **quantized)  # pyright: ignore[reportArgumentType]
 
 
-def read_data(
-    data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None
-) -> "QuestionSet":
+def read_data(data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None) -> Any:
     """Return the questions that `--data` names; `part` chooses among folklore's two.
 
     Raises:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.fingerprint import fingerprint
@@ -58,7 +59,7 @@ def fit_method(
     method: TuningMethod,
     model: Any,
     tokenizer: Any,
-    train: QuestionSet | Sequence[SftExample],
+    train: QuestionSet | PairSet | Sequence[SftExample],
     *,
     seed: int,
     out: str | Path | None,
