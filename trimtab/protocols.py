@@ -311,9 +311,9 @@ class Meter(ABC):
         return self
 
     @property
-    def takes_mean(self) -> bool:
-        """Whether the figure is the mean of its first column: whoever reads records needs no code of the meter's."""
-        return type(self).summary is Meter.summary
+    def sums_up(self) -> str:
+        """How `summary` makes the figure, for whoever reads records without the meter's code: `"mean"` by default."""
+        return "mean" if type(self).summary is Meter.summary else "its own code"
 
     def kept_in(self, folder: str | Path) -> Meter:  # noqa: ARG002
         """Return the meter that keeps unfinished work in a folder, to go on there after a failure: itself if none."""

@@ -30,19 +30,15 @@ def meters_for(
     items: Any, judge: Any = None, *, convention: Any = "plain", batch_size: int = 16, choices_only: bool = False
 ) -> "tuple[Meter, ...]":
     """Return what `trimtab evaluate` measures of questions or of contrast pairs."""
-    from trimtab.evaluate.drift import KL, CrossEntropy
-    from trimtab.evaluate.generation import Informative, TrueInfo, Truth, Unmatched
-    from trimtab.evaluate.multiple_choice import MC1, MC2, MC3
-    from trimtab.evaluate.pairs import PairProbability, Preferred, TextScore
+    from trimtab.evaluate.drift import NeutralTexts, drift_meters
+    from trimtab.evaluate.generation import judged_meters
+    from trimtab.evaluate.multiple_choice import choice_meters
+    from trimtab.evaluate.pairs import TextScore, contrast_meters
 
-    drift = (CrossEntropy(batch_size=batch_size), KL(batch_size=batch_size))
+    drift = drift_meters(NeutralTexts(batch_size=batch_size))
     if items.measured_by == "pairs":
         scores = () if judge is None else (TextScore(judge, batch_size=batch_size),)
-        return (*scores, PairProbability(batch_size), Preferred(batch_size), *drift)
+        return (*scores, *contrast_meters(batch_size), *drift)
     form = "iti" if convention == "iti" else "plain"
-    said = () if choices_only else (TrueInfo, Truth, Informative, Unmatched)
-    return (
-        *(kind(judge=judge, convention=form, batch_size=batch_size) for kind in said),
-        *(kind(convention, batch_size) for kind in (MC1, MC2, MC3)),
-        *drift,
-    )
+    said = () if choices_only else judged_meters(judge=judge, convention=form, batch_size=batch_size)
+    return (*said, *choice_meters(convention, batch_size), *drift)

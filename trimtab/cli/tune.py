@@ -148,10 +148,10 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
 
 def _measured(model: Any, tokenizer: Any, edit: "TunedEdit", held: "QuestionSet") -> dict[str, Any]:
     from trimtab.edits.combined import NoEdit
-    from trimtab.evaluate.multiple_choice import MC1, MC2
+    from trimtab.evaluate.multiple_choice import choice_meters
     from trimtab.evaluate.table import plain_figure, table
 
-    rows = table(model, tokenizer, held, [NoEdit(), edit], meters=[MC1(), MC2()]).rows
+    rows = table(model, tokenizer, held, [NoEdit(), edit], meters=choice_meters()[:2]).rows
     figures = [{meter: plain_figure(value) for meter, value in row.estimates.items()} for row in rows]
     return {"questions": len(held), **dict(zip(("untuned", "tuned"), figures, strict=True))}
 

@@ -14,7 +14,7 @@ from trimtab.compare.machine import hardware, place
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder
 from trimtab.datasets.item_set import ItemSet
-from trimtab.evaluate.cost import MillisecondsPerToken
+from trimtab.evaluate.cost import SPEED
 from trimtab.evaluate.table import instruments, measured, summed_up
 from trimtab.protocols import Edit, Measured, Meter
 from trimtab.storage import digest
@@ -89,8 +89,8 @@ class Bench:
         """Return an edit's record on the test questions: of rows, the columns that meters sum up or show."""
         found = self._measured(unit, edit, test, self.job.meters)
         rows, values, records = {}, {}, {}
-        for name, _, sums in instruments(self.job.meters):
-            one, columns = found[name], {c for meter in sums for c in (*meter.columns, *meter.shown)}
+        for name, instrument, sums in instruments(self.job.meters):
+            one, columns = found[name], {*instrument.shown, *(c for meter in sums for c in meter.columns)}
             if one is not None and one.record:
                 records[name] = dict(one.record)
             if one is None or one.rows:
@@ -98,10 +98,7 @@ class Bench:
                 rows[name] = kept
             else:
                 values |= {meter.name: one.value for meter in sums}
-        speed = MillisecondsPerToken()
-        (timed,) = measured(self.model, self.tokenizer, test, [edit], [speed])
-        spent = timed[speed.name]
-        values[speed.name] = spent and spent.value
+        values[SPEED.name] = SPEED.of(self.model, self.tokenizer, test, edit)
         return {"rows": rows, "values": values, "records": records, "edit": edit.describe()}
 
     def about(self, parts: Parts) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.defaults import default_meters
-from trimtab.evaluate.drift import KL
+from trimtab.evaluate.drift import drift_meters
 from trimtab.evaluate.table import instruments
 from trimtab.protocols import Control, Edit, Meter, Method, Ready, as_entrant, methods_and_controls, settings_of
 
@@ -141,7 +141,7 @@ class Job:
     @property
     def budgeted(self) -> Meter:
         """The drift that the KL budget limits, on the texts for choosing."""
-        return next((meter for meter in self.meters if meter.name == KL.name), KL()).choosing
+        return next(meter for meter in (*self.meters, *drift_meters()) if meter.name == "kl").choosing
 
     def methods_at(self, size: int | None) -> list[str]:
         """Return the methods to measure at one number of training questions, in their order; the baseline at all."""

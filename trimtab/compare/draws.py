@@ -11,7 +11,7 @@ from trimtab.compare.bench import Bench
 from trimtab.compare.design import Parts, Unit
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import why
-from trimtab.evaluate.cost import costs
+from trimtab.evaluate.cost import Peak, costs
 from trimtab.protocols import Control, Edit
 
 
@@ -56,7 +56,7 @@ def _drawn(bench: Bench, unit: Unit, parts: Parts, make: Callable[[], Edit]) -> 
     except Exception as mistake:
         return {"status": "failed", "why": why(mistake)}
     seconds = {"fit": made - started, "measure": time.perf_counter() - made}
-    return {"status": "done", "made": costs(edit), "seconds": seconds, "measured": found}
+    return {"status": "done", "made": costs(edit, Peak()), "seconds": seconds, "measured": found}
 
 
 def _summary(about: dict[str, Any], records: Sequence[dict[str, Any]], follows: dict[str, Any]) -> dict[str, Any]:

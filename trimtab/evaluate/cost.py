@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -61,12 +60,13 @@ def _resident_peak() -> int | None:
 class CostMeter(Meter):
     """One number of what an edit costs; there are no rows, and nothing is tested."""
 
+    name: str
+    heading: str
+    unit: str
+    of: Callable[[Any, Any, Any, Edit], float | int | None] = field(default=lambda *_: None, repr=False)
+    """(model, tokenizer, items, edit) -> the number; None where it was not told."""
     better: ClassVar[Literal["down"]] = "down"
     tested: ClassVar[bool] = False
-
-    @abstractmethod
-    def of(self, edit: Edit) -> float | int | None:
-        """Return the cost of an edit that was made; None where it was not told."""
 
     def measure(
         self,
@@ -79,94 +79,36 @@ class CostMeter(Meter):
         seed: int = 0,
     ) -> list[Measured]:
         """Return every edit's cost."""
-        return [Measured(value=self.of(edit)) for edit in edits]
+        return [Measured(value=self.of(model, tokenizer, items, edit)) for edit in edits]
 
 
-class TrainableParameters(CostMeter):
-    """Numbers that were fitted and must be stored."""
-
-    name = "trainable_parameters"
-    heading = "fitted or stored numbers"
-    unit = "numbers"
-
-    def of(self, edit: Edit) -> int:
-        """Return how many."""
-        return edit.cost.trainable_parameters
-
-
-class StoredBytes(CostMeter):
-    """The size of the folder that the edit's `save` writes, or what its cost says if it cannot be saved."""
-
-    name = "bytes_on_disk"
-    heading = "on disk"
-    unit = "bytes"
-
-    def of(self, edit: Edit) -> int:
-        """Return the bytes."""
-        return edit.stored_bytes
+def making(peak: Peak | None = None) -> tuple[CostMeter, ...]:
+    """Return what making an edit costs; `peak` is of whoever watched the making."""
+    return (
+        CostMeter(
+            "trainable_parameters", "fitted or stored numbers", "numbers", lambda *a: a[-1].cost.trainable_parameters
+        ),
+        CostMeter("bytes_on_disk", "on disk", "bytes", lambda *a: a[-1].stored_bytes),
+        CostMeter("seconds", "seconds to make", "s", lambda *a: a[-1].cost.seconds),
+        CostMeter("peak_bytes", "peak memory", "bytes", lambda *_: peak and peak.bytes),
+    )
 
 
-class Seconds(CostMeter):
-    """What making the edit took."""
-
-    name = "seconds"
-    heading = "seconds to make"
-    unit = "s"
-
-    def of(self, edit: Edit) -> float:
-        """Return the seconds."""
-        return edit.cost.seconds
-
-
-@dataclass(frozen=True)
-class PeakBytes(CostMeter):
-    """The largest memory in use while an edit was made: of whoever watched the making."""
-
-    peak: Peak = field(default_factory=Peak)
-    name: ClassVar[str] = "peak_bytes"
-    heading: ClassVar[str] = "peak memory"
-    unit: ClassVar[str] = "bytes"
-
-    def of(self, edit: Edit) -> int | None:
-        """Return the bytes; None where the system does not tell."""
-        return self.peak.bytes
+SPEED = CostMeter(
+    "ms_per_token",
+    "ms per token",
+    "ms",
+    # the first few items do, one at a time
+    lambda model, tokenizer, items, edit: milliseconds_per_token(
+        model, tokenizer, [item.asked for item in items[:3]], edit
+    ),
+)
+"""Time of greedy decoding per new token."""
 
 
-@dataclass(frozen=True)
-class MillisecondsPerToken(CostMeter):
-    """Time of greedy decoding per new token, over the first few items, one at a time."""
-
-    n_items: int = 3
-    name: ClassVar[str] = "ms_per_token"
-    heading: ClassVar[str] = "ms per token"
-    unit: ClassVar[str] = "ms"
-
-    def of(self, edit: Edit) -> None:
-        """Return None: it is the model with the edit that is timed."""
-
-    def measure(
-        self,
-        model: Any,
-        tokenizer: Any,
-        items: Any,
-        edits: Sequence[Edit],
-        *,
-        asking: str = "plain",
-        seed: int = 0,
-    ) -> list[Measured]:
-        """Return the time under every edit."""
-        asked = [item.asked for item in items[: self.n_items]]
-        return [Measured(value=milliseconds_per_token(model, tokenizer, asked, edit)) for edit in edits]
-
-
-MAKING: tuple[CostMeter, ...] = (TrainableParameters(), StoredBytes(), Seconds(), PeakBytes())
-"""What making an edit costs."""
-
-
-def costs(edit: Edit, peak: Peak | None = None) -> dict[str, Any]:
+def costs(edit: Edit, peak: Peak) -> dict[str, Any]:
     """Return what making an edit took, with its training losses if it was trained, as plain values."""
-    peak = peak or Peak()
-    found = {meter.name: meter.of(edit) for meter in (*MAKING[:-1], PeakBytes(peak))}
+    found = {meter.name: meter.of(None, None, (), edit) for meter in making(peak)}
     return {**found, "peak_kind": peak.kind, **({"losses": list(edit.losses)} if edit.losses else {})}
 
 

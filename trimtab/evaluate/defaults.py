@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trimtab.evaluate.drift import KL, CrossEntropy, NeutralTexts
-from trimtab.evaluate.generation import Informative, TrueInfo, Truth, Unmatched
+from trimtab.evaluate.drift import NeutralTexts, divided, drift_meters
+from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.judges import exact_judge
-from trimtab.evaluate.multiple_choice import MC1, MC2
-from trimtab.evaluate.pairs import PairProbability, Preferred, TextScore
+from trimtab.evaluate.multiple_choice import choice_meters
+from trimtab.evaluate.pairs import TextScore, contrast_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.protocols import Meter
 
@@ -31,12 +31,10 @@ def answer_meters(
         max_new_tokens: of an answer.
         divide_texts: whether the first fifth of the texts is for choosing settings, and the rest to measure on.
     """
-    said = {"judge": judge, "convention": "plain", "max_new_tokens": max_new_tokens}
     return (
-        *(kind(**said) for kind in (TrueInfo, Truth, Informative, Unmatched)),
-        MC1(convention),
-        MC2(convention),
-        *drift_meters(texts, divide_texts),
+        *judged_meters(judge=judge, convention="plain", max_new_tokens=max_new_tokens),
+        *choice_meters(convention)[:2],
+        *_drift(texts, divide_texts),
     )
 
 
@@ -51,15 +49,12 @@ def pair_meters(
         max_new_tokens: of a generated text.
     """
     scores = () if judge is None else (TextScore(judge, max_new_tokens),)
-    return (*scores, PairProbability(), Preferred(), *drift_meters(texts, divide_texts))
+    return (*scores, *contrast_meters(), *_drift(texts, divide_texts))
 
 
-def drift_meters(texts: Sequence[str] | None, divide: bool = False) -> tuple[Meter, ...]:
-    """Return CE and KL on these neutral texts."""
-    if divide:
-        return NeutralTexts.divided(texts)
+def _drift(texts: Sequence[str] | None, divide: bool) -> tuple[Meter, ...]:
     own = None if texts is None else tuple(texts)
-    return CrossEntropy(own), KL(own)
+    return drift_meters(divided(own) if divide else NeutralTexts(own))
 
 
 DEFAULTS: dict[str, Callable[..., tuple[Meter, ...]]] = {

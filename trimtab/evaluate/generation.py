@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
 
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import completions
 from trimtab.errors import BadDataset, BadValue, TrimtabError
+from trimtab.evaluate.figures import Figure
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers
@@ -86,11 +86,6 @@ class JudgedAnswers(Meter):
         if self.convention not in (*FORMS, None):
             raise BadValue(f"unknown convention {self.convention!r}; choose {' or '.join(FORMS)}")
         object.__setattr__(self, "judge", as_judge(self.judge))
-
-    @property
-    def instrument(self) -> Meter:
-        """The generation and judging that True, Info and True*Info share."""
-        return JudgedAnswers(self.judge, self.convention, self.max_new_tokens, self.batch_size, self.keep)
 
     def kept_in(self, folder: str | Path) -> Meter:
         """Return the meter that keeps its answers in a folder until they are judged, if its judge can fail on them."""
@@ -174,46 +169,18 @@ class JudgedAnswers(Meter):
         return replace(summarised(rows), judge=judge_record(self.judge))
 
 
-class TrueInfo(JudgedAnswers):
-    """mean(True) x mean(Info) (Li et al. 2023, section 5.1)."""
+def judged_meters(**options: Any) -> tuple[Figure, ...]:
+    """Return True*Info, True, Info and unmatched; `options` are the fields of `JudgedAnswers`.
 
-    name = "true_info"
-    heading = "True*Info"
-    columns = ("true", "informative")
-
-    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
-        """Return the product of the two means."""
-        return means[..., 0] * means[..., 1]
-
-
-class Truth(JudgedAnswers):
-    """Mean of the judge's True. Saying nothing raises it, so that the product with Info is tested in its place."""
-
-    name = "true"
-    heading = "True"
-    columns = ("true",)
-    tested = False
-
-
-class Informative(JudgedAnswers):
-    """Mean of the judge's Info. Saying anything raises it, so that the product with True is tested in its place."""
-
-    name = "info"
-    heading = "Info"
-    columns = ("informative",)
-    tested = False
-
-
-class Unmatched(JudgedAnswers):
-    """Share of answers that an exact judge does not know; they count as neither true nor informative."""
-
-    name = "unmatched"
-    better = "neither"
-    columns = ("matched",)
-
-    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
-        """Return what is not matched."""
-        return 1 - means[..., 0]
+    Saying nothing raises True, saying anything raises Info: their product is what is tested.
+    """
+    source = JudgedAnswers(**options)
+    return (
+        Figure(source, "true_info", "True*Info", ("true", "informative"), sums_up="product"),
+        Figure(source, "true", "True", ("true",), tested=False),
+        Figure(source, "info", "Info", ("informative",), tested=False),
+        Figure(source, "unmatched", "unmatched", ("matched",), better="neither", sums_up="rest"),
+    )
 
 
 def generate_answers(
@@ -259,8 +226,8 @@ def _prompts(questions: Sequence[Question], edit: Edit, convention: str) -> list
 
 def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
     """Return the scores of judged answers."""
-    found = [
-        bootstrap(np.array([[float(getattr(row, c)) for c in meter.columns] for row in rows]), meter.summary)
-        for meter in (Truth(), Informative(), TrueInfo(), Unmatched())
-    ]
-    return GeneratedAnswers(*found, rows=tuple(rows))
+    figures = {
+        meter.name: bootstrap(np.array([[float(getattr(r, c)) for c in meter.columns] for r in rows]), meter.summary)
+        for meter in judged_meters()
+    }
+    return GeneratedAnswers(informative=figures.pop("info"), rows=tuple(rows), **figures)

@@ -12,6 +12,7 @@ from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import Figure
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
@@ -155,11 +156,6 @@ class AnswerChoices(Meter):
     name: ClassVar[str] = "multiple_choice"
     columns: ClassVar[Sequence[str]] = ("mc1", "mc2", "mc3")
 
-    @property
-    def instrument(self) -> Meter:
-        """The scoring that MC1, MC2 and MC3 share."""
-        return AnswerChoices(self.convention, self.batch_size)
-
     def measure(
         self,
         model: Any,
@@ -182,30 +178,14 @@ class AnswerChoices(Meter):
         ]
 
 
-class MC1(AnswerChoices):
-    """Share of questions whose best answer is likelier than every false one."""
-
-    name = "mc1"
-    heading = "MC1"
-    columns = ("mc1",)
-
-
-class MC2(AnswerChoices):
-    """Probability mass on the true answers. It moves with MC1, so that one of the two is tested."""
-
-    name = "mc2"
-    heading = "MC2"
-    columns = ("mc2",)
-    tested = False
-
-
-class MC3(AnswerChoices):
-    """Share of a question's true answers that are likelier than every false one."""
-
-    name = "mc3"
-    heading = "MC3"
-    columns = ("mc3",)
-    tested = False
+def choice_meters(convention: Convention | None = None, batch_size: int | None = None) -> tuple[Figure, ...]:
+    """Return MC1, MC2 and MC3. The latter move with MC1, so that it alone is tested."""
+    source = AnswerChoices(convention, batch_size)
+    return (
+        Figure(source, "mc1", "MC1", ("mc1",)),
+        Figure(source, "mc2", "MC2", ("mc2",), tested=False),
+        Figure(source, "mc3", "MC3", ("mc3",), tested=False),
+    )
 
 
 def _answer_tokens(

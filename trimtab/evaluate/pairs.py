@@ -12,6 +12,7 @@ from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import answer_logprobs
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
@@ -88,11 +89,6 @@ class PairContrast(Meter):
     name: ClassVar[str] = "pairs"
     columns: ClassVar[Sequence[str]] = ("probability", "preferred")
 
-    @property
-    def instrument(self) -> Meter:
-        """The scoring that both figures share."""
-        return PairContrast(self.batch_size)
-
     def measure(
         self,
         model: Any,
@@ -112,20 +108,13 @@ class PairContrast(Meter):
         return found
 
 
-class PairProbability(PairContrast):
-    """P(positive) / (P(positive) + P(negative)), with whole texts' probabilities."""
-
-    name = "pair_probability"
-    heading = "P(positive)"
-    columns = ("probability",)
-
-
-class Preferred(PairContrast):
-    """Share of pairs whose positive side is the likelier one."""
-
-    name = "preferred"
-    columns = ("preferred",)
-    tested = False
+def contrast_meters(batch_size: int | None = None) -> tuple[Figure, ...]:
+    """Return the probability of the positive sides, and how often they are the likelier ones."""
+    source = PairContrast(batch_size)
+    return (
+        Figure(source, "pair_probability", "P(positive)", ("probability",)),
+        Figure(source, "preferred", "preferred", ("preferred",), tested=False),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-from jaxtyping import Float
-
 from trimtab.engine.beam_search import BeamSettings, beam_texts
-from trimtab.evaluate.text_overlap import BLEU_COLUMNS, NIST_COLUMNS, bleu_of, nist_of, overlap_rows
+from trimtab.evaluate.figures import Figure
+from trimtab.evaluate.text_overlap import BLEU_COLUMNS, NIST_COLUMNS, overlap_rows
 from trimtab.protocols import Edit, Measured, Meter
 
 
@@ -29,11 +27,6 @@ class ReferenceTexts(Meter):
     name: ClassVar[str] = "references"
     columns: ClassVar[Sequence[str]] = (*BLEU_COLUMNS, *NIST_COLUMNS, "rouge_l", "cider")
     shown: ClassVar[Sequence[str]] = ("text",)
-
-    @property
-    def instrument(self) -> Meter:
-        """The texts that all scores share."""
-        return ReferenceTexts(self.settings, self.java, self.batch_size)
 
     def measure(
         self,
@@ -57,48 +50,12 @@ class ReferenceTexts(Meter):
         return found
 
 
-class BLEU(ReferenceTexts):
-    """Corpus BLEU-4 (Papineni et al. 2002): mteval-13a tokens in lower case, without smoothing."""
-
-    name = "bleu"
-    heading = "BLEU"
-    columns = BLEU_COLUMNS
-
-    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
-        """Return the score from the mean counts of n-grams."""
-        return bleu_of(means)
-
-
-class NIST(ReferenceTexts):
-    """Corpus NIST-5 (Doddington 2002) as mteval-13a computes it."""
-
-    name = "nist"
-    heading = "NIST"
-    unit = ""
-    columns = NIST_COLUMNS
-
-    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
-        """Return the score from the mean information of n-grams."""
-        return nist_of(means)
-
-
-class RougeL(ReferenceTexts):
-    """ROUGE-L by pycocoevalcap (COCO's: F with beta 1.2 of the best precision and the best recall)."""
-
-    name = "rouge_l"
-    heading = "ROUGE-L"
-    columns = ("rouge_l",)
-
-
-class CIDEr(ReferenceTexts):
-    """CIDEr-D by pycocoevalcap."""
-
-    name = "cider"
-    heading = "CIDEr"
-    unit = ""
-    columns = ("cider",)
-
-
-def reference_meters(**options: Any) -> tuple[Meter, ...]:
+def reference_meters(**options: Any) -> tuple[Figure, ...]:
     """Return BLEU, NIST, ROUGE-L and CIDEr; `options` are the fields of `ReferenceTexts`."""
-    return BLEU(**options), NIST(**options), RougeL(**options), CIDEr(**options)
+    source = ReferenceTexts(**options)
+    return (
+        Figure(source, "bleu", "BLEU", BLEU_COLUMNS, sums_up="bleu"),
+        Figure(source, "nist", "NIST", NIST_COLUMNS, unit="", sums_up="nist"),
+        Figure(source, "rouge_l", "ROUGE-L", ("rouge_l",)),
+        Figure(source, "cider", "CIDEr", ("cider",), unit=""),
+    )

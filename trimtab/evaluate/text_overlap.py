@@ -9,13 +9,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import log, log2
+from math import log2
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import nist_of
 
 MAX_NGRAM = 5
 BLEU_COLUMNS = (
@@ -134,14 +134,6 @@ def _bleu_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> l
     return [(*score.counts, *score.totals, score.sys_len, score.ref_len) for score in scores]
 
 
-def bleu_of(means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
-    """Return BLEU-4 from the means of `BLEU_COLUMNS`, without smoothing: 0 where an n-gram never matches."""
-    hits, given, length, reference = means[..., :4], means[..., 4:8], means[..., 8], means[..., 9]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.where(given > 0, hits / given, 0.0)
-        return np.exp(np.log(precision).mean(-1) + np.minimum(0.0, 1 - reference / length))
-
-
 def nist(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Return corpus NIST-5 (Doddington 2002) as mteval-13a computes it: mteval-13a tokens in lower case.
 
@@ -173,16 +165,6 @@ def nist_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> li
             given.append(grams.total())
         found.append((*info, *given, len(own), sum(map(len, several)) / len(several)))
     return found
-
-
-def nist_of(means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
-    """Return NIST-5 from the means of `NIST_COLUMNS`."""
-    info, given = means[..., :MAX_NGRAM], means[..., MAX_NGRAM : 2 * MAX_NGRAM]
-    length, reference = means[..., -2], means[..., -1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.where(given > 0, info / given, 0.0).sum(-1)
-        short = np.minimum(np.log(length / reference), 0.0)
-        return np.where(length > 0, precision * np.exp(log(0.5) / log(1.5) ** 2 * short**2), 0.0)
 
 
 def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:

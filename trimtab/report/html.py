@@ -105,7 +105,8 @@ def _answers(run: Comparison, rows: Sequence[ResultRow]) -> dict[str, Any] | Non
 
     What is said is the first column that a meter shows; its first figure says whether it counts.
     """
-    meter = next((m for m in run.summed if m.shown), None)
+    shown = {m["name"]: m["shown"][0] for m in run.specification["meters"] if m["shown"]}
+    meter = next((m for m in run.summed if m.name in shown), None)
     base = [t for t in run.of(BASELINE, run.sizes[-1]) if t["status"] == "done"]
     if not base or meter is None:
         return None
@@ -118,7 +119,10 @@ def _answers(run: Comparison, rows: Sequence[ResultRow]) -> dict[str, Any] | Non
     return {
         "heads": ["", *columns],
         "rows": [
-            (item, [(c[item][meter.shown[0]], c[item][meter.columns[0]] >= 0.5) for c in columns.values() if item in c])
+            (
+                item,
+                [(c[item][shown[meter.name]], c[item][meter.columns[0]] >= 0.5) for c in columns.values() if item in c],
+            )
             for item in list(columns[BASELINE])[:N_ANSWERS]
         ],
     }

@@ -11,7 +11,7 @@ from trimtab.compare.comparison import Comparison
 from trimtab.compare.rows import ResultRow
 from trimtab.compare.run_records import RunRecords
 from trimtab.compare.statistics import PairedDifference, Spread
-from trimtab.evaluate.cost import MAKING, MillisecondsPerToken
+from trimtab.evaluate.cost import SPEED, making
 from trimtab.protocols import Meter
 from trimtab.report.settings import SETTINGS, tried
 
@@ -97,7 +97,7 @@ def _difference(value: PairedDifference | None, meter: Meter) -> list[str]:
 
 
 def _costs(run: RunRecords) -> list[Meter]:
-    return [*MAKING, MillisecondsPerToken(), *run.valued]
+    return [*making(), SPEED, *run.valued]
 
 
 def cost_headings(run: RunRecords) -> list[str]:
