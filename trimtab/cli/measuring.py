@@ -20,10 +20,10 @@ def own_meters(specs: Sequence[str]) -> "tuple[Meter, ...]":
     Raises:
         BadValue: no such file or name, or what stands there is no meter.
     """
-    from trimtab.cli.user_code import open_object
+    from trimtab.cli.user_code import open_meter
     from trimtab.protocols import as_meter
 
-    return tuple(as_meter(open_object(spec)) for spec in specs)
+    return tuple(as_meter(open_meter(spec)) for spec in specs)
 
 
 def meters_for(

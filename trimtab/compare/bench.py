@@ -16,8 +16,8 @@ from trimtab.compare.records import RunFolder
 from trimtab.datasets.item_set import ItemSet
 from trimtab.evaluate.cost import SPEED
 from trimtab.evaluate.table import instruments, measured, summed_up
+from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Measured, Meter
-from trimtab.storage import digest
 
 Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]
 
@@ -104,4 +104,4 @@ class Bench:
     def about(self, parts: Parts) -> dict[str, Any]:
         """Return which questions a last measurement rests on."""
         n = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
-        return {"n": n, "questions": digest([q.asked for q in parts.test])}
+        return {"n": n, "questions": hash_of([q.asked for q in parts.test])[:16]}

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.load.checkpoints import load_model
-from trimtab.models.tokens import input_device
 from trimtab.protocols import Cost, Edit, Knobs, Method, Positions
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import re
 import traceback
@@ -17,7 +16,9 @@ from trimtab.compare.old_records import converted, converted_specification, is_o
 from trimtab.compare.record_fields import TEST, record_fault, specification_fault
 from trimtab.compare.specification import grown
 from trimtab.errors import Incompatible, TrimtabError
-from trimtab.storage import check_writable, digest, write_json
+from trimtab.plain_values import hash_of
+from trimtab.posix import posix_module
+from trimtab.storage import check_writable, write_json
 
 RUN_KIND = "comparison"
 
@@ -176,7 +177,7 @@ class RunFolder:
             with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
                 try:
                     # whoever counts shares the lock with others that count; only a living worker holds it alone
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    _lock(file, shared=True, wait=False)
                 except BlockingIOError:
                     found += file.read() == place
         return found
@@ -200,7 +201,7 @@ class RunFolder:
         folder = self.path / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.lock").open("w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            _lock(file, wait=wait)
             yield file
 
     def _file(self, unit: Unit, step: int | str) -> Path:
@@ -209,6 +210,11 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         return sorted((self.path / "records").glob("*/*.json"))
+
+
+def _lock(file: TextIO, *, shared: bool = False, wait: bool) -> None:
+    fcntl = posix_module("fcntl", "a comparison, which several processes may share,")
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -227,7 +233,7 @@ def _stem(unit: Unit) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", unit.method.lower()).strip("-")
     size = "" if unit.size is None else f"-n{unit.size}"
     # the hash keeps names apart that differ only in case or signs
-    return f"{slug}-{digest(unit.method)[:4]}{size}-fold{unit.fold}-seed{unit.seed}"
+    return f"{slug}-{hash_of(unit.method)[:4]}{size}-fold{unit.fold}-seed{unit.seed}"
 
 
 def why(mistake: Exception) -> str:

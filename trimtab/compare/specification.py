@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from trimtab.compare.machine import hardware
 from trimtab.compare.recorded_meters import recorded
 from trimtab.errors import Incompatible
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
+from trimtab.plain_values import hash_of
 from trimtab.protocols import settings_of
-from trimtab.storage import digest, versions
+from trimtab.storage import versions
 
 if TYPE_CHECKING:
     from trimtab.compare.design import Job
@@ -27,7 +28,7 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
     return {
         "design": job.design.as_dict(),
         "meters": recorded(job.meters),
-        "model": {**made_on, "sample": digest(made_on["sample"])},
+        "model": {**made_on, "sample": hash_of(made_on["sample"])[:16]},
         "questions": _described(job.questions),
         "test": _described(job.test) if job.test else None,
         "methods": {name: repr(method) for name, method in job.methods.items()},

@@ -13,7 +13,7 @@ from trimtab.compare.draws import do_control
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import why
 from trimtab.evaluate.cost import costs, peak_memory
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import input_device
 from trimtab.protocols import Edit, Meter
 
 

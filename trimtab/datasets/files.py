@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.errors import BadDataset
+from trimtab.plain_values import json_value
 
 AnyItem = TypeVar("AnyItem", Question, ContrastPair)
 FIELDS = ("question", "correct", "incorrect", "best_answer", "category", "source", "explanation")
@@ -93,7 +94,7 @@ def _complete(path: Path, line: int, row: Mapping[str | None, Any]) -> Mapping[s
 
 def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(text)
+        row = json_value(text)
         json.dumps(row, ensure_ascii=False).encode()  # halves of characters, as cut texts leave them, cannot be used
     except UnicodeEncodeError as cause:
         raise BadDataset(

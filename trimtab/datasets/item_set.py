@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import abstractmethod
 from collections import Counter
@@ -13,6 +12,7 @@ import numpy as np
 
 from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import number_held_out, seeded
+from trimtab.plain_values import hash_of
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ class ItemSet(Sequence[ItemT]):
     def fingerprint(self) -> str:
         """A hash of all texts, for records: equal sets in equal order have equal fingerprints."""
         rows = [self.texts(item) for item in self.items]
-        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
+        return hash_of(json.dumps(rows, ensure_ascii=False))[:16]
 
     def split(self: SetT, *, test: float = 0.5, seed: int = 0) -> tuple[SetT, SetT]:
         """Return (train, test); `test` is the share of items held out. Order within a side is the set's own.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from trimtab.datasets.questions import (
     two_sides,
 )
 from trimtab.errors import BadDataset
+from trimtab.plain_values import hash_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ContrastPair:
         if self.prompt:
             return self.prompt
         texts = json.dumps([self.positive, self.negative], ensure_ascii=False)
-        return f"pair {hashlib.sha256(texts.encode()).hexdigest()[:12]}"
+        return f"pair {hash_of(texts)[:12]}"
 
     @property
     def asked(self) -> str:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from trimtab.models.heads import inference
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference
 from trimtab.protocols import Edit, Measured, Meter
 
 

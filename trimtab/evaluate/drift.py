@@ -14,17 +14,17 @@ from torch import Tensor
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import last_logits, require_numbers
-from trimtab.engine.shared_layers import SharedLayers, n_unchanged
+from trimtab.engine.shared_layers import SharedLayers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figures import Figure
 from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.models.heads import inference
-from trimtab.models.known import EnterAt, KnownModel, entered
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference
 from trimtab.models.processes import spread
-from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
+from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id
+from trimtab.plain_values import hash_of
 from trimtab.progress import tracked
-from trimtab.protocols import ALL_LAYERS, Edit, Measured, Meter
-from trimtab.storage import digest
+from trimtab.protocols import ALL_LAYERS, Edit, EnterAt, Measured, Meter
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class NeutralTexts(Meter):
     def describe(self) -> dict[str, Any]:
         """Return hashes of the texts."""
         texts = {"texts": self.texts, "choosing_texts": self.choosing_texts}
-        hashes = {kind: "trimtab's own" if given is None else digest(list(given)) for kind, given in texts.items()}
+        hashes = {
+            kind: "trimtab's own" if given is None else hash_of(list(given))[:16] for kind, given in texts.items()
+        }
         return {"meter": type(self).__name__, **hashes, "max_tokens": self.max_tokens}
 
 
@@ -185,10 +187,9 @@ def _per_text(
     """Return for each text (CE, KL) under every edit."""
     pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
-    known = KnownModel(model)
     # what changes no layer computes what the unedited model does
-    ways = [None if n_unchanged(edit) == ALL_LAYERS else (entered(edit, known), n_unchanged(edit)) for edit in edits]
-    unedited = entered(NoEdit(), known)
+    ways = [None if e.unchanged_layers == ALL_LAYERS else (e.prepared(model), e.unchanged_layers) for e in edits]
+    unedited = NoEdit().prepared(model)
     shared = SharedLayers(model, [way[1] for way in ways if way])
     for batch in tracked(batches, "measuring drift"):
         plain = _logprobs(unedited, batch, shared.recording())

@@ -20,10 +20,12 @@ from trimtab.edits.combined import NoEdit
 from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
+from trimtab.models.anatomy import base_of, decoder_layers, input_device, input_width
+from trimtab.models.calling import inference
 from trimtab.models.carriers import with_biases
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of, decoder_layers, find_heads, inference
-from trimtab.models.tokens import context_length, encode, input_device
+from trimtab.models.heads import find_heads
+from trimtab.models.identity import fingerprint
+from trimtab.models.tokens import context_length, encode
 from trimtab.protocols import Edit, Positions, TokenMask
 from trimtab.storage import RECORD, check_writable, versions, write_json, written_folder
 
@@ -137,7 +139,7 @@ def _biases(model: Any, shift: HeadShift | ResidualShift) -> dict[str, Tensor]:
 
 def _last_linear(layer: nn.Module) -> nn.Module:
     # families list a layer's modules in the order of use; where that misleads, the comparison of logits refuses
-    linear = [m for m in layer.modules() if hasattr(m, "in_features") or hasattr(m, "nx")]
+    linear = [m for m in layer.modules() if input_width(m) is not None]
     return linear[-1]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,10 @@ import torch
 
 from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import BadValue
 from trimtab.export.bake import head_biases
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers
+from trimtab.storage import write_errors, written_file
 
 
 def to_lm_eval(model: Any, shift: HeadShift | ResidualShift, path: str | Path) -> list[str]:
@@ -52,22 +51,8 @@ def to_lm_eval(model: Any, shift: HeadShift | ResidualShift, path: str | Path) -
         }
         for name, vector in vectors.items()
     }
-    _write(hooks, path)
-    return list(hooks)
-
-
-def _write(value: dict[str, Any], path: Path) -> None:
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as cause:
-        raise Incompatible(f"cannot write {path} ({cause.strerror}); name another place") from cause
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(value, file)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except (OSError, RuntimeError) as cause:
-        raise Incompatible(f"cannot write {path} ({cause}); make room or name another disk") from cause
-    finally:
-        Path(name).unlink(missing_ok=True)
+        with written_file(path) as staging:
+            torch.save(hooks, staging)
+    return list(hooks)
