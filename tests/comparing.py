@@ -10,7 +10,7 @@ from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import Meters, run
 from trimtab.datasets import Question
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.evaluate import Verdict
 from trimtab.prompting.few_shot import FewShot
 from trimtab.steer import ITI, RandomDirection

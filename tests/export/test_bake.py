@@ -24,7 +24,7 @@ from transformers import (
 
 from tests.measuring import random_shift
 from tests.tiny import COMMON, FAMILIES, VOCAB, tiny_model, tiny_tokenizer
-from trimtab.edits.residual import ResidualShift
+from trimtab.edits.vectors import ResidualShift
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
 from trimtab.export.bake import bake
 

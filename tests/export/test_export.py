@@ -10,7 +10,7 @@ from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets.iti_files import activations_from_iti
 from trimtab.edits.combined import NoEdit
-from trimtab.edits.residual import ResidualShift
+from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.evaluate import multiple_choice

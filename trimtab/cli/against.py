@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from trimtab.activations.captured import Head
     from trimtab.datasets.questions import QuestionSet
     from trimtab.evaluate.multiple_choice import MultipleChoice
     from trimtab.steer.agreement import Agreement
@@ -40,26 +39,19 @@ def keep_choices(folder: Path, scores: "MultipleChoice", alpha: float) -> None:
 def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None, as_json: bool) -> None:
     """Print how far the directions of one fit are from those of another, of the same model loaded in another way."""
     from trimtab.cli.printing import print_json, remark
-    from trimtab.edits.shifts import HeadShift
-    from trimtab.errors import BadValue
-    from trimtab.steer.agreement import agreement
     from trimtab.steer.pipeline import Fitted
 
     _refuse_demo_runs(one, other)
     both = Fitted.load(one), Fitted.load(other)
-    if type(both[0].shift) is not type(both[1].shift):
-        raise BadValue("one fit shifts heads, the other the residual stream; compare two of one --site")
-    k = top if top is not None else len(_places(both[0]))
-    (first, second), scores = both, _scores(one, other)
-    found = agreement(first.directions, first.probes, second.directions, second.probes, top_k=k, scores=scores)
+    first, second = both
+    found = first.against(second, top_k=top, scores=_scores(one, other))
     if plot is not None:
         from trimtab.cli.heads import save_picture
         from trimtab.probes.plots import head_map
 
-        marked = found.top if isinstance(first.shift, HeadShift) else ()
         title, label = "Agreement of directions per head", "cosine"
         save_picture(
-            head_map(found.cosine, first.probes.layers, marked=marked, title=title, label=label, lowest=-1), plot
+            head_map(found.cosine, first.probes.layers, marked=found.top, title=title, label=label, lowest=-1), plot
         )
         remark(f"picture: {plot}")
     if as_json:
@@ -104,12 +96,6 @@ def _print(found: "Agreement", both: Both, folders: tuple[Path, Path]) -> None:
         typer.echo(
             f"MC1: {points[0]} points [{points[1]}, {points[2]}] over {found.mc1.n} questions, the other minus this"
         )
-
-
-def _places(fit: "Fitted") -> "tuple[Head, ...] | tuple[int, ...]":
-    from trimtab.edits.shifts import HeadShift
-
-    return fit.shift.heads if isinstance(fit.shift, HeadShift) else tuple(fit.shift.layers)
 
 
 def _load(fit: "Fitted") -> str:

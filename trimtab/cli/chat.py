@@ -10,8 +10,7 @@ from trimtab.cli.generate import DoSample, MaxNewTokens, Plain, Temperature, Top
 from trimtab.cli.options import Alpha, Device, Dtype, MaybeShiftFolder, ModelName, Quantization, Revision, Seed
 
 if TYPE_CHECKING:
-    from trimtab.edits.residual import ResidualShift
-    from trimtab.edits.shifts import HeadShift
+    from trimtab.edits.vectors import HeadShift, ResidualShift
 
 HELP = """/alpha N    set the strength      /off      steer no longer (/alpha N steers again)
 /compare    the last answer with and without the shift

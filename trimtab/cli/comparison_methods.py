@@ -149,7 +149,7 @@ def known_methods() -> "dict[str, tuple[type[Any], dict[str, Any]]]":
     from trimtab.edits.combined import NoEdit
     from trimtab.prompting.few_shot import FewShot, RetrievedFewShot, RetrievedPassages
     from trimtab.protocols import Ready
-    from trimtab.steer.methods import CAA, ITI, RandomDirection
+    from trimtab.steer import CAA, ITI, RandomDirection
 
     return {
         "none": (Ready, {"edit": NoEdit()}),

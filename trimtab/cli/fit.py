@@ -66,6 +66,7 @@ def fit(
     from trimtab.cli.setup import open_model, read_data
     from trimtab.errors import BadValue
     from trimtab.steer import pipeline as recipe
+    from trimtab.steer.fitting import DIRECTIONS
     from trimtab.storage import check_writable
 
     check_writable(out, recipe.KIND)
@@ -77,11 +78,9 @@ def fit(
     if recipe.are_pairs(questions):
         _check_pairs(questions.name, metric, judge)
     by = metric or ("true_info" if data == "folklore" or judge != "exact" else "mc1")
-    choices: dict[str, Any] = {
-        "site": _one_of(site, "site", "heads", "residual"),
-        "direction": _one_of(direction, "direction", "mass_mean", "probe", "random"),
-        "metric": _one_of(by, "metric", "true_info", "mc1"),
-    }
+    where = _one_of(site, "site", "heads", "residual")
+    spec = recipe.ShiftSpec(where, top_k, _one_of(direction, "direction", *DIRECTIONS), strength)
+    _one_of(by, "metric", "true_info", "mc1")
     loading = {"dtype": dtype, "device": device, "quantization": quantization}
     judged = None
     if judge != "exact":
@@ -89,9 +88,8 @@ def fit(
         judged = open_judge(judge, judge_model, judge_key, **loading)
         try_judge(judged, questions)
     loaded = open_model(model, revision=revision, **loading)
-    fitted = recipe.fit(
-        *loaded, questions, **choices, top_k=top_k, strength=strength, judge=judged, kl_budget=kl_budget, seed=seed
-    )
+    chosen_by = recipe.metric_of(questions, by, judged, strength)
+    fitted = recipe.fit(*loaded, questions, spec, metric=chosen_by, kl_budget=kl_budget, seed=seed)
     fitted.save(out)
     if as_json:
         print_json({"out": str(out), **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep")})

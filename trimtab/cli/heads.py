@@ -10,8 +10,7 @@ from trimtab.cli.options import AsJson
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from trimtab.edits.residual import ResidualShift
-    from trimtab.edits.shifts import HeadShift
+    from trimtab.edits.vectors import VectorEdit
     from trimtab.probes.head_probes import HeadProbes
 
 KINDS = ("fit", "demo run")
@@ -46,22 +45,20 @@ def heads(
     """
     from trimtab.cli.against import print_against
     from trimtab.cli.printing import print_json, print_table, remark
-    from trimtab.edits.shifts import HeadShift
     from trimtab.probes.plots import heat_map
 
     if against is not None:
         print_against(folder, against, top=top, plot=plot, as_json=as_json)
         return
     probes, shift = _read(folder)
-    shifted = set(shift.heads) if isinstance(shift, HeadShift) else {(layer, 0) for layer in shift.layers}
     rows = []
     for layer, head in probes.top(min(top or 20, probes.accuracy.numel())):
         at = (probes.layers.index(layer), head)
         numbers = {name: float(getattr(probes, name)[at]) for name in ("accuracy", "accuracy_low", "accuracy_high")}
-        place = {"layer": layer, "head": head, "shifted": (layer, head) in shifted}
+        place = {"layer": layer, "head": head, "shifted": (layer, head) in shift.probed}
         rows.append({**place, **numbers, "auroc": float(probes.auroc[at])})
     if plot is not None:
-        save_picture(heat_map(probes, marked=shift.heads if isinstance(shift, HeadShift) else ()), plot)
+        save_picture(heat_map(probes, marked=shift.probed), plot)
         remark(f"picture: {plot}")
     if as_json:
         print_json(rows)
@@ -78,7 +75,7 @@ def heads(
     print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
 
 
-def _read(folder: Path) -> "tuple[HeadProbes, HeadShift | ResidualShift]":
+def _read(folder: Path) -> "tuple[HeadProbes, VectorEdit]":
     from trimtab.cli.setup import beside_results, nearest
     from trimtab.edits.disk import load_shift
     from trimtab.errors import Incompatible

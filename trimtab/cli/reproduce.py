@@ -46,7 +46,7 @@ def reproduce(
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
     from trimtab.peft.train.recipe import Recipe
-    from trimtab.published.reproduce import ITI_METERS, iti_table_1, iti_two_fold
+    from trimtab.published.reproduce import ITI_METERS, PublishedIti, iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
     if protocol not in PROTOCOLS:
@@ -62,7 +62,7 @@ def reproduce(
         texts=None if texts is None else read_lines(texts),
         **ITI_METERS,  # pyright: ignore[reportArgumentType]
     )
-    options = {"meters": meters, "top_k": top_k, "alpha": alpha, "name": model}
+    options = {"meters": meters, "numbers": PublishedIti(top_k, alpha), "name": model}
     if protocol == "iti-2fold":
         result = iti_two_fold(*loaded, questions, **options)
     else:

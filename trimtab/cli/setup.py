@@ -9,8 +9,7 @@ from trimtab.cli.options import DATA_NAMES
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
-    from trimtab.edits.residual import ResidualShift
-    from trimtab.edits.shifts import HeadShift
+    from trimtab.edits.vectors import HeadShift, ResidualShift
     from trimtab.models.load.checkpoints import LoadedModel
 
 

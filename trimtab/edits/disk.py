@@ -1,23 +1,74 @@
-"""load_shift: whatever kind of shift a folder holds."""
+"""load_edit: whatever kind of edit a folder holds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from trimtab.edits.residual import KIND, ResidualShift
-from trimtab.edits.shifts import HeadShift
+from trimtab.errors import Incompatible
+from trimtab.protocols import Edit
 from trimtab.storage import kind_of
 
+KINDS = {
+    "shift": "trimtab.edits.vectors.HeadShift",
+    "residual shift": "trimtab.edits.vectors.ResidualShift",
+    "prompted": "trimtab.edits.prompts.Prompted",
+    "retrieved": "trimtab.edits.retrieval.Retrieved",
+    "stacked": "trimtab.edits.combined.Stacked",
+    "no edit": "trimtab.edits.combined.NoEdit",
+    "tuned edit": "trimtab.peft.edit.TunedEdit",
+}
+"""Kind of a folder's record -> the class that loads it, imported on use. A folder itself never names code."""
+HOLDING = {"fit": "shift", "demo run": "shift"}
+"""Kind of a result that holds an edit -> the folder within it that does."""
+ADAPTER = "adapter_config.json"
+"""What Hugging Face PEFT, and every tool that uses it, writes beside an adapter's tensors."""
 
-def load_shift(path: str | Path) -> HeadShift | ResidualShift:
-    """Return the shift of heads or of the residual stream that stands in a folder, or in the `shift` folder of a run.
+
+def load_edit(path: str | Path, *, kinds: Sequence[type[Edit]] = ()) -> Any:
+    """Return the edit that a folder holds: one that `save` wrote, the shift of a run, or a PEFT adapter of any tool.
+
+    Args:
+        kinds: classes of your own, each found by its `kind` and read by its `load`.
 
     Raises:
-        Incompatible: there is no such folder, it holds something else, or its tensors are missing or damaged.
+        Incompatible: there is no such folder (the nearest results are offered), it holds something else, or its files
+            are missing or damaged.
     """
-    path = Path(path)
-    if path.is_dir() and kind_of(path) not in (KIND, "shift") and (path / "shift").is_dir():
-        path = path / "shift"
-    if path.is_dir() and kind_of(path) == KIND:
-        return ResidualShift.load(path)
-    return HeadShift.load(path)
+    path, known = Path(path), {cls.kind: cls for cls in kinds}
+    kind = kind_of_edit(path)
+    if kind in HOLDING:
+        return load_edit(path / HOLDING[kind], kinds=kinds)
+    if kind in known:
+        return known[kind].load(path)
+    if kind is None or kind not in KINDS:
+        found = f"found {kind}" if kind else "there is none"
+        advice = f"; {_near(path)}" if kind is None else "; give the class that loads it: load_edit(..., kinds=[Mine])"
+        raise Incompatible(f"expected an edit at {path}, {found}{advice}")
+    home, _, name = KINDS[kind].rpartition(".")
+    cls: Any = getattr(import_module(home), name)
+    return cls.load(path, kinds=kinds) if kind == "stacked" else cls.load(path)
+
+
+def kind_of_edit(path: Path) -> str | None:
+    """Return the kind of the result that a folder holds, or None; an adapter of another tool is a tuned edit."""
+    try:
+        return kind_of(path) or ("tuned edit" if (path / ADAPTER).is_file() else None)
+    except OSError:  # a name that no disk can hold
+        return None
+
+
+def _near(path: Path) -> str:
+    beside = path.parent
+    folders = sorted(beside.iterdir()) if beside.is_dir() else []
+    held = [folder.name for folder in folders if kind_of_edit(folder) in {*KINDS, *HOLDING}]
+    close = [str(beside / name) for name in get_close_matches(path.name, held, n=3, cutoff=0.5)]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"{beside} holds {', '.join(held)}" if held else "name a folder that an edit was saved to"
+
+
+load_shift = load_edit

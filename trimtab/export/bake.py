@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,18 +10,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.activations.captured import Head
 from trimtab.datasets.folklore import folklore
 from trimtab.datasets.prose import neutral_texts
 from trimtab.edits.combined import NoEdit
-from trimtab.edits.residual import ResidualShift
-from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
 from trimtab.models.carriers import with_biases
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of, decoder_layers, find_heads, inference
+from trimtab.models.heads import base_of, inference
 from trimtab.models.tokens import context_length, encode, input_device
 from trimtab.protocols import Edit, Positions, TokenMask
 from trimtab.storage import RECORD, check_writable, versions, write_json, written_folder
@@ -58,7 +54,7 @@ class Baked:
 def bake(
     model: Any,
     tokenizer: Any,
-    shift: HeadShift | ResidualShift,
+    shift: Edit,
     out: str | Path,
     *,
     tolerance: float | None = None,
@@ -90,9 +86,7 @@ def bake(
     prompts = [f"Q: {q.question}\nA:" for q in folklore()[:32]] if prompts is None else list(prompts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was made with (dtype|(no )?quantization)")
-        with shift.applied(plain, "all"):
-            pass  # refuses another model's shift before any work
-        biases = _biases(plain, shift)
+        biases = shift.constants(plain)
         if not biases:
             raise BadValue(f"the shift {shift.name!r} has strength {shift.strength}: there is nothing to bake")
         with written_folder(out, KIND) as folder:
@@ -105,42 +99,6 @@ def bake(
     return baked
 
 
-def head_biases(model: Any, deltas: dict[Head, Float[Tensor, " d_head"]]) -> dict[str, Float[Tensor, " d_model"]]:
-    """Return by module name what a shift of heads adds after each output projection: W_O times the shift.
-
-    Raises:
-        UnsupportedModel: the model's heads cannot be found.
-    """
-    sites = {site.layer: site for site in find_heads(model)}
-    whole: dict[int, Tensor] = {}
-    for (layer, head), delta in deltas.items():
-        site = sites[layer]
-        row = whole.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=torch.float64))
-        row[head] += delta.double().cpu()
-    return {sites[k].name: _through(sites[k].module, row.flatten()) for k, row in whole.items() if bool(row.any())}
-
-
-def _through(module: nn.Module, x: Float[Tensor, " width"]) -> Float[Tensor, " d_model"]:
-    """Return W x in double precision; Conv1D keeps its weight transposed."""
-    weight: Any = module.weight
-    weight = weight.detach().cpu().double()
-    return x @ weight if hasattr(module, "nx") else weight @ x
-
-
-def _biases(model: Any, shift: HeadShift | ResidualShift) -> dict[str, Tensor]:
-    if isinstance(shift, HeadShift):
-        return head_biases(model, {h: d for h, d in shift.deltas.items() if bool(d.any())})
-    names = {module: name for name, module in base_of(model).named_modules()}
-    layers = decoder_layers(model)
-    return {names[_last_linear(layers[i])]: d.double() for i, d in shift.deltas.items() if bool(d.any())}
-
-
-def _last_linear(layer: nn.Module) -> nn.Module:
-    # families list a layer's modules in the order of use; where that misleads, the comparison of logits refuses
-    linear = [m for m in layer.modules() if hasattr(m, "in_features") or hasattr(m, "nx")]
-    return linear[-1]
-
-
 def _dequantized(model: Any) -> Any:
     if getattr(model, "is_quantized", False):
         # the caller's model stays as it is
@@ -148,9 +106,7 @@ def _dequantized(model: Any) -> Any:
     return model
 
 
-def _compared(
-    plain: Any, tokenizer: Any, shift: HeadShift | ResidualShift, folder: Path, prompts: Sequence[str]
-) -> Baked:
+def _compared(plain: Any, tokenizer: Any, shift: Edit, folder: Path, prompts: Sequence[str]) -> Baked:
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=plain.dtype, local_files_only=True)

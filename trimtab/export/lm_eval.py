@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from trimtab.edits.residual import ResidualShift
-from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible
-from trimtab.export.bake import head_biases
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.heads import base_of
+from trimtab.protocols import Edit
 
 
-def to_lm_eval(model: Any, shift: HeadShift | ResidualShift, path: str | Path) -> list[str]:
+def to_lm_eval(model: Any, shift: Edit, path: str | Path) -> list[str]:
     """Write the shift at all positions for `lm_eval --model steered`, and return the hook points in the file.
 
     The harness adds vectors to the outputs of modules that it finds by name below the base model. A shift of heads
@@ -31,17 +29,10 @@ def to_lm_eval(model: Any, shift: HeadShift | ResidualShift, path: str | Path) -
     path = Path(path)
     if path.suffix != ".pt":
         raise BadValue(f"lm-evaluation-harness reads steered files that end in .pt, got {path.name!r}")
-    with shift.applied(model, "all"):
-        pass  # refuses another model's shift
-    base = base_of(model)
-    if isinstance(shift, HeadShift):
-        vectors = head_biases(model, {h: d for h, d in shift.deltas.items() if bool(d.any())})
-    else:
-        names = {module: name for name, module in base.named_modules()}
-        vectors = {names[decoder_layers(model)[i]]: d for i, d in shift.deltas.items() if bool(d.any())}
+    vectors = shift.constants(model)
     if not vectors:
         raise BadValue(f"the shift {shift.name!r} has strength {shift.strength}: there is nothing to export")
-    prefix = f"{base.base_model_prefix}."
+    prefix = f"{base_of(model).base_model_prefix}."
     hooks: dict[str, dict[str, Any]] = {
         name.removeprefix(prefix): {
             "steering_vector": vector[None].to(torch.float32),

@@ -1,22 +1,51 @@
-"""Which stock Hugging Face class can carry a bias after given projections, with otherwise the same computation."""
+"""Biases in place of vectors added live: what they are, and which stock Hugging Face class can carry them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.activations.captured import Head
 from trimtab.errors import UnsupportedModel
+from trimtab.models.heads import HeadSite
 
 AS_LLAMA = ("mistral", "qwen2", "phi3")
 """Architectures that compute what Llama computes when their own features are switched off (`_why_not_llama`)."""
 
 
-def with_biases(model: Any, biases: Mapping[str, Tensor]) -> Any:
-    """Return a model of a stock class whose named projections carry these biases, on top of any of their own.
+def output_constants(
+    sites: Sequence[HeadSite], deltas: Mapping[Head, Float[Tensor, " d_head"]]
+) -> dict[str, Float[Tensor, " d_model"]]:
+    """Return by name what vectors added to heads add after the output projections: W_O times the vectors, in float64.
+
+    A projection is linear (Li et al. 2023, section 3.2). Vectors of zeros are left out.
+    """
+    by_layer, whole = {site.layer: site for site in sites}, {}
+    for (layer, head), delta in deltas.items():
+        site = by_layer[layer]
+        row = whole.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=torch.float64))
+        row[head] += delta.double().cpu()
+    acting = {by_layer[layer]: row.flatten() for layer, row in whole.items() if bool(row.any())}
+    return {site.name: _through(site.module, row) for site, row in acting.items()}
+
+
+def _through(module: nn.Module, x: Float[Tensor, " width"]) -> Float[Tensor, " d_model"]:
+    """Return W x in double precision; Conv1D keeps its weight transposed."""
+    weight: Any = module.weight
+    weight = weight.detach().cpu().double()
+    return x @ weight if hasattr(module, "nx") else weight @ x
+
+
+def with_biases(model: Any, constants: Mapping[str, Tensor]) -> Any:
+    """Return a model of a stock class whose named modules add these vectors to their outputs, at all positions.
+
+    A projection carries its vector as a bias, on top of any of its own; another module (a decoder layer) leaves it to
+    its last projection.
 
     It shares its weights with `model`. Where the class has no such bias by default, the first of these that gives
     one is taken: a switch of its config (all other biases it brings are zero), or the Llama class for architectures
@@ -24,11 +53,13 @@ def with_biases(model: Any, biases: Mapping[str, Tensor]) -> Any:
 
     Args:
         model: an unquantised Hugging Face model without adapters.
-        biases: by module name, as in `model.named_modules()`.
+        constants: by module name, as in `model.named_modules()`.
 
     Raises:
         UnsupportedModel: no stock class can carry them; the message says why.
     """
+    names = {module: name for name, module in model.named_modules()}
+    biases = {names[_last_linear(model.get_submodule(name))]: vector for name, vector in constants.items()}
     weights = dict(model.state_dict())
     wanted = {f"{name}.bias" for name in biases}
     if wanted <= set(weights):
@@ -46,6 +77,11 @@ def with_biases(model: Any, biases: Mapping[str, Tensor]) -> Any:
         f"{kind} cannot carry a bias at {min(biases)}: no switch of its config adds one, and no other stock class "
         "computes the same; steer it live, or export the shift for lm-evaluation-harness"
     )
+
+
+def _last_linear(module: nn.Module) -> nn.Module:
+    # families list a layer's modules in the order of use; where that misleads, a comparison of logits shows it
+    return [m for m in module.modules() if hasattr(m, "in_features") or hasattr(m, "nx")][-1]
 
 
 def _switched(model: Any, wanted: set[str], present: set[str]) -> Any | None:

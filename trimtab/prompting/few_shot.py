@@ -92,7 +92,7 @@ class RetrievedFewShot(Method):
         keys = tuple(q.question for q in train)
         blocks = tuple(f"Q: {q.question}\nA: {q.best_answer}" for q in train)
         cost = Cost(bytes_on_disk=_bytes(blocks))
-        return Retrieved(keys, blocks, (knobs or self.grid[-1])["shots"], self.name, cost)
+        return Retrieved(keys, blocks, (knobs or self.grid[-1])["shots"], name=self.name, cost=cost)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class RetrievedPassages(Method):
         """
         found = read_passages([Path(p) for p in self.paths])
         cost = Cost(bytes_on_disk=_bytes(found))
-        return Retrieved(found, found, (knobs or self.grid[-1])["passages"], self.name, cost)
+        return Retrieved(found, found, (knobs or self.grid[-1])["passages"], name=self.name, cost=cost)
 
 
 @dataclass(frozen=True)

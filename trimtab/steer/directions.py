@@ -44,9 +44,9 @@ class MassMean:
         """
         acts.require_both_labels().require_finite()
         true, false = (acts.values[acts.labels == label].double().mean(0) for label in (True, False))
-        told = hashlib.sha256("\n".join(acts.groups).encode())
-        told.update(bytes(acts.labels.to(torch.uint8).tolist()))
-        return cls(true - false, acts.layers, told.hexdigest(), acts.record.get("model"))
+        digest = hashlib.sha256("\n".join(acts.groups).encode())
+        digest.update(bytes(acts.labels.to(torch.uint8).tolist()))
+        return cls(true - false, acts.layers, digest.hexdigest(), acts.record.get("model"))
 
     def save(self, path: str | Path) -> None:
         """Write the differences to a folder (safetensors and JSON), atomically, in float32.
