@@ -16,10 +16,11 @@ from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.evaluate import multiple_choice
 from trimtab.export.lm_eval import to_lm_eval
 from trimtab.probes import fit_logistic
+from trimtab.protocols import Edit
 from trimtab.steer import fit_shift
 
 
-class Everywhere:
+class Everywhere(Edit):
     """A shift that acts at all positions whatever the measurement asks for, as a baked model does."""
 
     def __init__(self, shift):

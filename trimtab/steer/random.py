@@ -35,7 +35,8 @@ class RandomDirection(Control):
             BadValue: the edit adds no vectors.
         """
         for number in range(n):
-            yield after.randomised(one_seed([*seed, number])).renamed(self.name)
+            numbers = [*seed, number]
+            yield after.randomised(one_seed(numbers)).renamed(self.name).with_record(seed=numbers)
 
 
 def one_seed(numbers: Sequence[int]) -> int:
