@@ -21,7 +21,7 @@ from trimtab.edits.prompts import Prompted
 from trimtab.edits.retrieval import Retrieved
 from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadValue
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.peft import IA3, Bottleneck, LoRA, TunedEdit, TuningMethod
 from trimtab.protocols import Cost, Edit
 

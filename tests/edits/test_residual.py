@@ -19,7 +19,7 @@ from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate import contrast, score_texts
-from trimtab.models.hooks import add_to_residual
+from trimtab.models.adding import add_to_residual
 from trimtab.probes import fit_logistic
 from trimtab.steer import ShiftSpec, Sweep, choose_strength, fit, fit_residual_shift
 from trimtab.steer.meters import pair_probability
@@ -127,7 +127,7 @@ def test_load_shift_tells_the_kinds_apart_and_finds_the_shift_of_a_run(tmp_path)
     (tmp_path / "run" / "shift" / "tensors.safetensors").unlink()
     with pytest.raises(Incompatible, match="no readable tensors"):
         load_shift(tmp_path / "run")
-    with pytest.raises(Incompatible, match=r"expected an edit at .*nowhere, there is none; .* holds run$"):
+    with pytest.raises(Incompatible, match=r"expected an edit at .*nowhere, there is none; there is run$"):
         load_shift(tmp_path / "nowhere")
 
 

@@ -18,7 +18,8 @@ from trimtab.edits.prompts import Prompted
 from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.evaluate.drift import drifts
-from trimtab.models.heads import decoder_layers, find_heads
+from trimtab.models.anatomy import decoder_layers
+from trimtab.models.heads import find_heads
 from trimtab.protocols import ALL_LAYERS
 
 TEXTS = ["The sky.", "Snow fell on the old road all night.", "It rained.", "A cart went by, and then another one."]

@@ -136,7 +136,7 @@ def test_a_saved_and_loaded_edit_is_the_same_to_the_bit(name, tuned, tmp_path):
     ("change", "telling"),
     [
         ({"seconds": None}, "field 'seconds' is missing"),
-        ({"trainable_parameters": "many"}, "field 'trainable_parameters' is 'many', expected an integer"),
+        ({"trainable_parameters": "many"}, "field 'trainable_parameters' is 'many', expected a valid integer"),
         ({"method": {"rank": 8}}, "field 'method.method' is missing"),
         ({"recipe": {"learning_pace": 1}}, "describes no method: .*learning_pace"),
     ],

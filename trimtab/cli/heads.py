@@ -76,16 +76,16 @@ def heads(
 
 
 def _read(folder: Path) -> "tuple[HeadProbes, VectorEdit]":
-    from trimtab.cli.setup import beside_results, nearest
-    from trimtab.edits.disk import load_shift
-    from trimtab.errors import Incompatible
+    from trimtab.cli.setup import beside_results
+    from trimtab.edits.disk import load_edit
+    from trimtab.errors import Incompatible, nearest
     from trimtab.probes.head_probes import HeadProbes
     from trimtab.storage import kind_of
 
     if kind_of(folder) not in KINDS:
-        known = nearest(str(folder), beside_results(folder, *KINDS))
+        known = nearest(str(folder), beside_results(folder, KINDS))
         raise Incompatible(f"no fit at {folder}: expected a folder written by `trimtab fit` or `trimtab demo`{known}")
-    return HeadProbes.load(folder / "probes"), load_shift(folder / "shift")
+    return HeadProbes.load(folder / "probes"), load_edit(folder / "shift")
 
 
 def save_picture(figure: "Figure", path: Path) -> None:

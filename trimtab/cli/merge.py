@@ -5,23 +5,21 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli.options import AsJson, Device, Dtype, ModelName, Out, Quantization, Revision
+from trimtab.cli.bundles import verb
+from trimtab.cli.options import AsJson, Loading, Out
 
 
+@verb
 def merge(
     edit: Annotated[
         Path, typer.Option("--edit", metavar="DIR", help="A folder of `trimtab tune`, or any PEFT adapter.")
     ],
-    model: ModelName = "embedded",
+    loading: Loading = Loading(),
     out: Out = Path("runs/merged"),
     tolerance: Annotated[
         float | None,
         typer.Option("--tolerance", help="Largest relative difference of logits.", show_default="by dtype"),
     ] = None,
-    quantization: Quantization = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the tuned model as a plain checkpoint: dequantised, merged, compared, reloaded, compared again.
@@ -31,7 +29,7 @@ def merge(
     Example: trimtab merge --edit runs/qlora --quantization nf4-dq --out runs/merged
     """
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model, quiet
+    from trimtab.cli.setup import quiet
 
     quiet()  # before libraries are loaded that talk then
 
@@ -41,7 +39,7 @@ def merge(
 
     check_writable(out, KIND)
     tuned = TunedEdit.load(edit)
-    opened = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    opened = loading.open()
     merged = tuned.merge(opened.model, tolerance=tolerance, out=out, tokenizer=opened.tokenizer)
     result = {"out": str(out), **merged.trimtab_merge}
     if as_json:

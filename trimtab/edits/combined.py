@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
+
+from typing_extensions import TypedDict
 
 from trimtab.edits.disk import load_edit
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import BadValue
 from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
-from trimtab.storage import (
-    RECORD,
-    kind_of,
-    load_result,
-    require_fields,
-    save_result,
-    versions,
-    write_json,
-    written_folder,
-)
+from trimtab.storage import RECORD, load_record, save_result, versions, write_json, written_folder
 
 
 class _Named(TypedDict):
@@ -71,7 +63,7 @@ class NoEdit(Edit):
     @classmethod
     def load(cls, path: str | Path) -> NoEdit:
         """Return what `save` wrote; raises `Incompatible` for anything else."""
-        return cls(load_result(path, cls.kind, fields=_Named)[0]["name"])
+        return cls(load_record(path, cls.kind, fields=_Named)["name"])
 
 
 @dataclass(frozen=True)
@@ -186,11 +178,7 @@ class Stacked(Edit):
         Raises:
             Incompatible: the folder holds something else, or an edit of another kind.
         """
-        path = Path(path)
-        if kind_of(path) != cls.kind:
-            raise Incompatible(f"expected a stack of edits at {path}, found {kind_of(path) or 'none'}")
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        require_fields(path, cls.kind, record, _SavedStack)
+        path, record = Path(path), load_record(path, cls.kind, fields=_SavedStack)
         # names alone: a record leads to no other folder
         parts = [path / Path(part).name for part in record["edits"]]
         return cls(tuple(load_edit(part, kinds=kinds) for part in parts), record["name"])

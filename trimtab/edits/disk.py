@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import Incompatible
+from trimtab.errors import Incompatible, nearest
 from trimtab.protocols import Edit
-from trimtab.storage import kind_of
+from trimtab.storage import RECORD, kind_of, load_record
 
 KINDS = {
     "shift": "trimtab.edits.vectors.HeadShift",
@@ -44,10 +43,13 @@ def load_edit(path: str | Path, *, kinds: Sequence[type[Edit]] = ()) -> Any:
         return load_edit(path / HOLDING[kind], kinds=kinds)
     if kind in known:
         return known[kind].load(path)
-    if kind is None or kind not in KINDS:
-        found = f"found {kind}" if kind else "there is none"
-        advice = f"; {_near(path)}" if kind is None else "; give the class that loads it: load_edit(..., kinds=[Mine])"
-        raise Incompatible(f"expected an edit at {path}, {found}{advice}")
+    if kind is None:
+        if (path / RECORD).is_file():
+            load_record(path, "edit")  # says what is wrong with it
+        raise Incompatible(f"expected an edit at {path}, there is none{_beside(path)}")
+    if kind not in KINDS:
+        advice = "give the class that loads it: load_edit(..., kinds=[Mine])"
+        raise Incompatible(f"expected an edit at {path}, found {kind}; {advice}")
     home, _, name = KINDS[kind].rpartition(".")
     cls: Any = getattr(import_module(home), name)
     return cls.load(path, kinds=kinds) if kind == "stacked" else cls.load(path)
@@ -61,14 +63,11 @@ def kind_of_edit(path: Path) -> str | None:
         return None
 
 
-def _near(path: Path) -> str:
-    beside = path.parent
-    folders = sorted(beside.iterdir()) if beside.is_dir() else []
+def _beside(missing: Path) -> str:
+    parent = missing.parent
+    folders = sorted(parent.iterdir()) if parent.is_dir() else []
     held = [folder.name for folder in folders if kind_of_edit(folder) in {*KINDS, *HOLDING}]
-    close = [str(beside / name) for name in get_close_matches(path.name, held, n=3, cutoff=0.5)]
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"{beside} holds {', '.join(held)}" if held else "name a folder that an edit was saved to"
+    return nearest(missing.name, held) or "; name a folder that an edit was saved to"
 
 
 load_shift = load_edit

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from typing_extensions import TypedDict
 
 from trimtab.errors import BadValue
 from trimtab.protocols import ALL_LAYERS, Cost, Edit, Positions
-from trimtab.storage import load_result, save_result
+from trimtab.storage import load_record, save_result
 
 
 class SavedContext(TypedDict):
@@ -62,7 +64,7 @@ class Context(Edit):
     @classmethod
     def load(cls: type[Own], path: str | Path) -> Own:
         """Return what `save` wrote; raises `Incompatible` for anything else."""
-        record, _ = load_result(path, cls.kind, fields=cls.saved)
+        record = load_record(path, cls.kind, fields=cls.saved)
         values = {f.name: _tuples(record[f.name]) for f in fields(cls) if f.init}
         return cls(**{**values, "cost": Cost(**record["cost"])})
 

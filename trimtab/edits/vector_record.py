@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypeVar
 
-from trimtab.activations.captured import Head
+from typing_extensions import TypedDict
+
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
-from trimtab.models.fingerprint import Fingerprint, differing_weight
+from trimtab.models.identity import Fingerprint, differing_weight
 from trimtab.protocols import Cost
 from trimtab.storage import load_result, save_result
 

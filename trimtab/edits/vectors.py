@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.edits.vector_record import UNDESCRIBED, common_model, load_vectors, plain_sites, save_vectors
 from trimtab.errors import BadValue, ShapeError
+from trimtab.models.adding import add_to_heads, add_to_residual
+from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.carriers import output_constants, with_biases
-from trimtab.models.fingerprint import require_same_model
-from trimtab.models.heads import HeadSite, base_of, decoder_layers, find_heads
-from trimtab.models.hooks import add_to_heads, add_to_residual
+from trimtab.models.heads import HeadSite, find_heads
+from trimtab.models.identity import require_same_model
 from trimtab.protocols import Cost, Edit, EnterAt, Positions
 
 Own = TypeVar("Own", bound="VectorEdit")

@@ -17,10 +17,11 @@ from trimtab.datasets.folklore import folklore
 from trimtab.datasets.prose import neutral_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
+from trimtab.models.anatomy import base_of, input_device
+from trimtab.models.calling import inference
 from trimtab.models.carriers import with_biases
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of, inference
-from trimtab.models.tokens import context_length, encode, input_device
+from trimtab.models.identity import fingerprint
+from trimtab.models.tokens import context_length, encode
 from trimtab.protocols import Edit, Positions, TokenMask
 from trimtab.storage import RECORD, check_writable, versions, write_json, written_folder
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, inference, text_config
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import base_of, input_device, text_config
+from trimtab.models.calling import inference
 from trimtab.peft.train.plan import has_tied_embeddings
 from trimtab.storage import RECORD, versions, write_json, written_folder
 

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import UnsupportedModel
+from trimtab.models.anatomy import input_width
 from trimtab.models.heads import HeadSite
 
 AS_LLAMA = ("mistral", "qwen2", "phi3")
@@ -81,7 +82,7 @@ def with_biases(model: Any, constants: Mapping[str, Tensor]) -> Any:
 
 def _last_linear(module: nn.Module) -> nn.Module:
     # families list a layer's modules in the order of use; where that misleads, a comparison of logits shows it
-    return [m for m in module.modules() if hasattr(m, "in_features") or hasattr(m, "nx")][-1]
+    return [m for m in module.modules() if input_width(m) is not None][-1]
 
 
 def _switched(model: Any, wanted: set[str], present: set[str]) -> Any | None:

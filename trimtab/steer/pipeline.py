@@ -184,7 +184,7 @@ def unseen(questions: QuestionSet, shift: Edit) -> QuestionSet:
         return questions.where(lambda q: q.key not in seen)
     except BadDataset as cause:
         raise BadDataset(
-            f"the shift was fitted on all {len(questions)} questions of {questions.name}; measure it on others, or fit "
+            f"the edit was fitted on all {len(questions)} questions of {questions.name}; measure it on others, or fit "
             "it on a part of them (trimtab fit --held-out)"
         ) from cause
 

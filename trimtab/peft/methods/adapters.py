@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible, first_line
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of
 from trimtab.peft.methods.attaching import require_whole
 from trimtab.peft.methods.base import Attached, HubAdapter, Trained, TuningMethod, copy_strictly
 from trimtab.peft.methods.snapshot import Snapshot, seeded

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.peft.methods.attaching import Parts, frozen_base
 from trimtab.peft.methods.base import Capabilities, TuningMethod
 from trimtab.peft.train.memory import require_room_on_cpu

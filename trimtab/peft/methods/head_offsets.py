@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from trimtab.activations.captured import Head
 from trimtab.errors import BadValue
-from trimtab.models.heads import HeadSite, base_of, decoder_layers, find_heads
+from trimtab.models.anatomy import base_of, decoder_layers
+from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.hooks import on_inputs
 from trimtab.peft.methods.attaching import Parts, frozen_base, hold, master_dtype, require_uncompiled
 from trimtab.peft.methods.base import Capabilities, TuningMethod

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from trimtab.errors import UnsupportedModel
-from trimtab.models.heads import decoder_layers, find_heads, head_sizes, text_config
+from trimtab.models.anatomy import decoder_layers, head_sizes, output_width, text_config
+from trimtab.models.heads import find_heads
 
 
 def attention_blocks(model: Any) -> list[tuple[int, nn.Module, nn.Module]]:
@@ -45,15 +46,6 @@ def _leading_back(block: nn.Module, width: int | None) -> nn.Module:
     mixture = any(isinstance(m, nn.ModuleList) for m in modules) or any(p.ndim > 2 for p in block.parameters())
     leading = [m for m in modules if output_width(m) == width]
     return leading[0] if len(leading) == 1 and not mixture else block
-
-
-def output_width(module: nn.Module) -> int | None:
-    """Return the output width of a linear-like module (Linear, Conv1D, quantised or adapter-wrapped), else None."""
-    for name in ("out_features", "nf"):
-        width = getattr(module, name, None)
-        if isinstance(width, int):
-            return width
-    return None
 
 
 def config_of(model_or_config: Any) -> Any:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.hooks import is_compiled
+from trimtab.models.identity import fingerprint
 from trimtab.models.processes import (
     COMPILER,
     DEEPSPEED,
@@ -33,7 +33,7 @@ from trimtab.models.processes import (
     plain_launch,
     rank_and_count,
 )
-from trimtab.models.tokens import input_device, pad_id
+from trimtab.models.tokens import pad_id
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.attaching import require_whole
 from trimtab.peft.methods.base import Attached, TuningMethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ import psutil
 import torch
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, decoder_layers, text_config
+from trimtab.models.anatomy import base_of, decoder_layers, input_device, text_config
 from trimtab.models.stored_bits import stored_quantised
-from trimtab.models.tokens import input_device
 from trimtab.peft.methods.base import Trained
 from trimtab.peft.train.recipe import Recipe
+from trimtab.posix import posix_module
 
 if TYPE_CHECKING:
     from trimtab.peft.train.sharding import Sharding
@@ -233,4 +232,5 @@ class PeakMemory:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
+        resource = posix_module("resource", "measuring the peak of memory")
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import BadValue, Incompatible, first_line
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.processes import FSDP, from_all, is_split, launch_asks, rank_and_count
 from trimtab.peft.methods.attaching import Parts
 from trimtab.peft.methods.base import Attached, TuningMethod, has_four_bit, has_separate_experts

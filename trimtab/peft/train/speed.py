@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from trimtab.models.heads import base_of, inference
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import base_of, input_device
+from trimtab.models.calling import inference
 
 
 def ms_per_token(model: Any, *, n_tokens: int = 8, repeats: int = 3) -> float:
