@@ -20,6 +20,7 @@ import torch
 
 from trimtab.cells import MISSING, number, table_lines
 from trimtab.cli.setup import quiet
+from trimtab.compare.design import Parts
 from trimtab.compare.statistics import spread
 from trimtab.datasets import folklore
 from trimtab.evaluate.table import Table, instruments
@@ -27,7 +28,7 @@ from trimtab.models import load_model
 from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.peft import LoRA
 from trimtab.protocols import Meter
-from trimtab.published.iti_run import ItiRun, iti_run
+from trimtab.published.iti_run import ItiRun, ItiSettings, iti_run
 from trimtab.storage import versions, write_json
 
 SEEDS = (0, 1, 2)
@@ -48,7 +49,9 @@ def main() -> None:
     for seed in SEEDS:
         train, validation = folklore("development").split(test=0.4, seed=seed)
         tuned = LoRA(r=8).fit(model, tokenizer, train, seed=seed)
-        run = iti_run(model, tokenizer, train, validation, final, draws=DRAWS, seed=seed, others=[tuned])
+        run = iti_run(
+            model, tokenizer, Parts(train, validation, final), ItiSettings(draws=DRAWS, seed=seed), others=[tuned]
+        )
         tables.append(run.table)
         random = run.table["Random direction"].details["draws"]
         runs.append(

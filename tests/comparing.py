@@ -10,7 +10,7 @@ from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import run
 from trimtab.datasets import Question
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.evaluate import Verdict, answer_meters
 from trimtab.prompting import FewShot
 from trimtab.protocols import Method

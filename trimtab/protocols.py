@@ -7,6 +7,7 @@ compared and reported as trimtab's own are. Each attribute may be a class attrib
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import tempfile
 import time
@@ -103,6 +104,12 @@ class Edit(ABC):
     """Keys of the questions that it was made from, which measurements leave out."""
     losses: Sequence[float] = ()
     """Training losses, step by step; empty where nothing was trained."""
+    n_sites: int = 1
+    """How many places (heads, layers) it acts on, if it can leave some out: see `first`."""
+    validated_on: Sequence[str] = ()
+    """Keys of the questions that its places were ranked on, and that nothing else of it was made from."""
+    kind: ClassVar[str] = ""
+    """What the record of its folder says that it holds; `load_edit` finds its class by it."""
 
     @abstractmethod
     def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
@@ -136,6 +143,33 @@ class Edit(ABC):
             raise BadValue(f"{self.name} has strength 0, which no factor brings to {strength}; load it at another one")
         return self.scaled(strength / self.strength)
 
+    def first(self, k: int) -> Edit:
+        """Return the edit on its k best places; raises `BadValue` where it has fewer."""
+        if k == self.n_sites:
+            return self
+        raise BadValue(f"the first {k} places of {self.name} asked for; it has {self.n_sites} and cannot leave one out")
+
+    def randomised(self, seed: int) -> Edit:
+        """Return a counterpart that only chance separates from it: the same places and norms, random directions.
+
+        Raises:
+            BadValue: an edit of this kind has no directions to draw.
+        """
+        raise BadValue(f"{self.name} has no random counterpart (seed {seed}): it adds no vectors; follow a shift")
+
+    def renamed(self, name: str) -> Edit:
+        """Return the edit under another name for tables."""
+        return self._with("name", name)
+
+    def with_record(self, **entries: Any) -> Edit:
+        """Return the edit with entries of its record set."""
+        return self._with("record", {**self.record, **entries})
+
+    def _with(self, name: str, value: Any) -> Edit:
+        other = copy.copy(self)
+        object.__setattr__(other, name, value)  # also of a frozen dataclass
+        return other
+
     def describe(self) -> dict[str, Any]:
         """Return plain values for the record."""
         return {"kind": type(self).__name__, "name": self.name, "strength": self.strength}
@@ -147,6 +181,11 @@ class Edit(ABC):
             Incompatible: it has no form on disk, or the folder holds something else or cannot be written.
         """
         raise Incompatible(f"{self.name} cannot be written to {path}: an edit of this kind has no form on disk")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Return what `save` wrote; raises `Incompatible` for anything else."""
+        raise Incompatible(f"{cls.__name__} cannot be read from {path}: an edit of this kind has no form on disk")
 
     @property
     def stored_bytes(self) -> int:

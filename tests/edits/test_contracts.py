@@ -18,9 +18,8 @@ from tests.tiny import VOCAB, tiny_model
 from trimtab.activations import Head
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
-from trimtab.edits.residual import ResidualShift
 from trimtab.edits.retrieval import Retrieved
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadValue
 from trimtab.models.identity import fingerprint
 from trimtab.peft import IA3, Bottleneck, LoRA, TunedEdit, TuningMethod

@@ -15,15 +15,15 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import HeadActivations
 from trimtab.datasets import ContrastPair, PairSet, from_file
 from trimtab.edits.disk import load_shift
-from trimtab.edits.residual import ResidualShift
+from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate import contrast, score_texts
 from trimtab.models.adding import add_to_residual
 from trimtab.probes import fit_logistic
-from trimtab.steer import choose_strength, fit
-from trimtab.steer.pipeline import pair_probability, unseen
-from trimtab.steer.residual_shifts import fit_residual_shift
+from trimtab.steer import ShiftSpec, Sweep, choose_strength, fit, fit_residual_shift
+from trimtab.steer.meters import pair_probability
+from trimtab.steer.pipeline import unseen
 
 PAIRS = Path(__file__).parents[2] / "examples" / "formal_casual.jsonl"
 
@@ -127,7 +127,7 @@ def test_load_shift_tells_the_kinds_apart_and_finds_the_shift_of_a_run(tmp_path)
     (tmp_path / "run" / "shift" / "tensors.safetensors").unlink()
     with pytest.raises(Incompatible, match="no readable tensors"):
         load_shift(tmp_path / "run")
-    with pytest.raises(Incompatible, match="no shift at"):
+    with pytest.raises(Incompatible, match=r"expected an edit at .*nowhere, there is none; there is run$"):
         load_shift(tmp_path / "nowhere")
 
 
@@ -175,7 +175,7 @@ def test_a_callable_scores_what_is_generated_and_nonsense_names_it(pairs):
 
 def test_a_residual_shift_moves_the_pairs_it_was_not_fitted_on(pairs):
     model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
-    fitted = fit(model, tokenizer, pairs, site="residual", strength=1)
+    fitted = fit(model, tokenizer, pairs, ShiftSpec("residual", strength=1))
     other = from_file(PAIRS)[20:]
     means = [
         float(np.mean([r.positive - r.negative for r in contrast(model, tokenizer, other, e).rows]))
@@ -192,7 +192,7 @@ def test_strength_is_chosen_by_a_callable_for_residual_shifts(pairs, captured):
     shift = fit_residual_shift(captured, fit_logistic(captured), top_k=2)
     texts = ["The river is wide and slow here."]
     chosen = choose_strength(
-        model, tokenizer, pairs[:4], shift, kl_budget=50, metric=pair_probability, alphas=(-1, 1), texts=texts
+        model, tokenizer, pairs[:4], shift, kl_budget=50, metric=pair_probability, sweep=Sweep((-1, 1), texts=texts)
     )
     sweep = chosen.record["sweep"]
     best = max(sweep["trials"][1:], key=lambda t: t["score"])

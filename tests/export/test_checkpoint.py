@@ -28,7 +28,7 @@ from tests.measuring import random_shift
 from tests.tiny import COMMON, FAMILIES, VOCAB, tiny_model, tiny_tokenizer
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
-from trimtab.edits.residual import ResidualShift
+from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
 from trimtab.export.checkpoint import checkpoint
 
@@ -114,12 +114,17 @@ def test_the_bias_is_w_o_times_the_shift_and_the_others_are_zero(tmp_path):
     assert not hasattr(model.config, "attention_bias") or not model.config.attention_bias  # the caller's is untouched
 
 
-def test_a_bake_that_does_not_do_what_the_shift_does_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+class Wrong(HeadShift):
+    """A shift whose constants are not what it adds."""
+
+    def constants(self, model):
+        return {name: 1.05 * vector for name, vector in super().constants(model).items()}
+
+
+def test_a_bake_that_does_not_do_what_the_shift_does_is_refused_and_leaves_nothing(tmp_path):
     model = tiny_model()
-    shift = random_shift(model, strength=0.7)
-    module = sys.modules[bake.__module__]
-    real = module.head_biases
-    monkeypatch.setattr(module, "head_biases", lambda m, d: {k: 1.05 * v for k, v in real(m, d).items()})
+    right = random_shift(model, strength=0.7)
+    shift = Wrong(right.heads, right.directions, right.sigma, right.strength)
     with pytest.raises(Incompatible, match="does not do what the shift does live"):
         checkpoint(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
     assert list(tmp_path.iterdir()) == []

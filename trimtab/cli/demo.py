@@ -34,10 +34,11 @@ def demo(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
+    from trimtab.compare.design import Parts
     from trimtab.datasets.folklore import folklore
     from trimtab.models.load.checkpoints import load_model
     from trimtab.peft.methods.lora import LoRA
-    from trimtab.published.iti_run import RUN_KIND, iti_run
+    from trimtab.published.iti_run import RUN_KIND, ItiSettings, iti_run
     from trimtab.steer.strength import require_budget
     from trimtab.storage import check_writable
 
@@ -47,8 +48,9 @@ def demo(
     model, tokenizer = load_model("embedded")
     train, validation = folklore("development").split(test=0.4, seed=seed)
     tuned = LoRA(r=8).fit(model, tokenizer, train, seed=seed)
-    options = {"kl_budget": kl_budget, "draws": draws, "seed": seed}
-    run = iti_run(model, tokenizer, train, validation, folklore("final"), others=[tuned], **options)
+    parts = Parts(train, validation, folklore("final"))
+    settings = ItiSettings(kl_budget=kl_budget, draws=draws, seed=seed)
+    run = iti_run(model, tokenizer, parts, settings, others=[tuned])
     run.save(out)
     if as_json:
         print_json({**run.table.as_dict(), "reading": run.reading})

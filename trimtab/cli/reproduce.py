@@ -43,7 +43,7 @@ def reproduce(
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
     from trimtab.peft.recipe import Recipe
-    from trimtab.published.reproduce import iti_table_1, iti_two_fold
+    from trimtab.published.reproduce import PublishedIti, iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
     one_of(protocol, "protocol", PROTOCOLS)
@@ -57,7 +57,7 @@ def reproduce(
         texts=None if texts is None else read_lines(texts, "neutral text"),
         convention="iti",
     )
-    options = {"meters": meters, "top_k": top_k, "alpha": alpha, "name": loading.model}
+    options = {"meters": meters, "numbers": PublishedIti(top_k, alpha), "name": loading.model}
     if protocol == "iti-2fold":
         result = iti_two_fold(*loaded, questions, **options)
     else:

@@ -85,7 +85,7 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
             raise Incompatible(
                 f"no edit in {str(folder)!r}: expected a folder that `trimtab fit` or `trimtab tune` wrote{known}"
             )
-        edit = load_edit(folder, kinds)
+        edit = load_edit(folder, kinds=kinds)
         strength = strength if alpha is None else alpha
         if strength is not None and not abs(strength) < float("inf"):
             raise BadValue(f"alpha must be a finite number, got {strength}")

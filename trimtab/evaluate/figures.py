@@ -58,7 +58,7 @@ class Figure(Meter):
     unit: str = "share"
     better: Literal["up", "down", "neither"] = "up"
     tested: bool = True
-    sums_up: str = "mean"
+    sums_up: str = "mean"  # pyright: ignore[reportIncompatibleMethodOverride]
     """A key of `SUMMARIES`."""
 
     @property

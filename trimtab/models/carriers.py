@@ -1,4 +1,4 @@
-"""Which stock Hugging Face class can carry a bias after given projections, with otherwise the same computation."""
+"""Biases in place of vectors added live: what they are, and which stock Hugging Face class can carry them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.activations.labelled import Head
 from trimtab.errors import UnsupportedModel
+from trimtab.models.anatomy import input_width
 from trimtab.models.heads import HeadSite
 
 AS_LLAMA = ("mistral", "qwen2", "phi3")
@@ -75,7 +76,7 @@ def with_biases(model: Any, biases: Mapping[str, Tensor]) -> Any:
 
 def _carrier(model: Any, name: str) -> str:
     # families list a layer's modules in the order of use; where that misleads, the comparison of logits refuses
-    inside = [n for n, m in model.get_submodule(name).named_modules() if hasattr(m, "in_features") or hasattr(m, "nx")]
+    inside = [n for n, m in model.get_submodule(name).named_modules() if input_width(m) is not None]
     return f"{name}.{inside[-1]}".rstrip(".")
 
 
