@@ -157,6 +157,14 @@ class Edit(ABC):
             self.save(path)
             return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
+    def constants(self, model: Any) -> Mapping[str, Float[Tensor, " width"]]:
+        """Return what the edit adds to modules' outputs at all positions, by name as in the base's `named_modules`.
+
+        Raises:
+            BadValue: an edit of this kind does anything else.
+        """
+        raise BadValue(f"{self.name} adds no constant to what modules of {type(model).__name__} give; use it as it is")
+
     def merged(self, model: Any) -> Any:
         """Return a plain model that computes what `model` does with the edit at all positions.
 

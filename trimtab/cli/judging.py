@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
-    from trimtab.evaluate.judges import Judge
+    from trimtab.evaluate.judges.verdicts import Judge
 
 PANEL = "The judge"
 

@@ -13,8 +13,8 @@ from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.datasets.questions import QuestionSet
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.judges import Judge, exact_judge
-from trimtab.evaluate.judges.verdicts import judge_record
+from trimtab.evaluate.judges.exact import exact_judge
+from trimtab.evaluate.judges.verdicts import Judge, judge_record
 from trimtab.evaluate.multiple_choice import Convention
 from trimtab.plain_values import hash_of
 from trimtab.prompting.few_shot import name_of

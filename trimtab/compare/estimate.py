@@ -15,7 +15,7 @@ from trimtab.compare.specification import specification
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import Incompatible, TrimtabError
 from trimtab.evaluate.table import only_prompts
-from trimtab.peft.methods.snapshot import random_state_kept
+from trimtab.models.seeds import random_state_kept
 from trimtab.progress import tracked
 from trimtab.protocols import Control
 from trimtab.report.markdown import table_lines

@@ -18,7 +18,7 @@ from trimtab.datasets.questions import QuestionSet
 from trimtab.evaluate.cost import costs, milliseconds_per_token, peak_memory
 from trimtab.evaluate.drift import drift
 from trimtab.evaluate.generation import generate_answers
-from trimtab.evaluate.judges import exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import multiple_choice
 from trimtab.evaluate.table import only_prompts, table
 from trimtab.models.anatomy import input_device

@@ -3,7 +3,8 @@
 from trimtab.engine.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.drift import Drift, drift, drifts
 from trimtab.evaluate.generation import GeneratedAnswers, generate_answers, generate_answers_many
-from trimtab.evaluate.judges import Judge, Verdict, exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
+from trimtab.evaluate.judges.verdicts import Judge, Verdict
 from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, multiple_choice_many
 from trimtab.evaluate.pairs import PairScores, Scorer, TextScores, contrast, score_texts
 

@@ -13,7 +13,8 @@ from trimtab.edits.retrieval import Retrieved
 from trimtab.errors import BadValue
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.generation import generate_answers_many
-from trimtab.evaluate.judges import Judge, exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
+from trimtab.evaluate.judges.verdicts import Judge
 from trimtab.evaluate.multiple_choice import Convention, multiple_choice_many
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.protocols import Edit
