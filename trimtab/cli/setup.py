@@ -68,6 +68,8 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
         Incompatible: no such folder (the nearest ones are offered), or it holds no edit.
         BadValue: a strength that is no finite number or that the edit cannot have; several edits with one alpha.
     """
+    quiet()  # before libraries are loaded that talk then
+
     from trimtab.cli.user_code import open_object
     from trimtab.edits.combined import Stacked
     from trimtab.edits.disk import load_edit
