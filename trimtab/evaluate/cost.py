@@ -11,8 +11,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from trimtab.engine import generate
+from trimtab.engine.generate import Decoding
 from trimtab.models.anatomy import input_device
 from trimtab.models.calling import inference
+from trimtab.models.tokens import encode, length_batches
 from trimtab.protocols import Edit, Measured, Meter
 
 
@@ -119,21 +122,13 @@ def milliseconds_per_token(
 
     The prompt's own time is in it, as longer prompts are what prompting costs.
     """
-    device, seconds = input_device(model), []
+    decoding, seconds = Decoding(new_tokens, {"min_new_tokens": new_tokens}), []
     with edit.applied(model) as edited, inference(edited):
         # the first question warms up and is not counted
         for question in [questions[0], *questions]:
-            ids = tokenizer(edit.prompt(question) or f"Q: {question}\nA:", return_tensors="pt").to(device)
+            ids = encode(tokenizer, edit.prompt(question) or f"Q: {question}\nA:")
+            (batch,) = length_batches([ids], batch_size=1, pad=0, device=input_device(model))
             started = time.perf_counter()
-            out = edited.generate(
-                input_ids=ids["input_ids"],
-                attention_mask=ids["attention_mask"],
-                min_new_tokens=new_tokens,
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
-            )
-            out.cpu()  # waits for the device
+            generate.new_tokens(edited, tokenizer, batch, decoding).cpu()  # waits for the device
             seconds.append(time.perf_counter() - started)
     return 1000 * sorted(seconds[1:])[len(questions) // 2] / new_tokens
