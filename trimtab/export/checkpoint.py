@@ -217,8 +217,8 @@ def _continued(model: Any, defaults: Any, ids: Tensor) -> list[int]:
     """Return what greedy decoding adds to a prompt, up to the end tokens that the defaults name."""
     from transformers import GenerationConfig
 
-    pad = defaults.pad_token_id or 0
-    greedy = GenerationConfig(max_new_tokens=4 * CONTINUED, eos_token_id=defaults.eos_token_id, pad_token_id=pad)
+    ends = {"eos_token_id": defaults.eos_token_id, "pad_token_id": defaults.pad_token_id or 0}
+    greedy = GenerationConfig(max_new_tokens=4 * CONTINUED, do_sample=False, num_beams=1, **ends)
     with inference(model):
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
     return out[0, ids.shape[1] :].tolist()
