@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from tests.tiny import COMMON
+from tests.tiny import COMMON, with_random_biases
 
 SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
@@ -201,4 +201,4 @@ def family_model(name: str, *, seed: int = 0, **options: Any) -> Any:
         kind = transformers.AutoModelForImageTextToText
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind.from_config(config, **options).eval()
+        return with_random_biases(kind.from_config(config, **options)).eval()

@@ -70,7 +70,16 @@ def tiny_model(
     config.vocab_size, config.max_position_embeddings = vocab_size, context
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        return with_random_biases(AutoModelForCausalLM.from_config(config)).to(dtype).eval()
+
+
+@torch.no_grad()
+def with_random_biases(model: Any) -> Any:
+    """Move every bias and norm weight of a fresh model, which starts at exactly 0 or 1: no test would see them else."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or parameter.dim() == 1:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
 
 
 @cache

@@ -192,9 +192,9 @@ class Method(ABC):
     """None: a method chooses its own setting (a control takes another row's)."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the class its own name as the name for tables if it has none."""
+        """Give the class its own name as the name for tables if it has none, and no field for one."""
         super().__init_subclass__(**kwargs)
-        if not getattr(cls, "name", ""):
+        if not getattr(cls, "name", "") and "name" not in vars(cls):
             cls.name = cls.__name__
 
     @property

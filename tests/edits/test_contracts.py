@@ -22,7 +22,7 @@ from trimtab.edits.residual import ResidualShift
 from trimtab.edits.retrieval import Retrieved
 from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.peft import IA3, Bottleneck, LoRA, TunedEdit, TuningMethod
 from trimtab.protocols import Cost, Edit
 

@@ -19,7 +19,7 @@ from trimtab.edits.residual import ResidualShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate import contrast, score_texts
-from trimtab.models.hooks import add_to_residual
+from trimtab.models.adding import add_to_residual
 from trimtab.probes import fit_logistic
 from trimtab.steer import choose_strength, fit
 from trimtab.steer.pipeline import pair_probability, unseen

@@ -20,8 +20,8 @@ from trimtab.datasets import Question, QuestionSet, Statement
 from trimtab.engine import sharing as prefix_mode
 from trimtab.engine.capture import _Gather, capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.hooks import add_to_heads
+from trimtab.models.adding import add_to_heads
+from trimtab.models.identity import fingerprint
 from trimtab.models.tokens import tokenize_answer
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

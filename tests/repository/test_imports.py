@@ -1,17 +1,25 @@
-"""The house rules on imports, held by reading the code and by looking at what a fresh process loads."""
+"""Imports run one way, in no circle, and nothing heavy is loaded unasked."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import trimtab
+from tests.repository.source import (
+    PACKAGE,
+    TREES,
+    arrows,
+    behind_faces,
+    but_for,
+    imports_of,
+    require_none,
+    within_circles,
+)
 
-PACKAGE = Path(trimtab.__file__).parent
+# a room imports only rooms above it, and those of its own line only where that line is the ground
 ROOMS = [
     {"errors"},
     {"fields"},
@@ -35,59 +43,55 @@ ROOMS = [
     {"__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+GROUND = ROOMS[2]
 
 
-def imports_of(path: Path) -> list[str]:
-    """Return the modules that a file imports at run time (type-only imports left out)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typed_only = {
-        id(node)
-        for test in ast.walk(tree)
-        if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
-        for node in ast.walk(test)
-    }
-    found = []
-    for node in ast.walk(tree):
-        if id(node) in typed_only:
-            continue
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found.append(node.module or "")
-    return found
+def room_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def breaks_order(here: str, there: str) -> bool:
+    if here == there or {here, there} <= GROUND:
+        return False
+    return RANK[there] >= RANK[here]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_file_imports_a_room_to_its_right(path):
-    here = room_of(path)
-    for name in imports_of(path):
-        parts = name.split(".")
-        if parts[0] == "trimtab" and len(parts) > 1:
-            there = parts[1]
-            assert RANK[there] <= RANK[here], f"{here} imports {name}"
-            assert there == here or RANK[there] < RANK[here] or {here, there} <= {"storage", "progress", "intervals"}
+@but_for("compare/estimate.py", "engine/conversation.py", "engine/forwards.py")
+def test_no_file_imports_a_room_below_it_or_beside_it(only, left):
+    wrong = {}
+    for file in TREES.keys() - {"__init__.py"}:
+        names = [f"{module}.{name}".split(".") for module, name in imports_of(file)]
+        rooms = {parts[1] for parts in names if parts[0] == "trimtab" and parts[1] in RANK}
+        wrong[file] = [f"imports {there}" for there in sorted(rooms) if breaks_order(room_of(file), there)]
+    require_none(wrong, only, left)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_datasets_and_probes_know_no_transformer_and_hf_names_stay_home(path):
-    here, names = room_of(path), {name.split(".")[0] for name in imports_of(path)}
-    if here in ("datasets", "probes"):
-        assert "transformers" not in names
-    if here != "peft":
-        assert "peft" not in names
-    if here != "datasets":
-        assert "datasets" not in names
-    assert "pickle" not in names
+def test_every_room_has_its_place_in_the_order():
+    assert {room_of(file) for file in TREES} - {"__init__"} <= RANK.keys()
 
 
-def test_only_one_file_registers_hooks():
-    registering = [p.name for p in FILES if "register_forward" in p.read_text(encoding="utf-8")]
-    assert registering == ["hooks.py"]
+@but_for(
+    "report/knobs.py",
+    "report/markdown.py",
+)
+def test_no_file_stands_in_a_circle_of_imports(only, left):
+    require_none(within_circles(arrows()), only, left)
+
+
+def test_circles_are_found_through_a_packages_face():
+    assert within_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == {"b": ["b", "c"], "c": ["b", "c"]}
+    assert behind_faces()["trimtab.peft.LoRA"] == "peft/methods/lora.py"
+    assert behind_faces()["trimtab.load_model"].startswith("models/load/")
+
+
+def test_datasets_and_probes_know_no_transformer_and_hf_names_stay_home():
+    for file in TREES:
+        here, names = room_of(file), {module.split(".")[0] for module, _ in imports_of(file)}
+        wrong = {"pickle"}
+        wrong |= {"transformers"} if here in ("datasets", "probes") else set()
+        wrong |= {"peft"} if here != "peft" else set()
+        wrong |= {"datasets"} if here != "datasets" else set()
+        assert not names & wrong, file
 
 
 def loaded_by(code: str) -> set[str]:

@@ -45,8 +45,8 @@ def compare(
     from trimtab.cli.comparison_file import QUICK_LEFT_OUT, ComparisonFile, job_of, read_comparison_file
     from trimtab.cli.comparison_file import quick as quick_file
     from trimtab.cli.judging import try_judge
+    from trimtab.cli.options import Loading
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model
     from trimtab.compare.estimate import estimate
     from trimtab.compare.running import run_job
     from trimtab.errors import BadValue
@@ -55,7 +55,7 @@ def compare(
         raise BadValue("--quick is a comparison of its own; leave out --config, or make your file smaller")
     said = quick_file() if quick else ComparisonFile() if config is None else read_comparison_file(config)
     job = job_of(said)
-    loaded = open_model(said.model, **said.load)
+    loaded = Loading(said.model, **said.load).open()
     if dry_run:
         plan = estimate(*loaded, job, out)
         print_json(plan.as_dict()) if as_json else typer.echo(plan.to_text())

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trimtab.cli.options import AsJson
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -20,7 +22,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split into training and validation questions.")] = 0,
     draws: Annotated[int, typer.Option(min=0, help="Random directions to draw for the control.")] = 10,
     kl_budget: Annotated[float, typer.Option(help="Largest KL (nats per token) that the chosen shift may cost.")] = 0.1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the heads that carry truthfulness in the embedded model, shift them, and print what changed.
 
@@ -30,8 +32,7 @@ def demo(
 
     Example: trimtab demo --out runs/demo
     """
-    import json
-
+    from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
     from trimtab.datasets.folklore import folklore
     from trimtab.models.load.checkpoints import load_model
@@ -50,7 +51,7 @@ def demo(
     run = iti_run(model, tokenizer, train, validation, folklore("final"), others=[tuned], **options)
     run.save(out)
     if as_json:
-        typer.echo(json.dumps({**run.table.as_dict(), "reading": run.reading}, indent=1))
+        print_json({**run.table.as_dict(), "reading": run.reading})
     else:
         _show(run, out)
 

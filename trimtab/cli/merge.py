@@ -5,14 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.cli.options import AsJson, Device, Dtype, ModelName, Out, Quantization, Revision
+from trimtab.cli.bundles import verb
+from trimtab.cli.options import AsJson, Loading, Out
 
 
+@verb
 def merge(
     edit: Annotated[
         Path, typer.Option("--edit", metavar="DIR", help="A folder of `trimtab tune`, or any PEFT adapter.")
     ],
-    model: ModelName = "embedded",
+    loading: Loading = Loading(),
     out: Out = Path("runs/merged"),
     tolerance: Annotated[
         float | None,
@@ -20,10 +22,6 @@ def merge(
             "--tolerance", help="Largest difference of logits, in shares of the effect.", show_default="by dtype"
         ),
     ] = None,
-    quantization: Quantization = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the tuned model as a plain checkpoint: dequantised, merged, compared, reloaded, compared again.
@@ -32,7 +30,7 @@ def merge(
 
     Example: trimtab merge --edit runs/qlora --quantization nf4-dq --out runs/merged
     """
-    from trimtab.cli.setup import open_model, quiet
+    from trimtab.cli.setup import quiet
 
     quiet()  # before libraries are loaded that talk then
 
@@ -42,8 +40,7 @@ def merge(
 
     check_writable(out, KIND)
     tuned = TunedEdit.load(edit)
-    opened = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
-    write_checkpoint(opened, tuned, out, tolerance=tolerance, as_json=as_json)
+    write_checkpoint(loading.open(), tuned, out, tolerance=tolerance, as_json=as_json)
 
 
 def write_checkpoint(loaded: Any, edit: Any, out: Path, *, tolerance: float | None = None, as_json: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -18,6 +16,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.judges import Judge, exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.multiple_choice import Convention
+from trimtab.plain_values import hash_of
 from trimtab.prompting.few_shot import name_of
 from trimtab.protocols import Control, Edit, Method, Ready
 
@@ -265,4 +264,4 @@ def named(
 
 def digest(value: Any) -> str:
     """Return a short hash of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hash_of(value)[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import re
 import traceback
@@ -16,6 +15,7 @@ from trimtab.compare.design import Unit, digest
 from trimtab.compare.record_fields import TEST, record_fault, specification_fault
 from trimtab.compare.specification import grown
 from trimtab.errors import Incompatible, TrimtabError
+from trimtab.posix import posix_module
 from trimtab.storage import check_writable, write_json
 
 RUN_KIND = "comparison"
@@ -165,7 +165,7 @@ class RunFolder:
             with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
                 try:
                     # whoever counts shares the lock with others that count; only a living worker holds it alone
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    _lock(file, shared=True, wait=False)
                 except BlockingIOError:
                     found += file.read() == place
         return found
@@ -189,7 +189,7 @@ class RunFolder:
         folder = self.path / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.lock").open("w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            _lock(file, wait=wait)
             yield file
 
     def _file(self, unit: Unit, step: int | str) -> Path:
@@ -198,6 +198,11 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         return sorted((self.path / "records").glob("*/*.json"))
+
+
+def _lock(file: TextIO, *, shared: bool = False, wait: bool) -> None:
+    fcntl = posix_module("fcntl", "a comparison, which several processes may share,")
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.compare.machine import hardware
 from trimtab.errors import Incompatible
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.protocols import Control
 from trimtab.storage import versions
 

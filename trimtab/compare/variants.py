@@ -9,9 +9,8 @@ from itertools import product
 from typing import Any
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.load.checkpoints import load_model
-from trimtab.models.tokens import input_device
 from trimtab.prompting.few_shot import name_of
 from trimtab.protocols import Cost, Edit, Method, Positions
 

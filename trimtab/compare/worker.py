@@ -21,7 +21,7 @@ from trimtab.evaluate.generation import generate_answers
 from trimtab.evaluate.judges import exact_judge
 from trimtab.evaluate.multiple_choice import multiple_choice
 from trimtab.evaluate.table import only_prompts, table
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import input_device
 from trimtab.protocols import Control, Edit
 
 Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.datasets.questions import SftExample
 from trimtab.errors import BadDataset
+from trimtab.plain_values import hash_of
 
 SEPARATOR = "||"
 
@@ -36,7 +36,7 @@ def e2e(path: str | Path) -> tuple[Meaning, ...]:
         BadDataset: the file cannot be read, is empty, or a line lacks the separator, its meaning or its text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as cause:
         raise BadDataset(f"{path} cannot be read as UTF-8 text; expected lines `meaning{SEPARATOR}text`") from cause
     found: dict[str, list[str]] = {}
@@ -59,4 +59,4 @@ def e2e_examples(meanings: tuple[Meaning, ...]) -> list[SftExample]:
 
 def e2e_fingerprint(meanings: tuple[Meaning, ...]) -> str:
     """Return a hash of all meanings and texts, for records."""
-    return hashlib.sha256(repr([(m.meaning, m.texts) for m in meanings]).encode()).hexdigest()[:16]
+    return hash_of(repr([(m.meaning, m.texts) for m in meanings]))[:16]

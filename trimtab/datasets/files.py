@@ -11,6 +11,7 @@ from typing import Any
 
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.errors import BadDataset
+from trimtab.plain_values import json_value
 
 FIELDS = ("question", "correct", "incorrect", "best_answer", "category", "source", "explanation")
 
@@ -92,7 +93,7 @@ def _complete(path: Path, line: int, row: Mapping[str | None, Any]) -> Mapping[s
 
 def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(text)
+        row = json_value(text)
         json.dumps(row, ensure_ascii=False).encode()  # halves of characters, as cut texts leave them, cannot be used
     except UnicodeEncodeError as cause:
         raise BadDataset(

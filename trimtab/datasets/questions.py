@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import number_held_out, seeded
+from trimtab.plain_values import hash_of
 
 Format: TypeAlias = Callable[[str, str], str]
 """Turns (question, answer) into the whole text; the answer must occur in it. What follows the answer is cut off,
@@ -118,7 +118,7 @@ class Question:
         if self.question:
             return self.question
         texts = json.dumps([self.correct, self.incorrect], ensure_ascii=False)
-        return f"pair {hashlib.sha256(texts.encode()).hexdigest()[:12]}"
+        return f"pair {hash_of(texts)[:12]}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class QuestionSet(Sequence[Question]):
     def fingerprint(self) -> str:
         """A hash of all texts, for records: equal sets in equal order have equal fingerprints."""
         rows = [[q.question, q.correct, q.incorrect, q.best_answer] for q in self.questions]
-        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
+        return hash_of(json.dumps(rows, ensure_ascii=False))[:16]
 
     def split(self, *, test: float = 0.5, seed: int = 0) -> tuple[QuestionSet, QuestionSet]:
         """Return (train, test); `test` is the share of questions held out. Order within a side is the set's own.

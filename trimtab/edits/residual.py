@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.edits.shifts import MadeFrom
 from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.adding import add_to_residual
+from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.carriers import with_biases
-from trimtab.models.fingerprint import require_same_model
-from trimtab.models.heads import base_of, decoder_layers
-from trimtab.models.hooks import add_to_residual
-from trimtab.protocols import Cost, Edit, Positions
+from trimtab.models.identity import require_same_model
+from trimtab.protocols import Cost, Edit, EnterAt, Positions
 from trimtab.storage import load_result, save_result
 
 KIND = "residual shift"
@@ -97,8 +99,21 @@ class ResidualShift(Edit):
             Incompatible: the shift was made for another checkpoint or geometry, or did not act.
             BadValue: `"generated"` where it has no meaning (see `add_to_heads`).
         """
+        with self.prepared(model)(positions):
+            yield model
+
+    def prepared(self, model: Any) -> EnterAt:
+        """Return what enters the shift on this model, which is checked here, once.
+
+        Raises:
+            Incompatible: the shift was made for another checkpoint or geometry.
+        """
         if "model" in self.record:
             require_same_model(self.record["model"], model, f"the shift {self.name!r}")
+        return partial(self._placed, model)
+
+    @contextlib.contextmanager
+    def _placed(self, model: Any, positions: Positions) -> Iterator[Any]:
         if self.strength == 0:
             yield model
             return

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trimtab.activations.captured import Head
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.heads import base_of, find_heads
+from trimtab.models.anatomy import base_of
+from trimtab.models.heads import find_heads
 from trimtab.models.hooks import is_compiled
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from trimtab.models.heads import inference
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference
 from trimtab.protocols import Edit
 
 

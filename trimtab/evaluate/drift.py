@@ -14,15 +14,15 @@ from torch import Tensor
 from trimtab.datasets.prose import neutral_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import last_logits, require_numbers
-from trimtab.engine.shared_layers import SharedLayers, n_unchanged
+from trimtab.engine.shared_layers import SharedLayers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.models.heads import inference
-from trimtab.models.known import EnterAt, KnownModel, entered
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference
 from trimtab.models.processes import spread
-from trimtab.models.tokens import Batch, context_length, encode, input_device, length_batches, pad_id
+from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id
 from trimtab.progress import tracked
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, EnterAt
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,8 @@ def _per_text(
     """Return for each text (CE, KL) under every edit."""
     pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
-    known = KnownModel(model)
-    ways = [None if isinstance(edit, NoEdit) else (entered(edit, known), n_unchanged(edit)) for edit in edits]
-    unedited = entered(NoEdit(), known)
+    ways = [None if isinstance(edit, NoEdit) else (edit.prepared(model), edit.unchanged_layers) for edit in edits]
+    unedited = NoEdit().prepared(model)
     shared = SharedLayers(model, [way[1] for way in ways if way])
     for batch in tracked(batches, "measuring drift"):
         plain = _logprobs(unedited, batch, shared.recording())

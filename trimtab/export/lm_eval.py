@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trimtab.errors import BadValue, Incompatible
-from trimtab.models.heads import base_of
+from trimtab.errors import BadValue
+from trimtab.models.anatomy import base_of
 from trimtab.protocols import Edit
+from trimtab.storage import write_errors, written_file
 
 
 def to_lm_eval(model: Any, edit: Edit, path: str | Path) -> list[str]:
@@ -45,22 +44,8 @@ def to_lm_eval(model: Any, edit: Edit, path: str | Path) -> list[str]:
         }
         for name, vector in vectors.items()
     }
-    _write(hooks, path)
-    return list(hooks)
-
-
-def _write(value: dict[str, Any], path: Path) -> None:
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as cause:
-        raise Incompatible(f"cannot write {path} ({cause.strerror}); name another place") from cause
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(value, file)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except (OSError, RuntimeError) as cause:
-        raise Incompatible(f"cannot write {path} ({cause}); make room or name another disk") from cause
-    finally:
-        Path(name).unlink(missing_ok=True)
+        with written_file(path) as staging:
+            torch.save(hooks, staging)
+    return list(hooks)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of
 from trimtab.models.twin import twin_of
 
 

@@ -7,15 +7,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.fingerprint import require_same_model
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of
+from trimtab.models.identity import require_same_model
 from trimtab.models.processes import on_cpu
 from trimtab.models.tied import has_tied_embeddings, untie
 from trimtab.models.twin import twin_of
@@ -23,7 +24,7 @@ from trimtab.peft.names import method_from_record, method_of_hub
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.tunable import HubAdapter, Tunable
 from trimtab.protocols import Cost, Edit, Positions
-from trimtab.storage import RECORD, TENSORS, load_result, require_fields, versions, write_json, written_folder
+from trimtab.storage import RECORD, TENSORS, load_record, load_result, versions, write_json, written_folder
 
 KIND = "tuned edit"
 HUB_CONFIG, HUB_TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -189,7 +190,7 @@ class TunedEdit(Edit):
         if not (path / HUB_CONFIG).is_file():
             record, tensors = load_result(path, KIND, fields=_Saved)
             return cls._from_record(path, record, dict(tensors), None)
-        record = _read_record(path)
+        record = load_record(path, KIND, fields=_Saved)
         tensors = _read_tensors(path / HUB_TENSORS)
         if record.get("tensors") != {k: list(v.shape) for k, v in tensors.items()}:
             raise Incompatible(f"the {HUB_TENSORS} at {path} is not the one that its {RECORD} lists: write it again")
@@ -235,17 +236,6 @@ def folder_bytes(path: Path) -> int:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise Incompatible(f"the {RECORD} at {path} cannot be read: write the edit again") from cause
-    if record.get("kind") != KIND:
-        raise Incompatible(f"expected a {KIND} at {path}, found a {record.get('kind')}")
-    require_fields(path, KIND, record, _Saved)
-    return record
 
 
 def _read_config(path: Path) -> dict[str, Any]:

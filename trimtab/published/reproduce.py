@@ -18,7 +18,7 @@ from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
 from trimtab.evaluate.table import Row, table
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.probes.logistic import fit_logistic
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Method

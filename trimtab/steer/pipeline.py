@@ -159,18 +159,18 @@ def are_pairs(questions: QuestionSet) -> bool:
     return questions.default_format == "bare"
 
 
-def unseen(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:
-    """Return the questions that the shift was not made with.
+def unseen(questions: QuestionSet, edit: Edit) -> QuestionSet:
+    """Return the questions that the edit was not made with.
 
     Raises:
         BadDataset: it was made with all of them.
     """
-    seen = set(shift.record.get("questions", ()))
+    seen = {*edit.fitted_on, *edit.record.get("questions", ())}
     try:
         return questions.where(lambda q: q.key not in seen)
     except BadDataset as cause:
         raise BadDataset(
-            f"the shift was fitted on all {len(questions)} questions of {questions.name}; measure it on others, or fit "
+            f"the edit was fitted on all {len(questions)} questions of {questions.name}; measure it on others, or fit "
             "it on a part of them (trimtab fit --held-out)"
         ) from cause
 

@@ -11,9 +11,10 @@ import torch
 from trimtab.datasets.questions import Question
 from trimtab.errors import BadValue
 from trimtab.evaluate.judges.verdicts import Verdict
-from trimtab.models.heads import inference, logits_limit
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference, logits_limit
 from trimtab.models.load.checkpoints import LoadedModel, load_model
-from trimtab.models.tokens import encode, input_device
+from trimtab.models.tokens import encode
 
 TRUTH = "allenai/truthfulqa-truth-judge-llama2-7B"
 INFO = "allenai/truthfulqa-info-judge-llama2-7B"

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible, first_line
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of
 from trimtab.models.plain import skeleton
 from trimtab.models.seeds import seeded
 from trimtab.peft.methods.base import TuningMethod

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, text_config
+from trimtab.models.anatomy import base_of, text_config
 from trimtab.models.hooks import on_outputs
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attaching import Parts, empty_linear, frozen_base, hold, master_dtype

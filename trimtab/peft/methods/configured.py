@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import BadValue, first_line
-from trimtab.models.heads import base_of, inference
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import base_of, input_device
+from trimtab.models.calling import inference
 from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, plain_config, scaled_lora
 from trimtab.peft.methods.full import require_float_weights
 from trimtab.peft.recipe import Recipe

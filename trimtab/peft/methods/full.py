@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.devices import free_bytes, in_bytes
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.plain import skeleton
 from trimtab.models.twin import is_twin
 from trimtab.peft.methods.base import TuningMethod

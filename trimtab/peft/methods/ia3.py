@@ -13,7 +13,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARG
 from torch import Tensor
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import text_config
+from trimtab.models.anatomy import text_config
 from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, require_modules
 from trimtab.peft.parts.fused import fused_rows, fused_width, is_fused
 from trimtab.peft.tunable import Capabilities, HubAdapter

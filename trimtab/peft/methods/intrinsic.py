@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.full import require_float_weights
 from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype

@@ -12,10 +12,9 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as QUE
 from torch import Tensor
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import text_config
+from trimtab.models.anatomy import output_width, text_config
 from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, require_modules, scaled_lora
 from trimtab.peft.parts.fused import fused_rows, fused_width, is_fused
-from trimtab.peft.parts.linear import out_width
 from trimtab.peft.tunable import Capabilities, HubAdapter
 
 
@@ -108,8 +107,8 @@ class LoRA(HubBased):
             first = next(iter(layers.values()))
             if not is_fused(base, first):
                 raise BadValue(
-                    f"{self.name} on q and v: the model has one projection of width {out_width(first)} for them, which "
-                    "is not queries, keys and values in one; name the modules with targets=(...)"
+                    f"{self.name} on q and v: the model has one projection of width {output_width(first)} for them, "
+                    "which is not queries, keys and values in one; name the modules with targets=(...)"
                 )
             names = [f"{name}.lora_B.default.weight" for name in layers]
             if next(base.parameters()).device.type == "meta":

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.models.heads import base_of, decoder_of, inference
+from trimtab.models.anatomy import base_of, decoder_of
+from trimtab.models.calling import inference
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.prompt_tuning import PROMPT, hub_config, require_tokens
 from trimtab.peft.parts.attached import Attached, copy_strictly

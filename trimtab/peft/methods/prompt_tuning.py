@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, decoder_of
+from trimtab.models.anatomy import base_of, decoder_of
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype
 from trimtab.peft.parts.sublayers import config_of

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.heads import base_of
-from trimtab.models.hooks import is_compiled
-from trimtab.models.offload import stored_weight
+from trimtab.models.anatomy import base_of, decoder_of, stored_weight
+from trimtab.models.hooks import held_by_this_thread, is_compiled
 from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 
 
@@ -79,7 +78,7 @@ class Parts(Attached):
         self.undo.close()
 
 
-def require_uncompiled(model: Any) -> None:
+def require_no_compiled_graph(model: Any) -> None:
     """Raise `Incompatible` if a graph of the model was compiled already."""
     if is_compiled(model):
         raise Incompatible(
@@ -106,12 +105,14 @@ def frozen_base(model: Any) -> Iterator[ExitStack]:
 
     Raises:
         BadValue: weights are offloaded.
-        Incompatible: the model was compiled, so that what is attached would be ignored silently.
+        Incompatible: the model was compiled, so that what is attached would be ignored silently; another thread has
+            an edit in place.
     """
-    require_uncompiled(model)
+    require_no_compiled_graph(model)
     require_whole(model)
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     with ExitStack() as stack:
+        stack.enter_context(held_by_this_thread(decoder_of(model)))
         stack.callback(_thaw, before)
         for parameter, _, _ in before:
             parameter.requires_grad_(False)

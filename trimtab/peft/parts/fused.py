@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import UnsupportedModel
-from trimtab.models.heads import base_of, find_heads, inference, text_config
+from trimtab.models.anatomy import base_of, output_width, text_config
+from trimtab.models.calling import inference
+from trimtab.models.heads import find_heads
 from trimtab.models.hooks import on_inputs, on_outputs
-from trimtab.peft.parts.linear import out_width
 
 
 def fused_width(model: Any) -> tuple[int, int, int]:
@@ -23,7 +24,7 @@ def fused_width(model: Any) -> tuple[int, int, int]:
 
 def is_fused(model: Any, module: nn.Module) -> bool:
     """Return whether one projection makes queries, keys and values at once."""
-    return out_width(module) == sum(fused_width(model))
+    return output_width(module) == sum(fused_width(model))
 
 
 def fused_rows(model: Any, module: nn.Module) -> dict[str, Tensor]:

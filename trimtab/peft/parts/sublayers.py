@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from trimtab.errors import UnsupportedModel
-from trimtab.models.heads import decoder_layers, find_heads, head_sizes, text_config
-from trimtab.peft.parts.linear import out_width
+from trimtab.models.anatomy import decoder_layers, head_sizes, output_width, text_config
+from trimtab.models.heads import find_heads
 
 
 def attention_blocks(model: Any) -> list[tuple[int, nn.Module, nn.Module]]:
@@ -40,13 +40,13 @@ def feed_forward(layer: nn.Module, projection: nn.Module) -> nn.Module:
             f"no feed-forward network found in a {type(layer).__name__}: looked for a child with weight matrices "
             "beside the attention"
         )
-    return _leading_back(children[-1], out_width(projection))
+    return _leading_back(children[-1], output_width(projection))
 
 
 def _leading_back(block: nn.Module, width: int | None) -> nn.Module:
     modules = list(block.modules())
     mixture = any(isinstance(m, nn.ModuleList) for m in modules) or any(p.ndim > 2 for p in block.parameters())
-    leading = [m for m in modules if out_width(m) == width]
+    leading = [m for m in modules if output_width(m) == width]
     return leading[0] if len(leading) == 1 and not mixture else block
 
 

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.models.heads import decoder_layers, decoder_of, find_heads, text_config
+from trimtab.models.anatomy import decoder_layers, decoder_of, text_config
+from trimtab.models.heads import find_heads
 from trimtab.models.hooks import edits_suspended, on_arguments
 from trimtab.models.tokens import context_length
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.errors import BadDataset, BadValue
 from trimtab.models.tokens import context_length, tokenize_answer
 from trimtab.peft.recipe import Recipe
+from trimtab.plain_values import hash_of
 
 IGNORED = -100
 """The label of a position that nothing is learned at."""
@@ -59,7 +58,7 @@ class Examples(Dataset):
     def fingerprint(self) -> str:
         """A hash of all tokens and spans, for records and for resuming."""
         rows = [[e.ids, e.start, e.sign] for e in self.encoded]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return hash_of(rows)[:16]
 
 
 def encode(model: Any, tokenizer: Any, train: QuestionSet | Sequence[SftExample], recipe: Recipe) -> Examples:

@@ -22,9 +22,9 @@ from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.cost import milliseconds_per_token, peak_memory
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.hooks import is_compiled
+from trimtab.models.identity import fingerprint
 from trimtab.models.processes import (
     COMPILER,
     DEEPSPEED,
@@ -35,7 +35,7 @@ from trimtab.models.processes import (
     plain_launch,
     rank_and_count,
 )
-from trimtab.models.tokens import input_device, pad_id
+from trimtab.models.tokens import pad_id
 from trimtab.models.twin import twin_of
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.parts.attached import Attached

@@ -12,9 +12,8 @@ import torch
 
 from trimtab.devices import free_bytes, in_bytes
 from trimtab.errors import BadValue
-from trimtab.models.heads import base_of, decoder_layers, text_config
+from trimtab.models.anatomy import base_of, decoder_layers, input_device, text_config
 from trimtab.models.stored_bits import stored_quantised
-from trimtab.models.tokens import input_device
 from trimtab.peft.parts.attached import Trained
 from trimtab.peft.recipe import Recipe
 

@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trimtab.models.heads import base_of, logits_limit
+from trimtab.models.anatomy import base_of, input_width
+from trimtab.models.calling import logits_limit
 from trimtab.models.processes import rank_and_count
 from trimtab.models.tied import has_tied_embeddings
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.parts.linear import in_width
 from trimtab.peft.train.examples import Batches, Examples, bucketed, forward_size
 from trimtab.peft.train.memory import Estimate, require_memory
 from trimtab.peft.train.sharding import Sharding
@@ -123,7 +123,7 @@ def _coverage(base: Any, trainable: dict[str, Any]) -> dict[str, tuple[int, int]
     head = base.get_output_embeddings()
     for name, module in base.named_modules():
         nested = ".base_layer" in name or ".lora_" in name
-        if module is head or nested or in_width(module) is None:
+        if module is head or nested or input_width(module) is None:
             continue
         kind = name.rsplit(".", 1)[-1]
         there[kind] += 1

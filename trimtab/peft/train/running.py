@@ -15,9 +15,8 @@ from transformers import TrainingArguments
 from transformers.utils import logging as hf_logging
 
 from trimtab.errors import BadValue, first_line
-from trimtab.models.heads import base_of
+from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.processes import rank_and_count
-from trimtab.models.tokens import input_device
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.train import zero

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import BadValue, Incompatible, first_line
-from trimtab.models.heads import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.processes import FSDP, from_all, is_split, launch_asks, rank_and_count
 from trimtab.models.stored_bits import has_four_bit
 from trimtab.peft.parts.attached import Attached

@@ -1,18 +1,21 @@
-"""Which checkpoint a result was made on, cheaply: geometry and two values of every weight that was not quantised."""
+"""Which model this is: its checkpoint, cheaply, by two values of every weight, and what is known of it already."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.errors import Incompatible
-from trimtab.models.heads import base_of, text_config
-from trimtab.models.offload import stored_weight
+from trimtab.models.anatomy import base_of, stored_weight, text_config
+
+T = TypeVar("T")
 
 WITHIN_A_DTYPE, ACROSS_DTYPES = 1e-5, 2**-7
 """Relative tolerances: records keep six digits; bfloat16 keeps 8 bits, so values differ by up to 2^-8."""
@@ -152,3 +155,37 @@ def _quantization_name(config: Mapping[str, Any] | None) -> str | None:
     if config.get("load_in_4bit"):
         return f"{config.get('bnb_4bit_quant_type')}{'-dq' if config.get('bnb_4bit_use_double_quant') else ''}"
     return str(getattr(config.get("quant_method"), "value", config.get("quant_method")))
+
+
+_MEMORY: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = weakref.WeakKeyDictionary()
+"""Model -> what was found out about it -> what that rests on, and the finding."""
+
+
+def remembered(base: Any, what: str, rests_on: Any, find: Callable[[], T]) -> T:
+    """Return what `find` gave for this model while `rests_on` was the same; it is forgotten when the model goes."""
+    memory = _MEMORY.setdefault(base, {})
+    if what not in memory or memory[what][0] != rests_on:
+        memory[what] = (rests_on, find())
+    return memory[what][1]
+
+
+def warn_once(base: Any, what: str, note: str) -> None:
+    """Warn of a model's trait, unless the same was said of it already."""
+    remembered(base, what, note, lambda: warnings.warn(note, stacklevel=5))
+
+
+def traits(base: Any, model: Any = None) -> tuple[Any, ...]:
+    """Return what decides how a model computes: its modules, hooks, attention and config, not what its weights say.
+
+    `model` is what is called, if that is a wrapper around `base`: it may do more than the model in it.
+    """
+    modules = list((base if model is None else model).modules())
+    # every hook has a number of its own, so that no hook of a caller's goes unnoticed
+    hooks = [key for m in modules for key in (*m._forward_pre_hooks, *m._forward_hooks)]
+    # weak references, since another object may come to stand where one was freed, and then has its id
+    replaced = [weakref.ref(m.__dict__["forward"]) for m in modules if "forward" in m.__dict__]
+    kinds = [(weakref.ref(m), type(m), type(m).forward) for m in modules]
+    # parts may have a config, and so a kind of attention, of their own
+    attention = [getattr(getattr(m, "config", None), "_attn_implementation", None) for m in modules]
+    # as a text that takes whatever values a caller has put into the config
+    return base.dtype, base.device, repr(base.config.to_dict()), attention, hooks, replaced, kinds
