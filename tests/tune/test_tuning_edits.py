@@ -629,7 +629,9 @@ def test_dequantised_copies_keep_ties_and_dtypes(tmp_path):
 
 
 def test_an_update_that_16_bits_round_away_is_refused_and_kept_in_float32(tmp_path):
-    model = tiny_model("llama-gqa", dtype=torch.bfloat16)
+    tiny_model("llama-gqa").save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    model = load_model(tmp_path / "m", dtype="bfloat16").model
     edit = fitted("lora", model).scaled(0.02)
     with pytest.raises(Incompatible, match=r"of the edit's effect .*bfloat16 weights.*merge into float32"):
         written(model, edit, tmp_path / "merged")

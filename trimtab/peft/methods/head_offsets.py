@@ -19,8 +19,9 @@ from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.hooks import on_inputs
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.base import TuningMethod
-from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype, require_uncompiled
+from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype, require_no_compiled_graph
 from trimtab.peft.parts.sublayers import config_of, head_width
+from trimtab.peft.recipe import Recipe
 from trimtab.peft.tunable import Capabilities
 from trimtab.protocols import Knobs
 
@@ -108,6 +109,11 @@ class HeadOffsets(TuningMethod):
         cost = replace(edit.cost, seconds=edit.cost.seconds + scaled.cost.seconds)
         return replace(edit.with_record(seconds=seconds), cost=cost)
 
+    @classmethod
+    def from_plain(cls, own: Mapping[str, Any], recipe: Recipe) -> Any:
+        """Return the method from the fields that `describe` gave."""
+        return cls(own["top_k"], tuple(Head(*head) for head in own["heads"]), recipe=recipe)
+
     def on(self, heads: Sequence[Head]) -> HeadOffsets:
         """Return the method on these heads."""
         return HeadOffsets(len(heads), tuple(heads), recipe=self.recipe)
@@ -126,7 +132,7 @@ class HeadScalings(TuningMethod):
 
     def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - scalings start at one whatever the seed
         """Return a scaling of every head on the model."""
-        require_uncompiled(model)
+        require_no_compiled_graph(model)
         heads = [Head(site.layer, head) for site in find_heads(model) for head in range(site.n_heads)]
         return _attach(model, heads, lambda x, scale: x * (1 + scale), "scalings", "the head scalings")
 
@@ -150,7 +156,7 @@ class HeadScalings(TuningMethod):
 def _attach(
     model: Any, heads: Iterable[Head], change: Callable[[Tensor, Tensor], Tensor], kind: str, what: str
 ) -> Parts:
-    require_uncompiled(model)
+    require_no_compiled_graph(model)
     layers, sites = decoder_layers(model), {site.layer: site for site in find_heads(model)}
     chosen = _by_layer(heads, sites)
     dtype, places = master_dtype(base_of(model).dtype), {}

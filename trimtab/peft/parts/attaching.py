@@ -78,7 +78,7 @@ class Parts(Attached):
         self.undo.close()
 
 
-def require_uncompiled(model: Any) -> None:
+def require_no_compiled_graph(model: Any) -> None:
     """Raise `Incompatible` if a graph of the model was compiled already."""
     if is_compiled(model):
         raise Incompatible(
@@ -108,7 +108,7 @@ def frozen_base(model: Any) -> Iterator[ExitStack]:
         Incompatible: the model was compiled, so that what is attached would be ignored silently; another thread has
             an edit in place.
     """
-    require_uncompiled(model)
+    require_no_compiled_graph(model)
     require_whole(model)
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     with ExitStack() as stack:
