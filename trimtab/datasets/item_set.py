@@ -57,6 +57,10 @@ class ItemSet(Sequence[ItemT]):
     def texts(self, item: ItemT) -> Sequence[Any]:
         """Return an item's texts, for the fingerprint."""
 
+    def statements(self, format: Any = None) -> list[Any]:  # noqa: ARG002
+        """Return every item's texts as labelled statements; raises `BadDataset` where items have no two sides."""
+        raise BadDataset(f"{self.name} has no true and false statements; give questions or contrast pairs")
+
     def require_distinct(self, what: str, advice: str) -> None:
         """Raise `BadDataset` if there are no items or one stands twice."""
         if not self.items:
@@ -75,7 +79,7 @@ class ItemSet(Sequence[ItemT]):
     def __getitem__(self, index: SupportsIndex) -> ItemT: ...
     @overload
     def __getitem__(self: SetT, index: slice) -> SetT: ...
-    def __getitem__(self: SetT, index: SupportsIndex | slice) -> Any:
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
         """Return one item, or a set for a slice."""
         return self.with_items(self.items[index]) if isinstance(index, slice) else self.items[index]
 

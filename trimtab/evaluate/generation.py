@@ -230,4 +230,10 @@ def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
         meter.name: bootstrap(np.array([[float(getattr(r, c)) for c in meter.columns] for r in rows]), meter.summary)
         for meter in judged_meters()
     }
-    return GeneratedAnswers(informative=figures.pop("info"), rows=tuple(rows), **figures)
+    return GeneratedAnswers(
+        true=figures["true"],
+        informative=figures["info"],
+        true_info=figures["true_info"],
+        unmatched=figures["unmatched"],
+        rows=tuple(rows),
+    )

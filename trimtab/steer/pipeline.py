@@ -144,12 +144,12 @@ class TextScore:
         """What goes into results: the scorer's name, and what it says of itself."""
         return judge_record(self.scorer)
 
-    def __call__(self, model: Any, tokenizer: Any, pairs: ItemSet[Any], edit: Edit) -> float:
+    def __call__(self, model: Any, tokenizer: Any, pairs: Any, edit: Edit) -> float:
         """Return the mean score, from 0 to 1."""
         return float(score_texts(model, tokenizer, pairs, edit, scorer=self.scorer).score)
 
 
-def pair_probability(model: Any, tokenizer: Any, pairs: ItemSet[Any], edit: Edit) -> float:
+def pair_probability(model: Any, tokenizer: Any, pairs: Any, edit: Edit) -> float:
     """Return the mean probability of the pairs' positive sides, as a metric for `choose_strength`."""
     return float(contrast(model, tokenizer, pairs, edit).probability)
 

@@ -19,7 +19,7 @@ from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.generation import generate_answers_many
-from trimtab.evaluate.judges import Judge, exact_judge
+from trimtab.evaluate.judges import exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.multiple_choice import multiple_choice_many
 from trimtab.progress import tracked
@@ -57,7 +57,7 @@ def choose_strength(
     metric: Literal["true_info", "mc1"] | Metric = "true_info",
     alphas: Sequence[float | int] = ALPHAS,
     top_ks: Sequence[int] | None = None,
-    judge: Judge = exact_judge,
+    judge: Any = exact_judge,
     texts: Sequence[str] | None = None,
 ) -> Shift:
     """Return the shift with the head count and strength that do best on validation questions within the budget.
