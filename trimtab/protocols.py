@@ -335,6 +335,8 @@ class Meter(ABC):
     """The columns of a row that it sums up; its own name if not given."""
     shown: Sequence[str] = ()
     """Columns of a row that hold text for reading, such as the answer; records keep them beside the figures."""
+    sums_up: str = "mean"
+    """How `summary` makes the figure, for whoever reads records without the code of the meter; filled in."""
     tested: bool = True
     """Whether a comparison tests its difference to the unedited model; it never does where `better` is neither."""
 
@@ -346,6 +348,8 @@ class Meter(ABC):
             cls.heading, cls.columns = (
                 vars(cls).get(key, own) for key, own in (("heading", name), ("columns", (name,)))
             )
+        own = "mean" if cls.summary is Meter.summary else "its own code"
+        cls.sums_up = vars(cls).get("sums_up", own)
 
     @property
     def instrument(self) -> Meter:
@@ -356,11 +360,6 @@ class Meter(ABC):
     def choosing(self) -> Meter:
         """The meter to choose settings by, where measuring on the same items would be peeking: itself if not."""
         return self
-
-    @property
-    def sums_up(self) -> str:
-        """How `summary` makes the figure, for whoever reads records without the meter's code: `"mean"` by default."""
-        return "mean" if type(self).summary is Meter.summary else "its own code"
 
     def kept_in(self, folder: str | Path) -> Meter:  # noqa: ARG002
         """Return the meter that keeps unfinished work in a folder, to go on there after a failure: itself if none."""

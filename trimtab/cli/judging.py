@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from trimtab.datasets.item_set import ItemSet
     from trimtab.protocols import Judge
 
 PANEL = "The judge"
@@ -44,7 +43,7 @@ class Judging:
 
         return self.judge == "exact" or is_user_code(self.judge)
 
-    def open(self, questions: "ItemSet[Any]", **loading: Any) -> "Judge":
+    def open(self, questions: Any, **loading: Any) -> "Judge":
         """Return the judge, asked for one verdict so that a wrong address or function shows at once.
 
         Raises:
@@ -92,7 +91,7 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
     raise BadValue(f"unknown judge {name!r}{nearest(name, known)}")
 
 
-def try_judge(judge: "Judge", questions: "ItemSet[Any]") -> None:
+def try_judge(judge: "Judge", questions: Any) -> None:
     """Ask for one verdict before anything long is done, so that a wrong address or function shows at once.
 
     Raises:

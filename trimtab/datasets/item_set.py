@@ -6,13 +6,19 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
 
 import numpy as np
 
 from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import number_held_out, seeded
 from trimtab.plain_values import hash_of
+
+if TYPE_CHECKING:
+    from typing import Self
+else:
+    # what checks annotations as the code runs knows no Self outside the classes that it decorates
+    Self = Any
 
 
 @runtime_checkable
@@ -31,7 +37,6 @@ class Item(Protocol):
 
 
 ItemT = TypeVar("ItemT", bound=Item)
-SetT = TypeVar("SetT", bound="ItemSet[Any]")
 
 
 class ItemSet(Sequence[ItemT]):
@@ -50,7 +55,7 @@ class ItemSet(Sequence[ItemT]):
         """The items in order."""
 
     @abstractmethod
-    def with_items(self: SetT, items: tuple[ItemT, ...]) -> SetT:
+    def with_items(self, items: tuple[ItemT, ...]) -> Self:
         """Return a set of these items that is like this one otherwise."""
 
     @abstractmethod
@@ -58,8 +63,8 @@ class ItemSet(Sequence[ItemT]):
         """Return an item's texts, for the fingerprint."""
 
     def statements(self, format: Any = None) -> list[Any]:  # noqa: ARG002
-        """Return the items' texts as labelled statements, in a form; raises `BadDataset` where texts have no labels."""
-        raise BadDataset(f"{self.name} holds no true and false texts to tell apart; give questions or contrast pairs")
+        """Return every item's texts as labelled statements; raises `BadDataset` where items have no two sides."""
+        raise BadDataset(f"{self.name} has no true and false statements; give questions or contrast pairs")
 
     def require_distinct(self, what: str, advice: str) -> None:
         """Raise `BadDataset` if there are no items or one stands twice."""
@@ -78,16 +83,16 @@ class ItemSet(Sequence[ItemT]):
     @overload
     def __getitem__(self, index: SupportsIndex) -> ItemT: ...
     @overload
-    def __getitem__(self: SetT, index: slice) -> SetT: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> ItemT | Self:
         """Return one item, or a set for a slice."""
         return self.with_items(self.items[index]) if isinstance(index, slice) else self.items[index]
 
-    def select(self: SetT, indices: Iterable[SupportsIndex]) -> SetT:
+    def select(self, indices: Iterable[SupportsIndex]) -> Self:
         """Return the items at these places, in this order."""
         return self.with_items(tuple(self.items[int(i)] for i in indices))
 
-    def where(self: SetT, keep: Callable[[Any], bool]) -> SetT:
+    def where(self, keep: Callable[[ItemT], bool]) -> Self:
         """Return the items for which `keep` is true; raises `BadDataset` if there is none."""
         return self.with_items(tuple(item for item in self.items if keep(item)))
 
@@ -97,7 +102,7 @@ class ItemSet(Sequence[ItemT]):
         rows = [self.texts(item) for item in self.items]
         return hash_of(json.dumps(rows, ensure_ascii=False))[:16]
 
-    def split(self: SetT, *, test: float = 0.5, seed: int = 0) -> tuple[SetT, SetT]:
+    def split(self, *, test: float = 0.5, seed: int = 0) -> tuple[Self, Self]:
         """Return (train, test); `test` is the share of items held out. Order within a side is the set's own.
 
         Raises:
@@ -108,7 +113,7 @@ class ItemSet(Sequence[ItemT]):
         order = seeded(seed).permutation(len(self))
         return self.select(sorted(order[n_test:])), self.select(sorted(order[:n_test]))
 
-    def folds(self: SetT, n: int, seed: int = 0) -> list[tuple[SetT, SetT]]:
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Self, Self]]:
         """Return n pairs (train, test) whose test parts cover every item once.
 
         Raises:
