@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig
 
-from tests.edits.test_contracts import generated, state_of
+from tests.observing import generated, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import MERGEABLE, METHODS, QUICK, default_of, fitted, logits, quantised, some, some_tokens
 from trimtab import peft
@@ -24,7 +24,7 @@ from trimtab.export.merging import dequantized, relative_difference
 from trimtab.models import load_model
 from trimtab.peft.methods.fused import fused_rows
 
-EXACT_AT_ZERO = ["lora", "lora qv", "rslora", "ia3", "houlsby", "pfeiffer", "heads", "intrinsic", "said"]
+EXACT_AT_ZERO = ["lora", "lora qv", "rslora", "ia3", "houlsby", "pfeiffer", "lin", "heads", "intrinsic", "said"]
 IN_PEFT = ["lora", "lora qv", "rslora", "dora", "ia3", "peft vera", "prompt", "prefix", "prefix mlp"]
 
 

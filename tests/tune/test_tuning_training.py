@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tests.edits.test_contracts import state_of
+from tests.observing import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, default_of, fitted, quantised
 from trimtab import peft
