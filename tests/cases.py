@@ -210,7 +210,7 @@ EDITS: dict[str, EditCase] = {
 }
 QUICK_TUNED = {"lora", "ia3", "houlsby"}
 """The tuned edits that laws over several architectures take in the default run."""
-UNLIKE = {*QUICK_TUNED, "heads", "prompt", "full"}
+UNLIKE = {"lora", "ia3", "houlsby", "heads", "prompt", "full"}
 """Ways of tuning that no other one stands for: those that laws which train take in the default run."""
 
 
@@ -260,12 +260,12 @@ every_edit = pytest.mark.parametrize("name", slowly(list(EDITS), *VARIANTS))
 every_edit_and_family = pytest.mark.parametrize(
     "family, name",
     [
-        pytest.param(family, name, marks=pytest.mark.slow if (name in TUNING and slow) else ())
+        pytest.param(family, name, marks=pytest.mark.slow if slow else ())
         for family in FAMILIES
         for name in EDITS
-        for slow in [name in VARIANTS or (name not in QUICK_TUNED and family != "gpt2")]
+        for slow in [name in TUNING and name not in QUICK_TUNED and (name not in UNLIKE or family != "gpt2")]
     ],
 )
-every_method = pytest.mark.parametrize("name", slowly(list(METHODS), *(TUNING.keys() - UNLIKE)))
+every_method = pytest.mark.parametrize("name", slowly(list(METHODS), "vectors on tuned", *(TUNING.keys() - UNLIKE)))
 every_control = pytest.mark.parametrize("name", list(CONTROLS))
 every_tuning = pytest.mark.parametrize("name", slowly(list(TUNING), *VARIANTS))

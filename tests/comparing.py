@@ -13,6 +13,7 @@ from trimtab.datasets import Question
 from trimtab.edits.shifts import HeadShift
 from trimtab.evaluate import Verdict
 from trimtab.prompting.few_shot import FewShot
+from trimtab.protocols import Method
 from trimtab.steer import ITI, RandomDirection
 
 TEXTS = tuple(f"The sky was grey and the road was {i} miles long." for i in range(10))
@@ -38,7 +39,7 @@ class SpyJudge:
 
 
 @dataclass(frozen=True)
-class SpyMethod:
+class SpyMethod(Method):
     """Returns a random shift of the knob's strength and notes what it was fitted on."""
 
     log: list[tuple[str, Any]] = field(default_factory=list, compare=False, repr=False)
@@ -46,8 +47,8 @@ class SpyMethod:
     name: str = "Spy"
 
     @property
-    def grid(self) -> Sequence[Mapping[str, Any]]:
-        return tuple({"strength": s} for s in self.strengths)
+    def space(self) -> Mapping[str, Sequence[Any]]:
+        return {"strength": self.strengths}
 
     def fit(self, model, tokenizer, train, *, knobs=None, seed=0) -> HeadShift:
         self.log.append(("fitted", tuple(q.question for q in train)))
@@ -55,12 +56,11 @@ class SpyMethod:
 
 
 @dataclass(frozen=True)
-class FailsInFoldOf:
+class FailsInFoldOf(Method):
     """Fails whenever the marked question is among the training questions."""
 
     marked: str
     name: str = "Fragile"
-    grid: Sequence[Mapping[str, Any]] = ({},)
 
     def fit(self, model, tokenizer, train, *, knobs=None, seed=0) -> HeadShift:
         if self.marked in {q.question for q in train}:

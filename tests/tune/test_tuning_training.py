@@ -131,7 +131,7 @@ def test_the_sft_of_the_iti_paper_moves_towards_true_and_away_from_false_answers
         model,
         tiny_tokenizer(),
         questions,
-        knobs={"objective": "true_and_false", "max_steps": 25, "learning_rate": 0.01, "batch_size": 10},
+        knobs={"objective": "true_and_false", "max_steps": 40, "learning_rate": 0.03, "batch_size": 10},
     )
 
     def gap(one):
