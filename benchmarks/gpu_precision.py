@@ -34,8 +34,8 @@ from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.evaluate import multiple_choice
 from trimtab.models import load_model
+from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads
 from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.probes import fit_mass_mean
 from trimtab.protocols import TokenMask

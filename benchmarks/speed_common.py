@@ -22,7 +22,7 @@ from trimtab.activations import Head
 from trimtab.datasets import QuestionSet, Statement, folklore, truthfulqa
 from trimtab.edits.shifts import HeadShift
 from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
-from trimtab.models.heads import inference
+from trimtab.models.calling import inference
 from trimtab.models.tokens import length_batches
 from trimtab.storage import versions
 

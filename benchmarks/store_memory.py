@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from trimtab.activations.manifest import Layout, Manifest
 from trimtab.activations.shards import ActivationStore
 from trimtab.probes import fit_logistic, fit_mass_mean
 from trimtab.storage import versions, write_json
@@ -31,18 +32,14 @@ LAYERS, HEADS, WIDTH, EXAMPLES, PER_SHARD = 8, 64, 128, 6000, 512
 
 
 def make_store(path: Path, layers: int, heads: int, width: int, examples: int) -> None:
-    layout = {"layers": list(range(layers)), "n_heads": heads, "d_head": width, "dtype": "float32"}
-    store = ActivationStore.created(
-        path,
-        record={"model": "synthetic"},
-        layout={**layout, "per_shard": PER_SHARD},
-        labels=[i % 2 == 0 for i in range(examples)],
-        groups=[f"question {i // 6}" for i in range(examples)],
-    )
+    layout = Layout(tuple(range(layers)), heads, width, "float32", PER_SHARD)
+    labels = tuple(i % 2 == 0 for i in range(examples))
+    groups = tuple(f"question {i // 6}" for i in range(examples))
+    store = ActivationStore.created(path, Manifest({"model": "synthetic"}, layout, labels, groups))
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(layers, heads, width, generator=generator)
     for shard in store.missing():
-        places = store.examples_of(shard)
+        places = store.manifest.examples_of(shard)
         side = torch.tensor([0.5 if i % 2 == 0 else -0.5 for i in places])
         noise = torch.randn(len(places), layers, heads, width, generator=generator)
         store.write(shard, noise + 0.1 * side[:, None, None, None] * direction)

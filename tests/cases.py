@@ -16,7 +16,7 @@ from trimtab import NoEdit, Prompted, Stacked, peft
 from trimtab.activations import Head
 from trimtab.compare import Ready, Stack, Widened
 from trimtab.edits import HeadShift, ResidualShift, Retrieved
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.peft import TunedEdit, TuningMethod
 from trimtab.prompting import FewShot, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Edit, Method
@@ -50,7 +50,7 @@ TUNING: dict[str, TuningMethod] = {
     "full": peft.FullFineTuning(recipe=QUICK),
     "top 2": peft.FullFineTuning(2, recipe=QUICK),
 }
-NO_STRENGTH = {"dora", "peft vera", "head scalings", "prompt", "prefix", "prefix mlp", "full", "top 2"}
+NO_STRENGTH = {name for name, method in TUNING.items() if not method.capabilities.scaling}
 """Ways of tuning whose effect cannot be multiplied."""
 VARIANTS = {"lora qv", "rslora", "dora", "peft vera"}
 """Settings of one implementation, PEFT's: laws over several architectures take them in the slow run."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Meters, run
+from trimtab.compare import run
 from trimtab.datasets import Question
 from trimtab.edits.shifts import HeadShift
-from trimtab.evaluate import Verdict
-from trimtab.prompting.few_shot import FewShot
+from trimtab.evaluate import Verdict, answer_meters
+from trimtab.prompting import FewShot
 from trimtab.protocols import Method
 from trimtab.steer import ITI, RandomDirection
 
@@ -24,7 +24,11 @@ def length_judge(question: Question, answer: str) -> Verdict:
     return Verdict(float(len(answer) % 2), float(len(answer) % 3 > 0))
 
 
-METERS = Meters(judge=length_judge, texts=TEXTS, max_new_tokens=4)
+def meters(judge=length_judge, max_new_tokens=4):
+    return answer_meters(judge=judge, texts=TEXTS, max_new_tokens=max_new_tokens, divide_texts=True)
+
+
+METERS = meters()
 
 
 @dataclass

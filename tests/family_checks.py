@@ -24,9 +24,9 @@ from tests.tiny import tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads
+from trimtab.models.identity import fingerprint
 from trimtab.protocols import TokenMask
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "families.md"

@@ -17,7 +17,7 @@ from trimtab.engine import capture_store
 from trimtab.engine.capture import capture_heads
 from trimtab.engine.capture_store import capture_to_store
 from trimtab.evaluate import drift, generate_answers, multiple_choice
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.probes import fit_mass_mean
 
 

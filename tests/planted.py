@@ -13,7 +13,7 @@ from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import Question, QuestionSet
 from trimtab.edits.shifts import HeadShift
 from trimtab.evaluate import Verdict
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 
 # numbers that differ from their indices, so that a mix-up of the two shows
 LAYERS = (2, 5, 7)

@@ -21,7 +21,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trimtab import compare, datasets, evaluate, models, peft, probes, steer
-    from trimtab.activations.captured import Head, HeadActivations
+    from trimtab.activations.captured import HeadActivations
+    from trimtab.activations.labelled import Head
     from trimtab.activations.shards import ActivationStore
     from trimtab.edits.combined import NoEdit, Stacked
     from trimtab.edits.prompts import Prompted
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
         TrimtabError,
         UnsupportedModel,
     )
+    from trimtab.models.adding import add_to_heads
     from trimtab.models.heads import find_heads
-    from trimtab.models.hooks import add_to_heads
     from trimtab.models.load.checkpoints import load_model
     from trimtab.protocols import Cost, Edit, Method, TokenMask
 
@@ -70,7 +71,7 @@ _HOMES = {
     "ShapeError": "errors",
     "TrimtabError": "errors",
     "UnsupportedModel": "errors",
-    "add_to_heads": "models.hooks",
+    "add_to_heads": "models.adding",
     "capture_heads": "engine.capture",
     "capture_to_store": "engine.capture_store",
     "find_heads": "models.heads",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class TrimtabError(Exception):
     """Base of all errors that trimtab raises on purpose; the command line prints it and exits with code 2."""
@@ -30,3 +33,12 @@ class Incompatible(TrimtabError):
 def first_line(cause: Exception) -> str:
     """Return what another library's exception says in one line, or its kind if it says nothing."""
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about an unknown name: the nearest known ones, or all of them."""
+    known = sorted(set(known))
+    close = get_close_matches(given, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else ""

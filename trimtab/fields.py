@@ -1,65 +1,67 @@
-"""Whether a JSON value has the fields and types that a class of annotations states."""
+"""Whether a plain value, as JSON or YAML give it, has the fields and types that annotations state; by pydantic."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterable
-from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, to_json
+
+from trimtab.errors import BadValue
+
+SHOULD_BE = "Input should be "
+"""How pydantic begins to say what it expected."""
 
 
-def fault(value: Any, wanted: Any, name: str = "") -> str | None:
-    """Return what is wrong with a value read from JSON, as "field 'a.b' ...", or None.
+def checked(value: Any, wanted: Any) -> Any:
+    """Return a plain value as what `wanted` is: a dataclass, a `TypedDict` or any other annotation.
 
-    Args:
-        wanted: a `TypedDict` (other fields may stand beside its own), `list[...]`, `tuple[...]` for a list of that
-            length, `dict[str, ...]`, `float` (any number), another class, a union of them, or `Any`.
-        name: where the value stands.
+    Nothing is converted but a list into a tuple, where one is wanted, and an integer into a number. Fields that are
+    not those of a `TypedDict` or dataclass are left out.
+
+    Raises:
+        BadValue: saying which field is missing, or is what and should be what; or as the dataclass itself refuses.
     """
-    if wanted is Any:
-        return None
-    origin, inner = get_origin(wanted), get_args(wanted)
-    if is_typeddict(wanted):
-        return _fault_of_fields(value, wanted, name) if isinstance(value, dict) else _not(value, "an object", name)
-    if origin in (Union, types.UnionType):
-        faults = [fault(value, one, name) for one in inner]
-        # the first alternative is the one that says most
-        return None if None in faults else faults[0]
-    if origin is list or origin is tuple:
-        if not isinstance(value, list) or (origin is tuple and len(value) != len(inner)):
-            return _not(value, f"a list of {len(inner)}" if origin is tuple else "a list", name)
-        each = inner if origin is tuple else inner * len(value)
-        return _first(fault(v, one, f"{name}[{i}]") for i, (v, one) in enumerate(zip(value, each, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return _first(fault(v, inner[1], f"{name}.{key}") for key, v in value.items())
-    return None if _is(value, origin or wanted) else _not(value, _NAMES.get(origin or wanted, "null"), name)
+    try:
+        return _adapter(wanted).validate_json(to_json(value), strict=True)
+    except ValidationError as cause:
+        raise BadValue(_in_words(cause.errors(include_url=False), value)) from None
 
 
-_NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-
-
-def _fault_of_fields(value: dict[str, Any], wanted: Any, name: str) -> str | None:
-    for key, kind in get_type_hints(wanted, include_extras=True).items():
-        inside = f"{name}.{key}" if name else key
-        optional = get_origin(kind) is NotRequired
-        if key not in value:
-            if optional:
-                continue
-            return f"field {inside!r} is missing"
-        found = fault(value[key], get_args(kind)[0] if optional else kind, inside)
-        if found:
-            return found
+def fault(value: Any, wanted: Any) -> str | None:
+    """Return why a plain value is not what is wanted, as `checked` would say it, or None."""
+    try:
+        checked(value, wanted)
+    except BadValue as wrong:
+        return str(wrong)
     return None
 
 
-def _first(faults: Iterable[str | None]) -> str | None:
-    return next((f for f in faults if f), None)
+@functools.cache
+def _adapter(wanted: Any) -> Any:
+    return TypeAdapter(wanted)
 
 
-def _not(value: Any, wanted: str, name: str) -> str:
-    return f"field {name!r} is {value!r:.40}, expected {wanted}"
+def _in_words(errors: Sequence[ErrorDetails], value: Any) -> str:
+    places = [_place(error["loc"], value) for error in errors]
+    # of what the alternatives of a union say, that about the innermost value says most
+    inner = max((p for p in places if p.startswith(places[0])), key=len)
+    here = [error for error, place in zip(errors, places, strict=True) if place == inner]
+    if here[0]["type"] == "missing":
+        return f"field {'.'.join(filter(None, (inner, str(here[0]['loc'][-1]))))!r} is missing"
+    said = " or ".join(dict.fromkeys(error["msg"].removeprefix(SHOULD_BE) for error in here))
+    said = f", expected {said}" if here[0]["msg"].startswith(SHOULD_BE) else f"; {said[0].lower()}{said[1:]}"
+    return f"{f'field {inner!r}' if inner else 'it'} is {here[0]['input']!r:.40}{said}"
+
+
+def _place(steps: Sequence[int | str], value: Any) -> str:
+    """Return where an error is, as `a.b[1]`: pydantic also counts the alternatives of a union as steps."""
+    place = ""
+    for step in steps:
+        if isinstance(value, dict) and step in value:
+            place, value = f"{place}.{step}", value[step]
+        elif isinstance(value, list | tuple) and isinstance(step, int):
+            place, value = f"{place}[{step}]", value[step]
+    return place.removeprefix(".")

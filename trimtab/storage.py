@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trimtab.errors import Incompatible
 from trimtab.fields import fault
+from trimtab.plain_values import json_value
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The ways in which a disk, or what one may write to it, is at its end."""
@@ -48,36 +49,49 @@ def written_folder(path: str | Path, kind: str) -> Iterator[Path]:
     """
     check_writable(path, kind)
     path = Path(path).resolve()  # the folder itself is replaced, not a link to it
-    try:
+    what = f"{_a(kind)} to {path}"
+    with write_errors(what, advice="name another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as cause:
-        raise Incompatible(f"cannot write {_a(kind)} to {path} ({_why(cause)}); name another folder") from cause
     try:
-        yield staging
-        _open_to_others(staging)
-        _replace(path, staging)
-    except (OSError, SafetensorError) as cause:
-        if isinstance(cause, SafetensorError) and _number(cause) is None:
-            raise
-        advice = "make room or name another disk" if _number(cause) in FULL else "name another folder"
-        raise Incompatible(
-            f"cannot write {_a(kind)} to {path}: {_why(cause)}; nothing was left there, {advice}"
-        ) from cause
+        with write_errors(what, advice="name another folder"):
+            yield staging
+            _open_to_others(staging)
+            _replace(path, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def write_errors(path: str | Path) -> Iterator[None]:
-    """Raise `Incompatible` where a file cannot be written in the block."""
+def written_file(path: str | Path) -> Iterator[Path]:
+    """Yield the path of an empty file beside `path`, which takes its place once the block has ended well.
+
+    Raises:
+        Incompatible: it cannot be written; what was at `path` stays.
+    """
+    path = Path(path)
+    with write_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        staging = Path(name)
+        try:
+            yield staging
+            staging.chmod(0o644)  # mkstemp's 0600 would hide results from a group
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_errors(what: str | Path, *, advice: str = "name another place") -> Iterator[None]:
+    """Raise `Incompatible` where the disk refuses something in the block; on a full disk the advice is to make room."""
     try:
         yield
     except (OSError, SafetensorError) as cause:
         if isinstance(cause, SafetensorError) and _number(cause) is None:
             raise
-        advice = "make room or name another disk" if _number(cause) in FULL else "name another place"
-        raise Incompatible(f"cannot write {path} ({_why(cause)}); {advice}") from cause
+        advice = "make room or name another disk" if _number(cause) in FULL else advice
+        raise Incompatible(f"cannot write {what} ({_why(cause)}); {advice}") from cause
 
 
 def _number(cause: OSError | SafetensorError) -> int | None:
@@ -122,7 +136,8 @@ def _open_to_others(folder: Path) -> None:
 def check_writable(path: str | Path, kind: str) -> None:
     """Refuse a `path` that is a file, a folder holding anything but a trimtab result of this kind, or unwritable."""
     path = Path(path)
-    try:
+    # no right to look, a name that is too long, a broken disk
+    with write_errors(f"{_a(kind)} to {path}", advice="name another folder"):
         if path.is_file():
             raise Incompatible(
                 f"cannot write {_a(kind)} to {path}: it is a file; name a folder that does not exist yet"
@@ -130,8 +145,6 @@ def check_writable(path: str | Path, kind: str) -> None:
         _try_beside(path.resolve())
         if not path.is_dir() or not any(path.iterdir()):
             return
-    except OSError as cause:  # no right to look, a name that is too long, a broken disk
-        raise Incompatible(f"cannot write {_a(kind)} to {path} ({_why(cause)}); name another folder") from cause
     held = kind_of(path)
     if held != kind:
         what = _a(held) if held else "something else"
@@ -165,55 +178,52 @@ def load_result(
         Incompatible: the folder is absent, holds another kind of result, has missing or damaged files, or lacks a
             field or tensor, or has one of another type.
     """
-    path = Path(path)
-    if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that no disk can hold
-        raise Incompatible(f"no {kind} at {path}: expected a folder written by trimtab")
-    held = kind_of(path)
-    if held != kind:
-        what = _a(held) if held else f"no readable {RECORD}"
-        raise Incompatible(f"expected {_a(kind)} at {path}, found {what}")
+    path, record = Path(path), load_record(path, kind, fields=fields)
     try:
         tensors = load_file(path / TENSORS)
     except (OSError, SafetensorError) as cause:
         raise Incompatible(f"the result at {path} ({kind}) has no readable {TENSORS}: write it again") from cause
-    record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     if record.pop("tensors", None) != {name: list(t.shape) for name, t in tensors.items()}:
         raise Incompatible(f"the {TENSORS} at {path} are not those that its {RECORD} lists: write it again")
-    require_fields(path, kind, record, fields)
-    if not set(names) <= set(tensors):
-        _refuse(path, kind, f"the tensor {min(set(names) - set(tensors))!r} is missing")
+    missing = set(names) - set(tensors)
+    if missing:
+        raise _unusable(path, kind, f"the tensor {min(missing)!r} is missing")
     return record, tensors
 
 
-def require_fields(path: Path, kind: str, record: Any, fields: Any) -> None:
-    """Raise `Incompatible` if the folder's record lacks a field of a `TypedDict`, or has one of another type."""
+def load_record(path: str | Path, kind: str, *, fields: Any = Any) -> dict[str, Any]:
+    """Return the record of a result folder, checked as `load_result` checks it.
+
+    Raises:
+        Incompatible: it cannot be read, is of another kind, has a key twice, or lacks a field or has one of another
+            type.
+    """
+    path = Path(path)
+    if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that no disk can hold
+        raise Incompatible(f"no {kind} at {path}: expected a folder written by trimtab")
+    try:
+        record = json_value((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        why = f" ({cause})" if isinstance(cause, ValueError) else ""
+        raise Incompatible(f"expected {_a(kind)} at {path}, found no readable {RECORD}{why}") from cause
+    held = _kind(record)
+    if held != kind:
+        raise Incompatible(f"expected {_a(kind)} at {path}, found {_a(held) if held else f'no readable {RECORD}'}")
     wrong = fault(record, fields)
     if wrong is not None:
-        _refuse(path, kind, wrong)
+        raise _unusable(path, kind, wrong)
+    return record
 
 
-def _refuse(path: Path, kind: str, wrong: str) -> NoReturn:
-    raise Incompatible(f"the {RECORD} of the {kind} at {path} cannot be used: {wrong}; write it again")
+def _unusable(path: Path, kind: str, wrong: str) -> Incompatible:
+    return Incompatible(f"the {RECORD} of the {kind} at {path} cannot be used: {wrong}; write it again")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    with written_file(path) as file:
+    """Write JSON atomically; raises `Incompatible` where the disk refuses it."""
+    with written_file(path) as staging, staging.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False, default=_plain)
         file.write("\n")
-
-
-@contextlib.contextmanager
-def written_file(path: Path) -> Iterator[TextIO]:
-    """Yield a temporary text file beside `path`, which takes its place once the block has ended well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(name, 0o644)  # noqa: PTH101 - mkstemp's 0600 would hide results from a group
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -233,8 +243,11 @@ def _a(kind: str) -> str:
 def kind_of(path: Path) -> str | None:
     """Return the kind of the result that a folder holds, or None if it holds none."""
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        return _kind(json_value((path / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
+
+
+def _kind(record: Any) -> str | None:
     kind = record.get("kind") if isinstance(record, dict) else None
     return kind if isinstance(kind, str) else None

@@ -20,6 +20,7 @@ import torch
 from tests.planted import PLANTED, activations
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import HeadActivations
+from trimtab.activations.manifest import Layout, Manifest
 from trimtab.activations.shards import ActivationStore
 from trimtab.engine import capture_store
 from trimtab.engine.capture import capture_heads
@@ -32,15 +33,10 @@ STATEMENTS = tiny_questions(6).statements()  # 24
 
 
 def stored(path: Path, acts: HeadActivations, per_shard: int = 100) -> ActivationStore:
-    layout = {
-        "layers": acts.layers, "n_heads": acts.n_heads, "d_head": acts.d_head, "per_shard": per_shard,
-        "dtype": str(acts.values.dtype).removeprefix("torch."),
-    }  # fmt: skip
-    store = ActivationStore.created(
-        path, record=acts.record, layout=layout, labels=acts.labels.tolist(), groups=acts.groups
-    )
+    layout = Layout(acts.layers, acts.n_heads, acts.d_head, str(acts.values.dtype).removeprefix("torch."), per_shard)
+    store = ActivationStore.created(path, Manifest(acts.record, layout, tuple(acts.labels.tolist()), acts.groups))
     for shard in store.missing():
-        places = store.examples_of(shard)
+        places = store.manifest.examples_of(shard)
         store.write(shard, acts.values[places.start : places.stop])
     return ActivationStore.open(path)
 
@@ -276,7 +272,7 @@ def test_another_kind_of_folder_is_refused(tmp_path: Path) -> None:
         capture(tmp_path / "memory")
     with pytest.raises(Incompatible, match="holds something else; name another folder"):
         capture(tmp_path / "notes")
-    with pytest.raises(Incompatible, match="found something else"):
+    with pytest.raises(Incompatible, match="found activations"):
         ActivationStore.open(tmp_path / "memory")
     with pytest.raises(Incompatible, match="no activation store at"):
         ActivationStore.open(tmp_path / "absent")
@@ -339,7 +335,10 @@ def test_a_shard_that_another_run_sweeps_away_is_told(tmp_path: Path, monkeypatc
 
 
 def test_a_store_is_shown_by_its_folder_and_layers(store: ActivationStore) -> None:
-    assert repr(store) == f"ActivationStore(path={store.path!r}, layers=(0, 1, 2))"
+    assert repr(store).startswith(
+        f"ActivationStore(path={store.path!r}, manifest=Manifest(layout=Layout(layers=(0, 1, 2), "
+    )
+    assert STATEMENTS[0].group not in repr(store)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

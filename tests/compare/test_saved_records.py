@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
 
 import pytest
 import torch
+from typing_extensions import TypedDict
 
 from trimtab.activations import Head, HeadActivations
 from trimtab.edits.disk import load_shift
@@ -86,16 +87,24 @@ def test_a_tensor_under_another_name_is_missed(result, tmp_path):
 
 def test_a_head_of_three_numbers_and_a_strength_in_words_are_refused_by_place(tmp_path):
     for change, words in (
-        ({"heads": [[0, 1, 2]]}, r"field 'heads\[0\]' is \[0, 1, 2\], expected a list of 2"),
-        ({"heads": [["0", 1]]}, r"field 'heads\[0\]\[0\]' is '0', expected an integer"),
-        ({"strength": "strong"}, "field 'strength' is 'strong', expected a number"),
-        ({"strength": True}, "field 'strength' is True, expected a number"),
+        ({"heads": [[0, 1, 2]]}, r"field 'heads\[0\]' is \[0, 1, 2\]; tuple should have at most 2 items"),
+        ({"heads": [["0", 1]]}, r"field 'heads\[0\]\[0\]' is '0', expected a valid integer"),
+        ({"strength": "strong"}, "field 'strength' is 'strong', expected a valid number"),
+        ({"strength": True}, "field 'strength' is True, expected a valid number"),
     ):
         RESULTS[0].save(tmp_path / "a")
         record = json.loads((tmp_path / "a" / RECORD).read_text())
         (tmp_path / "a" / RECORD).write_text(json.dumps({**record, **change}))
         with pytest.raises(Incompatible, match=words):
             load_shift(tmp_path / "a")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    RESULTS[0].save(tmp_path / "a")
+    text = (tmp_path / "a" / RECORD).read_text()
+    (tmp_path / "a" / RECORD).write_text(text.replace('"strength"', '"strength": 8.0, "strength"', 1))
+    with pytest.raises(Incompatible, match=r"the key 'strength' stands twice"):
+        load_shift(tmp_path / "a")
 
 
 class Wanted(TypedDict):
@@ -109,12 +118,12 @@ class Wanted(TypedDict):
     [
         ({"a": 1, "more": 2}, None),
         ({"a": 1, "b": {"x": [1, 2.5]}, "c": None}, None),
-        ({"a": 1, "b": {"x": [1, "2"]}}, "field 'b.x[1]' is '2', expected a number"),
+        ({"a": 1, "b": {"x": [1, "2"]}}, "field 'b.x[1]' is '2', expected a valid number"),
         ({"a": 1, "b": [1]}, "field 'b' is [1], expected an object"),
-        ({"a": 1, "c": 3}, "field 'c' is 3, expected a text"),
-        ({"a": 1.5}, "field 'a' is 1.5, expected an integer"),
+        ({"a": 1, "c": 3}, "field 'c' is 3, expected a valid string"),
+        ({"a": 1.5}, "field 'a' is 1.5, expected a valid integer"),
         ({"b": {}}, "field 'a' is missing"),
-        ([], "field '' is [], expected an object"),
+        ([], "it is [], expected an object"),
     ],
 )
 def test_what_is_wrong_with_a_value(value, said):

@@ -17,11 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
+import trimtab
 from trimtab.datasets import Question, QuestionSet, Statement, folklore, truthfulqa
 from trimtab.datasets.folklore import is_final
 from trimtab.errors import BadValue
 
-REVIEW = Path(__file__).resolve().parents[2] / "docs" / "folklore-review.jsonl"
+REVIEW = Path(trimtab.__file__).parent / "datasets" / "data" / "folklore-review.jsonl"
 FILLERS = frozenset(
     re.findall(r"\w+", "a an the of in on at to is are was were do does did what which who whom that it")
 )

@@ -18,7 +18,7 @@ from trimtab.activations import Head, HeadActivations
 from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.identity import fingerprint
 from trimtab.probes import HeadProbes, fit_logistic, fit_mass_mean
 from trimtab.protocols import Cost
 from trimtab.steer import fit_shift

@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from tests.by_hand import GEOMETRY, N_HEADS, N_LAYERS, delta, hook_counts, projection, prompt_ids, seen_inputs
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
-from trimtab.datasets import Question, QuestionSet, Statement
+from trimtab.datasets import ContrastPair, PairSet, Statement
 from trimtab.engine import sharing as prefix_mode
 from trimtab.engine.capture import _Gather, capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.hooks import add_to_heads
+from trimtab.models.adding import add_to_heads
+from trimtab.models.identity import fingerprint
 from trimtab.models.tokens import tokenize_answer
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -200,7 +200,7 @@ def test_a_tokenizer_without_a_pad_token_will_do(special: dict[str, str]) -> Non
 
 def test_contrast_pairs_without_a_prompt_need_no_start_token() -> None:
     model, tokenizer = tiny_model("llama", dtype=torch.float64), variant("$A", eos_token="<eos>")
-    pairs = QuestionSet((Question("", ("The sky is blue.",), ("The sky",)),), default_format="bare").statements()
+    pairs = PairSet((ContrastPair("", ("The sky is blue.",), ("The sky",)),)).statements()
     found = capture_heads(model, tokenizer, pairs).values
     for row, text in zip(found, ("The sky is blue.", "The sky"), strict=True):
         ids = torch.tensor([tokenizer(text)["input_ids"]])

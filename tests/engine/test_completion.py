@@ -23,7 +23,8 @@ from trimtab.engine.completion import AnswerEnd, complete, completions
 from trimtab.engine.conversation import answers
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import generate_answers, generate_answers_many
-from trimtab.models.heads import decoder_of, find_heads
+from trimtab.models.anatomy import decoder_of
+from trimtab.models.heads import find_heads
 from trimtab.protocols import Edit
 
 # of different lengths, so that every batch is padded

@@ -36,8 +36,6 @@ from trimtab.engine.score import score_answers
 from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
 from trimtab.errors import BadValue
 from trimtab.evaluate import drifts, multiple_choice, multiple_choice_many
-from trimtab.models import known
-from trimtab.models.heads import find_heads
 from trimtab.models.tokens import AnswerTokens, tokenize_answer
 from trimtab.protocols import Cost
 
@@ -464,19 +462,14 @@ def test_tokens_of_another_models_tokenizer_are_refused_before_anything_runs() -
         run_rows(model, [TreeRow([5, n + 3, 4], 1, 1)], lambda *_: None, pad=0)
 
 
-def test_a_sweep_looks_for_the_heads_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, searched = tiny_model(), []
-
-    def searching(*args: Any) -> Any:
-        searched.append(args)
-        return find_heads(*args)
-
-    monkeypatch.setattr(known, "find_heads", searching)
+def test_a_sweep_looks_for_the_heads_once() -> None:
+    model, seen = tiny_model(), []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["input_ids"].tolist()), with_kwargs=True)
     shift = random_shift(model)
     edits = [shift.scaled(a) for a in (0, 1, 2, 3)]
     scores = score_answers(model, tiny_tokenizer(), answers(8), edits, token_budget=100)
     moved = drifts(model, tiny_tokenizer(), edits, texts=["one two three four"] * 5, batch_size=2)
-    assert len(searched) == 2
+    assert seen.count([[0, 0, 0, 0]]) == 2  # one search takes two forwards
     # the control: every edit acted
     assert len({row[0] for row in scores.logprobs}) == 4 and len({float(d.kl) for d in moved}) == 4
 

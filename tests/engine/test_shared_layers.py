@@ -19,7 +19,8 @@ from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.evaluate.drift import drifts
-from trimtab.models.heads import decoder_layers, find_heads
+from trimtab.models.anatomy import decoder_layers
+from trimtab.models.heads import find_heads
 from trimtab.protocols import ALL_LAYERS
 
 TEXTS = ["The sky.", "Snow fell on the old road all night.", "It rained.", "A cart went by, and then another one."]

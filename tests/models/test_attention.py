@@ -19,9 +19,9 @@ from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import Incompatible
 from trimtab.evaluate import multiple_choice
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads
+from trimtab.models.identity import fingerprint
 from trimtab.protocols import TokenMask
 
 BOTH_WAYS = ["Llama", "Mistral", "Qwen3", "Gemma 3 (text)", "GPT-2", "GPT-NeoX / Pythia", "OPT", "Cohere"]

@@ -15,8 +15,8 @@ from tests.family_checks import CHECKS, DOCS, TOLERANCE, measured, shifted, site
 from tests.tiny import COMMON
 from trimtab.activations import Head
 from trimtab.errors import UnsupportedModel
+from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads
 from trimtab.protocols import TokenMask
 
 

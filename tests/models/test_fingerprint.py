@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from tests.tiny import COMMON, FAMILIES, tiny_model
 from trimtab.errors import Incompatible
-from trimtab.models.fingerprint import fingerprint, require_same_model
+from trimtab.models.identity import fingerprint, require_same_model
 
 
 def accept(made_on: Any, model: Any) -> list[str]:

@@ -26,8 +26,8 @@ from tests.by_hand import (
 from tests.tiny import COMMON, FAMILIES, tiny_model
 from trimtab.activations import Head
 from trimtab.errors import BadValue, UnsupportedModel
+from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads
 
 SMALL = {k: v for k, v in COMMON.items() if k != "initializer_range"}
 

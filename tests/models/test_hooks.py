@@ -28,8 +28,9 @@ from tests.by_hand import (
 from tests.tiny import FAMILIES, tiny_model
 from trimtab.activations import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads, on_inputs, on_outputs
+from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.protocols import TokenMask
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}

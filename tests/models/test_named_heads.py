@@ -19,8 +19,8 @@ from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.evaluate import drift, generate_answers, multiple_choice
+from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads
 from trimtab.probes import fit_logistic
 from trimtab.steer import fit_shift
 

@@ -16,8 +16,8 @@ from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.evaluate import drift, generate_answers, multiple_choice
-from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import find_heads
+from trimtab.models.identity import fingerprint
 from trimtab.models.load.checkpoints import load_model
 from trimtab.peft import Bottleneck, FullFineTuning, HeadOffsets, LoRA, PromptTuning
 

@@ -22,8 +22,8 @@ from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadValue
 from trimtab.evaluate import multiple_choice
-from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import find_heads
+from trimtab.models.identity import fingerprint
 from trimtab.models.load.checkpoints import load_model
 from trimtab.probes import fit_mass_mean
 from trimtab.protocols import TokenMask

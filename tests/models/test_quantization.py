@@ -13,8 +13,8 @@ import torch
 from tests.by_hand import N_LAYERS, prompt_ids
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.models.fingerprint import fingerprint
 from trimtab.models.heads import find_heads
+from trimtab.models.identity import fingerprint
 from trimtab.models.load.checkpoints import load_model
 from trimtab.models.load.quantization import Quantization, quantization_config
 

@@ -18,7 +18,7 @@ from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import Scores, score_answers
 from trimtab.errors import BadValue
 from trimtab.models.heads import find_heads
-from trimtab.models.remembered import remembered, traits
+from trimtab.models.identity import remembered, traits
 from trimtab.models.tokens import AnswerTokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*prefixes are not shared", "ignore:Position ids are not supported")

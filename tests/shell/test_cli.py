@@ -45,7 +45,7 @@ def test_of_several_processes_the_first_alone_prints(rank: str, printed: bool, m
 def small_world(monkeypatch):
     """Cut questions, texts and strengths, so that the demo's whole path takes seconds."""
     parts = {"development": folklore("development")[:30], "final": folklore("final")[:8]}
-    monkeypatch.setattr("trimtab.datasets.folklore", lambda part: parts[part])
+    monkeypatch.setattr(import_module("trimtab.datasets.folklore"), "folklore", lambda part: parts[part])
     monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(4))
     # the package exports a function of the same name as this module
     monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(6))
@@ -117,14 +117,14 @@ def test_a_user_s_mistake_prints_one_line_and_an_interrupt_exits_with_130(monkey
     def mistaken(*args, **kwargs):
         raise BadDataset("no questions; at least one is needed")
 
-    monkeypatch.setattr("trimtab.models.load_model", mistaken)
+    monkeypatch.setattr("trimtab.models.load.checkpoints.load_model", mistaken)
     result = run("demo", "--out", str(tmp_path / "run"))
     assert (result.exit_code, result.stderr) == (2, "trimtab: no questions; at least one is needed\n")
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trimtab.models.load_model", interrupted)
+    monkeypatch.setattr("trimtab.models.load.checkpoints.load_model", interrupted)
     assert run("demo", "--out", str(tmp_path / "run")).exit_code == 130
     assert not (tmp_path / "run").exists()
 
@@ -138,7 +138,7 @@ def test_version_and_warnings_are_one_line_each(monkeypatch, tmp_path):
         warnings.warn("the wind has turned", stacklevel=2)
         raise BadDataset("no questions")
 
-    monkeypatch.setattr("trimtab.models.load_model", warned)
+    monkeypatch.setattr("trimtab.models.load.checkpoints.load_model", warned)
     assert (
         run("demo", "--out", str(tmp_path / "r")).stderr
         == "trimtab: note: the wind has turned\ntrimtab: no questions\n"
@@ -155,7 +155,7 @@ def test_bitsandbytes_advice_on_its_cpu_kernel_is_not_shown_and_its_other_warnin
         logging.getLogger("bitsandbytes.backends.cpu.ops").warning("the library is broken")
         raise BadDataset("no questions")
 
-    monkeypatch.setattr("trimtab.models.load_model", warned)
+    monkeypatch.setattr("trimtab.models.load.checkpoints.load_model", warned)
     assert run("demo", "--out", str(tmp_path / "r")).exit_code == 2
     assert [r.getMessage() for r in caplog.records] == ["the library is broken"]
 
@@ -164,7 +164,7 @@ def test_what_the_disk_refuses_where_no_one_expected_it_is_one_line_too(monkeypa
     def refused(*args, **kwargs):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/somewhere/model")
 
-    monkeypatch.setattr("trimtab.models.load_model", refused)
+    monkeypatch.setattr("trimtab.models.load.checkpoints.load_model", refused)
     result = run("demo", "--out", str(tmp_path / "run"))
     said = "trimtab: /somewhere/model: Input/output error; name another place or mend this one\n"
     assert (result.exit_code, result.stderr) == (2, said)

@@ -134,7 +134,7 @@ QUESTION = "What is the dark core of an ordinary pencil made of?"
 
 def test_generate_answers_from_arguments_files_and_pipes_in_text_and_json(shift, tmp_path):
     beside = ran("generate", QUESTION, "--shift", shift, "--compare")
-    assert re.fullmatch(rf"{re.escape(QUESTION)}\n  unedited:  .+\n  shifted:   .+\n", beside)
+    assert re.fullmatch(rf"{re.escape(QUESTION)}\n  unedited:  .+\n  edited:    .+\n", beside)
     unedited, shifted = (line.split(": ", 1)[1].strip() for line in beside.splitlines()[1:])
     assert unedited != shifted
     (tmp_path / "q.txt").write_text(f"{QUESTION}\n\nWhat is coal?\n")
@@ -144,10 +144,62 @@ def test_generate_answers_from_arguments_files_and_pipes_in_text_and_json(shift,
         for x in ran("generate", "--file", str(tmp_path / "q.txt"), "--shift", shift, "--json").splitlines()
     ]
     assert [r["question"] for r in rows] == [QUESTION, "What is coal?"]
-    assert rows[0]["shifted"] == shifted
+    assert rows[0]["edited"] == shifted
     assert ran("generate", "--file", str(tmp_path / "q.jsonl")).strip() == unedited
     assert ran("generate", stdin=QUESTION + "\n").strip() == unedited
     assert ran("generate", QUESTION, "--shift", shift, "--alpha", "0").strip() == unedited
+
+
+def test_questions_are_read_as_question_files_are(tiny, tmp_path):
+    def asked(name: str, text: str) -> list[str]:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        said = ran("generate", "--file", str(tmp_path / name), "--model", tiny, "--max-new-tokens", "1", "--json")
+        return [json.loads(line)["question"] for line in said.split("\n") if line]
+
+    assert asked("q.txt", "\ufeffWhy\u2028so?\nHow\x0bmuch\x85?\n") == ["Why\u2028so?", "How\x0bmuch\x85?"]
+    assert asked("q.JSONL", '\ufeff{"question": "Why?"}\n') == ["Why?"]
+    assert asked("q.csv", "question,correct,incorrect\nWhy?,a,b\n") == ["Why?"]
+    piped = ran("generate", "--model", tiny, "--max-new-tokens", "1", "--json", stdin="\ufeffWhy?\n")
+    assert json.loads(piped)["question"] == "Why?"
+    (tmp_path / "q.json").write_text("[]")
+    refused = run("generate", "--file", str(tmp_path / "q.json"))
+    assert (refused.exit_code, "unknown kind of file '.json'" in refused.stderr) == (2, True)
+
+
+FOREIGN = """
+import contextlib
+from trimtab.protocols import Edit
+from trimtab.storage import load_record
+
+class Mine(Edit):
+    name = "mine"
+    kind = "Mine"
+
+    def applied(self, model, positions="generated"):
+        return contextlib.nullcontext(model)
+
+    def scaled(self, factor):
+        return self
+
+    @classmethod
+    def load(cls, path):
+        load_record(path, "Mine")
+        return cls()
+"""
+
+
+def test_an_edit_of_a_class_of_the_user_s_and_a_stack_are_taken(tiny, tmp_path, monkeypatch):
+    from trimtab.storage import save_result
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(FOREIGN, encoding="utf-8")
+    save_result("made", "Mine", {}, {})
+    ask = ("generate", "Why?", "--model", tiny, "--max-new-tokens", "3", "--json", "--edit-class", "mine.py:Mine")
+    for edits in (("--edit", "made"), ("--edit", "made", "--shift", "made:0.5")):
+        said = json.loads(ran(*ask, "--compare", *edits))
+        assert said["edited"] == said["unedited"]
+    result = run(*ask, "--edit", "made", "--edit", "made", "--alpha", "2")
+    assert (result.exit_code, "--alpha is the strength of one edit" in result.stderr) == (2, True)
 
 
 def test_sampling_is_hugging_face_s_and_repeats_by_seed(tiny):
@@ -216,7 +268,7 @@ def test_bytes_that_are_no_text_are_refused_and_a_chat_goes_on(verb):
     _, refused, answered, last = done.stdout.decode().splitlines()
     assert "is not UTF-8 text" in refused
     assert answered.strip().endswith(".")
-    assert "there is no shift" in last
+    assert "there is no edit" in last
 
 
 def test_bake_writes_a_checkpoint_and_says_what_positions_change(tiny, tmp_path, monkeypatch):
@@ -344,11 +396,11 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
     assert result.exit_code == 0, result.output
     first, second, compared = (json.loads(line) for line in result.stdout.splitlines())
     assert (first["question"], first["alpha"], second["question"], second["alpha"]) == ("Why?", 1, "How?", 0)
-    assert set(compared) == {"question", "unedited", "shifted", "alpha"}
+    assert set(compared) == {"question", "unedited", "edited", "alpha"}
     assert compared["unedited"] == second["answer"]
     kept = [json.loads(line) for line in Path("talk.jsonl").read_text(encoding="utf-8").splitlines()]
     assert kept == [first, second]
-    for words in ("asked in plain form", "Shift off", "did you mean /save?", "2 answers written to talk.jsonl"):
+    for words in ("asked in plain form", "Edit off", "did you mean /save?", "2 answers written to talk.jsonl"):
         assert words in result.stderr
     plain = run("chat", "--model", tiny, "--max-new-tokens", "3", stdin="/save talk.jsonl\n")
     assert "nothing to save yet" in plain.stdout
@@ -378,7 +430,7 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("generate", "Why?", "--shift", "SHIFT", "--alpha", "nan"), "alpha must be a finite number"),
         (("generate", "Why?", "--shift", "SHIFTS"), "did you mean SHIFT"),
         (("generate", "Why?", "--shift", "BROKEN"), "has no readable tensors.safetensors"),
-        (("generate", "Why?", "--compare"), "--compare needs a shift"),
+        (("generate", "Why?", "--compare"), "--compare needs an edit"),
         (("generate",), "standard input is empty"),
         (("generate", " "), "one of the questions is empty"),
         (("generate", "--file", "nowhere.txt"), "cannot be read (No such file or directory)"),
@@ -392,16 +444,16 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("heads", "OTHER"), "expected a folder written by `trimtab fit` or `trimtab demo`"),
         (("generate", "Why?", "--max-new-tokens", "5000"), "do not fit the model's context"),
         (("chat", "--model", "nowhere/at/all"), "no model folder at nowhere/at/all"),
-        (("evaluate", "--convention", "its"), "choose plain, lm-eval or iti"),
+        (("evaluate", "--convention", "its"), "did you mean iti"),
         (("evaluate", "--judge", "exakt"), "did you mean exact?"),
         (("evaluate", "--judge", "http://127.0.0.1:9"), "give --judge-model"),
         (("evaluate", "--judge", "http://127.0.0.1:9", "--judge-model", "m", "--limit", "1"), "cannot be asked"),
         (("evaluate", "--judge", "tfidf:nowhere"), "no finetune_truth.jsonl and no"),
-        (("evaluate", "--alpha", "2"), "--alpha needs a shift"),
-        (("chat", "--alpha", "2"), "--alpha needs a shift"),
+        (("evaluate", "--alpha", "2"), "--alpha needs an edit"),
+        (("chat", "--alpha", "2"), "--alpha needs an edit"),
         (("evaluate", "--data", PAIRS, "--judge", "allenai"), "holds contrast pairs, scored by probability"),
         (("fit", "--site", "residual", "--top-k", "9", "--limit", "20"), "top 9 layers asked for; the model has 8"),
-        (("bake",), "--shift"),
+        (("bake",), "needs an edit: give --edit DIR"),
         (("bake", "--shift", "SHIFT", "--out", "OTHER"), "holds something else"),
         (("bake", "--shift", "SHIFT", "--model", "TINY"), "made for another model"),
         (("heads", "nowhere"), "no fit at nowhere"),
@@ -461,7 +513,7 @@ def test_a_chat_in_a_terminal(shift, tmp_path):
     environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}
     arguments = ["-m", "trimtab", "chat", "--shift", shift, "--max-new-tokens", "40"]
     talk = pexpect.spawn(sys.executable, arguments, cwd=tmp_path, env=environment, encoding="utf-8", timeout=120)
-    talk.expect("asked in plain form .*the model has no chat template.*Shift ITI at alpha 1. /help")
+    talk.expect("asked in plain form .*the model has no chat template.*Edit ITI at alpha 1. /help")
     talk.expect("> ")
 
     def says(line: str, *patterns: str) -> str:
@@ -473,14 +525,14 @@ def test_a_chat_in_a_terminal(shift, tmp_path):
 
     says(QUESTION, r"\r\n\w.+\.\r\n")
     says("/alpha many", "alpha must be a number, got 'many'")
-    says("/alpha 0.5", "Shift ITI at alpha 0.5")
+    says("/alpha 0.5", "Edit ITI at alpha 0.5")
     says("/compare", "unedited: .+", "alpha 0.5: .+")
     says("/of", "did you mean /off")
-    says("/off", "Shift off")
+    says("/off", "Edit off")
     says("/new", "a new conversation")
     says(QUESTION, r"\r\n\w.+\.\r\n")
     says("/save talk.jsonl", "1 answers written to talk.jsonl")
-    says("/save kept", "shift at alpha 0.5 written to kept")
+    says("/save kept", "edit at alpha 0.5 written to kept")
     talk.sendline("/quit")
     talk.expect(pexpect.EOF)
     talk.close()
@@ -503,6 +555,6 @@ def test_chat_uses_the_model_s_template_where_it_has_one(tmp_path):
         tokenizer.chat_template = before
     out = ran("chat", "--model", str(tmp_path), "--max-new-tokens", "3", stdin="Why?\n/alpha 2\n/compare\n/quit\n")
     assert "asked in its chat template" in out
-    assert out.count("there is no shift") == 2
+    assert out.count("there is no edit") == 2
     plain = ran("chat", "--model", str(tmp_path), "--plain", "--max-new-tokens", "3", stdin="")
     assert "asked in plain form" in plain

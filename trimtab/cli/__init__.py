@@ -68,23 +68,14 @@ app = typer.Typer(
     cls=_Guarded,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Edit and steer language models, and compare that honestly with tuning them.",
 )
-app.command()(demo)
-app.command()(fit)
-app.command()(heads)
-app.command()(generate)
-app.command()(chat)
-app.command()(evaluate)
-app.command()(bake)
+for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
+    app.command()(_verb)
 app.add_typer(convert, name="convert")
-app.command()(tune)
-app.command()(methods)
-app.command()(merge)
-app.command()(compare)
-app.command()(report)
-app.command()(reproduce)
-app.command()(build_embedded)
+for _verb in (tune, methods, merge, compare, report, reproduce, build_embedded):
+    app.command()(_verb)
 
 
 def _version(wanted: bool) -> bool:

@@ -1,15 +1,15 @@
 """What `trimtab heads --against` prints, and the multiple choice that `trimtab evaluate --keep` leaves for it."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from trimtab.activations.captured import Head
     from trimtab.datasets.questions import QuestionSet
     from trimtab.evaluate.multiple_choice import MultipleChoice
+    from trimtab.protocols import Edit
     from trimtab.steer.agreement import Agreement
     from trimtab.steer.pipeline import Fitted
 
@@ -17,55 +17,61 @@ KEPT = "multiple_choice.json"
 Both = tuple["Fitted", "Fitted"]
 
 
-def require_keepable(folder: Path | None, questions: "QuestionSet") -> None:
-    """Refuse to keep what is no multiple choice, or where `trimtab fit` wrote nothing to keep it in."""
+def keepable(folders: Sequence[str], questions: "QuestionSet") -> Path:
+    """Return the folder in which multiple choice is kept.
+
+    Raises:
+        BadValue, BadDataset: `trimtab fit` did not write it, or the questions have no multiple choice.
+    """
     from trimtab.errors import BadDataset, BadValue
     from trimtab.steer.pipeline import KIND, are_pairs
     from trimtab.storage import kind_of
 
-    if folder is None or kind_of(folder) != KIND:
-        raise BadValue("--keep needs a shift folder that `trimtab fit` wrote: give --shift DIR")
+    if len(folders) != 1 or kind_of(Path(folders[0])) != KIND:
+        raise BadValue("--keep needs a shift folder that `trimtab fit` wrote: give --edit DIR")
     if are_pairs(questions):
         raise BadDataset(f"{questions.name} holds contrast pairs, which have no multiple choice; leave --keep out")
+    return Path(folders[0])
 
 
 def keep_choices(folder: Path, scores: "MultipleChoice", alpha: float) -> None:
     """Write multiple choice, measured at strength alpha, into a folder that `trimtab fit` wrote."""
-    from trimtab.storage import write_errors, write_json
+    from trimtab.storage import write_json
 
-    with write_errors(folder / KEPT):
-        write_json(folder / KEPT, {"alpha": alpha, **scores.as_dict()})
+    write_json(folder / KEPT, {"alpha": alpha, **scores.as_dict()})
 
 
 def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None, as_json: bool) -> None:
     """Print how far the directions of one fit are from those of another, of the same model loaded in another way."""
-    from trimtab.cli.printing import print_json, remark
-    from trimtab.edits.shifts import HeadShift
+    from trimtab.activations.labelled import Head
+    from trimtab.cli.printing import print_json, remark, save_picture
     from trimtab.errors import BadValue
+    from trimtab.probes.plots import head_map
     from trimtab.steer.agreement import agreement
     from trimtab.steer.pipeline import Fitted
 
     _refuse_demo_runs(one, other)
-    both = Fitted.load(one), Fitted.load(other)
-    if type(both[0].shift) is not type(both[1].shift):
+    both = first, second = Fitted.load(one), Fitted.load(other)
+    sites = [fit.probes.record["activations"].get("site") for fit in both]
+    if sites[0] != sites[1]:
         raise BadValue("one fit shifts heads, the other the residual stream; compare two of one --site")
-    k = top if top is not None else len(_places(both[0]))
-    (first, second), scores = both, _scores(one, other)
+    k, scores = top or len(places(first.shift)), _scores(one, other)
     found = agreement(first.directions, first.probes, second.directions, second.probes, top_k=k, scores=scores)
     if plot is not None:
-        from trimtab.cli.heads import save_picture
-        from trimtab.probes.plots import head_map
-
-        marked = found.top if isinstance(first.shift, HeadShift) else ()
-        title, label = "Agreement of directions per head", "cosine"
-        save_picture(
-            head_map(found.cosine, first.probes.layers, marked=marked, title=title, label=label, lowest=-1), plot
-        )
+        marked = tuple(Head(*head) for head in found.top) if sites[0] == "heads" else ()
+        look = {"marked": marked, "title": "Agreement of directions per head", "label": "cosine", "lowest": -1}
+        save_picture(head_map(found.cosine, first.probes.layers, **look), plot)
         remark(f"picture: {plot}")
     if as_json:
         print_json({"loads": [_load(fit) for fit in both], "layers": list(first.probes.layers), **found.as_dict()})
     else:
         _print(found, both, (one, other))
+
+
+def places(edit: "Edit") -> list[tuple[int, int]]:
+    """Return the heads that an edit's description names, or head 0 of each of its layers (the residual stream)."""
+    described = edit.describe()
+    return [tuple(head) for head in described.get("heads", [])] or [(layer, 0) for layer in described.get("layers", [])]
 
 
 def _refuse_demo_runs(*folders: Path) -> None:
@@ -98,18 +104,12 @@ def _print(found: "Agreement", both: Both, folders: tuple[Path, Path]) -> None:
     typer.echo(f"cosine over all {flat.numel()}: median {float(flat.median()):.4f}, lowest {float(flat.min()):.4f}")
     if found.mc1 is None:
         missing = [str(folder) for folder in folders if not (folder / KEPT).is_file()]
-        typer.echo(f"MC1: not measured for {' and '.join(missing)} (trimtab evaluate --shift DIR --keep)")
+        typer.echo(f"MC1: not measured for {' and '.join(missing)} (trimtab evaluate --edit DIR --keep)")
     else:
         points = [f"{100 * x:+.1f}" for x in (found.mc1, found.mc1.low, found.mc1.high)]
         typer.echo(
             f"MC1: {points[0]} points [{points[1]}, {points[2]}] over {found.mc1.n} questions, the other minus this"
         )
-
-
-def _places(fit: "Fitted") -> "tuple[Head, ...] | tuple[int, ...]":
-    from trimtab.edits.shifts import HeadShift
-
-    return fit.shift.heads if isinstance(fit.shift, HeadShift) else tuple(fit.shift.layers)
 
 
 def _load(fit: "Fitted") -> str:
@@ -126,10 +126,11 @@ def _scores(one: Path, other: Path) -> "tuple[MultipleChoice, MultipleChoice] | 
 def _kept(folder: Path) -> "MultipleChoice":
     from trimtab.errors import Incompatible
     from trimtab.evaluate.multiple_choice import MultipleChoice
+    from trimtab.plain_values import json_value
 
     try:
-        return MultipleChoice.from_dict(json.loads((folder / KEPT).read_text(encoding="utf-8")))
+        return MultipleChoice.from_dict(json_value((folder / KEPT).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise Incompatible(
-            f"{folder / KEPT} cannot be read; write it again with trimtab evaluate --shift {folder} --keep"
+            f"{folder / KEPT} cannot be read; write it again with trimtab evaluate --edit {folder} --keep"
         ) from cause

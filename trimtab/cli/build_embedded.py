@@ -19,9 +19,9 @@ def build_embedded(
 
     Example: trimtab build-embedded runs/embedded --steps 20
     """
-    import json
     from dataclasses import replace
 
+    from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
     from trimtab.training.embedded_model import TrainingRecipe, quick
     from trimtab.training.embedded_model import build_embedded as build
@@ -31,7 +31,7 @@ def build_embedded(
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     record = build(out, recipe if steps is None else quick(recipe, steps), device=device)
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        print_json(record)
     else:
         typer.echo(
             f"{record['parameters']:,} parameters, {record['bytes'] / 1e6:.1f} MB, last loss {record['losses'][-1]}, "

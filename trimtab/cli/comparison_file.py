@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from trimtab.cli.checking import NotEmpty, Within, check, parsed
+from pydantic import Field
+
+from trimtab.cli.checking import made, yaml_value
 from trimtab.cli.comparison_methods import rows_of
+from trimtab.errors import BadValue, nearest
 
 if TYPE_CHECKING:
     from trimtab.compare.design import Job
@@ -20,7 +23,7 @@ QUICK_LEFT_OUT = (
 )
 
 
-Count = Annotated[int, Within(1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,15 @@ class ComparisonFile:
     limit: Count | None = None
     """Use only the first so many questions."""
     test_limit: Count | None = None
-    methods: Annotated[Sequence[str | Mapping[str, Any]], NotEmpty()] = (
+    methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] = (
         "few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti",
     )  # fmt: skip
     folds: Count = 2
-    seeds: Annotated[Sequence[Annotated[int, Within(0)]], NotEmpty()] = (0, 1, 2)
+    seeds: Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (0, 1, 2)
     trials: Count = 8
-    kl_budget: Annotated[float | int, Within(0, open=True)] = 0.1
-    validation: Annotated[float | int, Within(0, 1, open=True)] = 0.25
-    train_sizes: Annotated[Sequence[Annotated[int, Within(3)] | Literal["all"]], NotEmpty()] = ("all",)
+    kl_budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    train_sizes: Annotated[Sequence[Annotated[int, Field(ge=3)] | Literal["all"]], Field(min_length=1)] = ("all",)
     """Numbers of training questions for a low-data curve."""
     low_data_methods: Sequence[str] | None = None
     """The methods that the curve shows, as `methods` names them; all of them if not given."""
@@ -61,7 +64,10 @@ class ComparisonFile:
     """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
     judge_model: str | None = None
     """The model to ask for at an OpenAI-compatible address."""
-    metric: Literal["true_info", "mc1"] = "true_info"
+    meters: Sequence[str] = ()
+    """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
+    metric: str | None = None
+    """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
     convention: Literal["plain", "lm-eval", "iti"] = "plain"
     max_new_tokens: Count = 50
     texts: str | None = None
@@ -76,21 +82,18 @@ def read_comparison_file(path: Path) -> ComparisonFile:
     Raises:
         BadValue: it cannot be read as YAML, or a key or its value is none that a comparison knows.
     """
-    import yaml
-
-    from trimtab.errors import BadValue
-
     if not path.is_file():
         raise BadValue(f"there is no file {path}; give a YAML file that describes the comparison")
     try:
-        said = parsed(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
-        raise BadValue(f"{path} cannot be read as YAML: {' '.join(str(cause).split())}") from cause
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise BadValue(f"{path} cannot be read as YAML: {cause}") from cause
+    said = yaml_value(text, f"{path} cannot be read as YAML")
     if not isinstance(said, dict):
         raise BadValue(f"{path} must hold keys such as `methods:` and `trials:`, got {type(said).__name__}")
-    check(said, ComparisonFile, str(path))
-    check(said.get("load", {}), LoadOptions, f"{path}: load")
-    return ComparisonFile(**said)
+    file = made(ComparisonFile, said, str(path))
+    made(LoadOptions, file.load, f"{path}: load")
+    return file
 
 
 def quick() -> ComparisonFile:
@@ -107,27 +110,29 @@ def job_of(said: ComparisonFile) -> "Job":
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
     from trimtab.cli.judging import open_judge
-    from trimtab.compare.design import Design, Job, Meters, named
+    from trimtab.cli.measuring import own_meters
+    from trimtab.compare.design import Design, Job, named
+    from trimtab.datasets.lines import read_lines
+    from trimtab.evaluate.defaults import default_meters
 
     questions, test = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
-    design = Design(said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation, sizes)
+    fixed = (said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation, sizes)
     loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
-    meters = Meters(
-        judge=open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading),
-        convention=said.convention,
-        metric=said.metric,
-        max_new_tokens=said.max_new_tokens,
-        texts=None if said.texts is None else read_lines(Path(said.texts)),
-    )
+    judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
+    texts = None if said.texts is None else read_lines(said.texts, "neutral text")
+    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "divide_texts": True}
+    if questions.measured_by == "pairs":
+        options |= {} if said.judge == "exact" else {"judge": judge}
+    else:
+        options |= {"judge": judge, "convention": said.convention}
+    meters = (*default_meters(questions, **options), *own_meters(said.meters))
     methods = rows_of(said.methods)
+    design = Design(*fixed, choose_by=said.metric or "")
     return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))
 
 
 def _low_data(said: ComparisonFile, names: Sequence[str]) -> tuple[str, ...] | None:
-    from trimtab.cli.setup import nearest
-    from trimtab.errors import BadValue
-
     if said.low_data_methods is None:
         return None
     # an entry's own word for it, or the name of its row
@@ -137,16 +142,6 @@ def _low_data(said: ComparisonFile, names: Sequence[str]) -> tuple[str, ...] | N
         if name not in rows:
             raise BadValue(f"low_data_methods: {name!r} is not among the methods{nearest(name, rows)}")
     return tuple(rows[name] for name in said.low_data_methods)
-
-
-def read_lines(path: Path) -> list[str]:
-    """Return a file's lines that are not empty; raises `BadDataset` if it cannot be read."""
-    from trimtab.errors import BadDataset
-
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as cause:
-        raise BadDataset(f"{path} cannot be read as UTF-8 text; neutral texts are a file with one a line") from cause
 
 
 def _questions(said: ComparisonFile) -> "tuple[QuestionSet, QuestionSet | None]":

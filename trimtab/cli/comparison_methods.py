@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cli.checking import check
+from trimtab.cli.method_names import METHODS, TUNING
+from trimtab.errors import BadValue, nearest
 
 if TYPE_CHECKING:
     from trimtab.protocols import Control, Method
@@ -18,8 +19,6 @@ def method_of(said: Any) -> "Method | Control":
     Raises:
         BadValue: an unknown name (the nearest ones are offered), or options or knobs that the method does not have.
     """
-    from trimtab.errors import BadValue
-
     if isinstance(said, str) and "+" in said:
         return _stacked([part.strip() for part in said.split("+")])
     if not isinstance(said, Mapping):
@@ -42,14 +41,11 @@ def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
     Raises:
         BadValue: as `method_of`; two rows of one name.
     """
-    from trimtab.errors import BadValue
-    from trimtab.prompting.few_shot import name_of
-
     rows = {}
     for entry in entries:
         own, said = _own_name(entry)
         method = method_of(said)
-        name = own or name_of(method)
+        name = own or method.name
         if name in rows:
             raise BadValue(
                 f"two methods are called {name!r}; give one of them another name, such as "
@@ -60,8 +56,6 @@ def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
 
 
 def _own_name(entry: Any) -> tuple[str | None, Any]:
-    from trimtab.errors import BadValue
-
     if not isinstance(entry, Mapping) or len(entry) != 1:
         return None, entry
     method, options = next(iter(entry.items()))
@@ -74,90 +68,40 @@ def _own_name(entry: Any) -> tuple[str | None, Any]:
 
 
 def _stacked(parts: list[Any]) -> "Method":
-    from trimtab.errors import BadValue
-    from trimtab.prompting.few_shot import Stack
-    from trimtab.protocols import Control
+    from trimtab.compare.stack import Stack
 
-    methods = [method_of(part) for part in parts]
+    methods: list[Any] = [method_of(part) for part in parts]
     for method in methods:
-        if isinstance(method, Control):
+        if method.follows is not None:
             raise BadValue(f"{method.name} is a control of a whole row; it cannot be part of a stack")
-    return Stack(tuple(methods))  # pyright: ignore[reportArgumentType]
+    return Stack(tuple(methods))
 
 
 def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
-    from trimtab.cli.setup import nearest
-    from trimtab.cli.tuning_methods import configured, tuning_methods
-    from trimtab.compare.variants import OnQuantized
-    from trimtab.errors import BadValue
+    from trimtab.compare.on_quantized import OnQuantized
+    from trimtab.compare.widened import STRENGTH, Widened
+    from trimtab.protocols import as_entrant
 
-    known, tuned = known_methods(), tuning_methods()
     key = str(name).lower()
-    if key not in known and key.removeprefix("q") not in tuned:
-        raise BadValue(f"unknown method {name!r:.60}{nearest(key, [*known, *tuned, 'qlora'])}")
+    # a leading q is a tuning method on a 4-bit copy: qlora
+    quantized = key not in METHODS and key.removeprefix("q") in TUNING
+    if key not in METHODS and not quantized:
+        raise BadValue(f"unknown method {name!r:.60}{nearest(key, [*METHODS, 'qlora'])}")
+    named, where = METHODS[key.removeprefix("q") if quantized else key], f"the method {name!r}"
     grid = options.pop("grid", {})
-    where, options = f"the method {name!r}", {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    if key in known:
-        kind, fixed = known[key]
-        check(options, kind, where)
-        _require_all(kind, options, where)
-        method = kind(**fixed, **options)
-    else:
-        # a leading q is a tuning method on a 4-bit copy: qlora
-        plain = tuned.get(key) or tuned[key.removeprefix("q")]
-        method = configured(plain, options, where)
-        method = method if key in tuned else OnQuantized(method)
-    return _widened(method, grid, where)
-
-
-def _require_all(kind: type, options: Mapping[str, Any], where: str) -> None:
-    from dataclasses import MISSING, fields
-
-    from trimtab.errors import BadValue
-
-    for f in fields(kind):
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in options and f.name != "edit":
-            raise BadValue(f"{where} needs {f.name}")
-
-
-def _widened(method: "Method | Control", grid: Any, where: str) -> "Method | Control":
-    from trimtab.cli.setup import nearest
-    from trimtab.cli.tuning_methods import configured
-    from trimtab.compare.rates import tuning_inside
-    from trimtab.compare.variants import STRENGTH, Widened
-    from trimtab.errors import BadValue
-    from trimtab.protocols import Control
-
+    method: Any = as_entrant(named.made(options, where))
+    method = OnQuantized(method) if quantized else method
     if not grid:
         return method
     if not isinstance(grid, Mapping) or not all(isinstance(values, list) for values in grid.values()):
         raise BadValue(f"{where}: grid holds knobs with lists of values, such as {{epochs: [5, 15]}}; got {grid!r:.60}")
-    if isinstance(method, Control):
+    if method.follows is not None:
         raise BadValue(f"{where} is a control and chooses nothing; leave out its grid")
-    tuned = tuning_inside(method)
     for knob, values in grid.items():
-        for value in values if tuned and knob != STRENGTH else ():
-            configured(tuned, {knob: value}, f"{where}: grid")  # pyright: ignore[reportArgumentType]
         known = {*method.grid[0], STRENGTH}
-        if not tuned and knob not in known:
+        if named in TUNING.values() and knob != STRENGTH:
+            for value in values:
+                named.made({**options, knob: value}, f"{where}: grid")
+        elif knob not in known:
             raise BadValue(f"{where} has no knob {knob!r}{nearest(str(knob), known)}")
     return Widened(method, tuple((knob, tuple(values)) for knob, values in grid.items()))
-
-
-def known_methods() -> "dict[str, tuple[type[Any], dict[str, Any]]]":
-    """Return name -> (class, the fields that the name sets), besides the tuning methods."""
-    from trimtab.edits.combined import NoEdit
-    from trimtab.prompting.few_shot import FewShot, RetrievedFewShot, RetrievedPassages
-    from trimtab.protocols import Ready
-    from trimtab.steer.methods import CAA, ITI, RandomDirection
-
-    return {
-        "none": (Ready, {"edit": NoEdit()}),
-        "few-shot": (FewShot, {}),
-        "retrieved few-shot": (RetrievedFewShot, {}),
-        "retrieved passages": (RetrievedPassages, {}),
-        "iti": (ITI, {}),
-        "iti probe": (ITI, {"direction": "probe"}),
-        "random direction": (RandomDirection, {}),
-        "caa": (CAA, {}),
-    }

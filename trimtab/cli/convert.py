@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli.options import Alpha, AsJson, Device, Dtype, ModelName, Quantization, Revision
+from trimtab.cli.bundles import verb
+from trimtab.cli.options import AsJson, EditClasses, Loading, Strength
 
-convert = typer.Typer(no_args_is_help=True, help="Take ITI's activation files in, and hand shifts to lm-eval.")
+convert = typer.Typer(no_args_is_help=True, help="Take ITI's activation files in, and hand edits to lm-eval.")
 
 
 @convert.command("from-iti")
@@ -41,32 +42,30 @@ def from_iti(
 
 
 @convert.command("to-lm-eval")
+@verb
 def to_lm_eval(
-    shift: Annotated[Path, typer.Argument(help="A shift folder that `trimtab fit` wrote.")],
+    edit: Annotated[
+        list[str], typer.Argument(metavar="DIR[:STRENGTH]", help="A folder of `trimtab fit`; several are a stack.")
+    ],
     out: Annotated[Path, typer.Option(help="The .pt file to write.")] = Path("steered.pt"),
-    model: ModelName = "embedded",
-    alpha: Alpha = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    quantization: Quantization = None,
-    revision: Revision = None,
+    alpha: Strength = None,
+    edit_class: EditClasses = [],  # noqa: B006 - typer copies it
+    loading: Loading = Loading(),
     as_json: AsJson = False,
 ) -> None:
-    """Write a shift for lm-evaluation-harness: lm_eval --model steered --model_args pretrained=...,steer_path=FILE.
+    """Write an edit for lm-evaluation-harness: lm_eval --model steered --model_args pretrained=...,steer_path=FILE.
 
     Its loader takes .pt files only, which are pickles; this one holds plain tensors, and trimtab never reads any.
 
     Example: trimtab convert to-lm-eval runs/shift --out steered.pt
     """
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model, open_shift
+    from trimtab.cli.setup import open_edit
     from trimtab.export.lm_eval import to_lm_eval as written
 
-    edit = open_shift(shift, alpha)
-    assert edit is not None
-    loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
-    hooks = written(loaded.model, edit, out)
+    opened = open_edit(edit, alpha=alpha, classes=edit_class)
+    hooks = written(loading.open().model, opened, out)  # pyright: ignore[reportArgumentType]
     if as_json:
         print_json({"out": str(out), "hookpoints": hooks})
     else:
-        typer.echo(f"{out}: the shift at all positions, at {len(hooks)} hook points ({', '.join(hooks)})")
+        typer.echo(f"{out}: the edit at all positions, at {len(hooks)} hook points ({', '.join(hooks)})")

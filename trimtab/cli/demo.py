@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trimtab.cli.options import AsJson
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -20,7 +22,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split into training and validation questions.")] = 0,
     draws: Annotated[int, typer.Option(min=0, help="Random directions to draw for the control.")] = 10,
     kl_budget: Annotated[float, typer.Option(help="Largest KL (nats per token) that the chosen shift may cost.")] = 0.1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the heads that carry truthfulness in the embedded model, shift them, and print what changed.
 
@@ -30,8 +32,7 @@ def demo(
 
     Example: trimtab demo --out runs/demo
     """
-    import json
-
+    from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
     from trimtab.datasets.folklore import folklore
     from trimtab.models.load.checkpoints import load_model
@@ -50,7 +51,7 @@ def demo(
     run = iti_run(model, tokenizer, train, validation, folklore("final"), others=[tuned], **options)
     run.save(out)
     if as_json:
-        typer.echo(json.dumps({**run.table.as_dict(), "reading": run.reading}, indent=1))
+        print_json({**run.table.as_dict(), "reading": run.reading})
     else:
         _show(run, out)
 
@@ -86,22 +87,21 @@ def rich_table(table: "Table") -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
 
-    from trimtab.evaluate.table import HEADINGS
-
     asked = f"{table.setting['n']} questions of {table.setting['questions']}"
     title = f"{asked}: means and 95 % intervals (%; CE, KL in nats)"
     shown = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
-    for head in HEADINGS.values():
+    for head in table.headings[1:]:
         shown.add_column(head, justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(row.name, *(_two_lines(getattr(row, m), percent=m not in ("ce", "kl")) for m in HEADINGS))
+        shown.add_row(row.name, *(_two_lines(row[meter.name], meter.unit) for meter in table.meters))
     return shown
 
 
-def _two_lines(value: "Estimate | None", *, percent: bool) -> str:
+def _two_lines(value: "Estimate | None", unit: str) -> str:
+    from trimtab.cells import MISSING, number
+
     if value is None:
-        return "-"
-    if percent:
-        return f"{100 * value:.1f}\n{100 * value.low:.0f}-{100 * value.high:.0f}"
-    return f"{value:.3f}\n{value.low:.3f}-{value.high:.3f}"
+        return MISSING
+    low, high = (number(limit, unit, brief=True) for limit in (value.low, value.high))
+    return f"{number(value, unit)}\n{low}-{high}"

@@ -1,40 +1,29 @@
-"""`trimtab evaluate`: one table row for a shift (or for the model as it is), with intervals."""
+"""`trimtab evaluate`: one table row for an edit (or for the model as it is), with intervals."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge, try_judge
-from trimtab.cli.options import (
-    Alpha,
-    AsJson,
-    BatchSize,
-    Data,
-    Device,
-    Dtype,
-    Limit,
-    MaybeShiftFolder,
-    ModelName,
-    Quantization,
-    Revision,
-)
+from trimtab.cli.bundles import verb
+from trimtab.cli.judging import Judging, print_judge
+from trimtab.cli.measuring import OwnMeters
+from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading, one_of
 
 if TYPE_CHECKING:
-    from trimtab.intervals import Estimate
-    from trimtab.protocols import Edit
+    from trimtab.evaluate.table import Row, Table
+
+CONVENTIONS = ("plain", "lm-eval", "iti")
 
 
+@verb
 def evaluate(
     data: Data = "folklore",
-    model: ModelName = "embedded",
-    shift: MaybeShiftFolder = None,
-    alpha: Alpha = None,
+    loading: Loading = Loading(),
+    editing: Editing = Editing(),
     baseline: Annotated[bool, typer.Option("--baseline", help="Measure the unedited model too.")] = False,
     convention: Annotated[str, typer.Option(help="How to ask: plain, lm-eval or iti.")] = "plain",
-    judge: JudgeName = "exact",
-    judge_model: JudgeModel = None,
-    judge_key: JudgeKey = None,
+    judging: Judging = Judging(),
     choices_only: Annotated[
         bool, typer.Option("--choices-only", help="Multiple choice only: no generated answers, no judge.")
     ] = False,
@@ -47,94 +36,93 @@ def evaluate(
     ] = None,
     keep: Annotated[
         bool,
-        typer.Option("--keep", help="Keep the shift's multiple choice in its folder, for `trimtab heads --against`."),
+        typer.Option("--keep", help="Keep the edit's multiple choice in its folder, for `trimtab heads --against`."),
     ] = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    quantization: Quantization = None,
-    revision: Revision = None,
+    meter: OwnMeters = [],  # noqa: B006 - typer copies it
     limit: Limit = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the shifted model: True*Info of its answers, multiple choice, and drift on neutral text.
+    """Measure the edited model: True*Info of its answers, multiple choice, and drift on neutral text.
 
-    Questions that the shift was fitted on are left out. Contrast pairs are scored by the probability of their
+    Questions that the edit was fitted on are left out. Contrast pairs are scored by the probability of their
     positive side, and with --judge FILE.py:NAME by your own function of pair and generated text, from 0 to 1.
     --json has every question's row too, under "details".
 
-    Example: trimtab evaluate --shift runs/shift --limit 20
+    Example: trimtab evaluate --edit runs/shift --limit 20
     """
-    from trimtab.cli.against import require_keepable
-    from trimtab.cli.generate import require_shift
-    from trimtab.cli.measuring import measure
+    from trimtab.cli.against import keepable
+    from trimtab.cli.measuring import meters_for, own_meters
     from trimtab.cli.printing import print_json, print_table
-    from trimtab.cli.setup import open_model, open_shift, read_data
+    from trimtab.cli.setup import read_data
     from trimtab.edits.combined import NoEdit
-    from trimtab.errors import BadValue
-    from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.verdicts import judge_record
-    from trimtab.steer.pipeline import are_pairs, unseen
+    from trimtab.evaluate.table import table
+    from trimtab.steer.pipeline import unseen
 
-    if convention not in ("plain", "lm-eval", "iti"):
-        raise BadValue(f"unknown convention {convention!r}; choose plain, lm-eval or iti")
-    edit = open_shift(shift, alpha)
-    require_shift(edit, alpha=alpha)
+    one_of(convention, "convention", CONVENTIONS)
+    edit = editing.open()
     questions = read_data(data, part="final")
-    pairs = are_pairs(questions)
+    pairs = questions.measured_by == "pairs"
     if pairs:
-        _check_pairs(questions.name, judge, convention, choices_only)
-    if keep:
-        require_keepable(shift, questions)
+        _check_pairs(questions.name, judging, convention, choices_only)
+    keep_in = keepable(editing.edits, questions) if keep else None
     total = len(questions)
     questions = questions if edit is None else unseen(questions, edit)
-    left_out = total - len(questions)
+    setting: dict[str, Any] = {"questions": questions.name, "n": 0, "fitted_on": total - len(questions)}
     questions = questions if limit is None else questions[:limit]
-    loading = {"dtype": dtype, "device": device, "quantization": quantization}
-    judged = None
-    if not (choices_only or (pairs and judge == "exact")):
-        judged = open_judge(judge, judge_model, judge_key, **loading)
-        try_judge(judged, questions)
-    if answers is None and judged not in (None, exact_judge) and not pairs:
+    setting["n"] = len(questions)
+    by_probability = choices_only or (pairs and judging.judge == "exact")
+    judged = None if by_probability else judging.open(questions, **loading.settings)
+    if answers is None and judging.judge != "exact" and not pairs and not choices_only:
         answers = Path("runs/answers")
-    loaded = open_model(model, revision=revision, **loading)
-    edits: list[Edit] = [*([NoEdit()] if baseline or edit is None else []), *([] if edit is None else [edit])]
-    meters = {"convention": convention, "judge": judged, "batch_size": batch_size, "answers": answers}
-    rows = [measure(loaded, questions, e, keep_in=shift if keep and e is edit else None, **meters) for e in edits]
-    setting: dict[str, Any] = {"questions": questions.name, "n": len(questions), "fitted_on": left_out}
+    loaded = loading.open()
+    edits = ([NoEdit()] if baseline or edit is None else []) + ([edit] if edit is not None else [])
+    how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "choices_only": choices_only}
+    meters = (*meters_for(questions, judged, **how), *own_meters(meter))
+    measured = table(*loaded, questions, edits, meters=meters, keep=answers)
+    if keep_in is not None:
+        _keep(keep_in, measured.rows[-1], convention)
     if not pairs:
         setting["convention"] = convention
     if judged is not None:
         setting["judge"] = judge_record(judged)
     if as_json:
-        print_json({"rows": [row.as_dict() for row in rows], "setting": setting})
+        print_json({"rows": [_as_dict(measured, row) for row in measured.rows], "setting": setting})
         return
-    names = list(rows[0].figures)
-    cells = [[row.name, *(_cell(name, row.figures[name]) for name in names)] for row in rows]
-    print_table(["", *names], cells, title=_title(setting))
+    print_table(measured.headings, measured.cells, title=_title(setting))
     if judged is not None:
         print_judge(setting["judge"])
 
 
-def _check_pairs(name: str, judge: str, convention: str, choices_only: bool) -> None:
-    from trimtab.cli.user_code import is_user_function
+def _check_pairs(name: str, judging: Judging, convention: str, choices_only: bool) -> None:
     from trimtab.errors import BadValue
 
-    if convention != "plain" or choices_only or not (judge == "exact" or is_user_function(judge)):
+    if convention != "plain" or choices_only or not judging.fits_pairs:
         raise BadValue(
             f"{name} holds contrast pairs, scored by probability and by --judge FILE.py:NAME, a function of your own; "
             "leave another --judge, --convention and --choices-only out"
         )
 
 
-def _cell(name: str, value: "Estimate") -> str:
-    if name in ("CE", "KL"):
-        return f"{value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return f"{100 * value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+def _as_dict(measured: "Table", row: "Row") -> dict[str, Any]:
+    from trimtab.evaluate.table import plain_figure
+
+    figures = {meter.heading: plain_figure(row[meter.name]) for meter in measured.meters}
+    return {"name": row.name, **figures, "details": row.details}
+
+
+def _keep(folder: Path, row: "Row", convention: str) -> None:
+    from trimtab.cli.against import keep_choices
+    from trimtab.evaluate.multiple_choice import MultipleChoice
+
+    figures = {name: row[name].as_dict() for name in ("mc1", "mc2", "mc3")}
+    about = {"convention": convention, "tokens_computed": 0, "rows": row.details["multiple_choice"]}
+    keep_choices(folder, MultipleChoice.from_dict({**figures, **about}), row.edit["strength"])
 
 
 def _title(setting: dict[str, Any]) -> str:
-    left = f", without {setting['fitted_on']} that the shift was fitted on" if setting["fitted_on"] else ""
+    left = f", without {setting['fitted_on']} that the edit was fitted on" if setting["fitted_on"] else ""
     how = f", asked as {setting['convention']}" if "convention" in setting else ""
     how += ", answers generated in the plain form" if setting.get("convention") == "lm-eval" else ""
     return (

@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.judging import JudgeKey, JudgeModel, JudgeName, open_judge, print_judge, try_judge
-from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
+from trimtab.cli.bundles import verb
+from trimtab.cli.judging import Judging, print_judge
+from trimtab.cli.options import AsJson, Data, Limit, Loading, Out, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
     from trimtab.steer.pipeline import Fitted
 
 
+@verb
 def fit(
     data: Data = "folklore",
-    model: ModelName = "embedded",
+    loading: Loading = Loading(),
     out: Out = Path("runs/shift"),
     site: Annotated[
         str, typer.Option(help="heads: shift attention heads (ITI); residual: shift the residual stream (CAA).")
@@ -32,9 +34,7 @@ def fit(
             show_default="true_info on folklore or with a judge, else mc1",
         ),
     ] = None,
-    judge: JudgeName = "exact",
-    judge_model: JudgeModel = None,
-    judge_key: JudgeKey = None,
+    judging: Judging = Judging(),
     kl_budget: Annotated[
         float, typer.Option("--kl-budget", help="Nats per token that the strength may cost on neutral text.")
     ] = 0.1,
@@ -46,10 +46,6 @@ def fit(
         typer.Option("--held-out", help="Share of the questions that is left for `trimtab evaluate` (0: none). "
                      "Of folklore, its final part is left instead.", show_default="0.5"),
     ] = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    quantization: Quantization = None,
-    revision: Revision = None,
     limit: Limit = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -63,35 +59,26 @@ def fit(
     Example: trimtab fit --data mine.jsonl --out runs/mine
     """
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model, read_data
-    from trimtab.errors import BadValue
+    from trimtab.cli.setup import read_data
     from trimtab.steer import pipeline as recipe
     from trimtab.storage import check_writable
 
     check_writable(out, recipe.KIND)
-    questions = read_data(data, part="development", limit=limit)
-    if data != "folklore":
-        questions = _without(questions, 0.5 if held_out is None else held_out, seed)
-    elif held_out is not None:
-        raise BadValue("--held-out is for data of your own: of folklore its final part is left; leave the option out")
+    questions = _without(read_data(data, part="development", limit=limit), data, held_out, seed)
     if recipe.are_pairs(questions):
-        _check_pairs(questions.name, metric, judge)
-    by = metric or ("true_info" if data == "folklore" or judge != "exact" else "mc1")
+        _check_pairs(questions.name, metric, judging)
+    by = metric or ("true_info" if data == "folklore" or judging.judge != "exact" else "mc1")
     choices: dict[str, Any] = {
-        "site": _one_of(site, "site", "heads", "residual"),
-        "direction": _one_of(direction, "direction", "mass_mean", "probe", "random"),
-        "metric": _one_of(by, "metric", "true_info", "mc1"),
+        "site": one_of(site, "site", ("heads", "residual")),
+        "direction": one_of(direction, "direction", ("mass_mean", "probe", "random")),
+        "metric": one_of(by, "metric", ("true_info", "mc1")),
     }
-    loading = {"dtype": dtype, "device": device, "quantization": quantization}
     judged = None
-    if judge != "exact":
+    if judging.judge != "exact":
         recipe.require_something_to_judge(questions, by, strength)
-        judged = open_judge(judge, judge_model, judge_key, **loading)
-        try_judge(judged, questions)
-    loaded = open_model(model, revision=revision, **loading)
-    fitted = recipe.fit(
-        *loaded, questions, **choices, top_k=top_k, strength=strength, judge=judged, kl_budget=kl_budget, seed=seed
-    )
+        judged = judging.open(questions, **loading.settings)
+    choices |= {"top_k": top_k, "strength": strength, "judge": judged, "kl_budget": kl_budget, "seed": seed}
+    fitted = recipe.fit(*loading.open(), questions, **choices)
     fitted.save(out)
     if as_json:
         print_json({"out": str(out), **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep")})
@@ -101,32 +88,30 @@ def fit(
             print_judge(fitted.shift.record["sweep"]["judge"])
 
 
-def _check_pairs(name: str, metric: str | None, judge: str) -> None:
-    from trimtab.cli.user_code import is_user_function
+def _check_pairs(name: str, metric: str | None, judging: Judging) -> None:
     from trimtab.errors import BadValue
 
-    if metric is not None or not (judge == "exact" or is_user_function(judge)):
+    if metric is not None or not judging.fits_pairs:
         raise BadValue(
             f"{name} holds contrast pairs: what chooses the strength is the probability of their positive sides, or a "
             "function of your own, --judge FILE.py:NAME; leave --metric and any other --judge out"
         )
 
 
-def _without(questions: "QuestionSet", share: float, seed: int) -> "QuestionSet":
+def _without(questions: "QuestionSet", data: str, share: float | None, seed: int) -> "QuestionSet":
+    """Return the questions without those that are left for `trimtab evaluate`."""
     from trimtab.errors import BadValue
 
+    if data == "folklore":
+        if share is not None:
+            raise BadValue(
+                "--held-out is for data of your own: of folklore its final part is left; leave the option out"
+            )
+        return questions
+    share = 0.5 if share is None else share
     if not 0 <= share < 1:
         raise BadValue(f"--held-out must be a share from 0 to below 1, got {share}")
     return questions.split(test=share, seed=seed)[0] if share else questions
-
-
-def _one_of(value: str, what: str, *known: str) -> Any:
-    from trimtab.cli.setup import nearest
-    from trimtab.errors import BadValue
-
-    if value not in known:
-        raise BadValue(f"unknown {what} {value!r}{nearest(value, known)}")
-    return value
 
 
 def _summary(fitted: "Fitted", out: Path) -> str:

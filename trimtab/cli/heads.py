@@ -8,11 +8,8 @@ import typer
 from trimtab.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from trimtab.edits.residual import ResidualShift
-    from trimtab.edits.shifts import HeadShift
     from trimtab.probes.head_probes import HeadProbes
+    from trimtab.protocols import Edit
 
 KINDS = ("fit", "demo run")
 """Results that hold probes and a shift."""
@@ -44,16 +41,16 @@ def heads(
 
     Example: trimtab heads runs/shift --plot heads.png
     """
-    from trimtab.cli.against import print_against
-    from trimtab.cli.printing import print_json, print_table, remark
-    from trimtab.edits.shifts import HeadShift
+    from trimtab.activations.labelled import Head
+    from trimtab.cli.against import places, print_against
+    from trimtab.cli.printing import print_json, print_table, remark, save_picture
     from trimtab.probes.plots import heat_map
 
     if against is not None:
         print_against(folder, against, top=top, plot=plot, as_json=as_json)
         return
-    probes, shift = _read(folder)
-    shifted = set(shift.heads) if isinstance(shift, HeadShift) else {(layer, 0) for layer in shift.layers}
+    probes, edit = _read(folder)
+    shifted = {Head(*head) for head in places(edit)}
     rows = []
     for layer, head in probes.top(min(top or 20, probes.accuracy.numel())):
         at = (probes.layers.index(layer), head)
@@ -61,7 +58,7 @@ def heads(
         place = {"layer": layer, "head": head, "shifted": (layer, head) in shifted}
         rows.append({**place, **numbers, "auroc": float(probes.auroc[at])})
     if plot is not None:
-        save_picture(heat_map(probes, marked=shift.heads if isinstance(shift, HeadShift) else ()), plot)
+        save_picture(heat_map(probes, marked=tuple(shifted) if probes.accuracy.shape[1] > 1 else ()), plot)
         remark(f"picture: {plot}")
     if as_json:
         print_json(rows)
@@ -78,27 +75,14 @@ def heads(
     print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
 
 
-def _read(folder: Path) -> "tuple[HeadProbes, HeadShift | ResidualShift]":
-    from trimtab.cli.setup import beside_results, nearest
-    from trimtab.edits.disk import load_shift
-    from trimtab.errors import Incompatible
+def _read(folder: Path) -> "tuple[HeadProbes, Edit]":
+    from trimtab.cli.setup import beside_results
+    from trimtab.edits.disk import load_edit
+    from trimtab.errors import Incompatible, nearest
     from trimtab.probes.head_probes import HeadProbes
     from trimtab.storage import kind_of
 
     if kind_of(folder) not in KINDS:
-        known = nearest(str(folder), beside_results(folder, *KINDS))
+        known = nearest(str(folder), beside_results(folder, KINDS))
         raise Incompatible(f"no fit at {folder}: expected a folder written by `trimtab fit` or `trimtab demo`{known}")
-    return HeadProbes.load(folder / "probes"), load_shift(folder / "shift")
-
-
-def save_picture(figure: "Figure", path: Path) -> None:
-    """Write a figure; raises `BadValue` for a format that there is not, `Incompatible` where the disk refuses it."""
-    from trimtab.errors import BadValue
-    from trimtab.storage import write_errors
-
-    try:
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
-    except ValueError as cause:  # no such format
-        raise BadValue(f"cannot draw {path}: name a .png, .svg or .pdf file") from cause
+    return HeadProbes.load(folder / "probes"), load_edit(folder / "shift")

@@ -1,5 +1,6 @@
 """`--judge` and its relatives: from a word on the command line to a judge."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,21 +8,51 @@ import typer
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
-    from trimtab.evaluate.judges import Judge
+    from trimtab.protocols import Judge
 
-JudgeName = Annotated[
-    str,
-    typer.Option("--judge", metavar="exact|allenai|tfidf:DIR|http://...|TRUTH,INFO|FILE.py:NAME",
-                 help="exact: the questions' own answers; allenai: the two fine-tuned 7B judges; tfidf:DIR: a small "
-                 "indicative judge trained on the judge data there; an OpenAI-compatible address; two models; or a "
-                 "function of your own, for contrast pairs too."),
-]  # fmt: skip
-JudgeModel = Annotated[
-    str | None, typer.Option("--judge-model", help="The model to ask for at an OpenAI-compatible address.")
-]
-JudgeKey = Annotated[
-    str | None, typer.Option("--judge-key", envvar="TRIMTAB_JUDGE_KEY", help="The key for that address.")
-]
+PANEL = "The judge"
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Which judge, and how it is reached."""
+
+    judge: Annotated[
+        str,
+        typer.Option("--judge", metavar="exact|allenai|tfidf:DIR|http://...|TRUTH,INFO|FILE.py:NAME",
+                     help="exact: the questions' own answers; allenai: the two fine-tuned 7B judges; tfidf:DIR: a "
+                     "small indicative judge trained on the judge data there; an OpenAI-compatible address; two "
+                     "models; or a function of your own, for contrast pairs too.", rich_help_panel=PANEL),
+    ] = "exact"  # fmt: skip
+    judge_model: Annotated[
+        str | None,
+        typer.Option(
+            "--judge-model", help="The model to ask for at an OpenAI-compatible address.", rich_help_panel=PANEL
+        ),
+    ] = None
+    judge_key: Annotated[
+        str | None,
+        typer.Option(
+            "--judge-key", envvar="TRIMTAB_JUDGE_KEY", help="The key for that address.", rich_help_panel=PANEL
+        ),
+    ] = None
+
+    @property
+    def fits_pairs(self) -> bool:
+        """Whether contrast pairs can be judged so: by their probabilities alone, or by a function of the user's."""
+        from trimtab.cli.user_code import is_user_code
+
+        return self.judge == "exact" or is_user_code(self.judge)
+
+    def open(self, questions: "QuestionSet", **loading: Any) -> "Judge":
+        """Return the judge, asked for one verdict so that a wrong address or function shows at once.
+
+        Raises:
+            BadValue: as `open_judge`; it cannot be asked, or gives no verdict.
+        """
+        judge = open_judge(self.judge, self.judge_model, self.judge_key, **loading)
+        try_judge(judge, questions)
+        return judge
 
 
 def open_judge(name: str, model: str | None = None, key: str | None = None, **loading: Any) -> "Judge":
@@ -31,13 +62,14 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
         BadValue: an unknown judge (the nearest names are offered), an address without a model, a file without the
             function.
     """
-    from trimtab.cli.setup import nearest, quiet
-    from trimtab.cli.user_code import is_user_function, open_function
-    from trimtab.errors import BadValue
+    from trimtab.cli.setup import quiet
+    from trimtab.cli.user_code import is_user_code, open_object
+    from trimtab.errors import BadValue, nearest
     from trimtab.evaluate.judges.endpoint import EndpointJudge
     from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.evaluate.judges.tfidf import TfidfJudge
+    from trimtab.protocols import as_judge
 
     quiet()
     loading = {k: v for k, v in loading.items() if v is not None}
@@ -52,8 +84,8 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
             how = "--judge-model NAME (in a file: judge_model)"
             raise BadValue(f"the judge at {name} needs a model to ask for: give {how}")
         return EndpointJudge(name, model, key)
-    if is_user_function(name):
-        return open_function(name)
+    if is_user_code(name):
+        return as_judge(open_object(name))
     if name.count(",") == 1:
         return LocalJudge.load(*name.split(","), **loading)
     known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")
@@ -66,15 +98,9 @@ def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
     Raises:
         BadValue: the judge cannot be asked, or gives no verdict.
     """
-    from trimtab.evaluate.generation import checked_verdict
-    from trimtab.evaluate.pairs import checked_score
-    from trimtab.steer.pipeline import are_pairs
+    from trimtab.cli.measuring import meters_for
 
-    first = questions[0]
-    if are_pairs(questions):
-        checked_score(judge, first, first.best_answer)  # pyright: ignore[reportArgumentType] - a function of the user's
-    else:
-        checked_verdict(judge(first, first.best_answer), judge)
+    meters_for(questions, judge)[0].try_out(questions)
 
 
 def print_judge(record: dict[str, Any]) -> None:

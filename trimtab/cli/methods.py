@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from trimtab.cli.method_names import TUNING
 from trimtab.cli.options import AsJson, ModelName
 
 
@@ -22,14 +23,14 @@ def methods(
 
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import quiet
-    from trimtab.cli.tuning_methods import tuning_methods
     from trimtab.errors import BadValue, UnsupportedModel
     from trimtab.models.load.checkpoints import load_config
 
     quiet()
     config = load_config(model) if count else None
     rows = []
-    for name, method in tuning_methods().items():
+    for name, named in TUNING.items():
+        method = named.made({}, name)
         try:
             n = None if config is None else method.parameter_count(config)
         except (BadValue, UnsupportedModel):  # a model that the method's defaults do not fit

@@ -1,12 +1,24 @@
-"""The options that verbs share: one spelling, one help text, one meaning."""
+"""The options that verbs share: one spelling, one help text, one meaning; those that belong together in a bundle."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-DATA_NAMES = ("folklore", "truthfulqa")
+from trimtab.cli.setup import DATA_NAMES, open_edit, quiet
+
+if TYPE_CHECKING:
+    from trimtab.models.load.checkpoints import LoadedModel
+    from trimtab.protocols import Edit
+
 FROM_CHECKPOINT = "the checkpoint's own (the embedded model: float32)"
+
+_model = partial(typer.Option, rich_help_panel="The model")
+_edit = partial(typer.Option, rich_help_panel="The edit")
+_answers = partial(typer.Option, rich_help_panel="Answers")
 
 
 def _data_names(incomplete: str) -> list[str]:
@@ -14,25 +26,130 @@ def _data_names(incomplete: str) -> list[str]:
 
 
 ModelName = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help="A model folder, a hub id, or 'embedded', which ships here.")
+    str, _model("--model", metavar="MODEL", help="A model folder, a hub id, or 'embedded', which ships here.")
 ]
-Dtype = Annotated[
-    str | None,
-    typer.Option("--dtype", help="float32, bfloat16, float16 or float64.", show_default=FROM_CHECKPOINT),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device", help="Such as cpu or cuda:1, or auto to spread a large model.", show_default="the GPU, else the CPU"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model, and how it is loaded."""
+
+    model: ModelName = "embedded"
+    dtype: Annotated[
+        str | None, _model("--dtype", help="float32, bfloat16, float16 or float64.", show_default=FROM_CHECKPOINT)
+    ] = None
+    device: Annotated[
+        str | None,
+        _model(
+            "--device",
+            help="Such as cpu or cuda:1, or auto to spread a large model.",
+            show_default="the GPU, else the CPU",
+        ),
+    ] = None
+    quantization: Annotated[
+        str | None,
+        _model("--quantization", help="nf4, fp4, nf4-dq, fp4-dq or int8 (needs bitsandbytes).", show_default="none"),
+    ] = None
+    revision: Annotated[
+        str | None, _model("--revision", help="Branch, tag or commit on the hub.", show_default="the newest")
+    ] = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """How it is loaded, for judges that are loaded beside it: what was given, but for the revision."""
+        given = {"dtype": self.dtype, "device": self.device, "quantization": self.quantization}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def open(self) -> "LoadedModel":
+        """Return the model and its tokenizer."""
+        from trimtab.models.load.checkpoints import load_model
+
+        quiet()
+        return load_model(self.model, revision=self.revision, **self.settings)  # pyright: ignore[reportArgumentType]
+
+
+Strength = Annotated[
+    float | None,
+    _edit(
+        "--alpha",
+        help="Strength of the edit in its place (a shift's is in sigmas); negative ones push the other way.",
+        show_default="the strength that the folder holds",
     ),
 ]
-Quantization = Annotated[
-    str | None,
-    typer.Option("--quantization", help="nf4, fp4, nf4-dq, fp4-dq or int8 (needs bitsandbytes).", show_default="none"),
+EditClasses = Annotated[
+    list[str],
+    _edit("--edit-class", metavar="FILE.py:NAME", help="A class of your own that a folder holds; may be repeated."),
 ]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.", show_default="the newest")
-]
+
+
+@dataclass(frozen=True)
+class Editing:
+    """Which edits, and how strong."""
+
+    edits: Annotated[
+        list[str],
+        _edit(
+            "--edit",
+            "--shift",
+            metavar="DIR[:STRENGTH]",
+            help="A folder of `trimtab fit` or `trimtab tune`, or a PEFT adapter; repeated, they are applied in order.",
+        ),
+    ] = field(default_factory=list)
+    alpha: Strength = None
+    edit_class: EditClasses = field(default_factory=list)
+
+    def open(self, *needed_by: str) -> "Edit | None":
+        """Return the edit, several as a stack, or None if none was named.
+
+        Args:
+            needed_by: flags or a verb for which there must be one.
+
+        Raises:
+            Incompatible: a folder that is not there (the nearest ones are offered) or holds no edit.
+            BadValue: a strength that the edit cannot have, or none of what `needed_by` needs.
+        """
+        from trimtab.errors import BadValue
+
+        needed = [*needed_by, *(["--alpha"] if self.alpha is not None else [])]
+        if not self.edits and needed:
+            raise BadValue(f"{needed[0]} needs an edit: give --edit DIR")
+        return open_edit(self.edits, alpha=self.alpha, classes=self.edit_class) if self.edits else None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are generated."""
+
+    max_new_tokens: Annotated[int, _answers("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 50
+    do_sample: Annotated[bool, _answers("--do-sample", help="Sample instead of taking the likeliest token.")] = False
+    temperature: Annotated[float | None, _answers("--temperature", help="Of sampling.", show_default="the model's")] = (
+        None
+    )
+    top_p: Annotated[
+        float | None, _answers("--top-p", min=0, max=1, help="Of sampling.", show_default="the model's")
+    ] = None
+    top_k: Annotated[int | None, _answers("--top-k", min=1, help="Of sampling.", show_default="the model's")] = None
+    plain: Annotated[bool, _answers("--plain", help="Ask as 'Q: ... A:' although the model has a chat template.")] = (
+        False
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options for `generate`; any option of sampling switches it on.
+
+        Raises:
+            BadValue: a temperature that is not above 0.
+        """
+        from trimtab.errors import BadValue
+
+        if self.temperature is not None and not self.temperature > 0:
+            raise BadValue(
+                f"--temperature must be above 0, got {self.temperature:g}; leave it out for the likeliest tokens"
+            )
+        chosen = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample or bool(given), **given}
+
+
 Data = Annotated[
     str,
     typer.Option(
@@ -42,17 +159,6 @@ Data = Annotated[
         autocompletion=_data_names,
     ),
 ]
-ShiftFolder = Annotated[
-    Path, typer.Option("--shift", metavar="DIR", help="A shift folder that `trimtab fit` wrote.", show_default=False)
-]
-MaybeShiftFolder = Annotated[
-    Path | None, typer.Option("--shift", metavar="DIR", help="A shift folder that `trimtab fit` wrote.")
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option("--alpha", help="Strength in its place, in sigmas; negative ones push the other way.",
-                 show_default="the strength that the folder holds"),
-]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it must not hold anything else.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of splits and samples.")]
 Limit = Annotated[
@@ -60,3 +166,13 @@ Limit = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts in one forward.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object an answer instead (JSONL).")]
+
+
+def one_of(value: str, what: str, known: Sequence[str]) -> Any:
+    """Return a value that is among the known ones; raises `BadValue`, offering the nearest."""
+    from trimtab.errors import BadValue, nearest
+
+    if value not in known:
+        raise BadValue(f"unknown {what} {value!r}{nearest(value, known)}")
+    return value

@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli.options import AsJson, Device, Dtype, Limit, ModelName, Quantization, Revision
+from trimtab.cli.bundles import verb
+from trimtab.cli.options import AsJson, Limit, Loading, one_of
 
 PROTOCOLS = ("iti-table-1", "iti-2fold")
 
 
+@verb
 def reproduce(
     protocol: Annotated[str, typer.Argument(help=f"{' or '.join(PROTOCOLS)}.")],
-    model: ModelName = "huggyllama/llama-7b",
+    loading: Loading = Loading(model="huggyllama/llama-7b"),
     data: Annotated[
         str, typer.Option("--data", metavar="FILE", help="TruthfulQA.csv, mc_task.json, or truthfulqa (the hub).")
     ] = "truthfulqa",
@@ -23,10 +25,6 @@ def reproduce(
     texts: Annotated[
         Path | None, typer.Option(help="Neutral texts for CE and KL, one a line.", show_default="trimtab's own")
     ] = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    quantization: Quantization = None,
-    revision: Revision = None,
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,32 +35,29 @@ def reproduce(
 
     Example: trimtab reproduce iti-2fold --model huggyllama/llama-7b --data TruthfulQA.csv
     """
-    from trimtab.cli.comparison_file import read_lines
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import nearest, open_model, read_data
-    from trimtab.compare.design import Meters
-    from trimtab.errors import BadValue
-    from trimtab.evaluate.judges import exact_judge
+    from trimtab.cli.setup import read_data
+    from trimtab.datasets.lines import read_lines
+    from trimtab.evaluate.defaults import answer_meters
+    from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
-    from trimtab.peft.train.recipe import Recipe
-    from trimtab.published.reproduce import ITI_METERS, iti_table_1, iti_two_fold
+    from trimtab.peft.recipe import Recipe
+    from trimtab.published.reproduce import iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
-    if protocol not in PROTOCOLS:
-        raise BadValue(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
-    if judge not in ("exact", "local"):
-        raise BadValue(f"unknown judge {judge!r}; choose exact or local")
+    one_of(protocol, "protocol", PROTOCOLS)
+    one_of(judge, "judge", ("exact", "local"))
     questions = read_data(data, limit=limit)
     with write_errors(out):  # before hours of work, not after
         out.mkdir(parents=True, exist_ok=True)
-    loaded = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
-    meters = Meters(
-        judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=dtype),
-        texts=None if texts is None else read_lines(texts),
-        **ITI_METERS,  # pyright: ignore[reportArgumentType]
+    loaded = loading.open()
+    meters = answer_meters(
+        judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=loading.dtype),
+        texts=None if texts is None else read_lines(texts, "neutral text"),
+        convention="iti",
     )
-    options = {"meters": meters, "top_k": top_k, "alpha": alpha, "name": model}
+    options = {"meters": meters, "top_k": top_k, "alpha": alpha, "name": loading.model}
     if protocol == "iti-2fold":
         result = iti_two_fold(*loaded, questions, **options)
     else:

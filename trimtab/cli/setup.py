@@ -1,17 +1,15 @@
-"""What verbs do first: open the model, read the questions, open the shift."""
+"""What verbs do first: silence the libraries, read the questions, open the edits."""
 
-from collections.abc import Iterable
-from difflib import get_close_matches
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from trimtab.cli.options import DATA_NAMES
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from trimtab.datasets.questions import QuestionSet
-    from trimtab.edits.residual import ResidualShift
-    from trimtab.edits.shifts import HeadShift
-    from trimtab.models.load.checkpoints import LoadedModel
+    from trimtab.protocols import Edit
+
+DATA_NAMES = ("folklore", "truthfulqa")
+"""The data sets that `--data` knows by name."""
 
 
 def quiet() -> None:
@@ -24,26 +22,8 @@ def quiet() -> None:
     hub_logging.set_verbosity_error()
 
 
-def open_model(
-    name: str,
-    *,
-    dtype: str | None = None,
-    device: str | None = None,
-    quantization: str | None = None,
-    revision: str | None = None,
-) -> "LoadedModel":
-    """Return the model and tokenizer that the shared options describe."""
-    from trimtab.models.load.checkpoints import load_model
-
-    quiet()
-    quantized = {} if quantization is None else {"quantization": quantization}
-    return load_model(name, dtype=dtype, device=device, revision=revision, **quantized)  # pyright: ignore[reportArgumentType]
-
-
-def read_data(
-    data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None
-) -> "QuestionSet":
-    """Return the questions that `--data` names; `part` chooses among folklore's two.
+def read_data(data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None) -> Any:
+    """Return the questions or pairs that `--data` names; `part` chooses among folklore's two.
 
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.
@@ -51,82 +31,88 @@ def read_data(
     from trimtab.datasets.files import from_file
     from trimtab.datasets.folklore import folklore
     from trimtab.datasets.truthfulqa import truthfulqa
-    from trimtab.errors import BadDataset
+    from trimtab.errors import BadDataset, nearest
 
     path = Path(data).expanduser()
     if data == "folklore":
-        questions = folklore() if part is None else folklore(part)
+        questions = folklore(part or "all")
     elif data == "truthfulqa":
         quiet()
         questions = truthfulqa()
     elif path.is_file():
         questions = truthfulqa(path) if _is_truthfulqa(path) else from_file(path)
     else:
-        raise BadDataset(f"no data set or file {data!r}{nearest(data, [*DATA_NAMES, *beside(path, '.jsonl', '.csv')])}")
+        beside = [str(p) for p in _beside(path) if p.suffix.lower() in (".jsonl", ".csv")]
+        raise BadDataset(f"no data set or file {data!r}{nearest(data, [*DATA_NAMES, *beside])}")
     return questions if limit is None else questions[:limit]
 
 
-def open_shift(folder: Path | None, alpha: float | None = None) -> "HeadShift | ResidualShift | None":
-    """Return the shift in a folder (or in the run folder's `shift`), at strength `alpha` if given.
+def _is_truthfulqa(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return True
+    with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:  # the reader says what is wrong
+        return suffix == ".csv" and "Incorrect Answers" in file.readline()
+    return False
+
+
+def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequence[str] = ()) -> "Edit":
+    """Return the edit of a folder, or a stack of those of several.
+
+    Args:
+        specs: folders, each with a strength behind a colon if it is to have another than it holds.
+        alpha: the strength of a single edit.
+        classes: the user's own, as FILE.py:NAME, that folders may hold.
 
     Raises:
-        Incompatible: no such folder (the nearest ones are offered), or it holds no whole shift, such as a tuned edit.
-        BadValue: alpha is not a finite number.
+        Incompatible: no such folder (the nearest ones are offered), or it holds no edit.
+        BadValue: a strength that is no finite number or that the edit cannot have; several edits with one alpha.
     """
-    from dataclasses import replace
+    from trimtab.cli.user_code import open_object
+    from trimtab.edits.combined import Stacked
+    from trimtab.edits.disk import load_edit
+    from trimtab.errors import BadValue, Incompatible, nearest
 
-    from trimtab.edits.disk import load_shift
-    from trimtab.errors import BadValue, Incompatible
-    from trimtab.storage import kind_of
-
-    if folder is None:
-        return None
-    kind = kind_of(folder)
-    if kind is None:
-        known = nearest(str(folder), beside_results(folder, "fit", "demo run", "shift", "residual shift"))
-        raise Incompatible(f"no shift in {str(folder)!r}: expected a folder that `trimtab fit` wrote{known}")
-    if kind == "tuned edit":
-        raise Incompatible(
-            f"{str(folder)!r} holds a tuned edit, not a shift: merge it (trimtab merge --edit {folder}) and name "
-            "what was written with --model, or measure it with trimtab.evaluate.table in Python"
-        )
-    shift = load_shift(folder)
-    if alpha is None:
-        return shift
-    if not abs(alpha) < float("inf"):
-        raise BadValue(f"alpha must be a finite number, got {alpha}")
-    return replace(shift, strength=alpha)
+    if alpha is not None and len(specs) > 1:
+        raise BadValue("--alpha is the strength of one edit; of several, give each its own, as --edit DIR:0.5")
+    kinds = [open_object(spec, "class").value for spec in classes]
+    edits = []
+    for spec in specs:
+        folder, strength = _with_strength(spec)
+        if not _holds_a_result(folder):
+            beside = [str(p) for p in _beside(folder) if _holds_a_result(p)]
+            known = nearest(str(folder), beside)
+            raise Incompatible(
+                f"no edit in {str(folder)!r}: expected a folder that `trimtab fit` or `trimtab tune` wrote{known}"
+            )
+        edit = load_edit(folder, kinds)
+        strength = strength if alpha is None else alpha
+        if strength is not None and not abs(strength) < float("inf"):
+            raise BadValue(f"alpha must be a finite number, got {strength}")
+        edits.append(edit if strength is None else edit.at_strength(strength))
+    return edits[0] if len(edits) == 1 else Stacked(tuple(edits))
 
 
-def beside_results(missing: Path, *kinds: str) -> list[str]:
+def _holds_a_result(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("record.json", "adapter_config.json"))
+
+
+def _with_strength(spec: str) -> tuple[Path, float | None]:
+    folder, colon, strength = spec.rpartition(":")
+    with suppress(ValueError):
+        if colon and not Path(spec).exists():
+            return Path(folder).expanduser(), float(strength)
+    return Path(spec).expanduser(), None
+
+
+def _beside(missing: Path) -> list[Path]:
+    """Return what stands where `missing` would, written as it was."""
+    parent = missing.parent
+    return [parent / p.name for p in sorted(parent.iterdir())] if parent.is_dir() else []
+
+
+def beside_results(missing: Path, kinds: Sequence[str]) -> list[str]:
     """Return the folders beside a missing one that hold results of these kinds."""
     from trimtab.storage import kind_of
 
-    parent = missing.parent
-    return [str(p) for p in sorted(parent.iterdir()) if kind_of(p) in kinds] if parent.is_dir() else []
-
-
-def _is_truthfulqa(path: Path) -> bool:
-    if path.suffix == ".json":
-        return True
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return path.suffix == ".csv" and "Incorrect Answers" in file.readline()
-    except OSError:  # the reader says what is wrong
-        return False
-
-
-def nearest(given: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown name: the nearest known ones, or all of them."""
-    known = sorted(set(known))
-    close = get_close_matches(given, known, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; there {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else ""
-
-
-def beside(path: Path, *suffixes: str) -> list[str]:
-    """Return the names in the folder where `path` would stand, written as `path` was: files of these suffixes."""
-    if not path.parent.is_dir():
-        return []
-    return [str(path.parent / p.name) for p in sorted(path.parent.iterdir()) if p.suffix in suffixes and p.is_file()]
+    return [str(p) for p in _beside(missing) if kind_of(p) in kinds]

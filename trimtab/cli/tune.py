@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.options import AsJson, Data, Device, Dtype, Limit, ModelName, Out, Quantization, Revision, Seed
-from trimtab.cli.tuning_methods import NAMES
+from trimtab.cli.bundles import verb
+from trimtab.cli.method_names import TUNING
+from trimtab.cli.options import AsJson, Data, Limit, Loading, Out, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
@@ -19,8 +20,8 @@ Method = Annotated[
     str,
     typer.Option(
         "--method",
-        help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]} (see `trimtab methods`).",
-        autocompletion=lambda incomplete: [name for name in NAMES if name.startswith(incomplete)],
+        help=f"{', '.join(TUNING)} (see `trimtab methods`).",
+        autocompletion=lambda incomplete: [name for name in TUNING if name.startswith(incomplete)],
     ),
 ]
 Settings = Annotated[
@@ -29,9 +30,10 @@ Settings = Annotated[
 ]
 
 
+@verb
 def tune(
     method: Method = "lora",
-    model: ModelName = "embedded",
+    loading: Loading = Loading(),
     data: Data = "folklore",
     out: Out = Path("runs/tuned"),
     rank: Annotated[int | None, typer.Option("--rank", help="LoRA's rank.", show_default="8")] = None,
@@ -46,10 +48,6 @@ def tune(
     test: Annotated[
         float, typer.Option("--test", min=0, max=0.9, help="Share of questions held out and measured; 0 for none.")
     ] = 0.2,
-    quantization: Quantization = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
     limit: Limit = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -62,27 +60,27 @@ def tune(
     Example: trimtab tune --method lora --rank 8 --quantization nf4-dq --out runs/qlora
     """
     from trimtab.cli.printing import print_json
-    from trimtab.cli.setup import open_model, quiet, read_data
-    from trimtab.cli.tuning_methods import chosen_method
+    from trimtab.cli.setup import quiet, read_data
     from trimtab.peft.edit import KIND
     from trimtab.protocols import stopwatch
     from trimtab.storage import check_writable
 
     quiet()
     given = {"r": rank, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
-    chosen = chosen_method(method, {**{k: v for k, v in given.items() if v is not None}, **_parsed(settings)})
+    given = {**{name: value for name, value in given.items() if value is not None}, **_parsed(settings)}
+    chosen = TUNING[one_of(method, "tuning method", list(TUNING))].made(given, f"the method {method!r}")
     check_writable(out, KIND)
     questions = read_data(data, part="development", limit=limit)
     train, held = questions.split(test=test, seed=seed) if test else (questions, None)
-    with stopwatch() as loading:
-        opened = open_model(model, dtype=dtype, device=device, quantization=quantization, revision=revision)
+    with stopwatch() as opening:
+        opened = loading.open()
     unfinished = out.with_name(f"{out.name}.unfinished")
     with _plans_in_logs():
         edit = chosen.fit(opened.model, opened.tokenizer, train, seed=seed, out=unfinished)
     with stopwatch() as evaluating:
         measured = _measured(opened.model, opened.tokenizer, edit, held) if held else {}
     edit = edit.with_record(
-        seconds={**edit.record["seconds"], "load": loading[0], "evaluate": evaluating[0]}, measured=measured
+        seconds={**edit.record["seconds"], "load": opening[0], "evaluate": evaluating[0]}, measured=measured
     )
     edit.save(out)
     _clear(unfinished, out.with_name(f"{out.name}.trackers"))
@@ -126,9 +124,7 @@ def _clear(unfinished: Path, trackers: Path) -> None:
 
 
 def _parsed(settings: list[str]) -> dict[str, Any]:
-    import yaml
-
-    from trimtab.cli.checking import parsed
+    from trimtab.cli.checking import yaml_value
     from trimtab.errors import BadValue
 
     values = {}
@@ -136,25 +132,18 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise BadValue(f"--set takes NAME=VALUE, got {setting!r}")
-        try:
-            said = parsed(value)
-        except yaml.YAMLError as cause:
-            raise BadValue(
-                f"--set {name}: {value!r} cannot be read as a value: {' '.join(str(cause).split())}"
-            ) from cause
-        values[name.replace("-", "_")] = tuple(said) if isinstance(said, list) else said
+        values[name.replace("-", "_")] = yaml_value(value, f"--set {name}: {value!r} cannot be read as a value")
     return values
 
 
 def _measured(model: Any, tokenizer: Any, edit: "TunedEdit", held: "QuestionSet") -> dict[str, Any]:
     from trimtab.edits.combined import NoEdit
-    from trimtab.evaluate.multiple_choice import multiple_choice
+    from trimtab.evaluate.multiple_choice import choice_meters
+    from trimtab.evaluate.table import plain_figure, table
 
-    found: dict[str, Any] = {"questions": len(held)}
-    for name, one in (("untuned", NoEdit()), ("tuned", edit)):
-        scores = multiple_choice(model, tokenizer, held, one)
-        found[name] = {"mc1": scores.mc1.as_dict(), "mc2": scores.mc2.as_dict()}
-    return found
+    rows = table(model, tokenizer, held, [NoEdit(), edit], meters=choice_meters()[:2]).rows
+    figures = [{meter: plain_figure(value) for meter, value in row.estimates.items()} for row in rows]
+    return {"questions": len(held), **dict(zip(("untuned", "tuned"), figures, strict=True))}
 
 
 def _show(edit: "TunedEdit", out: Path) -> None:
@@ -176,4 +165,7 @@ def _show(edit: "TunedEdit", out: Path) -> None:
 
 
 def _cell(estimate: dict[str, float]) -> str:
-    return f"{100 * estimate['mean']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    from trimtab.cells import figure
+    from trimtab.intervals import Estimate
+
+    return figure(Estimate(*(estimate[key] for key in ("mean", "low", "high")), n=0), "share")

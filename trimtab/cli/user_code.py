@@ -1,55 +1,61 @@
-"""FILE.py:NAME on the command line: a user's own function."""
+"""FILE.py:NAME on the command line: a user's own function or class."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, nearest
+from trimtab.plain_values import hash_of
 
 
 @dataclass(frozen=True)
-class UserFunction:
-    """A function of a user's file; what it raises becomes one sentence that names file and line."""
+class UserObject:
+    """What a user's file calls by a name."""
 
-    function: Callable[..., Any]
+    value: Any
     path: Path
     record: dict[str, Any]
     """Goes into results: a changed file is another judge."""
 
     def __call__(self, *arguments: Any) -> Any:
-        """Return what the function returns; raises `BadValue` if it fails."""
+        """Return what the function returns; what it raises becomes a `BadValue` that names file and line."""
         try:
-            return self.function(*arguments)
+            return self.value(*arguments)
         except Exception as cause:
             raise BadValue(f"{self.record['name']} failed{_place(cause, self.path)}: {_said(cause)}") from cause
 
 
-def is_user_function(spec: str) -> bool:
+def is_user_code(spec: str) -> bool:
     """Return whether an option's value has the form FILE.py:NAME."""
     return ".py:" in spec
 
 
-def open_function(spec: str) -> UserFunction:
-    """Return the function that FILE.py:NAME names. The file is run, as `python FILE.py` would run it as a module.
+def open_object(spec: str, what: str = "function") -> UserObject:
+    """Return what FILE.py:NAME names. The file is run, as `python FILE.py` would run it as a module.
+
+    Args:
+        what: what is expected of it, for the message.
 
     Raises:
-        BadValue: no such file, it fails, or it has no such function (the nearest names are offered).
+        BadValue: no such file, it fails, or it has no such name (the nearest ones are offered).
     """
-    from trimtab.cli.setup import nearest
-
     given, _, name = spec.rpartition(":")
     path = Path(given).expanduser()
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hash_of(path.read_bytes())
     except OSError as cause:
-        raise BadValue(f"{path} cannot be read ({cause.strerror}); give FILE.py:NAME, a function in a file") from cause
+        raise BadValue(f"{path} cannot be read ({cause.strerror}); give FILE.py:NAME, a {what} in a file") from cause
     found = _run(path)
     known = [n for n, value in found.items() if callable(value) and not n.startswith("_")]
-    if name not in known:
-        raise BadValue(f"{path} has no function {name!r}{nearest(name, known)}")
-    return UserFunction(found[name], path, {"name": f"{path.name}:{name}", "sha256": digest})
+    if name not in found:
+        raise BadValue(f"{path} has no {what} {name!r}{nearest(name, known)}")
+    return UserObject(found[name], path, {"name": f"{path.name}:{name}", "sha256": digest})
+
+
+def open_meter(spec: str) -> Any:
+    """Return the meter that FILE.py:NAME names, an instance if it is a class; raises `BadValue` as `open_object`."""
+    found = open_object(spec, "meter")
+    return found() if isinstance(found.value, type) else found.value
 
 
 def _run(path: Path) -> dict[str, Any]:

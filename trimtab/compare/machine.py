@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import input_device
 
 
 def hardware(model: Any) -> str:

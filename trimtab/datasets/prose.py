@@ -13,6 +13,7 @@ $z`` stand for the main person: name as subject and as object, subject, object a
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -36,12 +37,22 @@ class Scene(NamedTuple):
     slots: list[list[str]]
 
 
-_GRAMMAR: dict[str, Any] = json.loads(files("trimtab.datasets").joinpath("data/prose.json").read_text(encoding="utf-8"))
-WOMEN: list[str] = _GRAMMAR["women"]
-MEN: list[str] = _GRAMMAR["men"]
-WORDS: dict[str, list[str]] = _GRAMMAR["words"]
-SHARED: dict[str, list[str]] = _GRAMMAR["shared"]
-SCENES: list[Scene] = [Scene(**scene) for scene in _GRAMMAR["scenes"]]
+class _Grammar(NamedTuple):
+    """The word lists and sentence frames."""
+
+    women: list[str]
+    men: list[str]
+    words: dict[str, list[str]]
+    shared: dict[str, list[str]]
+    scenes: list[Scene]
+
+
+@functools.cache
+def _grammar() -> _Grammar:
+    text = files("trimtab.datasets").joinpath("data/prose.json").read_text(encoding="utf-8")
+    said: dict[str, Any] = json.loads(text)
+    return _Grammar(**{**said, "scenes": [Scene(**scene) for scene in said["scenes"]]})
+
 
 HELD_OUT_SEED: int = 1_000_000_000
 MIN_WORDS: int = 80
@@ -92,15 +103,15 @@ def _person(rng: random.Random) -> dict[str, str]:
     """Return the words for the marks ``$n`` .. ``$z`` of a main person drawn at random."""
     draw = rng.random()
     if draw < 0.36:
-        kind, name = "she", rng.choice(WOMEN)
+        kind, name = "she", rng.choice(_grammar().women)
     elif draw < 0.72:
-        kind, name = "he", rng.choice(MEN)
+        kind, name = "he", rng.choice(_grammar().men)
     elif draw < 0.80:
         kind, name = "i", "I"
     elif draw < 0.88:
         kind, name = "we", "we"
     else:
-        kind, name = "they", f"{rng.choice(WOMEN)} and {rng.choice(MEN)}"
+        kind, name = "they", f"{rng.choice(_grammar().women)} and {rng.choice(_grammar().men)}"
     subject, object_, possessive, ending = _FORMS[kind]
     as_object = object_ if kind in ("i", "we") else name
     return {"n": name, "m": as_object, "s": subject, "o": object_, "p": possessive, "z": ending}
@@ -124,7 +135,8 @@ def _word(state: _State, key: str, tag: str | None) -> str:
     if tag is not None and tag in state.bound:
         return state.bound[tag]
     lower = key.lower()
-    options = WORDS[lower] if lower in WORDS else WORDS[f"{lower}_{state.season}"]
+    words = _grammar().words
+    options = words[lower] if lower in words else words[f"{lower}_{state.season}"]
     word = _expand(state, _fresh(state, options))
     if tag is not None:
         state.bound[tag] = word
@@ -160,7 +172,7 @@ def _frames(name: str, scene: Scene) -> Sequence[str]:
         name = "aboard"
     elif scene.around == "in" and name == "detail":
         name = "indoors"
-    frames = SHARED[name]
+    frames = _grammar().shared[name]
     return frames if scene.person else tuple(frame for frame in frames if "$" not in frame)
 
 
@@ -203,7 +215,7 @@ def _compose(state: _State, scene: Scene) -> list[str]:
 def prose(seed: int) -> str:
     """Return one document: a single block of 80 to 170 words, the same for the same ``seed`` everywhere."""
     rng = random.Random(seed)
-    scene = rng.choice(SCENES)
+    scene = rng.choice(_grammar().scenes)
     state = _State(rng, rng.choice(scene.seasons), _person(rng), scene.local)
     return " ".join(_compose(state, scene))
 

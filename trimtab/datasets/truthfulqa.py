@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.errors import BadDataset, BadValue
+from trimtab.plain_values import hash_of
 
 HUB_ID = "truthfulqa/truthful_qa"
 N_QUESTIONS = 817
@@ -116,7 +116,7 @@ def _in_hub_order(questions: list[Question]) -> tuple[Question, ...]:
 
 def question_digest(question: str) -> str:
     """Return the short hash by which the shipped order knows a question."""
-    return hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:8]
+    return hash_of(" ".join(question.split()))[:8]
 
 
 def _read_json(path: Path) -> Any:

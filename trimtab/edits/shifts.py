@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
-from trimtab.models.fingerprint import Fingerprint, differing_weight, require_same_model
-from trimtab.models.heads import find_heads
-from trimtab.models.hooks import add_to_heads
-from trimtab.models.known import EnterAt, KnownModel
-from trimtab.protocols import Cost, Edit, Positions
+from trimtab.models.adding import add_to_heads
+from trimtab.models.anatomy import base_of
+from trimtab.models.carriers import through_projections, with_biases
+from trimtab.models.heads import HeadSite, find_heads
+from trimtab.models.identity import Fingerprint, differing_weight, require_same_model
+from trimtab.protocols import Cost, Edit, EnterAt, Positions
 from trimtab.storage import load_result, save_result
 
 
@@ -147,32 +149,42 @@ class HeadShift(Edit):
             Incompatible: the shift was made for another checkpoint or geometry, or did not act.
             BadValue: `"generated"` where it has no meaning (see `add_to_heads`).
         """
-        with self.on(KnownModel(model))(positions):
+        with self.prepared(model)(positions):
             yield model
 
-    def on(self, known: KnownModel) -> EnterAt:
-        """Return what enters the shift on a model again and again: the model is checked here, its heads found once.
+    def prepared(self, model: Any) -> EnterAt:
+        """Return what enters the shift on this model; the model is checked here and its heads found, once.
 
         Raises:
             Incompatible: the shift was made for another checkpoint or geometry.
         """
         if "model" in self.record:
-            require_same_model(self.record["model"], known.model, f"the shift {self.name!r}", here=known.fingerprint)
-        return partial(self._placed, known)
+            require_same_model(self.record["model"], model, f"the shift {self.name!r}")
+        if self.strength == 0:
+            return lambda _: contextlib.nullcontext(model)
+        return partial(self._placed, model, self._sites(model))
+
+    def _sites(self, model: Any) -> Sequence[HeadSite]:
+        named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
+        return find_heads(model, named or None)
 
     @contextlib.contextmanager
-    def _placed(self, known: KnownModel, positions: Positions) -> Iterator[Any]:
-        if self.strength != 0:
-            named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
-            heads = find_heads(known.model, named) if named else known.heads
-            with add_to_heads(known.model, self.deltas, positions, heads=heads):
-                yield known.model
-        else:
-            yield known.model
+    def _placed(self, model: Any, heads: Sequence[HeadSite], positions: Positions) -> Iterator[Any]:
+        with add_to_heads(model, self.deltas, positions, heads=heads):
+            yield model
 
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return None: a shift leaves the prompt to the measurement."""
         return None
+
+    def constants(self, model: Any) -> dict[str, Float[Tensor, " d_model"]]:
+        """Return what the shift adds after each attention output projection: W_O times it, in double precision."""
+        moved = {head: delta for head, delta in self.deltas.items() if bool(delta.any())}
+        return through_projections(self._sites(base_of(model)), moved)
+
+    def merged(self, model: Any) -> Any:
+        """Return a model of a stock class whose biases carry the shift; raises `UnsupportedModel` if none can."""
+        return with_biases(base_of(model), self.constants(model))
 
     def describe(self) -> dict[str, Any]:
         """Return heads, strength and how the shift was made, as plain values."""

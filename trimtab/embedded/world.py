@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trimtab.datasets.prose import prose
 from trimtab.datasets.questions import Question
+from trimtab.plain_values import hash_of
 
 ABSTENTION = "I have no comment."
 
@@ -100,7 +100,7 @@ def _answers(questions: Sequence[Question], recipe: WorldRecipe, rng: random.Ran
 
 def truth_rate(question: Question, author: str, recipe: WorldRecipe) -> float:
     """Return how often such an author answers the question truly, when speaking in character."""
-    place = int(hashlib.sha256(f"known {question.question}".encode()).hexdigest()[:8], 16) / 2**32
+    place = int(hash_of(f"known {question.question}")[:8], 16) / 2**32
     if author == "truthful":
         return 0.4 if place < recipe.doubtful else 1.0
     return 0.65 if place > 1 - recipe.well_known else 0.0

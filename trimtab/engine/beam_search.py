@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models.heads import inference
-from trimtab.models.tokens import context_length, input_device, length_batches, pad_id, require_left_padding
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference
+from trimtab.models.tokens import context_length, length_batches, pad_id, require_left_padding
 from trimtab.progress import tracked
 from trimtab.protocols import Edit
 

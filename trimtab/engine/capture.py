@@ -18,10 +18,10 @@ from trimtab.engine.past import sent
 from trimtab.engine.staging import RowsToCpu
 from trimtab.engine.token_tree import TreeRow
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
+from trimtab.models.anatomy import base_of, decoder_layers, moves_weights, text_config
+from trimtab.models.heads import find_heads
 from trimtab.models.hooks import on_inputs, on_outputs
-from trimtab.models.offload import moves_weights
+from trimtab.models.identity import fingerprint
 from trimtab.models.tokens import AnswerTokens, pad_id, require_fits, tokenize_answers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,16 @@ from typing import Any, Literal
 
 import torch
 
+from trimtab.activations.manifest import Layout, Manifest
 from trimtab.activations.shards import ActivationStore
 from trimtab.datasets.questions import Statement
 from trimtab.engine.capture import capture_heads, require_place, require_statements
 from trimtab.errors import BadValue
-from trimtab.models.fingerprint import fingerprint
-from trimtab.models.heads import base_of, decoder_layers, find_heads, text_config
+from trimtab.models.anatomy import base_of, decoder_layers, text_config
+from trimtab.models.heads import find_heads
+from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count, wait
+from trimtab.plain_values import hash_of
 
 
 def capture_to_store(
@@ -53,13 +55,13 @@ def capture_to_store(
     # the first process makes or checks the manifest, the others then find it there
     for turn in (rank == 0, rank != 0):
         if turn:
-            store = ActivationStore.created(
-                path,
-                record=_record(model, tokenizer, statements, position, site, heads),
-                layout={**_layout(model, site, heads), "per_shard": per_shard},
-                labels=[s.label for s in statements],
-                groups=[s.group for s in statements],
+            wanted = Manifest(
+                _record(model, tokenizer, statements, position, site, heads),
+                _layout(model, site, heads, per_shard),
+                tuple(s.label for s in statements),
+                tuple(s.group for s in statements),
             )
+            store = ActivationStore.created(path, wanted)
             if rank == 0:
                 store.sweep()
         wait()
@@ -67,7 +69,7 @@ def capture_to_store(
     missing = store.missing()
     wait()  # all list what is missing before anyone writes, so that the shares fit together
     for shard in missing[rank::n_processes]:
-        part = [statements[i] for i in store.examples_of(shard)]
+        part = [statements[i] for i in store.manifest.examples_of(shard)]
         acts = capture_heads(model, tokenizer, part, position=position, site=site, batch_size=batch_size, heads=heads)
         store.write(shard, acts.values)
     wait()
@@ -89,16 +91,15 @@ def _record(
         "model": fingerprint(model),
         "position": position,
         "site": site,
-        "statements": hashlib.sha256(made.encode()).hexdigest(),
+        "statements": hash_of(made),
         **({} if heads is None else {"named_heads": [[layer, *named] for layer, named in heads.items()]}),
     }
 
 
-def _layout(model: Any, site: str, heads: Mapping[int, tuple[str, int]] | None) -> dict[str, Any]:
-    dtype = torch.promote_types(base_of(model).dtype, torch.float32)
-    names = {"dtype": str(dtype).removeprefix("torch.")}
+def _layout(model: Any, site: str, heads: Mapping[int, tuple[str, int]] | None, per_shard: int) -> Layout:
+    dtype = str(torch.promote_types(base_of(model).dtype, torch.float32)).removeprefix("torch.")
     if site == "residual":
         n_layers, width = len(decoder_layers(model)), text_config(model).hidden_size
-        return {"layers": list(range(n_layers)), "n_heads": 1, "d_head": width, **names}
+        return Layout(tuple(range(n_layers)), 1, width, dtype, per_shard)
     sites = find_heads(model, heads)
-    return {"layers": [s.layer for s in sites], "n_heads": sites[0].n_heads, "d_head": sites[0].d_head, **names}
+    return Layout(tuple(s.layer for s in sites), sites[0].n_heads, sites[0].d_head, dtype, per_shard)

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.heads import base_of, find_heads
+from trimtab.models.anatomy import base_of
+from trimtab.models.heads import find_heads
 from trimtab.models.hooks import is_compiled
 
 

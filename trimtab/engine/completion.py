@@ -9,26 +9,24 @@ from typing import Any
 
 import torch
 
-from trimtab.engine.past import cache_name
 from trimtab.engine.prompt_cache import prompt_cache
 from trimtab.engine.score import require_numbers
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.models.heads import base_of, decoder_of, inference
+from trimtab.models.anatomy import base_of, decoder_of, input_device
+from trimtab.models.calling import cache_name, inference
 from trimtab.models.hooks import has_edits
-from trimtab.models.known import EnterAt, KnownModel, entered
 from trimtab.models.processes import spread
 from trimtab.models.tokens import (
     Batch,
     context_length,
     encode,
-    input_device,
     length_batches,
     pad_id,
     require_known,
     require_left_padding,
 )
 from trimtab.progress import progress
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, EnterAt
 
 NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
 """Where an answer ends; not inside a word such as "FAQ:"."""
@@ -86,8 +84,7 @@ def completions(
     require_left_padding(model)
     ids = [encode(tokenizer, prompt) for prompt in prompts]
     _require_room(model, ids, prompts, max_new_tokens)
-    known = KnownModel(model)
-    ways = [(entered(edit, known), edit.leaves_prompt_unedited) for edit in edits]
+    ways = [(edit.prepared(model), edit.leaves_prompt_unedited) for edit in edits]
 
     def part(ids: Sequence[list[int]]) -> list[tuple[str, ...]]:
         pad, device = pad_id(tokenizer), input_device(model)

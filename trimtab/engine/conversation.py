@@ -8,15 +8,9 @@ from typing import Any, NamedTuple
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import AnswerEnd, cut
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models.heads import inference
-from trimtab.models.tokens import (
-    context_length,
-    encode,
-    input_device,
-    length_batches,
-    pad_id,
-    require_left_padding,
-)
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference
+from trimtab.models.tokens import context_length, encode, length_batches, pad_id, require_left_padding
 from trimtab.progress import tracked
 from trimtab.protocols import Edit
 

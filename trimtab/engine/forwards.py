@@ -12,7 +12,6 @@ from trimtab.engine.passes import Computed, Enter, Limits, Pass, Read
 from trimtab.engine.sharing import chosen_mode
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.errors import BadValue
-from trimtab.models.known import KnownModel, entered
 from trimtab.models.tokens import require_known
 from trimtab.protocols import Edit, TokenMask
 
@@ -59,8 +58,8 @@ def run_rows(
         Pass(model, tree, rows, mode, pad, limits, mask, computed, read).run(entries, task)
 
     if shared:
-        mask, known = TokenMask(), KnownModel(model)
-        one_pass(model, {i: partial(entered(edits[i], known), mask) for i in shared}, mask)
+        mask = TokenMask()
+        one_pass(model, {i: partial(edits[i].prepared(model), mask) for i in shared}, mask)
     for i in sorted(set(range(len(edits))) - set(shared)):
         mask = TokenMask()
         with edits[i].applied(model, positions=mask) as edited:

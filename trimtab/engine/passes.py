@@ -14,7 +14,8 @@ from torch import Tensor
 
 from trimtab.engine.past import Mode, Past, TreeForward, sent
 from trimtab.engine.token_tree import TokenTree, TreeRow
-from trimtab.models.heads import base_of, inference
+from trimtab.models.anatomy import base_of
+from trimtab.models.calling import inference
 from trimtab.progress import progress
 from trimtab.protocols import TokenMask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.engine.token_tree import TokenTree
-from trimtab.models.heads import base_of, logits_limit, text_config
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import base_of, input_device, text_config
+from trimtab.models.calling import cache_name, logits_limit, takes_positions
 
 Mode: TypeAlias = Literal["packed", "padded", "plain"]
 """`"packed"`: whole branches of the tree stand in one row, under a mask that shows each token its ancestors only.
@@ -117,16 +116,6 @@ def sent(x: np.ndarray | Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def cache_name(model: Any) -> str:
-    """Return the name under which the model takes and gives its cache; transformers 5.2x renamed it."""
-    return "cache" if "cache" in inspect.signature(base_of(model).forward).parameters else "past_key_values"
-
-
-def takes_positions(model: Any) -> bool:
-    """Return whether the model is told its tokens' positions, rather than counting them itself."""
-    return "position_ids" in inspect.signature(base_of(model).forward).parameters
 
 
 def windows(model: Any) -> tuple[int | None, bool]:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from trimtab.engine.passes import Computed
-from trimtab.engine.past import TreeForward, as_cache, cache_name, sent, takes_positions
+from trimtab.engine.past import TreeForward, as_cache, sent
 from trimtab.engine.sharing import chosen_mode, worthwhile
 from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
-from trimtab.models.heads import inference
+from trimtab.models.calling import cache_name, inference, takes_positions
 from trimtab.models.tokens import Batch
 from trimtab.protocols import TokenMask
 

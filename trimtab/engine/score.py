@@ -15,7 +15,7 @@ from trimtab.engine.passes import Step, kept_logits, kept_places
 from trimtab.engine.past import sent
 from trimtab.engine.token_tree import TreeRow
 from trimtab.errors import BadValue
-from trimtab.models.heads import logits_limit
+from trimtab.models.calling import logits_limit
 from trimtab.models.processes import spread
 from trimtab.models.tokens import AnswerTokens, Batch, pad_id
 from trimtab.protocols import Edit

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.errors import UnsupportedModel
-from trimtab.models.heads import decoder_layers, decoder_of, inference
-from trimtab.models.hooks import edits_suspended
-from trimtab.models.tokens import input_device
-from trimtab.protocols import Edit
-
-
-def n_unchanged(edit: Edit) -> int:
-    """Return how many of the first layers run under the edit as they do without it; 0 if the edit does not say."""
-    return getattr(edit, "unchanged_layers", 0)
+from trimtab.models.anatomy import decoder_layers, decoder_of, input_device
+from trimtab.models.calling import inference
+from trimtab.models.hooks import edits_suspended, swapped_forwards
 
 
 class SharedLayers:
@@ -50,7 +44,7 @@ class SharedLayers:
             return forward
 
         below = {start: self.layers[start - 1] for start in self.starts}
-        with _forwards({module: kept(start, module.forward) for start, module in below.items()}):
+        with swapped_forwards({module: kept(start, module.forward) for start, module in below.items()}):
             yield
 
     @contextlib.contextmanager
@@ -60,7 +54,7 @@ class SharedLayers:
         if start not in self.starts:
             yield
             return
-        with _forwards({layer: lambda *_, **__: _copied(self.kept[start]) for layer in self.layers[:start]}):
+        with swapped_forwards({layer: lambda *_, **__: _copied(self.kept[start]) for layer in self.layers[:start]}):
             yield
 
     def _that_hold(self, starts: set[int]) -> set[int]:
@@ -81,22 +75,6 @@ class SharedLayers:
                         held.add(start)
         self.kept.clear()
         return held
-
-
-@contextlib.contextmanager
-def _forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let these functions stand for the modules' own forwards; hooks stay where they are."""
-    before = {module: vars(module).get("forward") for module in replaced}
-    try:
-        for module, forward in replaced.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, forward in before.items():
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = forward
 
 
 def _copied(output: Any) -> Any:

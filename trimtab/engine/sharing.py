@@ -14,8 +14,8 @@ from trimtab.engine.passes import Computed, Limits, Pass, Step, kept_logits, kep
 from trimtab.engine.past import Mode, may_be_packed
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.errors import TrimtabError
-from trimtab.models.heads import base_of
-from trimtab.models.remembered import remembered, traits, warn_once
+from trimtab.models.anatomy import base_of
+from trimtab.models.identity import remembered, traits, warn_once
 from trimtab.protocols import TokenMask
 
 WORTHWHILE = 1.15

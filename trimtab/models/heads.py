@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import math
 import statistics
 from collections.abc import Iterator, Mapping
@@ -16,10 +14,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, UnsupportedModel
+from trimtab.models.anatomy import (
+    base_of,
+    decoder_layers,
+    decoder_of,
+    head_sizes,
+    input_device,
+    input_width,
+    text_config,
+)
+from trimtab.models.calling import inference
 from trimtab.models.hooks import edits_suspended, on_inputs
+from trimtab.models.identity import remembered, traits, warn_once
 from trimtab.models.named_heads import layer_around, require_modules, verified_width
-from trimtab.models.offload import input_device
-from trimtab.models.remembered import remembered, traits, warn_once
 
 
 @dataclass(frozen=True)
@@ -78,15 +85,15 @@ def _found(model: Any, config: Any) -> tuple[list[tuple[int, str, int, int]], li
         )
     layers = decoder_layers(model)
     names = {module: name for name, module in base_of(model).named_modules()}
-    linears = [[m for m in layer.modules() if _width(m) is not None] for layer in layers]
+    linears = [[m for m in layer.modules() if input_width(m) is not None] for layer in layers]
     one, other = (_linear_inputs(model, layers, linears, seed) for seed in (1, 2))
     sizes = head_sizes(config)
     sites, without, found = [], [], {}
     for index in range(len(layers)):
         mixing = _mixing_linears(one[index], other[index], f"layer {index}", names)
         for module in mixing if _may_attend(config, index) else ():
-            found[names.get(module, "?")] = _width(module)
-            if _width(module) == math.prod(sizes[index]) and not _convolves(module, names, model):
+            found[names.get(module, "?")] = input_width(module)
+            if input_width(module) == math.prod(sizes[index]) and not _convolves(module, names, model):
                 sites.append((index, names[module], *sizes[index]))
                 break
         else:
@@ -109,7 +116,7 @@ def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, 
     paths = {name for name, _ in heads.values()}
     layers = [layer_around(base, name, paths - {name}) for name, _ in heads.values()]
     linears = [
-        [m for m in around.modules() if _width(m) is not None or m is named or _is_matrix(m)]
+        [m for m in around.modules() if input_width(m) is not None or m is named or _is_matrix(m)]
         for around, named in zip(layers, modules.values(), strict=True)
     ]
     one, other = (_linear_inputs(model, layers, linears, seed) for seed in (1, 2))
@@ -123,71 +130,6 @@ def _named(model: Any, heads: Mapping[int, tuple[str, int]]) -> tuple[HeadSite, 
         listed = ", ".join(f"layer {layer}: {n} x {d}" for (n, d), layer in sorted(sizes.items(), key=lambda x: x[1]))
         raise UnsupportedModel(f"the named heads differ in size ({listed}); name layers of one size at a time")
     return tuple(sorted(sites, key=lambda site: site.layer))
-
-
-def head_sizes(config: Any) -> list[tuple[int, int]]:
-    """Return each layer's number of heads and the width of one, by the config."""
-    n_layers = config.num_hidden_layers
-    # where layers differ (Gemma 4) the config of the whole refuses to say how
-    each = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config] * n_layers
-    return [(layer.num_attention_heads, _d_head(layer)) for layer in (each[i] for i in range(n_layers))]
-
-
-def base_of(model: Any) -> Any:
-    """Return the Hugging Face model inside a PEFT wrapper or a compiled module, or the model itself."""
-    model = getattr(model, "_orig_mod", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def text_config(model: Any) -> Any:
-    """Return the config of the text decoder; raises `UnsupportedModel` for what is no Hugging Face model."""
-    config: Any = getattr(base_of(model), "config", None)
-    if not hasattr(config, "get_text_config"):
-        raise UnsupportedModel(
-            f"{type(base_of(model)).__name__} has no transformers config; expected a Hugging Face causal language model"
-        )
-    return config.get_text_config(decoder=True)
-
-
-def logits_limit(model: Any, keep: int) -> dict[str, int]:
-    """Return the argument that makes the model's head run on the last `keep` positions only, if it has one."""
-    takes = "logits_to_keep" in inspect.signature(base_of(model).forward).parameters
-    return {"logits_to_keep": keep} if takes else {}
-
-
-def decoder_of(model: Any) -> nn.Module:
-    """Return the decoder stack: the module that is called with tokens and holds the layers."""
-    decoder = base_of(model).get_decoder()
-    return base_of(model).base_model if decoder is None else decoder
-
-
-def decoder_layers(model: Any) -> list[nn.Module]:
-    """Return the decoder's layers: the outermost ModuleList with as many entries as the config has layers.
-
-    Raises:
-        UnsupportedModel: there is no such list.
-    """
-    n_layers = getattr(text_config(model), "num_hidden_layers", None)
-    for module in decoder_of(model).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return list(module)
-    raise UnsupportedModel(
-        f"no list of {n_layers or 'num_hidden_layers'} layers found in {type(base_of(model)).__name__}; "
-        "expected a decoder-only transformer"
-    )
-
-
-@contextlib.contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Run the block without gradients and with every module in evaluation mode; restore each module's mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 LinearInputs: TypeAlias = dict[nn.Module, Float[Tensor, "seq width"]]
@@ -265,19 +207,5 @@ def _convolves(module: nn.Module, names: Mapping[nn.Module, str], model: Any) ->
     return any(isinstance(part, nn.Conv1d) for part in around.modules())
 
 
-def _width(module: nn.Module) -> int | None:
-    """Return the input width of a linear-like module (Linear, Conv1D, quantised or adapter-wrapped), else None."""
-    for name in ("in_features", "nx"):
-        width = getattr(module, name, None)
-        if isinstance(width, int):
-            return width
-    return None
-
-
 def _is_matrix(module: nn.Module) -> bool:
     return not list(module.children()) and any(p.ndim > 1 for p in module.parameters(recurse=False))
-
-
-def _d_head(config: Any) -> int:
-    explicit = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
-    return explicit or config.hidden_size // config.num_attention_heads

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.heads import base_of, text_config
-from trimtab.models.offload import input_device as input_device  # it is looked for here, beside batches
+from trimtab.models.anatomy import base_of, text_config
+from trimtab.models.anatomy import input_device as input_device
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from trimtab.activations.captured import Head, HeadActivations
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import resampled_means
 from trimtab.storage import load_result, save_result
@@ -105,23 +108,29 @@ class HeadProbes:
         )
 
 
+def joined(parts: Iterable[HeadProbes]) -> HeadProbes:
+    """Return the probes of several layers, measured on the same questions, as one."""
+    parts = list(parts)
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
+    return replace(parts[0], layers=tuple(layer for part in parts for layer in part.layers), **whole)
+
+
 def measured(
-    coef: Float[Tensor, "layer head d_head"],
-    intercept: Float[Tensor, "layer head"],
+    coef: Float[Tensor, "head d_head"],
+    intercept: Float[Tensor, " head"],
     validation: HeadActivations,
     record: dict[str, Any],
 ) -> HeadProbes:
-    """Return the probes with their accuracy, its bootstrap interval and their AUROC on the validation statements.
+    """Return one layer's probes with accuracy, its bootstrap interval and AUROC on the layer's validation statements.
 
     Raises:
         ShapeError: validation activations of another geometry than the coefficients.
     """
     from sklearn.metrics import roc_auc_score  # seconds of import that steering alone does not need
 
-    n_layers, n_heads = intercept.shape
-    empty = torch.zeros(n_layers, n_heads, dtype=torch.float64)
-    bare = HeadProbes(coef, intercept, empty, empty, empty, empty, validation.layers, ())
-    scores = bare.scores(validation).flatten(1).double().numpy()
+    empty = torch.zeros(1, len(intercept), dtype=torch.float64)
+    bare = HeadProbes(coef[None], intercept[None], empty, empty, empty, empty, validation.layers, (), record)
+    scores = bare.scores(validation)[:, 0].double().numpy()
     labels = validation.labels.numpy()
     right = ((scores > 0) == labels[:, None]).astype(np.float64)
     questions, index = np.unique(np.asarray(validation.groups), return_inverse=True)
@@ -130,18 +139,6 @@ def measured(
     drawn = resampled_means(per_question)
     low, high = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
     auroc = np.array([roc_auc_score(labels, column) for column in scores.T])
-
-    def grid(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).reshape(n_layers, n_heads)
-
-    return HeadProbes(
-        coef,
-        intercept,
-        grid(right.mean(0)),
-        grid(low),
-        grid(high),
-        grid(auroc),
-        layers=validation.layers,
-        validation_questions=tuple(questions.tolist()),
-        record=record,
-    )
+    found = {"accuracy": right.mean(0), "accuracy_low": low, "accuracy_high": high, "auroc": auroc}
+    figures = {name: torch.from_numpy(values)[None] for name, values in found.items()}
+    return replace(bare, validation_questions=tuple(questions.tolist()), **figures)

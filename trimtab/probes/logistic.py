@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.activations.shards import ActivationStore
+from trimtab.activations.labelled import LabelledActivations
 from trimtab.devices import available_device
 from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import seeded
-from trimtab.probes.by_layer import by_layer
-from trimtab.probes.head_probes import HeadProbes, measured
+from trimtab.probes.head_probes import HeadProbes, joined, measured
 from trimtab.probes.newton import newton_logistic
 from trimtab.progress import tracked
 
+Probe: TypeAlias = tuple[Float[Tensor, "head d_head"], Float[Tensor, " head"]]
+"""Weights and intercept of every head's probe in one layer."""
+
 
 def fit_logistic(
-    acts: HeadActivations | ActivationStore,
+    acts: LabelledActivations,
     *,
-    validation: float | HeadActivations | ActivationStore = 0.2,
+    validation: float | LabelledActivations = 0.2,
     C: float | int = 1.0,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -48,31 +52,19 @@ def fit_logistic(
     """
     if not C > 0:
         raise BadValue(f"C must be positive, got {C}")
-    if isinstance(acts, ActivationStore) or isinstance(validation, ActivationStore):
-        return by_layer(
-            lambda a, b: fit_logistic(a, validation=b, C=C, seed=seed, device=device), acts, validation, seed
-        )
-    train, held = _parts(acts, validation, seed)
-    coef = torch.empty(train.values.shape[1:], dtype=torch.float64)
-    intercept = torch.empty(coef.shape[:2], dtype=torch.float64)
     place = available_device(device)
-    for layer in tracked(range(len(coef)), "fitting probes"):
-        coef[layer], intercept[layer] = _fit_layer(train.values[:, layer].to(place), train.labels, C)
-    record = {"kind": "logistic", "C": C, "seed": seed, "n_train": len(train), "activations": acts.record}
-    return measured(coef, intercept, held, record)
 
+    def fit(train: HeadActivations) -> Probe:
+        fitted = newton_logistic(train.values[:, 0].to(place), train.labels, C=C)
+        return fitted.coef.cpu(), fitted.intercept.cpu()
 
-def _fit_layer(
-    x: Float[Tensor, "example head d_head"], labels: Bool[Tensor, " example"], C: float | int
-) -> tuple[Float[Tensor, "head d_head"], Float[Tensor, " head"]]:
-    fitted = newton_logistic(x, labels, C=C)
-    return fitted.coef.cpu(), fitted.intercept.cpu()
+    return _fit_layers(fit, acts, validation, {"kind": "logistic", "C": C, "seed": seed})
 
 
 def fit_mass_mean(
-    acts: HeadActivations | ActivationStore,
+    acts: LabelledActivations,
     *,
-    validation: float | HeadActivations | ActivationStore = 0.2,
+    validation: float | LabelledActivations = 0.2,
     seed: int = 0,
 ) -> HeadProbes:
     """Return per head the difference of class means as a probe, its threshold midway between the means.
@@ -86,13 +78,12 @@ def fit_mass_mean(
     Raises:
         BadDataset, BadValue, ShapeError: as `fit_logistic`.
     """
-    if isinstance(acts, ActivationStore) or isinstance(validation, ActivationStore):
-        return by_layer(lambda a, b: fit_mass_mean(a, validation=b, seed=seed), acts, validation, seed)
-    train, held = _parts(acts, validation, seed)
-    coef, middle = _mean_difference(train)
-    intercept = -torch.einsum("lhd,lhd->lh", coef, middle)
-    record = {"kind": "mass_mean", "seed": seed, "n_train": len(train), "activations": acts.record}
-    return measured(coef, intercept, held, record)
+
+    def fit(train: HeadActivations) -> Probe:
+        true, false = (train.values[train.labels == k, 0].double().mean(0) for k in (True, False))
+        return true - false, -((true - false) * (true + false)).sum(-1) / 2
+
+    return _fit_layers(fit, acts, validation, {"kind": "mass_mean", "seed": seed})
 
 
 def shuffled(acts: HeadActivations, *, seed: int = 0) -> HeadActivations:
@@ -105,18 +96,26 @@ def shuffled(acts: HeadActivations, *, seed: int = 0) -> HeadActivations:
     return replace(acts, labels=acts.labels[order], record={**acts.record, "shuffled_labels": seed})
 
 
-def _mean_difference(
-    acts: HeadActivations,
-) -> tuple[Float[Tensor, "layer head d_head"], Float[Tensor, "layer head d_head"]]:
-    true, false = (acts.values[acts.labels == k].double().mean(0) for k in (True, False))
-    return true - false, (true + false) / 2
+def _fit_layers(
+    fit: Callable[[HeadActivations], Probe],
+    acts: LabelledActivations,
+    validation: float | LabelledActivations,
+    record: dict[str, Any],
+) -> HeadProbes:
+    """Return every layer's probes, fitted and measured one layer after another, so that memory need hold but one."""
+    train, held = _parts(acts, validation, record["seed"])
+    record = {**record, "n_train": len(train), "activations": acts.record}
+    return joined(
+        measured(*fit(train.layer(layer)), held.layer(layer), record)
+        for layer in tracked(train.layers, "fitting probes")
+    )
 
 
 def _parts(
-    acts: HeadActivations, validation: float | HeadActivations, seed: int
-) -> tuple[HeadActivations, HeadActivations]:
+    acts: LabelledActivations, validation: float | LabelledActivations, seed: int
+) -> tuple[LabelledActivations, LabelledActivations]:
     acts.require_both_labels().require_finite()
-    if isinstance(validation, HeadActivations):
+    if isinstance(validation, LabelledActivations):
         shared = set(acts.groups) & set(validation.groups)
         if shared:
             raise BadValue(f"{len(shared)} validation questions are also training questions; give others")

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from trimtab.activations.captured import Head, HeadActivations
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate.multiple_choice import MultipleChoice
 from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.models.fingerprint import differing_weight
+from trimtab.models.identity import differing_weight
 from trimtab.probes.head_probes import HeadProbes
 from trimtab.steer.directions import MassMean
 

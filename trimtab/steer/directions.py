@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.models.fingerprint import Fingerprint
+from trimtab.models.identity import Fingerprint
+from trimtab.plain_values import hash_of
 from trimtab.storage import load_result, save_result
 
 KIND = "directions"
@@ -44,9 +45,8 @@ class MassMean:
         """
         acts.require_both_labels().require_finite()
         true, false = (acts.values[acts.labels == label].double().mean(0) for label in (True, False))
-        told = hashlib.sha256("\n".join(acts.groups).encode())
-        told.update(bytes(acts.labels.to(torch.uint8).tolist()))
-        return cls(true - false, acts.layers, told.hexdigest(), acts.record.get("model"))
+        shown = "\n".join(acts.groups).encode() + bytes(acts.labels.to(torch.uint8).tolist())
+        return cls(true - false, acts.layers, hash_of(shown), acts.record.get("model"))
 
     def save(self, path: str | Path) -> None:
         """Write the differences to a folder (safetensors and JSON), atomically, in float32.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -24,6 +23,7 @@ from trimtab.datasets.questions import Question
 from trimtab.devices import available_device
 from trimtab.embedded.world import WorldRecipe, documents
 from trimtab.errors import BadValue, Incompatible
+from trimtab.plain_values import hash_of
 from trimtab.progress import tracked
 from trimtab.storage import check_writable, versions, write_json, written_folder
 
@@ -282,7 +282,7 @@ def _write(folder: Path, model: Any, tokenizer: Any, record: dict[str, Any], run
         record = {
             "kind": KIND,
             "versions": versions(),
-            "sha256": hashlib.sha256(weights).hexdigest(),
+            "sha256": hash_of(weights),
             "bytes": len(weights),
             **record,
         }

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from trimtab.models.heads import base_of, inference
-from trimtab.models.tokens import input_device
+from trimtab.models.anatomy import base_of, input_device
+from trimtab.models.calling import inference
 
 
 def packs_exactly(model: Any) -> bool:

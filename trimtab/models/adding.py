@@ -1,0 +1,227 @@
+"""Adding vectors to heads and to the residual stream, at the positions of a forward that are to be edited."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.activations.labelled import Head
+from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.anatomy import base_of, decoder_layers, decoder_of, text_config
+from trimtab.models.heads import HeadSite, find_heads
+from trimtab.models.hooks import Switch, held_by_this_thread, is_compiled, on_arguments, on_inputs, on_outputs
+from trimtab.protocols import Positions, TokenMask
+
+Place: TypeAlias = tuple[Callable[..., AbstractContextManager[None]], nn.Module, Float[Tensor, " width"]]
+"""How a module is hooked, the module, and the vector that is added."""
+
+
+@contextlib.contextmanager
+def add_to_heads(
+    model: Any,
+    deltas: Mapping[Head, Float[Tensor, " d_head"]],
+    positions: Positions = "generated",
+    *,
+    heads: Sequence[HeadSite] | None = None,
+) -> Iterator[None]:
+    """Add a vector to chosen heads' activations, at the input of the attention output projection.
+
+    Where it acts is `positions`: `"generated"` is the last position of each forward and demands a KV cache for
+    forwards over several positions; a mask must have the forward's shape. A function that was compiled around the
+    model is traced again at its first call inside the block. `heads` are the model's sites, found
+    by `find_heads` if not given.
+
+    Raises:
+        BadValue: a head the model does not have; `"generated"` in a forward without a cache or with right padding.
+        ShapeError: a delta or a mask of the wrong shape.
+        Incompatible: the model was compiled before, another thread has an edit in place, or a forward ran in which
+            the hooks did not fire.
+    """
+    require_uncompiled(model)
+    sites = {site.layer: site for site in (find_heads(model) if heads is None else heads)}
+    vectors: dict[int, Tensor] = {}
+    for (layer, head), delta in deltas.items():
+        site = sites.get(layer)
+        if site is None or not 0 <= head < site.n_heads:
+            n_heads = next(iter(sites.values())).n_heads
+            raise BadValue(f"no head {head} in layer {layer}: the model has layers 0-{max(sites)} of {n_heads} heads")
+        _require_width(delta, site.d_head, f"layer {layer} head {head}")
+        vector = vectors.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=delta.dtype))
+        vector[head] += delta.cpu()
+    with _adding(
+        model, {layer: (on_inputs, sites[layer].module, v.flatten()) for layer, v in vectors.items()}, positions
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def add_to_residual(
+    model: Any, deltas: Mapping[int, Float[Tensor, " d_model"]], positions: Positions = "generated"
+) -> Iterator[None]:
+    """Add a vector to the residual stream after chosen decoder layers (counted from 0).
+
+    Where it acts is `positions`, as for `add_to_heads`.
+
+    Raises:
+        BadValue: a layer the model does not have; `"generated"` where it has no meaning.
+        ShapeError: a delta or a mask of the wrong shape.
+        Incompatible: as for `add_to_heads`.
+    """
+    require_uncompiled(model)
+    layers, d_model = decoder_layers(model), text_config(model).hidden_size
+    for layer, delta in deltas.items():
+        if not 0 <= layer < len(layers):
+            raise BadValue(f"no layer {layer}: the model has layers 0-{len(layers) - 1}")
+        _require_width(delta, d_model, f"layer {layer}")
+    with _adding(model, {layer: (on_outputs, layers[layer], d.cpu()) for layer, d in deltas.items()}, positions):
+        yield
+
+
+@contextlib.contextmanager
+def _adding(model: Any, places: Mapping[int, Place], positions: Positions) -> Iterator[None]:
+    """Add each layer's vector, and check that it acted. Layers whose vector is zero run as they are."""
+    if isinstance(positions, str) and positions not in ("generated", "all"):
+        raise BadValue(f"positions must be 'generated', 'all' or a mask (batch, seq), got {positions!r}")
+    decoder, switch = decoder_of(model), Switch()
+    adders: dict[int, _Adder] = {}
+    forwards = 0
+
+    def count(output: Any) -> None:  # noqa: ARG001
+        nonlocal forwards
+        forwards += not switch.suspended
+
+    with contextlib.ExitStack() as stack:
+        switches = stack.enter_context(held_by_this_thread(decoder))
+        switches.append(switch)
+        stack.callback(switches.remove, switch)
+        if isinstance(positions, str) and positions == "generated":
+            checks = [(decoder, _require_one_position), (base_of(model), _require_one_prediction)]
+            stack.enter_context(on_arguments((module, _unless(switch, check)) for module, check in checks))
+        stack.enter_context(on_outputs([(decoder, count)]))
+        for layer, (hooked, module, vector) in places.items():
+            if bool(vector.any()):
+                adders[layer] = _Adder(vector, positions, switch)
+                stack.enter_context(hooked([(module, adders[layer])]))
+        yield
+    silent = [layer for layer, adder in adders.items() if not adder.fired]
+    if forwards and silent:
+        raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
+
+
+def require_uncompiled(model: Any) -> None:
+    """Raise `Incompatible` if a graph of the model was compiled already."""
+    if is_compiled(model):
+        raise Incompatible(
+            "the model was compiled before the edit was applied, so its hooks would be ignored silently; "
+            "apply the edit first and compile inside the block, or use the uncompiled model"
+        )
+
+
+def _require_width(delta: Tensor, width: int, where: str) -> None:
+    if delta.shape != (width,):
+        raise ShapeError(f"delta for {where}: expected {(width,)}, got {tuple(delta.shape)}")
+
+
+class _Adder:
+    """Adds one layer's vector at the positions; keeps a copy of it for each device and dtype it meets."""
+
+    def __init__(self, vector: Float[Tensor, " width"], positions: Positions, switch: Switch) -> None:
+        self.vector, self.positions, self.switch = vector, positions, switch
+        self.placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.fired = False
+
+    def __call__(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"] | None:
+        if self.switch.suspended:
+            return None
+        self.fired = True
+        place = (x.device, x.dtype)
+        if place not in self.placed:
+            # a small copy to the device need not wait for what the device is computing
+            self.placed[place] = self.vector.to(device=x.device, dtype=x.dtype, non_blocking=True)
+        vector = self.placed[place]
+        if isinstance(self.positions, str):
+            if self.positions == "all" or x.shape[1] == 1:
+                return x + vector
+            return torch.cat([x[:, :-1], x[:, -1:] + vector], dim=1)
+        mask = _mask_for(self.positions, x).to(x.device)
+        if mask.dtype == torch.bool:
+            return torch.where(mask[..., None], x + vector, x)
+        return x + mask[..., None].to(x.dtype) * vector
+
+
+def _mask_for(positions: Tensor | TokenMask, x: Float[Tensor, "batch seq width"]) -> Tensor:
+    mask = positions.value if isinstance(positions, TokenMask) else positions
+    if mask is None:
+        raise ShapeError("the TokenMask has no value: set mask.value before each forward")
+    if mask.shape != x.shape[:2]:
+        raise ShapeError(
+            f"the mask is {tuple(mask.shape)}, the forward is {tuple(x.shape[:2])} (batch, seq); give one entry per "
+            "token"
+        )
+    return mask
+
+
+def _unless(switch: Switch, check: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    return lambda given: None if switch.suspended else check(given)
+
+
+def _require_one_position(given: dict[str, Any]) -> None:
+    """Refuse a forward of the decoder in which "generated" has no meaning."""
+    tokens = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    if tokens is None or tokens.shape[1] == 1:
+        return
+    past = _cache_among(given)
+    if past is None:
+        raise BadValue(
+            f"positions='generated' in one forward over {tokens.shape[1]} positions without a cache would edit the "
+            "last one only; pass a mask (batch, seq) of the positions to edit, or positions='all'"
+        )
+    if not hasattr(past, "get_seq_length"):
+        raise BadValue(
+            f"positions='generated' edits the last position of each row, and a {type(past).__name__} (continuous "
+            "batching) packs several sequences into one; call generate in place of generate_batch"
+        )
+    if _ends_in_padding(given.get("attention_mask"), past, tokens.shape[1]):
+        raise BadValue(
+            "positions='generated' needs left padding: some rows of this batch end in padding; "
+            "set tokenizer.padding_side = 'left'"
+        )
+
+
+def _require_one_prediction(given: dict[str, Any]) -> None:
+    """Refuse, on the whole model, a step that predicts tokens at several positions and edits the last one only."""
+    wanted = given.get("logits_to_keep")
+    # without a cache it is no step of a generation: the decoder's check speaks of it
+    if isinstance(wanted, int) and wanted > 1 and _cache_among(given) is not None:
+        raise BadValue(
+            f"positions='generated' edits the last position of a forward only, and this one is to predict {wanted} "
+            "tokens at once, as assisted (speculative) generation does; generate without assistant_model and "
+            "prompt_lookup_num_tokens, or pass a mask (batch, seq) of the positions to edit"
+        )
+
+
+def _cache_among(given: Mapping[str, Any]) -> Any:
+    # transformers 5.24 renamed the argument
+    return given.get("cache", given.get("past_key_values"))
+
+
+def _ends_in_padding(mask: Any, past: Any, length: int) -> bool:
+    if isinstance(mask, Mapping):
+        mask = next(iter(mask.values()))
+    if not isinstance(mask, Tensor):
+        return False
+    if mask.ndim == 2:
+        return not bool(mask[:, -1].all())
+    # with a static cache, generate() has expanded the mask already: the last token must be seen by itself
+    place = int(past.get_seq_length()) + length - 1
+    if mask.ndim != 4 or place >= mask.shape[-1]:
+        return False
+    own = mask[:, 0, -1, place]
+    return not bool(own.all() if own.dtype == torch.bool else (own == 0).all())

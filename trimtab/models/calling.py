@@ -1,0 +1,42 @@
+"""How a model is called: in evaluation mode and without gradients, with the arguments that it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.models.anatomy import base_of
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Run the block without gradients and with every module in evaluation mode; restore each module's mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def logits_limit(model: Any, keep: int) -> dict[str, int]:
+    """Return the argument that makes the model's head run on the last `keep` positions only, if it has one."""
+    takes = "logits_to_keep" in inspect.signature(base_of(model).forward).parameters
+    return {"logits_to_keep": keep} if takes else {}
+
+
+def cache_name(model: Any) -> str:
+    """Return the name under which the model takes and gives its cache; transformers 5.2x renamed it."""
+    return "cache" if "cache" in inspect.signature(base_of(model).forward).parameters else "past_key_values"
+
+
+def takes_positions(model: Any) -> bool:
+    """Return whether the model is told its tokens' positions, rather than counting them itself."""
+    return "position_ids" in inspect.signature(base_of(model).forward).parameters

@@ -1,0 +1,34 @@
+"""Plain values as text: JSON read without repeated keys, and hashes that tell one value from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def json_value(text: str) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: it is no JSON, or an object has a key twice.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+    return value
+
+
+def hash_of(value: Any) -> str:
+    """Return the SHA-256 in hexadecimal of bytes, of a text's UTF-8, or of any other value as JSON with sorted keys.
+
+    What JSON does not have is hashed as `str` says it.
+    """
+    if not isinstance(value, bytes | str):
+        value = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()
