@@ -23,7 +23,7 @@ from trimtab.compare.records import RunFolder
 from trimtab.compare.worker import chosen
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.evaluate import generate_answers
+from trimtab.evaluate import drift, generate_answers
 from trimtab.evaluate.table import table
 from trimtab.prompting import FewShot
 from trimtab.protocols import Method, Ready
@@ -99,6 +99,10 @@ def test_knobs_are_chosen_on_validation_alone_and_the_chosen_edit_is_what_is_mea
         generate_answers(model, tokenizer, parts.validation, e, judge=length_judge, max_new_tokens=4) for e in edits
     ]
     assert [t["validation"]["score"] for t in trials] == [float(s.true_info) for s in scores]
+    # the budget is kept on the choosing texts, a fifth of those given; the last measurement has the others
+    moved = [[float(drift(model, tokenizer, e, texts=part).kl) for e in edits] for part in (TEXTS[:2], TEXTS[2:])]
+    assert [t["validation"]["kl"] for t in trials] == pytest.approx(moved[0])
+    assert moved[0] != pytest.approx(moved[1])
     record = RunFolder(folder).read(unit, "test")
     best = record["best"]
     assert trials[best]["validation"]["score"] == max(float(s.true_info) for s in scores)

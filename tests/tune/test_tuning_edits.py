@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig
 
-from tests.edits.test_contracts import generated, state_of
+from tests.observing import generated, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import MERGEABLE, METHODS, QUICK, default_of, fitted, logits, quantised, some, some_tokens
 from trimtab import peft

@@ -6,7 +6,7 @@ import peft as hf_peft
 import pytest
 import torch
 
-from tests.edits.test_contracts import state_of
+from tests.observing import state_of
 from tests.tiny import tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, ON_FOUR_BITS, QUICK, default_of, fitted, logits, quantised, some, some_tokens
 from trimtab import peft

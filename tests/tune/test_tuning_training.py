@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tests.edits.test_contracts import state_of
+from tests.observing import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, default_of, fitted, quantised
 from trimtab import peft
@@ -132,7 +132,7 @@ def test_the_sft_of_the_iti_paper_moves_towards_true_and_away_from_false_answers
         model,
         tiny_tokenizer(),
         questions,
-        knobs={"objective": "true_and_false", "max_steps": 25, "learning_rate": 0.01, "batch_size": 10},
+        knobs={"objective": "true_and_false", "max_steps": 40, "learning_rate": 0.03, "batch_size": 10},
     )
 
     def gap(one):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.by_hand import padded, prompt_ids
-from tests.edits.test_contracts import generated
+from tests.observing import generated
 from tests.tiny import tiny_model
 from tests.tune.test_own_methods import attached, logits, shake
 from trimtab.errors import BadValue, UnsupportedModel
