@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from trimtab.cli.bundles import verb
 from trimtab.cli.options import AsJson, Editing, Loading, Out
 
