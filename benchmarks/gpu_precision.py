@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trimtab.datasets import folklore
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.evaluate import multiple_choice
 from trimtab.models import load_model

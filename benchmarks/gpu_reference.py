@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 
 FACTOR, FLOOR = 2.0, 1e-4
 """A difference may be so many times the noise; where that is smaller (float32), this share of the largest value."""

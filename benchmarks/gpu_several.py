@@ -24,7 +24,7 @@ from speed_common import SIZES, command, questions_of, random_llama, random_shif
 
 from trimtab import peft
 from trimtab.cli.setup import quiet
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.engine.capture_store import capture_to_store
 from trimtab.evaluate import drift, generate_answers, multiple_choice

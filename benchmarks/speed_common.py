@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from trimtab.activations import Head
 from trimtab.datasets import QuestionSet, Statement, folklore, truthfulqa
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
 from trimtab.models.calling import inference
 from trimtab.models.tokens import length_batches

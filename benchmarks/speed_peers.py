@@ -151,7 +151,7 @@ def choice_lm_eval(w: Written, batch_size: int) -> Job:
 def shift_of(w: Written) -> Any:
     """Return a random shift on six heads of every layer."""
     from trimtab.activations import Head
-    from trimtab.edits.shifts import HeadShift
+    from trimtab.edits.vectors import HeadShift
 
     config = w.model.config
     heads = tuple(
@@ -255,8 +255,7 @@ JOBS: dict[str, dict[str, Callable[[Written], Job]]] = {
         "trimtab sweep of 20": sweep_trimtab,
     },
     "generation": {
-        mode: lambda w, mode=mode: generation(w, mode)
-        for mode in ("plain", "trimtab generated", "trimtab all")
+        mode: lambda w, mode=mode: generation(w, mode) for mode in ("plain", "trimtab generated", "trimtab all")
     },
     **{
         f"probes, {kind}": {

@@ -12,7 +12,7 @@ train = tt.datasets.folklore("development")[:160]
 final = tt.datasets.folklore("final")[:20]
 
 # %% Fit: capture, probes, directions; at a strength that `trimtab fit` chose within its KL budget
-fitted = tt.steer.fit(model, tokenizer, train, top_k=8, strength=1)
+fitted = tt.steer.fit(model, tokenizer, train, tt.steer.ShiftSpec(top_k=8, strength=1))
 print("best head:", fitted.probes.top(1)[0], f"{float(fitted.probes.accuracy.max()):.1%}")
 
 # %% Ask with and without it
@@ -24,6 +24,6 @@ for name, edit in (("unedited", None), ("shifted", fitted.shift)):
 print(tt.compare.table(model, tokenizer, final, [tt.NoEdit(), fitted.shift]).to_markdown())
 
 # %% Hand it on: a plain Hugging Face checkpoint that does the same at all positions
-baked = tt.steer.bake(model, tokenizer, fitted.shift, out / "baked")
+baked = tt.export.checkpoint(model, tokenizer, fitted.shift, out / "baked")
 print(baked.architecture, f"differs from the live shift by {baked.difference:.1g} at most")
 fitted.save(out / "fit")

@@ -22,7 +22,7 @@ from tests.by_hand import hook_counts, padded, prompt_ids, seen_inputs
 from tests.families import FAMILIES, family_model
 from tests.tiny import tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads

@@ -12,7 +12,7 @@ import torch
 
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine import capture_store
 from trimtab.engine.capture import capture_heads
 from trimtab.engine.capture_store import capture_to_store

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trimtab.activations import Head
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 
 # the attention output projections by name, so that the oracle does not lean on trimtab's own search for them
 PROJECTIONS = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}

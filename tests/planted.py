@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import Question, QuestionSet
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.evaluate import Verdict
 from trimtab.models.identity import fingerprint
 

@@ -21,9 +21,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trimtab import compare, datasets, evaluate, models, peft, probes, steer
-    from trimtab.activations.captured import Head, HeadActivations
+    from trimtab.activations.captured import HeadActivations
+    from trimtab.activations.labelled import Head
     from trimtab.activations.shards import ActivationStore
     from trimtab.edits.combined import NoEdit, Stacked
+    from trimtab.edits.disk import load_edit
     from trimtab.edits.prompts import Prompted
     from trimtab.engine.capture import capture_heads
     from trimtab.engine.capture_store import capture_to_store
@@ -74,6 +76,7 @@ _HOMES = {
     "capture_heads": "engine.capture",
     "capture_to_store": "engine.capture_store",
     "find_heads": "models.heads",
+    "load_edit": "edits.disk",
     "load_model": "models.load.checkpoints",
 }
 
@@ -101,6 +104,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "find_heads",
+    "load_edit",
     "load_model",
     "models",
     "peft",

@@ -158,11 +158,15 @@ def _try_beside(path: Path) -> None:
 
 
 def save_result(path: str | Path, kind: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a result folder atomically; `record` must be plain values, `tensors` may live on any device."""
+    """Write a result folder atomically; `record` must be plain values, `tensors` may live on any device.
+
+    Without tensors the record stands alone, for `load_record`.
+    """
     shapes = {name: list(t.shape) for name, t in tensors.items()}
     with written_folder(path, kind) as folder:
         write_json(folder / RECORD, {"kind": kind, "versions": versions(), **record, "tensors": shapes})
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
+        if tensors:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
 
 
 def load_result(

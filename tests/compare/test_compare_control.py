@@ -13,6 +13,7 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cli.comparison_methods import method_of
 from trimtab.compare import Comparison, Design, Job
 from trimtab.compare.design import Unit, named
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
 from trimtab.intervals import bootstrap_mean
 from trimtab.protocols import Control
@@ -58,7 +59,10 @@ def test_a_draw_keeps_heads_and_norms_and_changes_only_the_directions():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     shift = STEERING.fit(model, tokenizer, tiny_questions(6), knobs={"top_k": 4, "alpha": 3})
     control = RandomDirection()
-    one, again, fold, other = (control.draw(shift, seed=s) for s in ((0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 1)))
+    one, again, fold, other = (
+        [*control.edits(shift, number + 1, seed=s)][number]
+        for s, number in (((0, 0), 0), ((0, 0), 0), ((0, 1), 0), ((0, 0), 1))
+    )
     assert one.heads == shift.heads and torch.equal(one.sigma, shift.sigma)
     for head, delta in one.deltas.items():
         torch.testing.assert_close(delta.norm(), shift.deltas[head].norm(), rtol=1e-5, atol=0)
@@ -74,7 +78,7 @@ def test_its_row_is_the_mean_over_draws_with_an_interval_over_them_and_no_test(d
     for seed in (0, 1):
         for fold in (0, 1):
             for draw in draws_of(folder, fold, seed):
-                said = draw["measured"]["questions"]
+                said = draw["measured"]["rows"]["generated"].values()
                 scores.append(np.mean([q["true"] for q in said]) * np.mean([q["informative"] for q in said]))
     assert sorted(row.draws) == pytest.approx(sorted(scores)) and len(scores) == 12
     expected = bootstrap_mean(row.draws)
@@ -130,7 +134,7 @@ def test_it_fails_where_what_it_follows_failed_and_says_so(tmp_path):
         (lambda: RandomDirection(draws=1), "two or more draws"),
         (lambda: ITI(direction="random"), "must be mass_mean or probe, got 'random'; RandomDirection is the control"),
         (lambda: method_of("few-shot + random direction"), "cannot be part of a stack"),
-        (lambda: RandomDirection().draw(object(), seed=(0,)), "can only follow a shift of heads"),
+        (lambda: next(RandomDirection().edits(NoEdit(), 1, seed=(0,))), "Baseline has no random counterpart"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

@@ -12,8 +12,7 @@ from typing_extensions import TypedDict
 
 from trimtab.activations import Head, HeadActivations
 from trimtab.edits.disk import load_shift
-from trimtab.edits.residual import ResidualShift
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import Incompatible
 from trimtab.fields import fault
 from trimtab.probes import HeadProbes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 
@@ -18,7 +19,7 @@ COAL = ("What is coal?", "Coal is black.")
 
 
 @dataclass(frozen=True)
-class Wrapping:
+class Wrapping(Edit):
     """A toy edit that wraps the model, as some tuning methods do, and tells where it was asked to act."""
 
     name: str
@@ -131,8 +132,8 @@ def test_a_stack_leaves_the_prompt_unedited_only_if_all_its_edits_do():
 
 
 def test_the_protocols_tell_edits_and_methods_from_other_things():
-    class Fits:
-        grid = ({"r": 8},)
+    class Fits(Method):
+        space: ClassVar = {"r": (8,)}
 
         def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
             return NoEdit()

@@ -13,23 +13,23 @@ import torch
 from tests.by_hand import seen_inputs
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import HeadActivations
-from trimtab.datasets import Question, QuestionSet, from_file
+from trimtab.datasets import ContrastPair, PairSet, from_file
 from trimtab.edits.disk import load_shift
-from trimtab.edits.residual import ResidualShift
+from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate import contrast, score_texts
 from trimtab.models.adding import add_to_residual
 from trimtab.probes import fit_logistic
-from trimtab.steer import choose_strength, fit
-from trimtab.steer.pipeline import pair_probability, unseen
-from trimtab.steer.residual_shifts import fit_residual_shift
+from trimtab.steer import ShiftSpec, Sweep, choose_strength, fit, fit_residual_shift
+from trimtab.steer.meters import pair_probability
+from trimtab.steer.pipeline import unseen
 
 PAIRS = Path(__file__).parents[2] / "examples" / "formal_casual.jsonl"
 
 
 @pytest.fixture(scope="module")
-def pairs() -> QuestionSet:
+def pairs() -> PairSet:
     return from_file(PAIRS)[:20]
 
 
@@ -42,8 +42,8 @@ def test_the_vector_is_the_mean_difference_over_pairs(pairs, captured):
     shift = fit_residual_shift(captured, fit_logistic(captured), top_k=2)
     model, tokenizer = tiny_model(), tiny_tokenizer()
 
-    def last(pair: Question, text: str, layer: int) -> torch.Tensor:
-        ids = tokenizer(f"{pair.question} {text}", return_tensors="pt")["input_ids"]
+    def last(pair: ContrastPair, text: str, layer: int) -> torch.Tensor:
+        ids = tokenizer(f"{pair.prompt} {text}", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             # the last layer's own output is not among the hidden states (they hold its normalised form)
             return model(ids, output_hidden_states=True).hidden_states[layer + 1][0, -1]
@@ -51,7 +51,7 @@ def test_the_vector_is_the_mean_difference_over_pairs(pairs, captured):
     for layer, vector in zip(shift.layers, shift.vectors, strict=True):
         if layer == 2:
             continue
-        differences = [last(p, p.correct[0], layer) - last(p, p.incorrect[0], layer) for p in pairs]
+        differences = [last(p, p.positive[0], layer) - last(p, p.negative[0], layer) for p in pairs]
         assert torch.allclose(vector, torch.stack(differences).mean(0), atol=1e-5)
     assert any(layer != 2 for layer in shift.layers)
 
@@ -127,7 +127,7 @@ def test_load_shift_tells_the_kinds_apart_and_finds_the_shift_of_a_run(tmp_path)
     (tmp_path / "run" / "shift" / "tensors.safetensors").unlink()
     with pytest.raises(Incompatible, match="no readable tensors"):
         load_shift(tmp_path / "run")
-    with pytest.raises(Incompatible, match="no shift at"):
+    with pytest.raises(Incompatible, match=r"expected an edit at .*nowhere, there is none; there is run$"):
         load_shift(tmp_path / "nowhere")
 
 
@@ -143,16 +143,16 @@ def test_pair_scores_are_sums_over_each_side(pairs):
         return sum(float(logprobs[i - 1, whole[i]]) for i in range(start, len(whole)))
 
     for row, pair in zip(scores.rows, pairs[:3], strict=True):
-        a, b = total(pair.question, pair.correct[0]), total(pair.question, pair.incorrect[0])
+        a, b = total(pair.prompt, pair.positive[0]), total(pair.prompt, pair.negative[0])
         # the space before an answer is a token of its own here or part of the first one
         assert row.positive - row.negative == pytest.approx(a - b, abs=1e-6)
         assert row.probability == pytest.approx(1 / (1 + math.exp(b - a)), abs=1e-9)
     assert float(scores.preferred) == np.mean([r.positive > r.negative for r in scores.rows])
-    assert json.loads(json.dumps(scores.as_dict()))["rows"][0]["prompt"] == pairs[0].question
+    assert json.loads(json.dumps(scores.as_dict()))["rows"][0]["prompt"] == pairs[0].prompt
 
 
 def test_pairs_without_a_prompt_are_scored_after_the_first_token():
-    bare = QuestionSet((Question("", ("Good day to you.",), ("Hi there.",)),), "bare", "bare")
+    bare = PairSet((ContrastPair("", ("Good day to you.",), ("Hi there.",)),))
     row = contrast(tiny_model(), tiny_tokenizer(), bare).rows[0]
     assert row.positive < 0
     with pytest.raises(BadValue, match="no prompt to continue"):
@@ -160,13 +160,13 @@ def test_pairs_without_a_prompt_are_scored_after_the_first_token():
 
 
 def test_a_callable_scores_what_is_generated_and_nonsense_names_it(pairs):
-    def length(pair: Question, text: str) -> float:
+    def length(pair: ContrastPair, text: str) -> float:
         return min(1.0, len(text) / 100)
 
     scores = score_texts(tiny_model(), tiny_tokenizer(), pairs[:2], scorer=length, max_new_tokens=5)
     assert [r.score for r in scores.rows] == [min(1.0, len(r.text) / 100) for r in scores.rows]
 
-    def grader(pair: Question, text: str) -> float:
+    def grader(pair: ContrastPair, text: str) -> float:
         return "rather formal"  # pyright: ignore
 
     with pytest.raises(BadValue, match="scorer grader returned 'rather formal'"):
@@ -175,7 +175,7 @@ def test_a_callable_scores_what_is_generated_and_nonsense_names_it(pairs):
 
 def test_a_residual_shift_moves_the_pairs_it_was_not_fitted_on(pairs):
     model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
-    fitted = fit(model, tokenizer, pairs, site="residual", strength=1)
+    fitted = fit(model, tokenizer, pairs, ShiftSpec("residual", strength=1))
     other = from_file(PAIRS)[20:]
     means = [
         float(np.mean([r.positive - r.negative for r in contrast(model, tokenizer, other, e).rows]))
@@ -192,7 +192,7 @@ def test_strength_is_chosen_by_a_callable_for_residual_shifts(pairs, captured):
     shift = fit_residual_shift(captured, fit_logistic(captured), top_k=2)
     texts = ["The river is wide and slow here."]
     chosen = choose_strength(
-        model, tokenizer, pairs[:4], shift, kl_budget=50, metric=pair_probability, alphas=(-1, 1), texts=texts
+        model, tokenizer, pairs[:4], shift, kl_budget=50, metric=pair_probability, sweep=Sweep((-1, 1), texts=texts)
     )
     sweep = chosen.record["sweep"]
     best = max(sweep["trials"][1:], key=lambda t: t["score"])

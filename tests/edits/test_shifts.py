@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from tests.planted import LAYERS, PLANTED, activations, planted_direction
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.models.identity import fingerprint

@@ -15,7 +15,7 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine import sharing as prefix_mode
 from trimtab.engine.beam_search import beam_texts
 from trimtab.engine.completion import AnswerEnd, complete, completions

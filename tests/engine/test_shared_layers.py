@@ -14,8 +14,7 @@ from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
-from trimtab.edits.residual import ResidualShift
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.evaluate.drift import drifts
 from trimtab.models.anatomy import decoder_layers

@@ -206,7 +206,7 @@ def test_a_run_that_stopped_between_verdicts_goes_on_from_the_last_whole_one(tmp
 
 def test_answers_of_another_edit_model_or_length_are_not_taken_for_these(tmp_path):
     from trimtab.activations import Head
-    from trimtab.edits.shifts import HeadShift
+    from trimtab.edits.vectors import HeadShift
 
     model = counting_model()
     shift = HeadShift((Head(0, 1),), torch.eye(12)[:1], torch.ones(1))

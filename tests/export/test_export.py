@@ -10,16 +10,17 @@ from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets.iti_files import activations_from_iti
 from trimtab.edits.combined import NoEdit
-from trimtab.edits.residual import ResidualShift
+from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.evaluate import multiple_choice
 from trimtab.export.lm_eval import to_lm_eval
 from trimtab.probes import fit_logistic
+from trimtab.protocols import Edit
 from trimtab.steer import fit_shift
 
 
-class Everywhere:
+class Everywhere(Edit):
     """A shift that acts at all positions whatever the measurement asks for, as a baked model does."""
 
     def __init__(self, shift):

@@ -15,7 +15,7 @@ from tests.by_hand import delta, padded, prompt_ids
 from tests.families import GQA, family_model
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import Incompatible
 from trimtab.evaluate import multiple_choice

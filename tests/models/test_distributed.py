@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.errors import Incompatible
 from trimtab.models.processes import rank_and_count, spread, wait
 from trimtab.peft import TunedEdit

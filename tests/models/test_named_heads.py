@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from tests.by_hand import N_LAYERS, projection_name, prompt_ids, seen_inputs
 from tests.tiny import VOCAB, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.evaluate import drift, generate_answers, multiple_choice

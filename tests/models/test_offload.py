@@ -12,7 +12,7 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from tests.by_hand import padded, prompt_ids
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.evaluate import drift, generate_answers, multiple_choice

@@ -18,7 +18,7 @@ from tests.by_hand import padded, prompt_ids, seen_inputs
 from tests.families import family_model
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadValue
 from trimtab.evaluate import multiple_choice

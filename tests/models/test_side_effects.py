@@ -19,7 +19,7 @@ from trimtab.errors import Incompatible
 from trimtab.models.adding import add_to_residual
 from trimtab.models.heads import find_heads
 from trimtab.models.tokens import AnswerTokens
-from trimtab.peft.methods.attaching import frozen_base
+from trimtab.peft.parts.attaching import frozen_base
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

@@ -9,16 +9,16 @@ import torch
 
 from tests.comparing import TEXTS, length_judge
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Meters
 from trimtab.datasets import truthfulqa
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate import answer_meters
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
 from trimtab.peft import FullFineTuning, Recipe
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
-from trimtab.published.reproduce import _iti, _two_folds, iti_table_1, iti_two_fold, sigma_bank
+from trimtab.published.reproduce import PublishedIti, _iti, _two_folds, iti_table_1, iti_two_fold, sigma_bank
 
-METERS = Meters(judge=length_judge, convention="iti", texts=TEXTS, max_new_tokens=3)
+METERS = answer_meters(judge=length_judge, convention="iti", texts=TEXTS, max_new_tokens=3, divide_texts=True)
 LONG = 2048
 
 
@@ -29,7 +29,12 @@ def model():
 
 def test_two_folds_run_whole_and_every_question_is_measured_once(model):
     result = iti_two_fold(
-        model, tiny_tokenizer(), tiny_questions(8), meters=METERS, top_k=3, alpha=2, name="huggyllama/llama-7b"
+        model,
+        tiny_tokenizer(),
+        tiny_questions(8),
+        meters=METERS,
+        numbers=PublishedIti(3, 2),
+        name="huggyllama/llama-7b",
     )
     assert list(result.rows) == ["Baseline", "ITI"]
     for row in result.rows.values():
@@ -46,7 +51,7 @@ def test_two_folds_run_whole_and_every_question_is_measured_once(model):
 def test_table_1_runs_whole_with_its_five_rows(model):
     sft = FullFineTuning(recipe=Recipe(objective="true_and_false", max_steps=2, batch_size=4))
     result = iti_table_1(
-        model, tiny_tokenizer(), tiny_questions(60), sft=sft, meters=METERS, seeds=(0,), top_k=3, alpha=2,
+        model, tiny_tokenizer(), tiny_questions(60), sft=sft, meters=METERS, numbers=PublishedIti(3, 2, (0,)),
         name="my-model",
     )  # fmt: skip
     assert list(result.rows) == list(TABLE_1["huggyllama/llama-7b"])
@@ -84,7 +89,7 @@ def test_the_bank_holds_every_answer_before_one_other_question_per_question():
 def test_the_shift_is_mass_mean_over_training_and_validation_with_the_banks_sigma(model):
     tokenizer, questions = tiny_tokenizer(), tiny_questions(8)
     part, bank = _two_folds(questions)[0], sigma_bank(questions, seed=42)
-    shift = _iti(model, tokenizer, part, bank, top_k=2, alpha=15, seed=42)
+    shift = _iti(model, tokenizer, part, bank, PublishedIti(top_k=2), seed=42)
     both = [*part.train.statements("iti"), *part.validation.statements("iti")]
     acts, spread_over = capture_heads(model, tokenizer, both), capture_heads(model, tokenizer, bank)
     assert shift.strength == 15
@@ -104,12 +109,12 @@ def test_questions_are_asked_after_the_instruction_and_the_primer(model):
 
     from trimtab.published import reproduce
 
-    original = reproduce.table
+    original = reproduce.measured
     try:
-        reproduce.table = lambda m, t, q, edits, **k: seen.extend(edits) or original(m, t, q, edits, **k)
-        iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, top_k=2, alpha=1)
+        reproduce.measured = lambda m, t, q, edits, meters: seen.extend(edits) or original(m, t, q, edits, meters)
+        iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, numbers=PublishedIti(2, 1))
     finally:
-        reproduce.table = original
+        reproduce.measured = original
     prompt = seen[0].prompt("Why?")
     assert prompt == f"{INSTRUCTION}\n\n{QA_PRIMER}\n\nQ: Why?\nA:"
     assert {e.prompt("Why?") for e in seen} == {prompt}
@@ -117,7 +122,7 @@ def test_questions_are_asked_after_the_instruction_and_the_primer(model):
 
 def test_more_heads_than_there_are_are_refused(model):
     with pytest.raises(BadValue, match="top 99 heads asked for; the model has"):
-        iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, top_k=99)
+        iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, numbers=PublishedIti(99))
 
 
 def test_too_few_questions_are_refused(model):

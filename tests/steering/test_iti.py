@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import trimtab as tt
 from tests.measuring import random_shift
 from tests.tiny import COMMON, tiny_model, tiny_questions, tiny_tokenizer
+from trimtab.compare.design import Parts
 from trimtab.datasets import iti_folds, neutral_texts, truthfulqa
 from trimtab.errors import BadValue
-from trimtab.published.iti_run import iti_run, random_controls
-from trimtab.steer import CAA, ITI
+from trimtab.published.iti_run import ItiSettings, iti_run
+from trimtab.steer import CAA, ITI, RandomDirection
 
 
 def test_the_whole_of_truthfulqa_runs_through_fit_and_evaluate(shared_data):
@@ -52,7 +53,8 @@ def small_run():
         parts = questions[:10], questions[10:15], questions[15:]
         with pytest.warns(UserWarning, match="no setting within"):
             other = replace(random_shift(model, seed=1), name="Other")
-            return iti_run(model, tokenizer, *parts, top_k=4, kl_budget=0.5, shots=2, draws=3, others=[other])
+            settings = ItiSettings(top_k=4, kl_budget=0.5, shots=2, draws=3)
+            return iti_run(model, tokenizer, Parts(*parts), settings, others=[other])
 
 
 def test_a_run_has_its_rows_measured_on_the_test_questions(small_run):
@@ -80,25 +82,38 @@ def test_a_saved_run_holds_shift_probes_pictures_and_every_row(small_run, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
-def test_random_controls_shift_the_same_heads_by_the_same_norms_in_other_directions():
-    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions()
-    acts = tt.capture_heads(model, tokenizer, questions.statements())
-    probes = tt.probes.fit_logistic(acts)
-    shift = tt.steer.fit_shift(acts, probes, top_k=5).scaled(3)
-    one, other = random_controls(acts, probes, shift, 2)
-    for control in (one, other):
-        assert control.heads == shift.heads
+def test_the_random_row_is_the_control_of_the_chosen_shift(small_run):
+    shift = small_run.shift
+    drawn = [*RandomDirection().edits(shift, 3, seed=(0,))]
+    assert len(small_run.controls) == 3
+    for control, again in zip(small_run.controls, drawn, strict=True):
+        assert torch.equal(control.directions, again.directions) and control.heads == shift.heads
         for head, delta in control.deltas.items():
             assert float(delta.norm()) == pytest.approx(float(shift.deltas[head].norm()), rel=1e-5)
+    one, other, _ = small_run.controls
     assert not torch.allclose(one.directions, other.directions)
+
+
+@pytest.mark.parametrize("method", [ITI(top_ks=(2,), alphas=(1,)), CAA(ranks=(1,), alphas=(1,))])
+def test_vectors_come_from_questions_that_ranked_nothing(method):
+    model, tokenizer, train = tiny_model(), tiny_tokenizer(), tiny_questions(10)
+    shift = method.fit(model, tokenizer, train, seed=3)
+    fitted_on, ranking = train.split(test=0.2, seed=3)
+    assert set(shift.validated_on) == {q.key for q in ranking}
+    assert set(shift.fitted_on) == {q.key for q in train}
+    acts = tt.capture_heads(model, tokenizer, fitted_on.statements(), site=method.site)
+    for (layer, head), row in zip(shift.probed, shift.rows, strict=True):
+        x = acts.values[:, acts.layers.index(layer), head].double()
+        direction = x[acts.labels].mean(0) - x[~acts.labels].mean(0)
+        assert float(torch.cosine_similarity(row.double(), direction, dim=0)) == pytest.approx(1, abs=1e-3)
 
 
 def test_parts_that_share_a_question_and_too_many_shots_are_refused():
     model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions()
     with pytest.raises(BadValue, match="must not share"):
-        iti_run(model, tokenizer, questions[:6], questions[5:8], questions[8:])
+        iti_run(model, tokenizer, Parts(questions[:6], questions[5:8], questions[8:]))
     with pytest.raises(BadValue, match="7 shots asked for; there are 6"):
-        iti_run(model, tokenizer, questions[:6], questions[6:8], questions[8:], shots=7)
+        iti_run(model, tokenizer, Parts(questions[:6], questions[6:8], questions[8:]), ItiSettings(shots=7))
 
 
 def test_the_benchmark_averages_seeds_and_draws_inside_a_question(small_run):
@@ -129,3 +144,19 @@ def test_knobs_that_a_method_does_not_have_are_refused_by_name(method, knobs):
     model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(4)
     with pytest.raises(BadValue, match=f"{method.name} takes the knobs (top_k|rank) and alpha, got {', '.join(knobs)}"):
         method.fit(model, tokenizer, questions, knobs=knobs)
+
+
+@pytest.mark.parametrize("direction", ["mass_mean", "probe"])
+def test_the_method_is_the_fit_by_hand_on_the_statements_of_its_questions(direction):
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(10)
+    made = ITI(direction).fit(model, tokenizer, questions, knobs={"top_k": 4, "alpha": 2}, seed=1)
+    acts = tt.capture_heads(model, tokenizer, questions.statements())
+    probes = tt.probes.fit_logistic(acts, validation=0.2, seed=1)
+    by_hand = tt.steer.fit_shift(acts, probes, top_k=4, direction=direction).scaled(2)
+    assert (made.heads, made.strength) == (by_hand.heads, 2)
+    torch.testing.assert_close(made.directions, by_hand.directions)
+    # the spread is that of true and false statements alike (Li et al. 2023, section 3.1)
+    for head, unit, sigma in zip(made.heads, made.directions, made.sigma, strict=True):
+        along = acts.values[:, acts.layers.index(head.layer), head.head].double() @ unit.double()
+        assert float(sigma) == pytest.approx(float(along.std(correction=0)), rel=1e-5)
+        assert float(sigma) != pytest.approx(float(along[acts.labels].std(correction=0)), rel=1e-3)

@@ -16,10 +16,11 @@ import torch
 from tests.planted import World, letter_judge, letter_world
 from tests.tiny import tiny_model
 from trimtab.edits.combined import NoEdit
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import drift, generate_answers, multiple_choice
-from trimtab.steer import choose_strength, sweep_figure
+from trimtab.steer import Sweep, choose_strength, sweep_figure
+from trimtab.steer.meters import generated_true_info
 
 ALPHAS = (1, 2, 4, 8)
 KS = (1, 2, 4)
@@ -33,8 +34,12 @@ def world() -> World:
 
 def choose(world: World, shift: HeadShift | None = None, **options: Any) -> HeadShift:
     shift = world.shift if shift is None else shift
-    options = {"alphas": ALPHAS, "texts": world.texts, "judge": letter_judge, **options}
-    return choose_strength(world.model, world.tokenizer, world.questions, shift, **options)
+    options = {"alphas": ALPHAS, "texts": world.texts, "judge": letter_judge, "metric": "true_info", **options}
+    sweep = Sweep(**{name: options.pop(name) for name in ("alphas", "top_ks", "texts") if name in options})
+    judge = options.pop("judge")
+    if options["metric"] == "true_info":
+        options["metric"] = generated_true_info(judge)
+    return choose_strength(world.model, world.tokenizer, world.questions, shift, sweep=sweep, **options)
 
 
 @pytest.fixture(scope="module")

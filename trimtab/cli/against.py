@@ -43,23 +43,15 @@ def keep_choices(folder: Path, scores: "MultipleChoice", alpha: float) -> None:
 
 def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None, as_json: bool) -> None:
     """Print how far the directions of one fit are from those of another, of the same model loaded in another way."""
-    from trimtab.activations.labelled import Head
     from trimtab.cli.printing import print_json, remark, save_picture
-    from trimtab.errors import BadValue
     from trimtab.probes.plots import head_map
-    from trimtab.steer.agreement import agreement
     from trimtab.steer.pipeline import Fitted
 
     _refuse_demo_runs(one, other)
     both = first, second = Fitted.load(one), Fitted.load(other)
-    sites = [fit.probes.record["activations"].get("site") for fit in both]
-    if sites[0] != sites[1]:
-        raise BadValue("one fit shifts heads, the other the residual stream; compare two of one --site")
-    k, scores = top or len(places(first.shift)), _scores(one, other)
-    found = agreement(first.directions, first.probes, second.directions, second.probes, top_k=k, scores=scores)
+    found = first.against(second, top_k=top, scores=_scores(one, other))
     if plot is not None:
-        marked = tuple(Head(*head) for head in found.top) if sites[0] == "heads" else ()
-        look = {"marked": marked, "title": "Agreement of directions per head", "label": "cosine", "lowest": -1}
+        look = {"marked": found.top, "title": "Agreement of directions per head", "label": "cosine", "lowest": -1}
         save_picture(head_map(found.cosine, first.probes.layers, **look), plot)
         remark(f"picture: {plot}")
     if as_json:

@@ -34,10 +34,11 @@ def demo(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
+    from trimtab.compare.design import Parts
     from trimtab.datasets.folklore import folklore
     from trimtab.models.load.checkpoints import load_model
     from trimtab.peft.methods.lora import LoRA
-    from trimtab.published.iti_run import RUN_KIND, iti_run
+    from trimtab.published.iti_run import RUN_KIND, ItiSettings, iti_run
     from trimtab.steer.strength import require_budget
     from trimtab.storage import check_writable
 
@@ -47,8 +48,9 @@ def demo(
     model, tokenizer = load_model("embedded")
     train, validation = folklore("development").split(test=0.4, seed=seed)
     tuned = LoRA(r=8).fit(model, tokenizer, train, seed=seed)
-    options = {"kl_budget": kl_budget, "draws": draws, "seed": seed}
-    run = iti_run(model, tokenizer, train, validation, folklore("final"), others=[tuned], **options)
+    parts = Parts(train, validation, folklore("final"))
+    settings = ItiSettings(kl_budget=kl_budget, draws=draws, seed=seed)
+    run = iti_run(model, tokenizer, parts, settings, others=[tuned])
     run.save(out)
     if as_json:
         print_json({**run.table.as_dict(), "reading": run.reading})
@@ -87,22 +89,21 @@ def rich_table(table: "Table") -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
 
-    from trimtab.evaluate.table import HEADINGS
-
     asked = f"{table.setting['n']} questions of {table.setting['questions']}"
     title = f"{asked}: means and 95 % intervals (%; CE, KL in nats)"
     shown = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
-    for head in HEADINGS.values():
+    for head in table.headings[1:]:
         shown.add_column(head, justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(row.name, *(_two_lines(getattr(row, m), percent=m not in ("ce", "kl")) for m in HEADINGS))
+        shown.add_row(row.name, *(_two_lines(row[meter.name], meter.unit) for meter in table.meters))
     return shown
 
 
-def _two_lines(value: "Estimate | None", *, percent: bool) -> str:
+def _two_lines(value: "Estimate | None", unit: str) -> str:
+    from trimtab.cells import MISSING, number
+
     if value is None:
-        return "-"
-    if percent:
-        return f"{100 * value:.1f}\n{100 * value.low:.0f}-{100 * value.high:.0f}"
-    return f"{value:.3f}\n{value.low:.3f}-{value.high:.3f}"
+        return MISSING
+    low, high = (number(limit, unit, brief=True) for limit in (value.low, value.high))
+    return f"{number(value, unit)}\n{low}-{high}"

@@ -1,7 +1,7 @@
 """`trimtab fit`: from questions to a shift folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -61,6 +61,7 @@ def fit(
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
     from trimtab.steer import pipeline as recipe
+    from trimtab.steer.fitting import DIRECTIONS
     from trimtab.storage import check_writable
 
     check_writable(out, recipe.KIND)
@@ -68,17 +69,15 @@ def fit(
     if recipe.are_pairs(questions):
         _check_pairs(questions.name, metric, judging)
     by = metric or ("true_info" if data == "folklore" or judging.judge != "exact" else "mc1")
-    choices: dict[str, Any] = {
-        "site": one_of(site, "site", ("heads", "residual")),
-        "direction": one_of(direction, "direction", ("mass_mean", "probe", "random")),
-        "metric": one_of(by, "metric", ("true_info", "mc1")),
-    }
+    where = one_of(site, "site", ("heads", "residual"))
+    spec = recipe.ShiftSpec(where, top_k, one_of(direction, "direction", tuple(DIRECTIONS)), strength)
+    one_of(by, "metric", ("true_info", "mc1"))
     judged = None
     if judging.judge != "exact":
         recipe.require_something_to_judge(questions, by, strength)
         judged = judging.open(questions, **loading.settings)
-    choices |= {"top_k": top_k, "strength": strength, "judge": judged, "kl_budget": kl_budget, "seed": seed}
-    fitted = recipe.fit(*loading.open(), questions, **choices)
+    chosen_by = recipe.metric_of(questions, by, judged, strength)
+    fitted = recipe.fit(*loading.open(), questions, spec, metric=chosen_by, kl_budget=kl_budget, seed=seed)
     fitted.save(out)
     if as_json:
         print_json({"out": str(out), **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep")})

@@ -8,8 +8,8 @@ import typer
 from trimtab.cli.options import AsJson
 
 if TYPE_CHECKING:
+    from trimtab.edits.vectors import VectorEdit
     from trimtab.probes.head_probes import HeadProbes
-    from trimtab.protocols import Edit
 
 KINDS = ("fit", "demo run")
 """Results that hold probes and a shift."""
@@ -41,24 +41,22 @@ def heads(
 
     Example: trimtab heads runs/shift --plot heads.png
     """
-    from trimtab.activations.labelled import Head
-    from trimtab.cli.against import places, print_against
+    from trimtab.cli.against import print_against
     from trimtab.cli.printing import print_json, print_table, remark, save_picture
     from trimtab.probes.plots import heat_map
 
     if against is not None:
         print_against(folder, against, top=top, plot=plot, as_json=as_json)
         return
-    probes, edit = _read(folder)
-    shifted = {Head(*head) for head in places(edit)}
+    probes, shift = _read(folder)
     rows = []
     for layer, head in probes.top(min(top or 20, probes.accuracy.numel())):
         at = (probes.layers.index(layer), head)
         numbers = {name: float(getattr(probes, name)[at]) for name in ("accuracy", "accuracy_low", "accuracy_high")}
-        place = {"layer": layer, "head": head, "shifted": (layer, head) in shifted}
+        place = {"layer": layer, "head": head, "shifted": (layer, head) in shift.probed}
         rows.append({**place, **numbers, "auroc": float(probes.auroc[at])})
     if plot is not None:
-        save_picture(heat_map(probes, marked=tuple(shifted) if probes.accuracy.shape[1] > 1 else ()), plot)
+        save_picture(heat_map(probes, marked=shift.probed), plot)
         remark(f"picture: {plot}")
     if as_json:
         print_json(rows)
@@ -75,7 +73,7 @@ def heads(
     print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
 
 
-def _read(folder: Path) -> "tuple[HeadProbes, Edit]":
+def _read(folder: Path) -> "tuple[HeadProbes, VectorEdit]":
     from trimtab.cli.setup import beside_results
     from trimtab.edits.disk import load_edit
     from trimtab.errors import Incompatible, nearest

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from trimtab.datasets.questions import QuestionSet
     from trimtab.protocols import Edit
 
 DATA_NAMES = ("folklore", "truthfulqa")
@@ -23,10 +22,8 @@ def quiet() -> None:
     hub_logging.set_verbosity_error()
 
 
-def read_data(
-    data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None
-) -> "QuestionSet":
-    """Return the questions that `--data` names; `part` chooses among folklore's two.
+def read_data(data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None) -> Any:
+    """Return the questions or pairs that `--data` names; `part` chooses among folklore's two.
 
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.
@@ -71,6 +68,8 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
         Incompatible: no such folder (the nearest ones are offered), or it holds no edit.
         BadValue: a strength that is no finite number or that the edit cannot have; several edits with one alpha.
     """
+    quiet()  # before libraries are loaded that talk then
+
     from trimtab.cli.user_code import open_object
     from trimtab.edits.combined import Stacked
     from trimtab.edits.disk import load_edit
@@ -88,7 +87,7 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
             raise Incompatible(
                 f"no edit in {str(folder)!r}: expected a folder that `trimtab fit` or `trimtab tune` wrote{known}"
             )
-        edit = load_edit(folder, kinds)
+        edit = load_edit(folder, kinds=kinds)
         strength = strength if alpha is None else alpha
         if strength is not None and not abs(strength) < float("inf"):
             raise BadValue(f"alpha must be a finite number, got {strength}")

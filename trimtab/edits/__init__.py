@@ -1,9 +1,9 @@
-"""What can be done to a model: prompts, and vectors added to heads and to the residual stream."""
+"""What can be done to a model: prompts, vectors added to heads and to the residual stream, and stacks of edits."""
 
-from trimtab.edits.disk import load_shift
+from trimtab.edits.combined import NoEdit, Stacked
+from trimtab.edits.disk import load_edit, load_shift
 from trimtab.edits.prompts import Prompted
-from trimtab.edits.residual import ResidualShift
 from trimtab.edits.retrieval import Retrieved
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift, ResidualShift
 
-__all__ = ["HeadShift", "Prompted", "ResidualShift", "Retrieved", "load_shift"]
+__all__ = ["HeadShift", "NoEdit", "Prompted", "ResidualShift", "Retrieved", "Stacked", "load_edit", "load_shift"]

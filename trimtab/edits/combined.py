@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import TypedDict
+
+from trimtab.edits.disk import load_edit
 from trimtab.errors import BadValue
-from trimtab.protocols import ALL_LAYERS, Cost, Edit, Positions, require_order
+from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
+from trimtab.storage import RECORD, load_record, save_result, versions, write_json, written_folder
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _SavedStack(_Named):
+    edits: list[str]
 
 
 @dataclass(frozen=True)
 class NoEdit(Edit):
     """The unedited model."""
 
-    name: str = "Baseline"
-    cost: Cost = field(default_factory=Cost)
-    leaves_prompt_unedited: bool = True
+    kind: ClassVar[str] = "no edit"
+    leaves_prompt_unedited: ClassVar[bool] = True
     unchanged_layers: ClassVar[int] = ALL_LAYERS
 
-    @contextlib.contextmanager
-    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
+    name: str = "Baseline"
+
+    @property
+    def stored_bytes(self) -> int:
+        """None: nothing was made."""
+        return 0
+
+    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:  # noqa: ARG002
         """Yield the model as it is."""
-        yield model
+        return nullcontext(model)
 
     def scaled(self, factor: float | int) -> NoEdit:  # noqa: ARG002
         """Return the same: any multiple of nothing."""
@@ -37,6 +56,15 @@ class NoEdit(Edit):
         """Return the model."""
         return model
 
+    def save(self, path: str | Path) -> None:
+        """Write the name to a folder; raises `Incompatible` if it holds something else or cannot be written."""
+        save_result(path, self.kind, {"name": self.name}, {})
+
+    @classmethod
+    def load(cls, path: str | Path) -> NoEdit:
+        """Return what `save` wrote; raises `Incompatible` for anything else."""
+        return cls(load_record(path, cls.kind, fields=_Named)["name"])
+
 
 @dataclass(frozen=True)
 class Stacked(Edit):
@@ -46,6 +74,8 @@ class Stacked(Edit):
         BadValue: fewer than two edits; two that change the prompt; one that answers with a model of its own after
             one that would then not act.
     """
+
+    kind: ClassVar[str] = "stacked"
 
     edits: tuple[Edit, ...]
     name: str = ""
@@ -104,6 +134,19 @@ class Stacked(Edit):
                 model = stack.enter_context(edit.applied(model, positions))
             yield model
 
+    def prepared(self, model: Any) -> EnterAt:
+        """Return what enters every edit again and again, each prepared once where all act on this very model."""
+        if not self.leaves_prompt_unedited:
+            return super().prepared(model)
+        entries = [edit.prepared(model) for edit in self.edits]
+
+        @contextlib.contextmanager
+        def enter(positions: Positions) -> Iterator[Any]:
+            with contextlib.ExitStack() as stack:
+                yield [stack.enter_context(entry(positions)) for entry in entries][-1]
+
+        return enter
+
     def prompt(self, question: str) -> str | None:
         """Return the prompt of the one edit that changes it."""
         return next((p for e in self.edits if (p := e.prompt(question)) is not None), None)
@@ -114,7 +157,31 @@ class Stacked(Edit):
 
     def describe(self) -> dict[str, Any]:
         """Return the parts' descriptions."""
-        return {"kind": "stacked", "edits": [e.describe() for e in self.edits]}
+        return {"kind": self.kind, "edits": [e.describe() for e in self.edits]}
+
+    def save(self, path: str | Path) -> None:
+        """Write every edit to a folder of its own within the folder, atomically.
+
+        Raises:
+            Incompatible: one of them has no form on disk; the folder holds something else or cannot be written.
+        """
+        with written_folder(path, self.kind) as folder:
+            parts = [f"{i:02}" for i in range(len(self.edits))]
+            for part, edit in zip(parts, self.edits, strict=True):
+                edit.save(folder / part)
+            write_json(folder / RECORD, {"kind": self.kind, "versions": versions(), "name": self.name, "edits": parts})
+
+    @classmethod
+    def load(cls, path: str | Path, *, kinds: Sequence[type[Edit]] = ()) -> Stacked:
+        """Return what `save` wrote; its edits are of trimtab's own kinds or of these.
+
+        Raises:
+            Incompatible: the folder holds something else, or an edit of another kind.
+        """
+        path, record = Path(path), load_record(path, cls.kind, fields=_SavedStack)
+        # names alone: a record leads to no other folder
+        parts = [path / Path(part).name for part in record["edits"]]
+        return cls(tuple(load_edit(part, kinds=kinds) for part in parts), record["name"])
 
     def merged(self, model: Any) -> Any:
         """Return a plain model with every edit worked in, one after another."""

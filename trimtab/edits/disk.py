@@ -1,42 +1,73 @@
-"""load_edit: whatever a folder holds."""
+"""load_edit: whatever kind of edit a folder holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from trimtab.edits.residual import KIND, ResidualShift
-from trimtab.edits.shifts import HeadShift
+from trimtab.errors import Incompatible, nearest
 from trimtab.protocols import Edit
-from trimtab.storage import kind_of
+from trimtab.storage import RECORD, kind_of, load_record
+
+KINDS = {
+    "shift": "trimtab.edits.vectors.HeadShift",
+    "residual shift": "trimtab.edits.vectors.ResidualShift",
+    "prompted": "trimtab.edits.prompts.Prompted",
+    "retrieved": "trimtab.edits.retrieval.Retrieved",
+    "stacked": "trimtab.edits.combined.Stacked",
+    "no edit": "trimtab.edits.combined.NoEdit",
+    "tuned edit": "trimtab.peft.edit.TunedEdit",
+}
+"""Kind of a folder's record -> the class that loads it, imported on use. A folder itself never names code."""
+HOLDING = {"fit": "shift", "demo run": "shift"}
+"""Kind of a result that holds an edit -> the folder within it that does."""
+ADAPTER = "adapter_config.json"
+"""What Hugging Face PEFT, and every tool that uses it, writes beside an adapter's tensors."""
 
 
-def load_shift(path: str | Path) -> HeadShift | ResidualShift:
-    """Return the shift of heads or of the residual stream that stands in a folder, or in the `shift` folder of a run.
+def load_edit(path: str | Path, *, kinds: Sequence[type[Edit]] = ()) -> Any:
+    """Return the edit that a folder holds: one that `save` wrote, the shift of a run, or a PEFT adapter of any tool.
+
+    Args:
+        kinds: classes of your own, each found by its `kind` and read by its `load`.
 
     Raises:
-        Incompatible: there is no such folder, it holds something else, or its tensors are missing or damaged.
+        Incompatible: there is no such folder (the nearest results are offered), it holds something else, or its files
+            are missing or damaged.
     """
-    path = Path(path)
-    if path.is_dir() and kind_of(path) not in (KIND, "shift") and (path / "shift").is_dir():
-        path = path / "shift"
-    if path.is_dir() and kind_of(path) == KIND:
-        return ResidualShift.load(path)
-    return HeadShift.load(path)
+    path, known = Path(path), {cls.kind: cls for cls in kinds}
+    kind = kind_of_edit(path)
+    if kind in HOLDING:
+        return load_edit(path / HOLDING[kind], kinds=kinds)
+    if kind in known:
+        return known[kind].load(path)
+    if kind is None:
+        if (path / RECORD).is_file():
+            load_record(path, "edit")  # says what is wrong with it
+        raise Incompatible(f"expected an edit at {path}, there is none{_beside(path)}")
+    if kind not in KINDS:
+        advice = "give the class that loads it: load_edit(..., kinds=[Mine])"
+        raise Incompatible(f"expected an edit at {path}, found {kind}; {advice}")
+    home, _, name = KINDS[kind].rpartition(".")
+    cls: Any = getattr(import_module(home), name)
+    return cls.load(path, kinds=kinds) if kind == "stacked" else cls.load(path)
 
 
-def load_edit(path: str | Path, kinds: Sequence[type[Edit]] = ()) -> Edit:
-    """Return the edit that stands in a folder, whatever it is; `kinds` are classes of the user's own it may hold.
+def kind_of_edit(path: Path) -> str | None:
+    """Return the kind of the result that a folder holds, or None; an adapter of another tool is a tuned edit."""
+    try:
+        return kind_of(path) or ("tuned edit" if (path / ADAPTER).is_file() else None)
+    except OSError:  # a name that no disk can hold
+        return None
 
-    Raises:
-        Incompatible: there is no such folder, or it holds something else or is damaged.
-    """
-    path = Path(path)
-    held = kind_of(path)
-    for kind in kinds:
-        if held == kind.__name__:
-            return kind.load(path)  # pyright: ignore[reportAttributeAccessIssue]
-    if held == "tuned edit" or (path / "adapter_config.json").is_file():
-        return import_module("trimtab.peft.edit").TunedEdit.load(path)
-    return load_shift(path)
+
+def _beside(missing: Path) -> str:
+    parent = missing.parent
+    folders = sorted(parent.iterdir()) if parent.is_dir() else []
+    held = [folder.name for folder in folders if kind_of_edit(folder) in {*KINDS, *HOLDING}]
+    return nearest(missing.name, held) or "; name a folder that an edit was saved to"
+
+
+load_shift = load_edit

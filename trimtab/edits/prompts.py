@@ -1,49 +1,106 @@
-"""Prompted: examples and an instruction before the question, as an edit that leaves the model alone."""
+"""Context and Prompted: text before the question, as an edit that leaves the model alone."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from typing_extensions import TypedDict
 
 from trimtab.errors import BadValue
 from trimtab.protocols import ALL_LAYERS, Cost, Edit, Positions
+from trimtab.storage import load_record, save_result
+
+
+class SavedContext(TypedDict):
+    """The record of a context on disk; each kind adds its own fields."""
+
+    name: str
+    cost: dict[str, float]
+
+
+Own = TypeVar("Own", bound="Context")
 
 
 @dataclass(frozen=True)
-class Prompted(Edit):
-    """Few-shot prompting: question and answer pairs set before the question; the model is unchanged."""
+class Context(Edit):
+    """Sets texts before the question; the model is unchanged."""
+
+    leaves_prompt_unedited: ClassVar[bool] = True
+    unchanged_layers: ClassVar[int] = ALL_LAYERS
+    changes_prompt_only: ClassVar[bool] = True
+    saved: ClassVar[Any] = SavedContext
+
+    _: KW_ONLY
+    name: str = ""
+    cost: Cost = field(default_factory=Cost)
+
+    @abstractmethod
+    def texts_before(self, question: str) -> Sequence[str]:
+        """Return the texts that stand before the question, in their order."""
+
+    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:  # noqa: ARG002
+        """Yield the model as it is."""
+        return nullcontext(model)
+
+    def prompt(self, question: str) -> str:
+        """Return the texts and then the question in `Q: ...\\nA:` form, separated by blank lines."""
+        return "\n\n".join([*self.texts_before(question), f"Q: {question}\nA:"])
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of the texts alone."""
+        return self.cost.bytes_on_disk
+
+    def save(self, path: str | Path) -> None:
+        """Write the texts to a folder; raises `Incompatible` if it holds something else or cannot be written."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        save_result(path, self.kind, {**record, "cost": asdict(self.cost)}, {})
+
+    @classmethod
+    def load(cls: type[Own], path: str | Path) -> Own:
+        """Return what `save` wrote; raises `Incompatible` for anything else."""
+        record = load_record(path, cls.kind, fields=cls.saved)
+        values = {f.name: _tuples(record[f.name]) for f in fields(cls) if f.init}
+        return cls(**{**values, "cost": Cost(**record["cost"])})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+class _SavedExamples(SavedContext):
+    examples: list[tuple[str, str]]
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Prompted(Context):
+    """Few-shot prompting: question and answer pairs set before the question."""
+
+    kind: ClassVar[str] = "prompted"
+    saved: ClassVar[Any] = _SavedExamples
 
     examples: tuple[tuple[str, str], ...]
     """(question, answer) pairs, in the order in which they stand."""
     instruction: str = ""
     """Text set before the pairs, followed by a blank line."""
+    _: KW_ONLY
     name: str = "Few-shot"
-    cost: Cost = field(default_factory=Cost)
-    leaves_prompt_unedited: bool = True
-    unchanged_layers: ClassVar[int] = ALL_LAYERS
-    changes_prompt_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.examples and not self.instruction:
             raise BadValue("Prompted needs at least one (question, answer) example or an instruction")
 
-    @contextlib.contextmanager
-    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
-        """Yield the model as it is."""
-        yield model
-
-    def prompt(self, question: str) -> str:
-        """Return instruction and examples in `Q: ...\\nA: ...` form, separated by blank lines, then the question."""
-        blocks = [self.instruction] if self.instruction else []
-        blocks += [f"Q: {q}\nA: {a}" for q, a in self.examples]
-        return "\n\n".join([*blocks, f"Q: {question}\nA:"])
+    def texts_before(self, question: str) -> list[str]:  # noqa: ARG002
+        """Return the instruction and the examples in `Q: ...\\nA: ...` form."""
+        texts = [self.instruction] if self.instruction else []
+        return texts + [f"Q: {q}\nA: {a}" for q, a in self.examples]
 
     def describe(self) -> dict[str, Any]:
         """Return the kind and the examples."""
-        return {
-            "kind": "prompted",
-            "examples": [list(e) for e in self.examples],
-            "instruction": self.instruction,
-        }
+        return {"kind": self.kind, "examples": [list(e) for e in self.examples], "instruction": self.instruction}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 
+from trimtab.edits.prompts import Context, SavedContext
 from trimtab.errors import BadDataset, BadValue
-from trimtab.protocols import ALL_LAYERS, Cost, Edit, Positions
 
 PASSAGE_WORDS = 120
 
@@ -22,6 +20,8 @@ class TfidfIndex:
     """Finds the texts nearest to a query by the cosine of their TF-IDF vectors (scikit-learn's, words and pairs)."""
 
     def __init__(self, texts: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         self.texts = tuple(texts)
         # a question's little words are most of it, so they are kept and their weight left to the document frequency
         self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
@@ -37,40 +37,40 @@ class TfidfIndex:
         return np.argsort(-scores, kind="stable")[:k].tolist()
 
 
+class _SavedPool(SavedContext):
+    keys: list[str]
+    blocks: list[str]
+    k: int
+
+
 @dataclass(frozen=True)
-class Retrieved(Edit):
-    """An Edit that only prompts: before a question stand the texts nearest to it, the nearest last."""
+class Retrieved(Context):
+    """Sets before a question the texts nearest to it, the nearest last."""
+
+    kind: ClassVar[str] = "retrieved"
+    saved: ClassVar[Any] = _SavedPool
 
     keys: tuple[str, ...]
     """What questions are compared with."""
     blocks: tuple[str, ...]
     """What is set before the question where its key is among the nearest."""
     k: int
-    name: str = "Retrieved"
-    cost: Cost = field(default_factory=Cost)
-    leaves_prompt_unedited: bool = True
-    unchanged_layers: ClassVar[int] = ALL_LAYERS
-    changes_prompt_only: ClassVar[bool] = True
     index: TfidfIndex = field(init=False, repr=False, compare=False)
+    _: KW_ONLY
+    name: str = "Retrieved"
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= len(self.keys):
             raise BadValue(f"{self.name}: {self.k} texts asked for; there are {len(self.keys)} to retrieve from")
         object.__setattr__(self, "index", TfidfIndex(self.keys))
 
-    @contextlib.contextmanager
-    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
-        """Yield the model as it is."""
-        yield model
-
-    def prompt(self, question: str) -> str:
-        """Return the retrieved blocks, the nearest last, and the question, separated by blank lines."""
-        found = self.index.nearest(question, self.k)
-        return "\n\n".join([*(self.blocks[i] for i in reversed(found)), f"Q: {question}\nA:"])
+    def texts_before(self, question: str) -> list[str]:
+        """Return the retrieved texts, the nearest last."""
+        return [self.blocks[i] for i in reversed(self.index.nearest(question, self.k))]
 
     def describe(self) -> dict[str, Any]:
         """Return the kind, how many texts are retrieved and from how many."""
-        return {"kind": "retrieved", "name": self.name, "k": self.k, "pool": len(self.keys)}
+        return {"kind": self.kind, "name": self.name, "k": self.k, "pool": len(self.keys)}
 
 
 def read_passages(paths: Sequence[str | Path]) -> tuple[str, ...]:

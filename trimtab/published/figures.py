@@ -27,7 +27,7 @@ TABLE_1: dict[str, dict[str, Published]] = {
     },
 }
 """Model -> row -> what the paper prints: 5 % of the questions, alpha 15."""
-_ALPACA, _VICUNA = "Li et al. 2023, Table 2", "Li et al. 2023, Table 2"
+_TABLE_2 = "Li et al. 2023, Table 2"
 _REPLICATION = "honest_llama, iti_replication_results.md (seeds 1-3)"
 TWO_FOLD: dict[str, dict[str, Published]] = {
     "huggyllama/llama-7b": {
@@ -63,12 +63,12 @@ TWO_FOLD: dict[str, dict[str, Published]] = {
         "ITI": Published({"true": 0.80, "info": 0.74, "mc1": 0.41, "mc2": 0.61, "ce": 3.49, "kl": 1.08}, _REPLICATION),
     },
     "circulus/alpaca-7b": {
-        "Baseline": Published({"true_info": 0.325, "true": 0.327, "mc1": 0.278, "ce": 2.56, "kl": 0.0}, _ALPACA),
-        "ITI": Published({"true_info": 0.651, "true": 0.666, "mc1": 0.319, "ce": 2.92, "kl": 0.61}, _ALPACA),
+        "Baseline": Published({"true_info": 0.325, "true": 0.327, "mc1": 0.278, "ce": 2.56, "kl": 0.0}, _TABLE_2),
+        "ITI": Published({"true_info": 0.651, "true": 0.666, "mc1": 0.319, "ce": 2.92, "kl": 0.61}, _TABLE_2),
     },
     "AlekseyKorshuk/vicuna-7b": {
-        "Baseline": Published({"true_info": 0.515, "true": 0.556, "mc1": 0.333, "ce": 2.63, "kl": 0.0}, _VICUNA),
-        "ITI": Published({"true_info": 0.740, "true": 0.886, "mc1": 0.389, "ce": 3.36, "kl": 1.41}, _VICUNA),
+        "Baseline": Published({"true_info": 0.515, "true": 0.556, "mc1": 0.333, "ce": 2.63, "kl": 0.0}, _TABLE_2),
+        "ITI": Published({"true_info": 0.740, "true": 0.886, "mc1": 0.389, "ce": 3.36, "kl": 1.41}, _TABLE_2),
     },
 }
 """Model -> row -> what is printed for two folds, K 48, alpha 15.

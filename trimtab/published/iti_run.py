@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.datasets.questions import QuestionSet
+from trimtab.compare.design import Parts
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadValue
 from trimtab.evaluate.table import Table, pooled, table
@@ -21,7 +21,9 @@ from trimtab.probes.head_probes import HeadProbes
 from trimtab.probes.logistic import fit_logistic, shuffled
 from trimtab.probes.plots import heat_map
 from trimtab.protocols import Edit
-from trimtab.steer.head_shifts import fit_shift
+from trimtab.steer.fitting import fit_shift
+from trimtab.steer.random import RandomDirection, one_seed
+from trimtab.steer.sites import read_sites
 from trimtab.steer.strength import choose_strength, require_budget, sweep_figure
 from trimtab.storage import versions, write_json, written_folder
 
@@ -61,55 +63,64 @@ class ItiRun:
             write_json(folder / "record.json", record)
 
 
-def iti_run(
-    model: Any,
-    tokenizer: Any,
-    train: QuestionSet,
-    validation: QuestionSet,
-    test: QuestionSet,
-    *,
-    top_k: int = 16,
-    kl_budget: float | int = 0.1,
-    shots: int = 5,
-    draws: int = 10,
-    seed: int = 0,
-    others: Sequence[Edit] = (),
-) -> ItiRun:
-    """Fit ITI on `train`, choose K and strength on `validation`, and measure on `test` with few-shot and controls.
+@dataclass(frozen=True)
+class ItiSettings:
+    """What `iti_run` is made with."""
 
-    Rows: Baseline; Few-shot (`shots` training questions with their best answers); ITI; both; the `others`, such as an
-    edit tuned on `train`; and `draws` random directions on ITI's heads with each head's shift of the same norm.
+    top_k: int = 16
+    """Heads to choose among."""
+    kl_budget: float | int = 0.1
+    """Nats per token that the chosen shift may cost."""
+    shots: int = 5
+    """Training questions that the few-shot prompt shows."""
+    draws: int = 10
+    """Random directions of the control."""
+    seed: int = 0
+
+
+def iti_run(
+    model: Any, tokenizer: Any, parts: Parts, settings: ItiSettings | None = None, *, others: Sequence[Edit] = ()
+) -> ItiRun:
+    """Fit ITI on the training part, rank heads and choose K and strength on the validation part, measure on the test.
+
+    Rows: Baseline; Few-shot (training questions with their best answers); ITI; both; the `others`, such as an edit
+    tuned on the training part; and random directions on ITI's heads with each head's shift of the same norm.
 
     Raises:
         BadValue: the parts share a question, or there are fewer training questions than shots.
     """
-    require_budget(kl_budget)
-    parts = {q.key for q in train}, {q.key for q in validation}, {q.key for q in test}
-    if len(set().union(*parts)) < sum(map(len, parts)):
+    settings, (train, validation, test) = settings or ItiSettings(), parts
+    require_budget(settings.kl_budget)
+    keys = [{q.key for q in part} for part in parts]
+    if len(set().union(*keys)) < sum(map(len, keys)):
         raise BadValue("train, validation and test must not share questions")
-    if not 1 <= shots <= len(train):
-        raise BadValue(f"{shots} shots asked for; there are {len(train)} training questions, choose 1 to that many")
-    acts, held, tested = (capture_heads(model, tokenizer, part.statements()) for part in (train, validation, test))
-    probes = fit_logistic(acts, validation=held)
+    if not 1 <= settings.shots <= len(train):
+        raise BadValue(
+            f"{settings.shots} shots asked for; there are {len(train)} training questions, choose 1 to that many"
+        )
+    seed = settings.seed
+    acts, held, probes = read_sites(model, tokenizer, train, validation)
+    tested = capture_heads(model, tokenizer, test.statements())
     control = fit_logistic(shuffled(acts, seed=seed), validation=shuffled(held, seed=seed))
-    fitted = fit_shift(acts, probes, top_k=top_k)
-    shift = choose_strength(model, tokenizer, validation, fitted, kl_budget=kl_budget)
-    chosen = np.random.default_rng(seed).permutation(len(train))[:shots]
+    fitted = fit_shift(acts, probes, top_k=settings.top_k)
+    shift = choose_strength(model, tokenizer, validation, fitted, kl_budget=settings.kl_budget)
+    chosen = np.random.default_rng(seed).permutation(len(train))[: settings.shots]
     few_shot = Prompted(tuple((q.question, q.best_answer) for q in train.select(chosen)))
     edits: list[Edit] = [NoEdit(), few_shot, shift, Stacked((few_shot, shift)), *others]
     rows = table(model, tokenizer, test, edits)
-    controls = random_controls(acts, probes, shift, draws, seed=seed)
-    drawn = table(model, tokenizer, test, controls).rows if controls else ()
+    # every draw is a row of its own before they are pooled, so it needs a name of its own
+    drawn = enumerate(RandomDirection().edits(shift, settings.draws, seed=(seed,)))
+    controls: Any = tuple(draw.renamed(f"{RANDOM} {one_seed((seed, i))}") for i, draw in drawn)
+    pooled_rows = (pooled(table(model, tokenizer, test, controls).rows, RANDOM),) if controls else ()
     reading = {**_reading(probes, tested), **{f"shuffled_{k}": v for k, v in _reading(control, tested).items()}}
     setting = {
         **rows.setting,
         "model": shift.record["model"],
         "train": {"n": len(train), "fingerprint": train.fingerprint},
         "validation": {"n": len(validation), "fingerprint": validation.fingerprint},
-        "options": {"top_k": top_k, "kl_budget": kl_budget, "shots": shots, "draws": draws, "seed": seed},
+        "options": asdict(settings),
     }
-    final = Table((*rows.rows, *([pooled(drawn, RANDOM)] if drawn else [])), setting)
-    return ItiRun(final, probes, shift, reading, tuple(controls))
+    return ItiRun(replace(rows, rows=rows.rows + pooled_rows, setting=setting), probes, shift, reading, controls)
 
 
 def _reading(probes: HeadProbes, statements: HeadActivations) -> dict[str, float]:
@@ -118,12 +129,3 @@ def _reading(probes: HeadProbes, statements: HeadActivations) -> dict[str, float
         "best_head": float(accuracy[probes.layers.index(best.layer), best.head]),
         "mean_head": float(accuracy.mean()),
     }
-
-
-def random_controls(
-    acts: HeadActivations, probes: HeadProbes, shift: HeadShift, draws: int, *, seed: int = 0
-) -> Sequence[HeadShift]:
-    """Return shifts on the same heads with the same norm per head in random directions, other ones for every seed."""
-    k, first = len(shift.heads), seed * draws
-    controls = (fit_shift(acts, probes, top_k=k, direction="random", seed=first + i) for i in range(draws))
-    return [c.scaled(shift.strength).renamed(f"{c.name} {first + i}") for i, c in enumerate(controls)]

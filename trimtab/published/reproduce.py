@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from trimtab.activations.captured import HeadActivations
-from trimtab.compare.design import Meters
+from trimtab.compare.design import Parts
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.questions import QuestionSet, Statement
 from trimtab.datasets.truthfulqa import N_QUESTIONS, iti_folds
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
+from trimtab.evaluate.defaults import answer_meters
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
-from trimtab.evaluate.table import Row, table
+from trimtab.evaluate.table import measured
 from trimtab.models.identity import fingerprint
-from trimtab.probes.logistic import fit_logistic
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, Method
+from trimtab.protocols import Edit, Meter, Method
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
-from trimtab.published.reproduction import Reproduction, pooled_runs
-from trimtab.steer.head_shifts import fit_shift
+from trimtab.published.reproduction import Reproduction, Run, pooled_runs
+from trimtab.steer.fitting import fit_shift
+from trimtab.steer.sites import read_sites
 
-TOP_K, ALPHA = 48, 15.0
 SHARE = 0.05
-ITI_METERS = {"convention": "iti", "max_new_tokens": 50}
 
 
-class Part(NamedTuple):
-    """The questions of one run: fitted on, probes ranked on, measured on."""
+@dataclass(frozen=True)
+class PublishedIti:
+    """The numbers that the published protocols set."""
 
-    train: QuestionSet
-    validation: QuestionSet
-    test: QuestionSet
+    top_k: int = 48
+    """Heads to shift."""
+    alpha: float | int = 15.0
+    """Strength, in sigmas of the protocol's own prompt bank."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs of Table 1; the two folds have seed 42."""
 
 
 def iti_two_fold(
@@ -44,9 +48,8 @@ def iti_two_fold(
     tokenizer: Any,
     questions: QuestionSet,
     *,
-    meters: Meters | None = None,
-    top_k: int = TOP_K,
-    alpha: float | int = ALPHA,
+    meters: Sequence[Meter] | None = None,
+    numbers: PublishedIti | None = None,
     name: str = "",
 ) -> Reproduction:
     """Return honest_llama's two-fold protocol with seed 42: mass-mean directions, K 48, alpha 15, its sigma bank.
@@ -57,15 +60,19 @@ def iti_two_fold(
         BadDataset: too few questions for two folds with a validation part each.
         BadValue: more heads asked for than the model has.
     """
-    meters, parts = meters or Meters(**ITI_METERS), _two_folds(questions)  # pyright: ignore[reportArgumentType]
+    meters, numbers = meters or answer_meters(convention="iti"), numbers or PublishedIti()
+    parts = _two_folds(questions)
     bank = sigma_bank(questions, seed=42)
-    runs: list[dict[str, Row]] = []
+    runs: list[Run] = []
     for part in tracked(parts, "folds"):
-        shift = _iti(model, tokenizer, part, bank, top_k=top_k, alpha=alpha, seed=42)
+        shift = _iti(model, tokenizer, part, bank, numbers, seed=42)
         runs.append(_measured(model, tokenizer, part.test, {"Baseline": NoEdit(), "ITI": shift}, meters))
-    setting = _setting(model, questions, parts, meters, {"top_k": top_k, "alpha": alpha, "seed": 42})
+    options = {"top_k": numbers.top_k, "alpha": numbers.alpha, "seed": 42}
+    setting = _setting(model, questions, parts, meters, options)
     # both folds belong to one seed: together they measure every question once
-    return Reproduction("iti-2fold", name, pooled_runs([runs]), TWO_FOLD.get(name, {}), DEVIATIONS, setting)
+    return Reproduction(
+        "iti-2fold", name, pooled_runs([runs], meters), tuple(meters), TWO_FOLD.get(name, {}), DEVIATIONS, setting
+    )
 
 
 def iti_table_1(
@@ -74,10 +81,8 @@ def iti_table_1(
     questions: QuestionSet,
     *,
     sft: Method,
-    meters: Meters | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    top_k: int = TOP_K,
-    alpha: float | int = ALPHA,
+    meters: Sequence[Meter] | None = None,
+    numbers: PublishedIti | None = None,
     name: str = "",
 ) -> Reproduction:
     """Return Table 1 of the ITI paper: 5 % of the questions to fit on, three runs, alpha 15.
@@ -88,11 +93,11 @@ def iti_table_1(
     Raises:
         BadDataset: 5 % of the questions are fewer than three.
     """
-    meters = meters or Meters(**ITI_METERS)  # pyright: ignore[reportArgumentType]
-    parts, runs = [_five_percent(questions, seed) for seed in seeds], []
+    meters, numbers = meters or answer_meters(convention="iti"), numbers or PublishedIti()
+    parts, runs = [_five_percent(questions, seed) for seed in numbers.seeds], []
     bank = sigma_bank(questions, seed=42)
-    for seed, part in zip(seeds, tracked(parts, "runs"), strict=True):
-        shift = _iti(model, tokenizer, part, bank, top_k=top_k, alpha=alpha, seed=seed)
+    for seed, part in zip(numbers.seeds, tracked(parts, "runs"), strict=True):
+        shift = _iti(model, tokenizer, part, bank, numbers, seed=seed)
         shots = [*part.train, *part.validation][:5]
         few_shot = Prompted(tuple((q.question, q.best_answer) for q in shots), instruction=INSTRUCTION)
         tuned: Any = sft.fit(model, tokenizer, _joined(part), seed=seed)
@@ -104,12 +109,14 @@ def iti_table_1(
             "Few-shot + ITI": Stacked((few_shot, shift)),
         }
         runs.append([_measured(model, tokenizer, part.test, edits, meters)])
-    setting = _setting(model, questions, parts, meters, {"top_k": top_k, "alpha": alpha, "seeds": list(seeds)})
+    setting = _setting(model, questions, parts, meters, asdict(numbers))
     deviations = (
         *DEVIATIONS,
         "SFT follows the paper's words (its code was not published); few-shot shows five of the fitted questions.",
     )
-    return Reproduction("iti-table-1", name, pooled_runs(runs), TABLE_1.get(name, {}), deviations, setting)
+    return Reproduction(
+        "iti-table-1", name, pooled_runs(runs, meters), tuple(meters), TABLE_1.get(name, {}), deviations, setting
+    )
 
 
 def sigma_bank(questions: QuestionSet, *, seed: int) -> list[Statement]:
@@ -129,10 +136,10 @@ def sigma_bank(questions: QuestionSet, *, seed: int) -> list[Statement]:
     ]
 
 
-def _two_folds(questions: QuestionSet) -> list[Part]:
+def _two_folds(questions: QuestionSet) -> list[Parts]:
     n = len(questions)
     if n == N_QUESTIONS:
-        return [Part(*(questions.select(rows) for rows in fold)) for fold in iti_folds()]
+        return [Parts(*(questions.select(rows) for rows in fold)) for fold in iti_folds()]
     if n < 6:
         raise BadDataset(f"two folds with a validation part each need 6 questions or more, got {n}")
     rng, halves = np.random.RandomState(42), np.array_split(np.arange(n), 2)
@@ -140,40 +147,32 @@ def _two_folds(questions: QuestionSet) -> list[Part]:
     for held, rest in ((halves[0], halves[1]), (halves[1], halves[0])):
         train = rng.choice(rest, size=int(len(rest) * 0.8), replace=False)
         validation = np.setdiff1d(rest, train)
-        parts.append(Part(questions.select(train), questions.select(validation), questions.select(held)))
+        parts.append(Parts(questions.select(train), questions.select(validation), questions.select(held)))
     return parts
 
 
-def _five_percent(questions: QuestionSet, seed: int) -> Part:
+def _five_percent(questions: QuestionSet, seed: int) -> Parts:
     n = round(SHARE * len(questions))
     if n < 3:
         raise BadDataset(f"5 % of {len(questions)} questions is {n}; two to fit on and one to rank on are needed")
     order = np.random.default_rng(seed).permutation(len(questions))
     n_validation = max(1, n // 5)
     places = order[: n - n_validation], order[n - n_validation : n], np.sort(order[n:])
-    return Part(*(questions.select(p) for p in places))
+    return Parts(*(questions.select(p) for p in places))
 
 
-def _joined(part: Part) -> QuestionSet:
-    return QuestionSet((*part.train, *part.validation), part.train.name, part.train.default_format)
+def _joined(part: Parts) -> ItemSet[Any]:
+    return part.train.with_items((*part.train, *part.validation))
 
 
 def _iti(
-    model: Any, tokenizer: Any, part: Part, bank: Sequence[Statement], *, top_k: int, alpha: float | int, seed: int
+    model: Any, tokenizer: Any, part: Parts, bank: Sequence[Statement], numbers: PublishedIti, *, seed: int
 ) -> HeadShift:
-    acts = capture_heads(model, tokenizer, _joined(part).statements("iti"))
-    ranked = _of(acts, part.train), _of(acts, part.validation)
-    probes = fit_logistic(ranked[0], validation=ranked[1], seed=seed)
+    found = read_sites(model, tokenizer, part.train, part.validation, form="iti", seed=seed)
     spread_over = capture_heads(model, tokenizer, bank)
     # the direction is that of training and validation questions together
-    return fit_shift(acts, probes, top_k=top_k, sigma_statements=spread_over, seed=seed).scaled(alpha)
-
-
-def _of(acts: HeadActivations, questions: QuestionSet) -> HeadActivations:
-    import torch
-
-    wanted = {q.question for q in questions}
-    return acts.select(torch.tensor([g in wanted for g in acts.groups]))
+    shift = fit_shift(found.all_acts, found.probes, top_k=numbers.top_k, sigma_statements=spread_over, seed=seed)
+    return shift.scaled(numbers.alpha)
 
 
 def _asked(edit: Edit) -> Edit:
@@ -185,30 +184,20 @@ def _asked(edit: Edit) -> Edit:
 
 
 def _measured(
-    model: Any, tokenizer: Any, test: QuestionSet, edits: Mapping[str, Edit], meters: Meters
-) -> dict[str, Row]:
-    asked = [_asked(edit) for edit in edits.values()]
-    rows = table(
-        model,
-        tokenizer,
-        test,
-        asked,
-        judge=meters.judge,
-        convention=meters.convention,
-        texts=meters.texts,
-        max_new_tokens=meters.max_new_tokens,
-    ).rows
-    return dict(zip(edits, rows, strict=True))
+    model: Any, tokenizer: Any, test: ItemSet[Any], edits: Mapping[str, Edit], meters: Sequence[Meter]
+) -> Run:
+    found = measured(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
+    return dict(zip(edits, found, strict=True))
 
 
 def _setting(
-    model: Any, questions: QuestionSet, parts: Sequence[Part], meters: Meters, options: dict[str, Any]
+    model: Any, questions: QuestionSet, parts: Sequence[Parts], meters: Sequence[Meter], options: dict[str, Any]
 ) -> dict[str, Any]:
     made_on = fingerprint(model)
     return {
         "model": {k: v for k, v in made_on.items() if k != "sample"},
         "questions": {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint},
         "parts": [[len(p) for p in part] for part in parts],
-        "meters": meters.as_dict(),
+        "meters": [meter.describe() for meter in meters],
         **options,
     }

@@ -1,15 +1,15 @@
-"""Steering: directions, shifts of heads and of the residual stream, the choice of strength, baking and export."""
+"""Steering: directions, shifts of heads and of the residual stream, and the choice of strength."""
 
 from trimtab.edits.disk import load_shift
-from trimtab.edits.residual import ResidualShift
-from trimtab.edits.shifts import HeadShift
+from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.steer.agreement import Agreement, agreement
+from trimtab.steer.caa import CAA
 from trimtab.steer.directions import MassMean
-from trimtab.steer.head_shifts import fit_shift
-from trimtab.steer.methods import CAA, ITI, RandomDirection
-from trimtab.steer.pipeline import Fitted, fit
-from trimtab.steer.residual_shifts import fit_residual_shift
-from trimtab.steer.strength import choose_strength, sweep_figure
+from trimtab.steer.fitting import fit_residual_shift, fit_shift
+from trimtab.steer.iti import ITI
+from trimtab.steer.pipeline import Fitted, ShiftSpec, fit, metric_of
+from trimtab.steer.random import RandomDirection
+from trimtab.steer.strength import Sweep, choose_strength, sweep_figure
 
 __all__ = [
     "CAA",
@@ -20,11 +20,14 @@ __all__ = [
     "MassMean",
     "RandomDirection",
     "ResidualShift",
+    "ShiftSpec",
+    "Sweep",
     "agreement",
     "choose_strength",
     "fit",
     "fit_residual_shift",
     "fit_shift",
     "load_shift",
+    "metric_of",
     "sweep_figure",
 ]

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from trimtab.datasets.questions import Question, QuestionSet
-from trimtab.edits.disk import load_shift
-from trimtab.edits.residual import ResidualShift
-from trimtab.edits.shifts import HeadShift
-from trimtab.engine.capture import capture_heads
+from trimtab.datasets.item_set import ItemSet
+from trimtab.edits.disk import load_edit
+from trimtab.edits.vectors import VectorEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.evaluate.judges import exact_judge
-from trimtab.evaluate.judges.verdicts import judge_record
-from trimtab.evaluate.pairs import contrast, require_prompts, score_texts
+from trimtab.evaluate.multiple_choice import MultipleChoice
+from trimtab.evaluate.pairs import require_prompts
 from trimtab.probes.head_probes import HeadProbes
-from trimtab.probes.logistic import fit_logistic
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Meter
+from trimtab.steer.agreement import Agreement, agreement
 from trimtab.steer.directions import MassMean
-from trimtab.steer.head_shifts import Direction, fit_shift
-from trimtab.steer.residual_shifts import fit_residual_shift
-from trimtab.steer.strength import Metric, choose_strength
+from trimtab.steer.fitting import fit_residual_shift, fit_shift
+from trimtab.steer.meters import Metric, generated_true_info, pair_probability, text_score
+from trimtab.steer.sites import Site, SiteProbes, read_sites
+from trimtab.steer.strength import choose_strength
 from trimtab.storage import RECORD, kind_of, write_json, written_folder
 
 KIND = "fit"
@@ -34,7 +32,7 @@ VALIDATION = 0.4
 class Fitted:
     """A shift, the probes that its places were chosen by, and the directions of all places."""
 
-    shift: HeadShift | ResidualShift
+    shift: VectorEdit
     probes: HeadProbes
     directions: MassMean
 
@@ -56,69 +54,113 @@ class Fitted:
         path = Path(path)
         if not path.is_dir() or kind_of(path) != KIND:
             raise Incompatible(f"no fit at {path}: expected a folder written by `trimtab fit`")
-        return cls(load_shift(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions"))
+        return cls(load_edit(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions"))
+
+    def against(
+        self, other: Fitted, *, top_k: int | None = None, scores: tuple[MultipleChoice, MultipleChoice] | None = None
+    ) -> Agreement:
+        """Return how far another fit's directions and best sites are from these; `agreement` says what is refused.
+
+        Args:
+            top_k: how many of the best sites; as many as this shift has if not given.
+            scores: multiple choice of both.
+        """
+        if self.shift.place != other.shift.place:
+            raise BadValue("one fit shifts heads, the other the residual stream; compare two of one --site")
+        k = self.shift.n_sites if top_k is None else top_k
+        return agreement(self.directions, self.probes, other.directions, other.probes, top_k=k, scores=scores)
+
+
+@dataclass(frozen=True)
+class ShiftSpec:
+    """Which shift `fit` makes.
+
+    Raises:
+        BadValue: a direction of heads for the residual stream.
+    """
+
+    site: Site = "heads"
+    """`"heads"`: Inference-Time Intervention; `"residual"`: Contrastive Activation Addition."""
+    top_k: int | None = None
+    """Heads (16) or layers (1) to shift at most."""
+    direction: str = "mass_mean"
+    """Of head shifts, as in `fit_shift`."""
+    strength: float | int | None = None
+    """In sigmas (heads) or multiples of the mean difference (residual); chosen if not given."""
+
+    def __post_init__(self) -> None:
+        if self.site == "residual" and self.direction != "mass_mean":
+            raise BadValue(f"direction {self.direction!r} is for head shifts; residual shifts use the mean difference")
+
+    def made(self, found: SiteProbes) -> VectorEdit:
+        """Return the shift of strength 1 on the sites that the probes read best."""
+        if self.site == "residual":
+            return fit_residual_shift(found.acts, found.probes, top_k=1 if self.top_k is None else self.top_k)
+        top_k = min(16, found.probes.accuracy.numel()) if self.top_k is None else self.top_k
+        return fit_shift(found.acts, found.probes, top_k=top_k, direction=self.direction)
 
 
 def fit(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
+    questions: ItemSet[Any],
+    spec: ShiftSpec | None = None,
     *,
-    site: Literal["heads", "residual"] = "heads",
-    top_k: int | None = None,
-    direction: Direction = "mass_mean",
-    strength: float | int | None = None,
-    metric: Literal["true_info", "mc1"] = "true_info",
-    judge: Callable[[Question, str], Any] | None = None,
+    metric: str | Metric | Meter | None = None,
     kl_budget: float | int = 0.1,
     seed: int = 0,
 ) -> Fitted:
     """Return a shift fitted on the questions, and its probes.
 
     Three fifths of the questions fit probes and directions; the others rank heads (or layers) and choose, unless it
-    is given, the strength: by `metric`, or by the probability of the positive side for contrast pairs. The shift's
-    record keeps every question used under "questions", so that `unseen` can leave them out.
+    is given, the strength. The shift's record keeps every question used under "questions", so that `unseen` can
+    leave them out.
 
     Args:
-        site: `"heads"`: Inference-Time Intervention; `"residual"`: Contrastive Activation Addition.
-        top_k: heads (16) or layers (1) to shift at most.
-        direction: of head shifts, as in `fit_shift`.
-        strength: in sigmas (heads) or multiples of the mean difference (residual), instead of a sweep.
-        metric: `"true_info"` of generated answers by the judge, or `"mc1"`, which needs none.
-        judge: of answers; if not given, the exact one, which knows only the answers that are listed: for models that
-            give those, as the embedded one does. Of contrast pairs, a scorer of generated continuations (see
-            `score_texts`), whose mean then chooses the strength.
+        spec: the default shift of heads if not given.
+        metric: what chooses the strength, as in `choose_strength` (`metric_of` makes one of a judge). If not given:
+            true_info by the exact judge, which knows only the answers that are listed, for models that give those, as
+            the embedded one does; of contrast pairs, the probability of the positive side.
         kl_budget: nats per token that the chosen strength may cost on neutral text.
         seed: of the division of the questions.
 
     Raises:
-        BadValue: a judge where the strength is given or is chosen by MC1.
         BadDataset, BadValue, UnsupportedModel: as the steps do.
+    """
+    spec, by = spec or ShiftSpec(), metric or (pair_probability if are_pairs(questions) else "true_info")
+    train, validation = questions.split(test=VALIDATION, seed=seed)
+    found = read_sites(model, tokenizer, train, validation, site=spec.site, seed=seed)
+    shift = spec.made(found)
+    if spec.strength is not None:
+        shift = shift.scaled(spec.strength)
+    else:
+        shift = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=by)
+    made: Any = shift.with_record(data=data_record(questions), questions=[q.key for q in questions])
+    return Fitted(made, found.probes, MassMean.of(found.acts))
+
+
+def metric_of(
+    questions: ItemSet[Any],
+    metric: str,
+    judge: Callable[[Any, str], Any] | None,
+    strength: float | int | None = None,
+) -> str | Metric | Meter:
+    """Return what chooses a strength by a metric's name and a judge of answers, or a scorer of pairs' continuations.
+
+    Raises:
+        BadValue: a judge where the strength is given or is chosen by MC1; pairs without prompts to continue.
     """
     if judge is not None:
         require_something_to_judge(questions, metric, strength)
-    by = _score_of_pairs(questions, judge) if are_pairs(questions) else metric
-    train, validation = questions.split(test=VALIDATION, seed=seed)
-    acts, held = (capture_heads(model, tokenizer, part.statements(), site=site) for part in (train, validation))
-    probes = fit_logistic(acts, validation=held, seed=seed)
-    if site == "heads":
-        n_heads = probes.accuracy.numel()
-        shift: Any = fit_shift(acts, probes, top_k=min(16, n_heads) if top_k is None else top_k, direction=direction)
-    elif direction != "mass_mean":
-        raise BadValue(f"direction {direction!r} is for head shifts; residual shifts use the mean difference")
-    else:
-        shift = fit_residual_shift(acts, probes, top_k=1 if top_k is None else top_k)
-    if strength is not None:
-        chosen: Any = shift.scaled(strength)
-    else:
-        chosen = choose_strength(
-            model, tokenizer, validation, shift, kl_budget=kl_budget, metric=by, judge=judge or exact_judge
-        )
-    record = {**chosen.record, "data": data_record(questions), "questions": [q.key for q in questions]}
-    return Fitted(replace(chosen, record=record), probes, MassMean.of(acts))
+    if are_pairs(questions):
+        if judge is None:
+            return pair_probability
+        require_prompts(questions)
+        return text_score(judge)
+    return metric if judge is None else generated_true_info(judge)
 
 
-def require_something_to_judge(questions: QuestionSet, metric: str, strength: float | int | None) -> None:
+def require_something_to_judge(questions: ItemSet[Any], metric: str, strength: float | int | None) -> None:
     """Raise `BadValue` if the strength is chosen without generated answers, or is not chosen at all."""
     if strength is not None:
         raise BadValue(f"the strength is given as {strength}, so there is nothing to judge; leave one of the two out")
@@ -126,46 +168,18 @@ def require_something_to_judge(questions: QuestionSet, metric: str, strength: fl
         raise BadValue("mc1 scores the listed answers, so there is nothing to judge; leave the judge or mc1 out")
 
 
-def _score_of_pairs(pairs: QuestionSet, scorer: Callable[[Question, str], Any] | None) -> Metric:
-    if scorer is None:
-        return pair_probability
-    require_prompts(pairs)
-    return TextScore(scorer)
-
-
-@dataclass(frozen=True)
-class TextScore:
-    """The mean score of generated continuations of the pairs' prompts, as a metric for `choose_strength`."""
-
-    scorer: Callable[[Question, str], float]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What goes into results: the scorer's name, and what it says of itself."""
-        return judge_record(self.scorer)
-
-    def __call__(self, model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:
-        """Return the mean score, from 0 to 1."""
-        return float(score_texts(model, tokenizer, pairs, edit, scorer=self.scorer).score)
-
-
-def pair_probability(model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:
-    """Return the mean probability of the pairs' positive sides, as a metric for `choose_strength`."""
-    return float(contrast(model, tokenizer, pairs, edit).probability)
-
-
-def are_pairs(questions: QuestionSet) -> bool:
+def are_pairs(questions: ItemSet[Any]) -> bool:
     """Return whether these are contrast pairs rather than questions with answers."""
-    return questions.default_format == "bare"
+    return questions.measured_by == "pairs"
 
 
-def unseen(questions: QuestionSet, edit: Edit) -> QuestionSet:
-    """Return the questions that the edit was not made with.
+def unseen(questions: ItemSet[Any], shift: Edit) -> ItemSet[Any]:
+    """Return the questions that the shift was not made with.
 
     Raises:
         BadDataset: it was made with all of them.
     """
-    seen = {*edit.fitted_on, *edit.record.get("questions", ())}
+    seen = set(shift.fitted_on)
     try:
         return questions.where(lambda q: q.key not in seen)
     except BadDataset as cause:
@@ -175,6 +189,6 @@ def unseen(questions: QuestionSet, edit: Edit) -> QuestionSet:
         ) from cause
 
 
-def data_record(questions: QuestionSet) -> dict[str, Any]:
+def data_record(questions: ItemSet[Any]) -> dict[str, Any]:
     """Return name, size and hash of a set of questions, for records."""
     return {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}

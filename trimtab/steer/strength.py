@@ -1,39 +1,27 @@
-"""choose_strength: sweep head count and strength on validation questions, within a budget of drift."""
+"""choose_strength: sweep how many sites and how strongly on validation questions, within a budget of drift."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import cycle, product
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.prose import validation_texts
-from trimtab.datasets.questions import QuestionSet
 from trimtab.edits.combined import NoEdit
-from trimtab.edits.residual import ResidualShift
-from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.drift import drifts
-from trimtab.evaluate.generation import generate_answers_many
-from trimtab.evaluate.judges import Judge, exact_judge
-from trimtab.evaluate.judges.verdicts import judge_record
-from trimtab.evaluate.multiple_choice import multiple_choice_many
 from trimtab.progress import tracked
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Meter
+from trimtab.steer.meters import Metric, figures, meter_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALPHAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-
-
-Shift = TypeVar("Shift", HeadShift, ResidualShift)
-Metric: TypeAlias = Callable[[Any, Any, QuestionSet, Edit], float | int]
-"""Scores an edit on questions: (model, tokenizer, questions, edit) -> a number, more is better."""
+Chosen = TypeVar("Chosen", bound=Edit)
 
 
 @dataclass(frozen=True)
@@ -47,80 +35,100 @@ class Trial:
     """The metric; None where the KL was over the budget, since the setting could not be chosen."""
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """What `choose_strength` tries, and on what."""
+
+    alphas: Sequence[float | int] = ALPHAS
+    """Strengths, in units of the given edit's strength; negative ones push the other way."""
+    top_ks: Sequence[int] | None = None
+    """Numbers of sites, each the edit's best; all, half and a quarter of them if not given."""
+    texts: Sequence[str] | None = None
+    """Neutral texts for the drift: 64 of trimtab's own that `drift` does not report on, if not given."""
+    validated_only: bool = True
+    """Whether, of the questions, only those that ranked the edit's sites are used, where any of them did: its
+    directions have not seen them."""
+
+    def sites(self, n: int) -> list[int]:
+        """Return the numbers of sites to try of an edit that has n; raises `BadValue` for one that it does not have."""
+        ks = sorted({n, max(1, n // 2), max(1, n // 4)} if self.top_ks is None else set(self.top_ks))
+        if not ks or not 1 <= ks[0] <= ks[-1] <= n:
+            raise BadValue(f"top_ks must hold head counts from 1 to the shift's {n}, got {ks}")
+        return ks
+
+    def strengths(self) -> list[float | int]:
+        """Return the strengths from weak to strong, without 0; raises `BadValue` for none, or an infinite one."""
+        alphas = sorted({a for a in self.alphas if a != 0}, key=lambda a: (abs(a), a))
+        if not alphas or not all(abs(a) < float("inf") for a in alphas):
+            raise BadValue(f"alphas must hold finite strengths, at least one of them not 0, got {list(self.alphas)}")
+        return alphas
+
+    def questions(self, given: ItemSet[Any], edit: Edit) -> ItemSet[Any]:
+        """Return the questions to choose on."""
+        ranked = set(edit.validated_on) if self.validated_only else set()
+        held = [i for i, question in enumerate(given) if question.key in ranked]
+        return given.select(held) if held else given
+
+
 def choose_strength(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
-    shift: Shift,
+    questions: ItemSet[Any],
+    shift: Chosen,
     *,
     kl_budget: float | int = 0.1,
-    metric: Literal["true_info", "mc1"] | Metric = "true_info",
-    alphas: Sequence[float | int] = ALPHAS,
-    top_ks: Sequence[int] | None = None,
-    judge: Judge = exact_judge,
-    texts: Sequence[str] | None = None,
-) -> Shift:
-    """Return the shift with the head count and strength that do best on validation questions within the budget.
+    metric: str | Metric | Meter = "true_info",
+    sweep: Sweep | None = None,
+) -> Chosen:
+    """Return the edit with the number of sites and strength that do best on validation questions within the budget.
 
-    For every K and sign the strengths are tried from weak to strong, and that sweep ends at the first one whose
-    KL(unedited || edited) on neutral text is over the budget. The record of the result keeps every trial under
-    "sweep" (see `sweep_figure`).
+    For every number of sites and sign the strengths are tried from weak to strong, and that sweep ends at the first
+    one whose KL(unedited || edited) on neutral text is over the budget. The record of the result keeps every trial
+    under "sweep" (see `sweep_figure`).
 
     Args:
-        questions: training questions; those that the shift's probes were validated on are used, or all of them if
-            the shift does not say. Directions fitted on one capture of all of them have seen these, as in ITI's own
-            code; capture them apart, as `steer.fit` does, to keep them unseen.
-        kl_budget: in nats per token, shift at all positions.
-        metric: `"true_info"` of generated answers by `judge`, `"mc1"`, or a callable
+        questions: training questions, of which those that ranked the edit's sites are used (`Sweep.validated_only`).
+        shift: a shift, or another edit that can be scaled.
+        kl_budget: in nats per token, edit at all positions.
+        metric: `"true_info"` of generated answers by the exact judge, `"mc1"`, a `Meter`, or a callable
             `(model, tokenizer, questions, edit) -> float`, more being better.
-        alphas: strengths to try, in units of the given shift's strength; negative ones push the other way.
-        top_ks: head counts to try, each the shift's best; its whole, half and quarter if not given.
-        texts: neutral texts; if not given, 64 of trimtab's own that `drift` does not report on.
+        sweep: what is tried; the default `Sweep` if not given.
 
     Raises:
-        BadValue: no setting stays within the budget; no strengths to try; a head count that the shift does not have.
-        Incompatible: the shift changes nothing at any strength.
+        BadValue: no setting stays within the budget; no strengths to try; a number of sites that the edit lacks; an
+            edit that cannot be scaled.
+        Incompatible: the edit changes nothing at any strength.
     """
-    if not callable(metric) and metric not in ("true_info", "mc1"):
-        raise BadValue(f"unknown metric {metric!r}; choose true_info or mc1, or pass a callable")
-    name = judge_record(metric)["name"] if callable(metric) else metric
+    meter, sweep = meter_for(metric).choosing, sweep or Sweep()
     require_budget(kl_budget)
-    ks, alphas = _grid(shift, top_ks, alphas)
-    validation = _validation_part(questions, shift)
-    texts = validation_texts() if texts is None else texts
+    settings = list(product(sweep.sites(shift.n_sites), sweep.strengths()))
+    validation = sweep.questions(questions, shift)
+    texts = validation_texts() if sweep.texts is None else sweep.texts
 
-    kls = _kls(model, tokenizer, shift, ks, alphas, texts, kl_budget)
+    edits = {(k, alpha): shift.first(k).scaled(alpha) for k, alpha in settings}
+    kls = _kls(model, tokenizer, edits, texts, kl_budget)
     within = [setting for setting, kl in kls.items() if kl <= kl_budget]
-    edits = [NoEdit(), *(shift.first(k).scaled(alpha) for k, alpha in within)]
-    if callable(metric):
-        unedited, *scores = (
-            _number(metric(model, tokenizer, validation, e), name) for e in tracked(edits, "choosing strength")
-        )
-    elif metric == "mc1":
-        unedited, *scores = (float(m.mc1) for m in multiple_choice_many(model, tokenizer, validation, edits))
-    else:
-        said = generate_answers_many(model, tokenizer, validation, edits, judge=judge)
-        unedited, *scores = (float(answers.true_info) for answers in said)
+    tried = [NoEdit(), *(edits[setting] for setting in within)]
+    (unedited, *scores), said = figures(meter, model, tokenizer, validation, tried)
     scored = dict(zip(within, scores, strict=True))
-    trials = [Trial(0, 0.0, 0.0, unedited)]
-    trials += [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]
-    best = _best(trials, kl_budget)
-    if best.score is not None and trials[0].score is not None and best.score <= trials[0].score:
+    trials = [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]
+    best, sign = _best(trials, kl_budget, meter), -1 if meter.better == "down" else 1
+    if best.score is not None and sign * best.score <= sign * unedited:
         warnings.warn(
-            f"no setting within a KL of {kl_budget} beats the unedited model's {name} of {trials[0].score:.3f} on "
+            f"no setting within a KL of {kl_budget} beats the unedited model's {meter.name} of {unedited:.3f} on "
             f"{len(validation)} validation questions; the best has {best.score:.3f}",
             stacklevel=2,
         )
-    sweep = {
-        "metric": name,
-        "judge": judge_record(judge) if metric == "true_info" else getattr(metric, "record", None),
+    record = {
+        "metric": meter.name,
+        "judge": said.get("judge"),
         "kl_budget": kl_budget,
         "n_validation": len(validation),
-        "trials": [asdict(t) for t in trials],
+        "trials": [asdict(t) for t in (Trial(0, 0.0, 0.0, unedited), *trials)],
         "chosen": asdict(best),
     }
-    chosen = shift.first(best.top_k).scaled(best.strength)
-    return replace(chosen, record={**shift.record, "sweep": sweep})
+    chosen: Any = edits[best.top_k, best.strength].with_record(sweep=record)
+    return chosen
 
 
 def require_budget(kl_budget: float | int) -> None:
@@ -129,7 +137,7 @@ def require_budget(kl_budget: float | int) -> None:
         raise BadValue(f"kl_budget must be positive, got {kl_budget}; give nats per token, such as 0.1")
 
 
-def sweep_figure(shift: HeadShift | ResidualShift) -> Figure:
+def sweep_figure(shift: Edit) -> Figure:
     """Return a figure of a chosen shift's sweep: the metric and the KL against strength, a line per head count.
 
     Raises:
@@ -175,62 +183,35 @@ def sweep_figure(shift: HeadShift | ResidualShift) -> Figure:
     return figure
 
 
-def _grid(
-    shift: HeadShift | ResidualShift, top_ks: Sequence[int] | None, alphas: Sequence[float | int]
-) -> tuple[list[int], list[float | int]]:
-    whole = len(shift)
-    ks = sorted({whole, max(1, whole // 2), max(1, whole // 4)} if top_ks is None else set(top_ks))
-    if not ks or not 1 <= ks[0] <= ks[-1] <= whole:
-        raise BadValue(f"top_ks must hold head counts from 1 to the shift's {whole}, got {ks}")
-    nonzero = sorted({a for a in alphas if a != 0}, key=lambda a: (abs(a), a))
-    if not nonzero or not all(abs(a) < float("inf") for a in nonzero):
-        raise BadValue(f"alphas must hold finite strengths, at least one of them not 0, got {list(alphas)}")
-    return ks, nonzero
-
-
 def _kls(
     model: Any,
     tokenizer: Any,
-    shift: HeadShift | ResidualShift,
-    ks: Sequence[int],
-    alphas: Sequence[float | int],
+    edits: Mapping[tuple[int, float | int], Edit],
     texts: Sequence[str],
     kl_budget: float | int,
 ) -> dict[tuple[int, float | int], float]:
-    """Return every setting's drift, up to the first over the budget for each K and sign, K by K."""
+    """Return the drift of the settings in their order, up to the first over the budget for each K and sign."""
     found, over = {}, set()
-    for alpha in tracked(alphas, "measuring drift of strengths"):
-        open_ks = [k for k in ks if (k, alpha > 0) not in over]
-        edits = [shift.first(k).scaled(alpha) for k in open_ks]
-        for k, moved in zip(open_ks, drifts(model, tokenizer, edits, texts=texts) if edits else (), strict=True):
-            found[k, alpha] = float(moved.kl)
+    for alpha in tracked(list(dict.fromkeys(alpha for _, alpha in edits)), "measuring drift of strengths"):
+        row = [(k, a) for k, a in edits if a == alpha and (k, a > 0) not in over]
+        moves = drifts(model, tokenizer, [edits[setting] for setting in row], texts=texts) if row else ()
+        for setting, moved in zip(row, moves, strict=True):
+            found[setting] = float(moved.kl)
             if moved.kl > kl_budget:
-                over.add((k, alpha > 0))
-    return {setting: found[setting] for setting in product(ks, alphas) if setting in found}
+                over.add((setting[0], alpha > 0))
+    return {setting: found[setting] for setting in edits if setting in found}
 
 
-def _number(score: Any, name: str) -> float:
-    if not isinstance(score, int | float | np.number) or not isfinite(score):
-        raise BadValue(f"the metric {name} returned {score!r:.60}, expected a finite number")
-    return float(score)
-
-
-def _validation_part(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:
-    held = set(shift.record.get("validation_questions", ()))
-    part = [i for i, q in enumerate(questions) if q.key in held]
-    return questions.select(part) if part else questions
-
-
-def _best(trials: Sequence[Trial], kl_budget: float | int) -> Trial:
-    tried = trials[1:]
-    if all(t.kl == 0 for t in tried):
+def _best(trials: Sequence[Trial], kl_budget: float | int, meter: Meter) -> Trial:
+    if all(t.kl == 0 for t in trials):
         raise Incompatible("the shift changes nothing at any strength: it does not act on this model")
-    within = [t for t in tried if t.score is not None]
-    if not within:
-        least = min(tried, key=lambda t: t.kl)
+    scored = {trial: trial.score for trial in trials if trial.score is not None}
+    if not scored:
+        least = min(trials, key=lambda t: t.kl)
         raise BadValue(
             f"no setting stays within a KL of {kl_budget}: the smallest is {least.kl:.3g} at strength "
             f"{least.strength} on {least.top_k} heads; raise kl_budget or try smaller alphas"
         )
+    sign = -1 if meter.better == "down" else 1
     # equal scores go to the smaller drift
-    return max(within, key=lambda t: (t.score, -t.kl))
+    return max(scored, key=lambda trial: (sign * scored[trial], -trial.kl))

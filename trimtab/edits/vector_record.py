@@ -1,0 +1,91 @@
+"""What a shift's record holds, and its form on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired, TypeVar
+
+from typing_extensions import TypedDict
+
+from trimtab.activations.labelled import Head
+from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.identity import Fingerprint, differing_weight
+from trimtab.protocols import Cost
+from trimtab.storage import load_result, save_result
+
+if TYPE_CHECKING:
+    from trimtab.edits.vectors import VectorEdit
+
+    Shift = TypeVar("Shift", bound=VectorEdit)
+
+UNDESCRIBED = ("model", "sweep", "validation_questions", "questions")
+"""What of the record is too long for a description."""
+
+
+class MadeFrom(TypedDict):
+    """What a shift's `record` holds where trimtab reads it again."""
+
+    model: NotRequired[Fingerprint]
+    accuracy: NotRequired[list[float]]
+    """Of each site's probe on the validation questions, best first."""
+    questions: NotRequired[list[str]]
+    validation_questions: NotRequired[list[str]]
+    named_heads: NotRequired[list[tuple[int, str, int]]]
+    sweep: NotRequired[dict[str, Any]]
+
+
+class _Saved(TypedDict):
+    strength: float
+    name: str
+    seconds: float
+    record: MadeFrom
+
+
+class _SavedHeads(_Saved):
+    heads: list[tuple[int, int]]
+
+
+class _SavedLayers(_Saved):
+    layers: list[int]
+
+
+_FIELDS = {"head": _SavedHeads, "layer": _SavedLayers}
+
+
+def plain_sites(shift: VectorEdit) -> dict[str, list[Any]]:
+    """Return the heads or layers as plain values, by the name of their field."""
+    return {f"{shift.place}s": [list(site) if shift.place == "head" else site for site in shift.sites]}
+
+
+def save_vectors(shift: VectorEdit, path: str | Path) -> None:
+    """Write a shift to a folder (safetensors and JSON), atomically; raises `Incompatible` where that cannot be."""
+    made = {"strength": shift.strength, "name": shift.name, "seconds": shift.cost.seconds, "record": shift.record}
+    tensors = {name: getattr(shift, name) for name in shift.axes}
+    save_result(path, shift.kind, {**plain_sites(shift), **made}, tensors)
+
+
+def load_vectors(kind: type[Shift], path: str | Path) -> Shift:
+    """Return the shift of a kind that a folder holds; raises `Incompatible` for anything else."""
+    record, tensors = load_result(path, kind.kind, fields=_FIELDS[kind.place], names=tuple(kind.axes))
+    size = sum(file.stat().st_size for file in Path(path).iterdir())
+    numbers = tensors[next(iter(kind.axes))].numel()
+    sites = tuple(Head(*site) if kind.place == "head" else site for site in record[f"{kind.place}s"])
+    fields: dict[str, Any] = {f"{kind.place}s": sites, **{name: tensors[name] for name in kind.axes}}
+    fields |= {name: record[name] for name in ("strength", "name", "record")}
+    try:
+        return kind(**fields, cost=Cost(record["seconds"], numbers, size))
+    except (BadValue, ShapeError) as cause:
+        raise Incompatible(f"{path} holds a damaged shift ({cause}); fit it again") from cause
+
+
+def common_model(one: VectorEdit, other: VectorEdit) -> dict[str, Any] | None:
+    """Return the fingerprint that two shifts share, or the only one; raises `Incompatible` for different models."""
+    ours, theirs = one.record.get("model"), other.record.get("model")
+    if not ours or not theirs:
+        return ours or theirs
+    if ours["geometry"] != theirs["geometry"] or differing_weight(ours, theirs) is not None:
+        raise Incompatible(
+            f"cannot add {one.name} and {other.name}: they were made for different models "
+            f"({ours['name'] or 'unnamed'} and {theirs['name'] or 'unnamed'}); fit both on the same one"
+        )
+    return ours

@@ -1,0 +1,41 @@
+"""CAA: Contrastive Activation Addition as a Method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from trimtab.edits.vectors import ResidualShift
+from trimtab.errors import BadValue
+from trimtab.protocols import Knobs
+from trimtab.steer.fitting import fit_residual_shift
+from trimtab.steer.sites import Site, SiteProbes, StatementForm, SteeringMethod
+
+
+@dataclass(frozen=True)
+class CAA(SteeringMethod):
+    """Contrastive Activation Addition (Rimsky et al. 2023): one vector added after one decoder layer.
+
+    The knobs are the layer (`rank` 1 is the one whose residual stream the probes read best) and the multiplier.
+    """
+
+    site: ClassVar[Site] = "residual"
+
+    ranks: tuple[int, ...] = (1, 2, 3)
+    alphas: tuple[float | int, ...] = (0.25, 0.5, 1, 2, 4, 8)
+    format: StatementForm = None
+    name: str = "CAA"
+
+    @property
+    def space(self) -> Mapping[str, Sequence[Any]]:
+        """The layer's rank and the multiplier."""
+        return {"rank": self.ranks, "alpha": self.alphas}
+
+    def shift(self, found: SiteProbes, knobs: Knobs, *, seed: int) -> ResidualShift:  # noqa: ARG002
+        """Return the shift of the layer of this rank."""
+        rank, n_layers = knobs["rank"], len(found.acts.layers)
+        if not 1 <= rank <= n_layers:
+            raise BadValue(f"layer rank {rank} asked for; the model has {n_layers} layers, counted from rank 1")
+        one = fit_residual_shift(found.acts, found.probes, top_k=rank).ranked(rank - 1, rank)
+        return replace(one, cost=replace(one.cost, trainable_parameters=one.vectors.numel()))

@@ -1,0 +1,116 @@
+"""Where a model carries what is to be steered: probes fitted on some questions rank its sites on others."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import torch
+
+from trimtab.activations.captured import HeadActivations
+from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.questions import Format
+from trimtab.edits.vectors import VectorEdit
+from trimtab.engine.capture import capture_heads
+from trimtab.errors import BadDataset, BadValue
+from trimtab.probes.head_probes import HeadProbes
+from trimtab.probes.logistic import fit_logistic
+from trimtab.protocols import Knobs, Method, stopwatch
+
+Site: TypeAlias = Literal["heads", "residual"]
+StatementForm: TypeAlias = Literal["plain", "iti", "bare"] | Format | None
+RANKING = 0.2
+"""The share of a method's training questions that rank sites, one question at least."""
+
+
+class SiteProbes(NamedTuple):
+    """What was read at every site of a model."""
+
+    acts: HeadActivations
+    """Of the questions that the probes were fitted on."""
+    held: HeadActivations
+    """Of the questions that rank the sites."""
+    probes: HeadProbes
+
+    @property
+    def all_acts(self) -> HeadActivations:
+        """The activations of both, as a protocol that draws no line between them takes them."""
+        values, labels = (torch.cat([getattr(part, name) for part in self[:2]]) for name in ("values", "labels"))
+        return replace(self.acts, values=values, labels=labels, groups=self.acts.groups + self.held.groups)
+
+
+def read_sites(
+    model: Any,
+    tokenizer: Any,
+    train: ItemSet[Any],
+    ranking: ItemSet[Any],
+    *,
+    site: Site = "heads",
+    form: StatementForm = None,
+    seed: int = 0,
+) -> SiteProbes:
+    """Return the probes of every head (or layer), fitted on `train` and ranked on `ranking`, and what they read.
+
+    The only way in which trimtab's own steering starts: directions, ranking and the choice of a setting can then rest
+    on disjoint questions.
+
+    Raises:
+        BadValue: the two share a question; NaN activations.
+    """
+    acts, held = (capture_heads(model, tokenizer, part.statements(form), site=site) for part in (train, ranking))
+    return SiteProbes(acts, held, fit_logistic(acts, validation=held, seed=seed))
+
+
+class SteeringMethod(Method):
+    """Vectors at the sites that probes read best, at a strength that whoever compares chooses.
+
+    Directions and probes come from one part of the training questions, the ranking from the other; settings are to be
+    chosen on questions that are in neither.
+    """
+
+    site: ClassVar[Site]
+    format: StatementForm
+    """The statements' form: `"iti"` is the original one-line form; the question set's own if None."""
+
+    @abstractmethod
+    def shift(self, found: SiteProbes, knobs: Knobs, *, seed: int) -> VectorEdit:
+        """Return the shift of strength 1 at the sites that the knobs name."""
+
+    def fit(
+        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, knobs: Knobs | None = None, seed: int = 0
+    ) -> VectorEdit:
+        """Return the shift fitted on the training questions' statements.
+
+        Raises:
+            BadDataset: fewer than two questions.
+            BadValue: more sites asked for than the model has; other knobs than the method's.
+        """
+        return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
+
+    def fitter(
+        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, seed: int = 0
+    ) -> Callable[[Mapping[str, Any]], VectorEdit]:
+        """Return a function from knobs to shifts that all use one capture and one set of probes.
+
+        Raises:
+            BadDataset: fewer than two questions.
+            BadValue: as `fit`, by the function returned.
+        """
+        if len(train) < 2:
+            raise BadDataset(f"{self.name} needs two or more training questions, got {len(train)}: some rank the sites")
+        with stopwatch() as seconds:
+            parts = train.split(test=max(RANKING, 1 / len(train)), seed=seed)
+            found = read_sites(model, tokenizer, *parts, site=self.site, form=self.format, seed=seed)
+
+        def at(knobs: Mapping[str, Any]) -> VectorEdit:
+            if set(knobs) != set(self.space):
+                given, known = ", ".join(map(str, knobs)) or "none", " and ".join(self.space)
+                raise BadValue(f"{self.name} takes the knobs {known}, got {given}; give both and no other")
+            made = self.shift(found, knobs, seed=seed)
+            # what every setting of the knobs would have had to pay if it had been made alone
+            cost = replace(made.cost, seconds=made.cost.seconds + seconds[0])
+            return replace(made, name=self.name, cost=cost).scaled(knobs["alpha"])
+
+        return at
