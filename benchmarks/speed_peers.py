@@ -256,7 +256,7 @@ JOBS: dict[str, dict[str, Callable[[Written], Job]]] = {
     },
     "generation": {
         mode: lambda w, mode=mode: generation(w, mode)
-        for mode in ("plain", "trimtab generated", "trimtab all", "trimtab constant")
+        for mode in ("plain", "trimtab generated", "trimtab all")
     },
     **{
         f"probes, {kind}": {
