@@ -117,10 +117,9 @@ def test_the_bias_is_w_o_times_the_shift_and_the_others_are_zero(tmp_path):
 def test_a_bake_that_does_not_do_what_the_shift_does_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     model = tiny_model()
     shift = random_shift(model, strength=0.7)
-    module = sys.modules[bake.__module__]
-    real = module.head_biases
-    monkeypatch.setattr(module, "head_biases", lambda m, d: {k: 1.05 * v for k, v in real(m, d).items()})
-    with pytest.raises(Incompatible, match="does not do what the shift does live"):
+    real = type(shift).constants
+    monkeypatch.setattr(type(shift), "constants", lambda self, m: {k: 1.05 * v for k, v in real(self, m).items()})
+    with pytest.raises(Incompatible, match="does not do what the edit does live"):
         checkpoint(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
     assert list(tmp_path.iterdir()) == []
 

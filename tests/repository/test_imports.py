@@ -24,6 +24,7 @@ ROOMS = [
     {"errors"},
     {"fields"},
     {"storage", "intervals", "progress", "devices"},
+    {"cells"},
     {"protocols"},
     {"activations"},
     {"datasets"},

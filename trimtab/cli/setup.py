@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from trimtab.datasets.questions import QuestionSet
     from trimtab.protocols import Edit
 
 DATA_NAMES = ("folklore", "truthfulqa")
@@ -23,10 +22,8 @@ def quiet() -> None:
     hub_logging.set_verbosity_error()
 
 
-def read_data(
-    data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None
-) -> "QuestionSet":
-    """Return the questions that `--data` names; `part` chooses among folklore's two.
+def read_data(data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None) -> Any:
+    """Return the questions or pairs that `--data` names; `part` chooses among folklore's two.
 
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.

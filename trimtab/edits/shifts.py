@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.adding import add_to_heads
 from trimtab.models.anatomy import base_of

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import UnsupportedModel
 from trimtab.models.heads import HeadSite
 

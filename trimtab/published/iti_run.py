@@ -108,7 +108,7 @@ def iti_run(
         "validation": {"n": len(validation), "fingerprint": validation.fingerprint},
         "options": {"top_k": top_k, "kl_budget": kl_budget, "shots": shots, "draws": draws, "seed": seed},
     }
-    final = Table((*rows.rows, *([pooled(drawn, RANDOM)] if drawn else [])), setting)
+    final = Table((*rows.rows, *([pooled(drawn, RANDOM)] if drawn else [])), setting, rows.meters)
     return ItiRun(final, probes, shift, reading, tuple(controls))
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.compare.design import Meters
 from trimtab.datasets.questions import QuestionSet, Statement
 from trimtab.datasets.truthfulqa import N_QUESTIONS, iti_folds
 from trimtab.edits.combined import NoEdit, Stacked
@@ -16,19 +15,19 @@ from trimtab.edits.prompts import Prompted
 from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
+from trimtab.evaluate.defaults import answer_meters
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
-from trimtab.evaluate.table import Row, table
+from trimtab.evaluate.table import measured
 from trimtab.models.identity import fingerprint
 from trimtab.probes.logistic import fit_logistic
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, Method
+from trimtab.protocols import Edit, Meter, Method
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
-from trimtab.published.reproduction import Reproduction, pooled_runs
+from trimtab.published.reproduction import Reproduction, Run, pooled_runs
 from trimtab.steer.head_shifts import fit_shift
 
 TOP_K, ALPHA = 48, 15.0
 SHARE = 0.05
-ITI_METERS = {"convention": "iti", "max_new_tokens": 50}
 
 
 class Part(NamedTuple):
@@ -44,7 +43,7 @@ def iti_two_fold(
     tokenizer: Any,
     questions: QuestionSet,
     *,
-    meters: Meters | None = None,
+    meters: Sequence[Meter] | None = None,
     top_k: int = TOP_K,
     alpha: float | int = ALPHA,
     name: str = "",
@@ -57,15 +56,17 @@ def iti_two_fold(
         BadDataset: too few questions for two folds with a validation part each.
         BadValue: more heads asked for than the model has.
     """
-    meters, parts = meters or Meters(**ITI_METERS), _two_folds(questions)  # pyright: ignore[reportArgumentType]
+    meters, parts = meters or answer_meters(convention="iti"), _two_folds(questions)
     bank = sigma_bank(questions, seed=42)
-    runs: list[dict[str, Row]] = []
+    runs: list[Run] = []
     for part in tracked(parts, "folds"):
         shift = _iti(model, tokenizer, part, bank, top_k=top_k, alpha=alpha, seed=42)
         runs.append(_measured(model, tokenizer, part.test, {"Baseline": NoEdit(), "ITI": shift}, meters))
     setting = _setting(model, questions, parts, meters, {"top_k": top_k, "alpha": alpha, "seed": 42})
     # both folds belong to one seed: together they measure every question once
-    return Reproduction("iti-2fold", name, pooled_runs([runs]), TWO_FOLD.get(name, {}), DEVIATIONS, setting)
+    return Reproduction(
+        "iti-2fold", name, pooled_runs([runs], meters), tuple(meters), TWO_FOLD.get(name, {}), DEVIATIONS, setting
+    )
 
 
 def iti_table_1(
@@ -74,7 +75,7 @@ def iti_table_1(
     questions: QuestionSet,
     *,
     sft: Method,
-    meters: Meters | None = None,
+    meters: Sequence[Meter] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     top_k: int = TOP_K,
     alpha: float | int = ALPHA,
@@ -88,7 +89,7 @@ def iti_table_1(
     Raises:
         BadDataset: 5 % of the questions are fewer than three.
     """
-    meters = meters or Meters(**ITI_METERS)  # pyright: ignore[reportArgumentType]
+    meters = meters or answer_meters(convention="iti")
     parts, runs = [_five_percent(questions, seed) for seed in seeds], []
     bank = sigma_bank(questions, seed=42)
     for seed, part in zip(seeds, tracked(parts, "runs"), strict=True):
@@ -109,7 +110,9 @@ def iti_table_1(
         *DEVIATIONS,
         "SFT follows the paper's words (its code was not published); few-shot shows five of the fitted questions.",
     )
-    return Reproduction("iti-table-1", name, pooled_runs(runs), TABLE_1.get(name, {}), deviations, setting)
+    return Reproduction(
+        "iti-table-1", name, pooled_runs(runs, meters), tuple(meters), TABLE_1.get(name, {}), deviations, setting
+    )
 
 
 def sigma_bank(questions: QuestionSet, *, seed: int) -> list[Statement]:
@@ -184,31 +187,19 @@ def _asked(edit: Edit) -> Edit:
     return Stacked((Prompted(pairs, INSTRUCTION), edit), name=edit.name)
 
 
-def _measured(
-    model: Any, tokenizer: Any, test: QuestionSet, edits: Mapping[str, Edit], meters: Meters
-) -> dict[str, Row]:
-    asked = [_asked(edit) for edit in edits.values()]
-    rows = table(
-        model,
-        tokenizer,
-        test,
-        asked,
-        judge=meters.judge,
-        convention=meters.convention,
-        texts=meters.texts,
-        max_new_tokens=meters.max_new_tokens,
-    ).rows
-    return dict(zip(edits, rows, strict=True))
+def _measured(model: Any, tokenizer: Any, test: QuestionSet, edits: Mapping[str, Edit], meters: Sequence[Meter]) -> Run:
+    found = measured(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
+    return dict(zip(edits, found, strict=True))
 
 
 def _setting(
-    model: Any, questions: QuestionSet, parts: Sequence[Part], meters: Meters, options: dict[str, Any]
+    model: Any, questions: QuestionSet, parts: Sequence[Part], meters: Sequence[Meter], options: dict[str, Any]
 ) -> dict[str, Any]:
     made_on = fingerprint(model)
     return {
         "model": {k: v for k, v in made_on.items() if k != "sample"},
         "questions": {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint},
         "parts": [[len(p) for p in part] for part in parts],
-        "meters": meters.as_dict(),
+        "meters": [meter.describe() for meter in meters],
         **options,
     }

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from trimtab.datasets.questions import Format, QuestionSet
+from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.questions import Format
 from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
@@ -58,7 +59,7 @@ class ITI(Method):
         self,
         model: Any,
         tokenizer: Any,
-        train: QuestionSet,
+        train: ItemSet[Any],
         *,
         knobs: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -72,7 +73,7 @@ class ITI(Method):
         return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
 
     def fitter(
-        self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
+        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, seed: int = 0
     ) -> Callable[[Mapping[str, Any]], HeadShift]:
         """Return a function from knobs to shifts that all use one capture and one set of probes.
 
@@ -156,7 +157,7 @@ class CAA(Method):
         self,
         model: Any,
         tokenizer: Any,
-        train: QuestionSet,
+        train: ItemSet[Any],
         *,
         knobs: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -170,7 +171,7 @@ class CAA(Method):
         return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
 
     def fitter(
-        self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
+        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, seed: int = 0
     ) -> Callable[[Mapping[str, Any]], ResidualShift]:
         """Return a function from knobs to shifts that all use one capture and one set of probes.
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.datasets.questions import Question, QuestionSet
+from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.disk import load_shift
 from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.evaluate.judges import exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.pairs import contrast, require_prompts, score_texts
 from trimtab.probes.head_probes import HeadProbes
@@ -62,14 +62,14 @@ class Fitted:
 def fit(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
+    questions: ItemSet[Any],
     *,
     site: Literal["heads", "residual"] = "heads",
     top_k: int | None = None,
     direction: Direction = "mass_mean",
     strength: float | int | None = None,
     metric: Literal["true_info", "mc1"] = "true_info",
-    judge: Callable[[Question, str], Any] | None = None,
+    judge: Callable[[Any, str], Any] | None = None,
     kl_budget: float | int = 0.1,
     seed: int = 0,
 ) -> Fitted:
@@ -118,7 +118,7 @@ def fit(
     return Fitted(replace(chosen, record=record), probes, MassMean.of(acts))
 
 
-def require_something_to_judge(questions: QuestionSet, metric: str, strength: float | int | None) -> None:
+def require_something_to_judge(questions: ItemSet[Any], metric: str, strength: float | int | None) -> None:
     """Raise `BadValue` if the strength is chosen without generated answers, or is not chosen at all."""
     if strength is not None:
         raise BadValue(f"the strength is given as {strength}, so there is nothing to judge; leave one of the two out")
@@ -126,7 +126,7 @@ def require_something_to_judge(questions: QuestionSet, metric: str, strength: fl
         raise BadValue("mc1 scores the listed answers, so there is nothing to judge; leave the judge or mc1 out")
 
 
-def _score_of_pairs(pairs: QuestionSet, scorer: Callable[[Question, str], Any] | None) -> Metric:
+def _score_of_pairs(pairs: ItemSet[Any], scorer: Callable[[Any, str], Any] | None) -> Metric:
     if scorer is None:
         return pair_probability
     require_prompts(pairs)
@@ -137,29 +137,29 @@ def _score_of_pairs(pairs: QuestionSet, scorer: Callable[[Question, str], Any] |
 class TextScore:
     """The mean score of generated continuations of the pairs' prompts, as a metric for `choose_strength`."""
 
-    scorer: Callable[[Question, str], float]
+    scorer: Callable[[Any, str], float]
 
     @property
     def record(self) -> dict[str, Any]:
         """What goes into results: the scorer's name, and what it says of itself."""
         return judge_record(self.scorer)
 
-    def __call__(self, model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:
+    def __call__(self, model: Any, tokenizer: Any, pairs: ItemSet[Any], edit: Edit) -> float:
         """Return the mean score, from 0 to 1."""
         return float(score_texts(model, tokenizer, pairs, edit, scorer=self.scorer).score)
 
 
-def pair_probability(model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:
+def pair_probability(model: Any, tokenizer: Any, pairs: ItemSet[Any], edit: Edit) -> float:
     """Return the mean probability of the pairs' positive sides, as a metric for `choose_strength`."""
     return float(contrast(model, tokenizer, pairs, edit).probability)
 
 
-def are_pairs(questions: QuestionSet) -> bool:
+def are_pairs(questions: ItemSet[Any]) -> bool:
     """Return whether these are contrast pairs rather than questions with answers."""
-    return questions.default_format == "bare"
+    return questions.measured_by == "pairs"
 
 
-def unseen(questions: QuestionSet, edit: Edit) -> QuestionSet:
+def unseen(questions: ItemSet[Any], edit: Edit) -> ItemSet[Any]:
     """Return the questions that the edit was not made with.
 
     Raises:
@@ -175,6 +175,6 @@ def unseen(questions: QuestionSet, edit: Edit) -> QuestionSet:
         ) from cause
 
 
-def data_record(questions: QuestionSet) -> dict[str, Any]:
+def data_record(questions: ItemSet[Any]) -> dict[str, Any]:
     """Return name, size and hash of a set of questions, for records."""
     return {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}

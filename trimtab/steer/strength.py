@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.prose import validation_texts
-from trimtab.datasets.questions import QuestionSet
 from trimtab.edits.combined import NoEdit
 from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.generation import generate_answers_many
-from trimtab.evaluate.judges import Judge, exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.multiple_choice import multiple_choice_many
 from trimtab.progress import tracked
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ ALPHAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 
 
 Shift = TypeVar("Shift", HeadShift, ResidualShift)
-Metric: TypeAlias = Callable[[Any, Any, QuestionSet, Edit], float | int]
+Metric: TypeAlias = Callable[[Any, Any, ItemSet[Any], Edit], float | int]
 """Scores an edit on questions: (model, tokenizer, questions, edit) -> a number, more is better."""
 
 
@@ -50,7 +50,7 @@ class Trial:
 def choose_strength(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
+    questions: ItemSet[Any],
     shift: Shift,
     *,
     kl_budget: float | int = 0.1,
@@ -215,7 +215,7 @@ def _number(score: Any, name: str) -> float:
     return float(score)
 
 
-def _validation_part(questions: QuestionSet, shift: HeadShift | ResidualShift) -> QuestionSet:
+def _validation_part(questions: ItemSet[Any], shift: HeadShift | ResidualShift) -> ItemSet[Any]:
     held = set(shift.record.get("validation_questions", ()))
     part = [i for i, q in enumerate(questions) if q.key in held]
     return questions.select(part) if part else questions

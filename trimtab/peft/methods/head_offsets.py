@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.heads import HeadSite, find_heads

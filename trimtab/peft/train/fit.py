@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue, Incompatible
@@ -59,7 +60,7 @@ def fit_method(
     method: Tunable,
     model: Any,
     tokenizer: Any,
-    train: QuestionSet | Sequence[SftExample],
+    train: QuestionSet | PairSet | Sequence[SftExample],
     *,
     seed: int,
     out: str | Path | None,
