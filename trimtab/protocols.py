@@ -337,7 +337,7 @@ class Meter(ABC):
             seed: of whatever is drawn.
         """
 
-    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
+    def summary(self, means: Float[np.ndarray, "... column"]) -> Any:
         """Return the figure from the means of its columns; intervals and tests resample items and go through it."""
         return means[..., 0]
 
