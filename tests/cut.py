@@ -20,11 +20,10 @@ def cut_data(monkeypatch: pytest.MonkeyPatch, *, development: int = 40, final: i
     monkeypatch.setattr(import_module("trimtab.datasets.folklore"), "folklore", cut)
     few = {"validation_texts": lambda: neutral_texts(4), "neutral_texts": lambda: neutral_texts(texts)}
     # packages export functions of the same names as some of these modules
-    monkeypatch.setattr(import_module("trimtab.export.bake"), "folklore", lambda: whole[:8])
+    monkeypatch.setattr(import_module("trimtab.export.checkpoint"), "folklore", lambda: whole[:8])
     for module, names in {
         "trimtab.steer.strength": ("validation_texts",),
-        "trimtab.evaluate.drift": ("neutral_texts",),
-        "trimtab.compare.design": ("validation_texts", "neutral_texts"),
+        "trimtab.evaluate.drift": ("validation_texts", "neutral_texts"),
     }.items():
         for name in names:
             monkeypatch.setattr(import_module(module), name, few[name])

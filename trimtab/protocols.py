@@ -158,6 +158,14 @@ class Edit(ABC):
             self.save(path)
             return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
+    def constants(self, model: Any) -> Mapping[str, Float[Tensor, " width"]]:
+        """Return what the edit adds to modules' outputs at all positions, by name as in the base's `named_modules`.
+
+        Raises:
+            BadValue: an edit of this kind does anything else.
+        """
+        raise BadValue(f"{self.name} adds no constant to what modules of {type(model).__name__} give; use it as it is")
+
     def merged(self, model: Any) -> Any:
         """Return a plain model that computes what `model` does with the edit at all positions.
 
@@ -380,8 +388,8 @@ class Judge(ABC):
     def verdicts(self, question: Any, answers: Sequence[str]) -> list[Verdict]:
         """Return the verdict on each answer to the question, from 0 to 1."""
 
-    def __call__(self, question: Any, answer: str) -> Verdict:
-        """Return the verdict on one answer."""
+    def __call__(self, question: Any, answer: str) -> Any:
+        """Return the verdict on one answer, as it was given."""
         return self.verdicts(question, [answer])[0]
 
 

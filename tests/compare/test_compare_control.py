@@ -58,7 +58,7 @@ def test_a_draw_keeps_heads_and_norms_and_changes_only_the_directions():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     shift = STEERING.fit(model, tokenizer, tiny_questions(6), knobs={"top_k": 4, "alpha": 3})
     control = RandomDirection()
-    one, again, fold, other = (control.draw(shift, seed=s) for s in ((0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 1)))
+    one, again, fold, other = (next(control.edits(shift, 1, seed=s)) for s in ((0, 0), (0, 0), (0, 1), (1, 0)))
     assert one.heads == shift.heads and torch.equal(one.sigma, shift.sigma)
     for head, delta in one.deltas.items():
         torch.testing.assert_close(delta.norm(), shift.deltas[head].norm(), rtol=1e-5, atol=0)
@@ -130,7 +130,7 @@ def test_it_fails_where_what_it_follows_failed_and_says_so(tmp_path):
         (lambda: RandomDirection(draws=1), "two or more draws"),
         (lambda: ITI(direction="random"), "must be mass_mean or probe, got 'random'; RandomDirection is the control"),
         (lambda: method_of("few-shot + random direction"), "cannot be part of a stack"),
-        (lambda: RandomDirection().draw(object(), seed=(0,)), "can only follow a shift of heads"),
+        (lambda: next(RandomDirection().edits(object(), 1, seed=(0, 0))), "can only follow a shift of heads"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

@@ -13,7 +13,7 @@ from trimtab.activations import Head
 from trimtab.errors import BadValue
 from trimtab.models.adding import add_to_heads
 from trimtab.peft.methods.head_offsets import HeadOffsets, HeadScalings
-from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.recipe import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=0.05)
 

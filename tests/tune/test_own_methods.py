@@ -17,13 +17,14 @@ from tests.edits.test_contracts import generated, state_of
 from tests.tiny import VOCAB, tiny_model
 from trimtab.activations import Head
 from trimtab.errors import BadValue, Incompatible
-from trimtab.peft.methods.base import Attached, TuningMethod
+from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.bottleneck import Bottleneck
 from trimtab.peft.methods.full import FullFineTuning
 from trimtab.peft.methods.head_offsets import HeadOffsets, HeadScalings
 from trimtab.peft.methods.intrinsic import IntrinsicDimension
 from trimtab.peft.methods.prefix_tuning import PrefixTuning
 from trimtab.peft.methods.prompt_tuning import PromptTuning
+from trimtab.peft.parts.attached import Attached
 
 METHODS: dict[str, TuningMethod] = {
     "houlsby": Bottleneck("houlsby", 4),
@@ -319,35 +320,37 @@ def test_an_error_while_attached_or_attaching_leaves_the_model_as_it_was(name, m
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    places = ("bottleneck", "head_offsets", "prompt", "prefix", "intrinsic", "full")
+    places = ("bottleneck", "head_offsets", "prompt_tuning", "prefix_tuning", "intrinsic", "full")
     for place in places:
         for part in ("Parts", "PrefixParts"):
-            monkeypatch.setattr(f"trimtab.peft.{place}.{part}", fail, raising=False)
+            monkeypatch.setattr(f"trimtab.peft.methods.{place}.{part}", fail, raising=False)
     with pytest.raises(KeyboardInterrupt):
         method.attach(model, seed=0)
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("name", ["houlsby", "lin", "head offsets", "intrinsic", "said"])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.capabilities.scaling])
 def test_scaled_by_zero_is_the_base_to_the_bit_and_by_two_is_more(name):
     model, method = shared_model("llama-gqa"), METHODS[name]
     plain = logits(model)
     with attached(method, model) as parts:
         shake(parts)
         stored = {k: t.clone() for k, t in parts.tensors().items()}
-        results = []
-        for factor in (0, 1, 2.0):
-            parts.load(method.scaled_tensors(stored, factor))
+        shaken = logits(parts.model)
+    results = []
+    for factor in (0, 1, 2.0):
+        with attached(method, model) as parts:
+            method.load(parts, stored, factor)
             results.append(logits(parts.model))
-        assert torch.equal(results[0], plain)
-        moved = [float((r - plain).abs().mean()) for r in results]
-        assert moved[2] > moved[1] > 0
+    assert torch.equal(results[0], plain) and torch.equal(results[1], shaken)
+    moved = [float((r - plain).abs().mean()) for r in results]
+    assert moved[2] > moved[1] > 0
 
 
-@pytest.mark.parametrize("name", ["prompt", "prefix", "full", "head scalings"])
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_methods_without_a_strength_say_so(name):
     with pytest.raises(BadValue, match="cannot be scaled"):
-        METHODS[name].scaled_tensors({}, 2.0)
+        METHODS[name].require_scalable({})
 
 
 @every_family

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import typer
-
 from trimtab.cli.bundles import verb
 from trimtab.cli.options import AsJson, Editing, Loading, Out
 
@@ -21,21 +19,10 @@ def bake(
 
     Example: trimtab bake --edit runs/shift --out runs/baked
     """
-    from trimtab.cli.printing import print_json
-    from trimtab.export.bake import KIND
-    from trimtab.export.bake import bake as baked_into
+    from trimtab.cli.merge import write_checkpoint
+    from trimtab.export.checkpoint import KIND
     from trimtab.storage import check_writable
 
     edit = editing.open("trimtab bake")
     check_writable(out, KIND)
-    baked = baked_into(*loading.open(), edit, out)  # pyright: ignore[reportArgumentType]
-    if as_json:
-        print_json({"out": str(out), **baked.as_dict()})
-        return
-    typer.echo(
-        f"{out}: loads as {baked.architecture}; logits within {baked.difference:.2g} of the live edit at all "
-        f"positions ({baked.relative:.1e} of its effect)\n"
-        f"next token after 32 questions: KL from the unedited model {baked.kl_generated:.4f} nats edited live, where "
-        f"answers are predicted; {baked.kl_all:.4f} baked, at all positions; {baked.kl_between:.4f} between the two; "
-        f"the likeliest token is the same for {100 * baked.same_token:.0f} %"
-    )
+    write_checkpoint(loading.open(), edit, out, as_json=as_json)

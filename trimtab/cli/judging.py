@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from trimtab.evaluate.judges import Judge
+    from trimtab.protocols import Judge
 
 PANEL = "The judge"
 

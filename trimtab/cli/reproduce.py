@@ -39,10 +39,10 @@ def reproduce(
     from trimtab.cli.setup import read_data
     from trimtab.datasets.lines import read_lines
     from trimtab.evaluate.defaults import answer_meters
-    from trimtab.evaluate.judges import exact_judge
+    from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
-    from trimtab.peft.train.recipe import Recipe
+    from trimtab.peft.recipe import Recipe
     from trimtab.published.reproduce import iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 

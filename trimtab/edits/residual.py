@@ -16,6 +16,8 @@ from typing_extensions import TypedDict
 from trimtab.edits.shifts import MadeFrom
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.adding import add_to_residual
+from trimtab.models.anatomy import base_of, decoder_layers
+from trimtab.models.carriers import with_biases
 from trimtab.models.identity import require_same_model
 from trimtab.protocols import Cost, Edit, EnterAt, Positions
 from trimtab.storage import load_result, save_result
@@ -121,6 +123,16 @@ class ResidualShift(Edit):
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return None: a shift leaves the prompt to the measurement."""
         return None
+
+    def constants(self, model: Any) -> dict[str, Float[Tensor, " d_model"]]:
+        """Return what the shift adds to the outputs of decoder layers, in double precision."""
+        names = {module: name for name, module in base_of(model).named_modules()}
+        layers = decoder_layers(model)
+        return {names[layers[i]]: delta.double() for i, delta in self.deltas.items() if bool(delta.any())}
+
+    def merged(self, model: Any) -> Any:
+        """Return a model of a stock class whose biases carry the shift; raises `UnsupportedModel` if none can."""
+        return with_biases(base_of(model), self.constants(model))
 
     def describe(self) -> dict[str, Any]:
         """Return layers, strength and how the shift was made, as plain values."""

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.adding import add_to_heads
+from trimtab.models.anatomy import base_of
+from trimtab.models.carriers import through_projections, with_biases
 from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.identity import Fingerprint, differing_weight, require_same_model
 from trimtab.protocols import Cost, Edit, EnterAt, Positions
@@ -160,8 +162,11 @@ class HeadShift(Edit):
             require_same_model(self.record["model"], model, f"the shift {self.name!r}")
         if self.strength == 0:
             return lambda _: contextlib.nullcontext(model)
+        return partial(self._placed, model, self._sites(model))
+
+    def _sites(self, model: Any) -> Sequence[HeadSite]:
         named = {layer: (name, n_heads) for layer, name, n_heads in self.record.get("named_heads", ())}
-        return partial(self._placed, model, find_heads(model, named or None))
+        return find_heads(model, named or None)
 
     @contextlib.contextmanager
     def _placed(self, model: Any, heads: Sequence[HeadSite], positions: Positions) -> Iterator[Any]:
@@ -171,6 +176,15 @@ class HeadShift(Edit):
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return None: a shift leaves the prompt to the measurement."""
         return None
+
+    def constants(self, model: Any) -> dict[str, Float[Tensor, " d_model"]]:
+        """Return what the shift adds after each attention output projection: W_O times it, in double precision."""
+        moved = {head: delta for head, delta in self.deltas.items() if bool(delta.any())}
+        return through_projections(self._sites(base_of(model)), moved)
+
+    def merged(self, model: Any) -> Any:
+        """Return a model of a stock class whose biases carry the shift; raises `UnsupportedModel` if none can."""
+        return with_biases(base_of(model), self.constants(model))
 
     def describe(self) -> dict[str, Any]:
         """Return heads, strength and how the shift was made, as plain values."""

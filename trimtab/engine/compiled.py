@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of
 from trimtab.models.heads import find_heads

@@ -17,7 +17,7 @@ from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
 from trimtab.evaluate.defaults import answer_meters
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
-from trimtab.evaluate.table import measured
+from trimtab.evaluate.table import measurements_of
 from trimtab.models.identity import fingerprint
 from trimtab.probes.logistic import fit_logistic
 from trimtab.progress import tracked
@@ -188,7 +188,7 @@ def _asked(edit: Edit) -> Edit:
 
 
 def _measured(model: Any, tokenizer: Any, test: QuestionSet, edits: Mapping[str, Edit], meters: Sequence[Meter]) -> Run:
-    found = measured(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
+    found = measurements_of(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
     return dict(zip(edits, found, strict=True))
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trimtab.activations.captured import Head, HeadActivations
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.labelled import Head
 from trimtab.activations.shards import ActivationStore
 from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadDataset, BadValue, ShapeError

@@ -13,9 +13,9 @@ from trimtab.edits.residual import ResidualShift
 from trimtab.edits.shifts import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.evaluate.judges import exact_judge
+from trimtab.evaluate.contrast import contrast, require_prompts, score_texts
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
-from trimtab.evaluate.pairs import contrast, require_prompts, score_texts
 from trimtab.probes.head_probes import HeadProbes
 from trimtab.probes.logistic import fit_logistic
 from trimtab.protocols import Edit

@@ -19,7 +19,7 @@ from trimtab.edits.shifts import HeadShift
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.generation import generate_answers_many
-from trimtab.evaluate.judges import exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.multiple_choice import multiple_choice_many
 from trimtab.progress import tracked

@@ -17,7 +17,7 @@ from trimtab.datasets.prose import prose
 from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.errors import BadDataset, BadValue
 from trimtab.models.tokens import context_length, tokenize_answer
-from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.recipe import Recipe
 from trimtab.plain_values import hash_of
 
 IGNORED = -100
@@ -163,6 +163,16 @@ class Collator:
         batch["labels"][row, place + start - 1 : end - 1] = ids[start:]
         batch["sign"][row, place + start - 1 : end - 1] = example["sign"]
         return end
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Where a run takes its batches from."""
+
+    data: Examples
+    collator: Collator
+    seed: int = 0
+    """Of their order."""
 
 
 def bucketed(lengths: Sequence[int], size: int, *, seed: int, epoch: int = 0) -> list[int]:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of, decoder_of, stored_weight
 from trimtab.models.hooks import held_by_this_thread, is_compiled
-from trimtab.peft.methods.base import Attached, Trained, copy_strictly
+from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 
 
 class Parts(Attached):
@@ -70,7 +70,7 @@ class Parts(Attached):
         self.detach()
         for module, name, value in owned:
             if name in module._parameters:  # the parts themselves are gone
-                getattr(module, name).copy_(value)
+                getattr(module, name).data = value  # and not written into, since a twin shares the model's memory
         return self.model
 
     def detach(self) -> None:
