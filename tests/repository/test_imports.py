@@ -23,7 +23,7 @@ from tests.repository.source import (
 ROOMS = [
     {"errors"},
     {"fields"},
-    {"storage", "intervals", "progress", "devices"},
+    {"storage", "intervals", "progress", "devices", "plain_values", "posix"},
     {"cells"},
     {"protocols"},
     {"activations"},

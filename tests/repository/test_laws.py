@@ -64,16 +64,8 @@ def keyholes(tree: ast.AST) -> Iterator[str]:
 
 @but_for(
     "cli/against.py",
-    "cli/comparison_methods.py",
     "cli/heads.py",
     "cli/tuning_methods.py",
-    "compare/design.py",
-    "compare/estimate.py",
-    "compare/rates.py",
-    "compare/running.py",
-    "compare/specification.py",
-    "compare/variants.py",
-    "compare/worker.py",
     "edits/shifts.py",
     "engine/shared_layers.py",
     "evaluate/cost.py",
@@ -152,7 +144,6 @@ def wide(tree: ast.AST) -> Iterator[str]:
 
 
 @but_for(
-    "compare/running.py",
     "engine/capture.py",
     "engine/capture_store.py",
     "engine/forwards.py",
@@ -171,17 +162,13 @@ def test_functions_take_few_parameters(only, left):
 
 @but_for(
     "quick",
-    "Measured",
     "Parts",
     "Plan",
     "estimate",
     "RunFolder",
     "spread",
-    "stored_bytes",
-    "Verdict",
     "Estimate",
     "seeded",
-    "name_of",
     "require_modules",
     "encode",
     "Adapter",
