@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -59,15 +58,7 @@ def _resident_peak() -> int | None:
 
 def stored_bytes(edit: Edit) -> int:
     """Return the size of the folder that the edit's `save` writes, or what its cost says if it cannot be saved."""
-    if hasattr(edit, "edits"):
-        return sum(stored_bytes(part) for part in edit.edits)  # pyright: ignore[reportAttributeAccessIssue]
-    save = getattr(edit, "save", None)
-    if save is None:
-        return edit.cost.bytes_on_disk
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "edit"
-        save(path)
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return edit.stored_bytes
 
 
 def costs(edit: Edit, peak: Peak | None = None) -> dict[str, Any]:
