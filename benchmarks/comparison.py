@@ -90,12 +90,13 @@ def arguments() -> argparse.Namespace:
 
 def summarise(run: Path, asked: argparse.Namespace, codes: list[int], seconds: float) -> dict[str, object]:
     """Print how far the run has got and return the record of this call."""
+    from trimtab.cells import table_lines
     from trimtab.compare import Comparison
-    from trimtab.report.markdown import QUALITY, quality_cells, status, table_lines
+    from trimtab.report.markdown import quality_cells, quality_headings, status
 
     comparison = Comparison.load(run)
     rows = comparison.rows(comparison.sizes[-1])
-    print("\n".join(table_lines(QUALITY, map(quality_cells, rows))))
+    print("\n".join(table_lines(quality_headings(comparison), (quality_cells(row, comparison) for row in rows))))
     notes = [f"{row.name}: {note}" for row in rows for note in row.notes]
     print(*notes[:20], status(comparison), sep="\n")
     return {

@@ -18,26 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from trimtab.cells import MISSING, number, table_lines
 from trimtab.cli.setup import quiet
 from trimtab.compare.design import Parts
-from trimtab.compare.statistics import first, product, spread
+from trimtab.compare.statistics import spread
 from trimtab.datasets import folklore
-from trimtab.evaluate.table import HEADINGS, METRICS, Table
+from trimtab.evaluate.table import Table, instruments
 from trimtab.models import load_model
 from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.peft import LoRA
+from trimtab.protocols import Meter
 from trimtab.published.iti_run import ItiRun, ItiSettings, iti_run
 from trimtab.storage import versions, write_json
 
 SEEDS = (0, 1, 2)
 DRAWS = 10
-GENERATED = {
-    "true_info": lambda row: [row["true"], row["informative"]],
-    "true": lambda row: [row["true"]],
-    "info": lambda row: [row["informative"]],
-    "unmatched": lambda row: [not row["matched"]],
-}
-"""Metric -> the columns of an answer whose means make it."""
 
 
 def alignment(run: ItiRun) -> list[float]:
@@ -88,7 +83,7 @@ def main() -> None:
         "runs": runs,
     }
     write_json(Path(__file__).parent / "results" / "embedded.json", result)
-    print(markdown(mean), reading, sep="\n")
+    print(markdown(mean, run.table.meters), reading, sep="\n")
 
 
 def mean_over_seeds(tables: Sequence[Table]) -> dict[str, dict[str, dict[str, Any] | None]]:
@@ -97,10 +92,11 @@ def mean_over_seeds(tables: Sequence[Table]) -> dict[str, dict[str, dict[str, An
     for row in tables[0].rows:
         draws = {seed: drawn(table[row.name].details) for seed, table in enumerate(tables)}
         pooled[row.name] = {}
-        for metric in METRICS:
-            values = {seed: measurements(details, metric) for seed, details in draws.items()}
-            reduce = product if metric == "true_info" else first
-            pooled[row.name][metric] = spread(values, reduce).as_dict() if any(values.values()) else None
+        for instrument in instruments(tables[0].meters):
+            for meter in instrument.sums:
+                values = {seed: measurements(details, instrument.name, meter) for seed, details in draws.items()}
+                found = spread(values, meter.summary).as_dict() if any(values.values()) else None
+                pooled[row.name][meter.name] = found
     return pooled
 
 
@@ -109,32 +105,22 @@ def drawn(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [d["details"] for d in details["draws"]] if "draws" in details else [details]
 
 
-def measurements(draws: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[list[float]]]:
-    """Return question (or neutral text) -> its measurements, one a draw, each the columns that make the metric."""
+def measurements(draws: Sequence[Mapping[str, Any]], instrument: str, meter: Meter) -> dict[str, list[list[float]]]:
+    """Return question (or neutral text) -> its measurements, one a draw, each the columns that the meter sums up."""
     found: dict[str, list[list[float]]] = {}
     for details in draws:
-        if metric in ("ce", "kl"):
-            rows = enumerate(details["drift"] or ())
-            pairs = ((str(number), [pair[metric == "kl"]]) for number, pair in rows)
-        elif metric in ("mc1", "mc2"):
-            pairs = ((r["question"], [r[metric]]) for r in details["multiple_choice"])
-        else:
-            pairs = ((r["question"], GENERATED[metric](r)) for r in details["generated"])
-        for key, columns in pairs:
-            found.setdefault(key, []).append([float(c) for c in columns])
+        for place, row in enumerate(details[instrument] or ()):
+            found.setdefault(row.get("question", str(place)), []).append([float(row[c]) for c in meter.columns])
     return found
 
 
-def markdown(mean: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -> str:
+def markdown(mean: Mapping[str, Mapping[str, Mapping[str, Any] | None]], meters: Sequence[Meter]) -> str:
     """Return the README's table: the means."""
-    lines = [f"| | {' | '.join(HEADINGS.values())} |", "|" + " --- |" * 9]
-    for name, row in mean.items():
-        shown = (
-            "-" if e is None else f"{e['mean']:.3f}" if m in ("ce", "kl") else f"{100 * e['mean']:.1f}"
-            for m, e in row.items()
-        )
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    rows = (
+        [name, *(MISSING if (e := row[m.name]) is None else number(e["mean"], m.unit) for m in meters)]
+        for name, row in mean.items()
+    )
+    return "\n".join(table_lines(["", *(meter.heading for meter in meters)], rows))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from speed_protocol import protocol
 
 from trimtab.cli.setup import quiet
 from trimtab.engine.capture import capture_heads
-from trimtab.engine.compiled import shifted_for_compilation
+from trimtab.engine.generate import compiled_steps
 from trimtab.evaluate import multiple_choice, multiple_choice_many
 from trimtab.probes.newton import newton_logistic
 from trimtab.storage import write_json
@@ -217,11 +217,11 @@ def generation(w: World) -> dict[str, Any]:
         jobs |= {"plain, batch 16": lambda: generate(16), "steered, batch 16": lambda: steered(16)}
     seconds, results = interleaved(jobs, 2 * w.rounds)  # the CPU bounds these, and its speed changes
     static = {"cache_implementation": "static"}
-    with shifted_for_compilation(w.model, shift.deltas):
+    with compiled_steps(w.model), shift.applied(w.model):
         first, _ = timed(lambda: generate(**static))
         timed(lambda: generate(**static))
         compiled = [timed(lambda: generate(**static)) for _ in range(w.rounds)]
-    with shifted_for_compilation(w.model, {}):  # on its exit the model is an uncompiled one again
+    with compiled_steps(w.model):  # on its exit the model is an uncompiled one again
         unsteered_first, _ = timed(lambda: generate(**static))
         timed(lambda: generate(**static))
         unsteered = [timed(lambda: generate(**static)) for _ in range(w.rounds)]

@@ -34,8 +34,8 @@ from trimtab.activations import Head
 from trimtab.errors import TrimtabError
 from trimtab.models import load_model
 from trimtab.models.load.checkpoints import embedded_folder
+from trimtab.peft.recipe import Recipe
 from trimtab.peft.train.examples import Encoded, Examples
-from trimtab.peft.train.recipe import Recipe
 
 STAGES = ("qlora", "instructions", "methods")
 ROUNDS = 3

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from trimtab import peft
-from trimtab.peft.train.examples import Collator, Encoded, Examples
+from trimtab.peft.train.examples import Batches, Collator, Encoded, Examples
 from trimtab.peft.train.running import cast_once, checkpointed, make_trainer, run_trainer
 
 WARM = 3
@@ -100,7 +100,7 @@ def trimtab_loop(
     try:
         with tempfile.TemporaryDirectory() as name_of_folder:
             folder = Path(name_of_folder)
-            trainer = make_trainer(attached, method, data, Collator(0, packing), seed=0, folder=folder, keep=False)
+            trainer = make_trainer(attached, method, Batches(data, Collator(0, packing)), folder=folder, keep=False)
             seen = Seen(trainer)
             trainer.add_callback(ticks)
             trainer.add_callback(seen)

@@ -180,7 +180,6 @@ def sweep_trimtab(w: Written) -> Job:
 
 def generation(w: Written, mode: str) -> Job:
     from trimtab.edits.combined import NoEdit
-    from trimtab.engine.compiled import shifted_for_compilation
 
     shift = shift_of(w)
     ids = torch.randint(3, w.model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
@@ -190,7 +189,6 @@ def generation(w: Written, mode: str) -> Job:
         "plain": lambda: NoEdit().applied(w.model),
         "trimtab generated": lambda: shift.applied(w.model),
         "trimtab all": lambda: shift.applied(w.model, positions="all"),
-        "trimtab constant": lambda: shifted_for_compilation(w.model, shift.deltas),
     }
     w.placed.enter_context(edits[mode]())  # stays until the process ends: placing it is not timed
 

@@ -30,7 +30,7 @@ def main() -> None:
         folds=1,
         seeds=(0,),
         trials=2,
-        meters=tt.compare.Meters(texts=tt.datasets.neutral_texts()[:20], max_new_tokens=24),
+        meters=tt.evaluate.answer_meters(texts=tt.datasets.neutral_texts()[:20], max_new_tokens=24, divide_texts=True),
         out=arguments.out,
     )
     for row in result.rows():

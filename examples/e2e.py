@@ -12,10 +12,7 @@ from pathlib import Path
 
 import trimtab as tt
 from trimtab.datasets.e2e import e2e, e2e_examples
-from trimtab.engine.beam_search import BeamSettings, beam_texts
-from trimtab.evaluate.text_overlap import text_overlap
-
-METRICS = ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")
+from trimtab.engine.beam_search import BeamSettings
 
 
 def main() -> None:
@@ -31,14 +28,12 @@ def main() -> None:
     examples = e2e_examples(e2e(arguments.data / "valid.txt"))[: arguments.train]
     asked = e2e(arguments.data / "test.txt")[: arguments.test]
     lora = tt.peft.LoRA(r=8).fit(model, tokenizer, examples, knobs={"epochs": arguments.epochs})
-    settings = BeamSettings()
-    print(f"Decoded with {settings}.")
+    print(f"Decoded with {BeamSettings()}.")
     print(f"Not comparable with published rows: {len(examples)} texts of valid, {len(asked)} meanings of test.")
-    for name, edit in (("untuned", tt.NoEdit()), ("tuned", lora)):
-        texts = beam_texts(model, tokenizer, [m.prompt for m in asked], edit, settings=settings)
-        score = text_overlap(texts, [list(m.texts) for m in asked])
-        print(f"{name}: " + ", ".join(f"{metric} {cell}" for metric, cell in zip(METRICS, score.cells(), strict=True)))
-        print(f"  {asked[0].meaning}\n  -> {texts[0]}")
+    rows = tt.compare.table(model, tokenizer, asked, [tt.NoEdit(), lora])
+    print(rows.to_markdown())
+    for row in rows.rows:
+        print(f"{row.name}: {asked[0].meaning}\n  -> {row.details['references'][0]['text']}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,6 @@ for name, edit in (("unedited", None), ("shifted", fitted.shift)):
 print(tt.compare.table(model, tokenizer, final, [tt.NoEdit(), fitted.shift]).to_markdown())
 
 # %% Hand it on: a plain Hugging Face checkpoint that does the same at all positions
-baked = tt.steer.bake(model, tokenizer, fitted.shift, out / "baked")
+baked = tt.export.checkpoint(model, tokenizer, fitted.shift, out / "baked")
 print(baked.architecture, f"differs from the live shift by {baked.difference:.1g} at most")
 fitted.save(out / "fit")

@@ -8,11 +8,12 @@ from typing import Any
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Meters, run
+from trimtab.compare import run
 from trimtab.datasets import Question
 from trimtab.edits.vectors import HeadShift
-from trimtab.evaluate import Verdict
-from trimtab.prompting.few_shot import FewShot
+from trimtab.evaluate import Verdict, answer_meters
+from trimtab.prompting import FewShot
+from trimtab.protocols import Method
 from trimtab.steer import ITI, RandomDirection
 
 TEXTS = tuple(f"The sky was grey and the road was {i} miles long." for i in range(10))
@@ -23,7 +24,11 @@ def length_judge(question: Question, answer: str) -> Verdict:
     return Verdict(float(len(answer) % 2), float(len(answer) % 3 > 0))
 
 
-METERS = Meters(judge=length_judge, texts=TEXTS, max_new_tokens=4)
+def meters(judge=length_judge, max_new_tokens=4):
+    return answer_meters(judge=judge, texts=TEXTS, max_new_tokens=max_new_tokens, divide_texts=True)
+
+
+METERS = meters()
 
 
 @dataclass
@@ -38,7 +43,7 @@ class SpyJudge:
 
 
 @dataclass(frozen=True)
-class SpyMethod:
+class SpyMethod(Method):
     """Returns a random shift of the knob's strength and notes what it was fitted on."""
 
     log: list[tuple[str, Any]] = field(default_factory=list, compare=False, repr=False)
@@ -46,8 +51,8 @@ class SpyMethod:
     name: str = "Spy"
 
     @property
-    def grid(self) -> Sequence[Mapping[str, Any]]:
-        return tuple({"strength": s} for s in self.strengths)
+    def space(self) -> Mapping[str, Sequence[Any]]:
+        return {"strength": self.strengths}
 
     def fit(self, model, tokenizer, train, *, knobs=None, seed=0) -> HeadShift:
         self.log.append(("fitted", tuple(q.question for q in train)))
@@ -55,12 +60,11 @@ class SpyMethod:
 
 
 @dataclass(frozen=True)
-class FailsInFoldOf:
+class FailsInFoldOf(Method):
     """Fails whenever the marked question is among the training questions."""
 
     marked: str
     name: str = "Fragile"
-    grid: Sequence[Mapping[str, Any]] = ({},)
 
     def fit(self, model, tokenizer, train, *, knobs=None, seed=0) -> HeadShift:
         if self.marked in {q.question for q in train}:

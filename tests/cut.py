@@ -20,7 +20,7 @@ def cut_data(monkeypatch: pytest.MonkeyPatch, *, development: int = 40, final: i
     monkeypatch.setattr(import_module("trimtab.datasets.folklore"), "folklore", cut)
     few = {"validation_texts": lambda: neutral_texts(4), "neutral_texts": lambda: neutral_texts(texts)}
     # packages export functions of the same names as some of these modules
-    monkeypatch.setattr(import_module("trimtab.export.bake"), "folklore", lambda: whole[:8])
+    monkeypatch.setattr(import_module("trimtab.export.checkpoint"), "folklore", lambda: whole[:8])
     for module, names in {
         "trimtab.steer.strength": ("validation_texts",),
         "trimtab.evaluate.drift": ("neutral_texts",),

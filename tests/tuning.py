@@ -6,38 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import peft as hf_peft
 import pytest
 import torch
 from torch import Tensor
 
+from tests import cases
 from tests.tiny import VOCAB, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab import peft
-from trimtab.activations import Head
 from trimtab.models import load_model
 
-# a step that tiny random models feel, few of them
-QUICK = peft.Recipe(max_steps=4, batch_size=8, learning_rate=0.02)
-HEADS = (Head(2, 3), Head(0, 1), Head(2, 0))
-
-METHODS: dict[str, peft.TuningMethod] = {
-    "lora": peft.LoRA(r=4, recipe=QUICK),
-    "lora qv": peft.LoRA(r=4, targets="qv", recipe=QUICK),
-    "rslora": peft.LoRA(r=4, rslora=True, recipe=QUICK),
-    "dora": peft.LoRA(r=4, dora=True, recipe=QUICK),
-    "ia3": peft.IA3(recipe=QUICK),
-    "peft vera": peft.Adapter(hf_peft.VeraConfig(r=8, target_modules=["o_proj", "c_proj"]), recipe=QUICK),
-    "houlsby": peft.Bottleneck("houlsby", 4, recipe=QUICK),
-    "pfeiffer": peft.Bottleneck("pfeiffer", 4, recipe=QUICK),
-    "heads": peft.HeadOffsets(heads=HEADS, recipe=QUICK),
-    "prompt": peft.PromptTuning(5, recipe=QUICK),
-    "prefix": peft.PrefixTuning(5, recipe=QUICK),
-    "prefix mlp": peft.PrefixTuning(5, reparameterised=True, d_hidden=16, recipe=QUICK),
-    "intrinsic": peft.IntrinsicDimension(60, recipe=QUICK),
-    "said": peft.IntrinsicDimension(60, structure_aware=True, recipe=QUICK),
-    "full": peft.FullFineTuning(recipe=QUICK),
-    "top 2": peft.FullFineTuning(2, recipe=QUICK),
-}
+METHODS, QUICK = cases.TUNING, cases.QUICK
 ON_FOUR_BITS = [name for name, method in METHODS.items() if method.capabilities.four_bit]
 MERGEABLE = [name for name, method in METHODS.items() if method.capabilities.mergeable]
 

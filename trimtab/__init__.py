@@ -21,7 +21,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trimtab import compare, datasets, evaluate, models, peft, probes, steer
-    from trimtab.activations.captured import Head, HeadActivations
+    from trimtab.activations.captured import HeadActivations
+    from trimtab.activations.labelled import Head
     from trimtab.activations.shards import ActivationStore
     from trimtab.edits.combined import NoEdit, Stacked
     from trimtab.edits.disk import load_edit

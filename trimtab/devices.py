@@ -1,9 +1,10 @@
-"""The device that is asked for, or the one at hand."""
+"""The device that is asked for, or the one at hand, and the memory that is free on it."""
 
 from __future__ import annotations
 
 import os
 
+import psutil
 import torch
 
 from trimtab.errors import BadValue
@@ -22,3 +23,16 @@ def available_device(device: str | int | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as cause:
         raise BadValue(f"device {str(device)!r} is not available here; try 'cpu' or leave it out") from cause
     return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes free on a device."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    return psutil.virtual_memory().available
+
+
+def in_bytes(size: int) -> str:
+    """Return a number of bytes for a sentence."""
+    return f"{size / 1e9:.1f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"

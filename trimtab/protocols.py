@@ -11,6 +11,7 @@ import copy
 import sys
 import tempfile
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -196,14 +197,13 @@ class Edit(ABC):
             self.save(path)
             return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-    def constants(self, model: Any) -> dict[str, Tensor]:
-        """Return by module name the vector that the edit adds to the module's output at all positions.
+    def constants(self, model: Any) -> Mapping[str, Float[Tensor, " width"]]:
+        """Return what the edit adds to modules' outputs at all positions, by name as in the base's `named_modules`.
 
         Raises:
-            BadValue: an edit of this kind does something else.
-            Incompatible: it was made for another model.
+            BadValue: an edit of this kind does anything else.
         """
-        raise BadValue(f"{self.name} is more than vectors added in {type(model).__name__}; use it as it is")
+        raise BadValue(f"{self.name} adds no constant to what modules of {type(model).__name__} give; use it as it is")
 
     def merged(self, model: Any) -> Any:
         """Return a plain model that computes what `model` does with the edit at all positions.
@@ -239,7 +239,7 @@ class Method(ABC):
 
     @property
     def grid(self) -> Sequence[Knobs]:
-        """Every setting of the space."""
+        """Every setting of the space. A class that overrides it is read for one version more: see `settings_of`."""
         return settings(self.space)
 
     @abstractmethod
@@ -263,6 +263,20 @@ class Method(ABC):
 def settings(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return every combination of the knobs' values, the last knob fastest."""
     return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+
+
+def settings_of(method: Method) -> list[Knobs]:
+    """Return every setting that a method has.
+
+    A class that gives an own `grid`, as methods did before there was `space`, is read with a warning.
+    """
+    if type(method).grid is not Method.grid:
+        warnings.warn(
+            f"{method.name}: a method's `grid` is read for one version more; give `space`, knob -> values, instead",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return [dict(knobs) for knobs in method.grid]
 
 
 class Control(ABC):
@@ -319,13 +333,23 @@ class Meter(ABC):
     """Which way is an improvement."""
     columns: Sequence[str] = ()
     """The columns of a row that it sums up; its own name if not given."""
+    shown: Sequence[str] = ()
+    """Columns of a row that hold text for reading, such as the answer; records keep them beside the figures."""
+    sums_up: str = "mean"
+    """How `summary` makes the figure, for whoever reads records without the code of the meter; filled in."""
+    tested: bool = True
+    """Whether a comparison tests its difference to the unedited model; it never does where `better` is neither."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Fill heading and columns from the name where a class gives none."""
         super().__init_subclass__(**kwargs)
-        name = getattr(cls, "name", None)
+        name = vars(cls).get("name")
         if isinstance(name, str):
-            cls.heading, cls.columns = cls.heading or name, cls.columns or (name,)
+            cls.heading, cls.columns = (
+                vars(cls).get(key, own) for key, own in (("heading", name), ("columns", (name,)))
+            )
+        own = "mean" if cls.summary is Meter.summary else "its own code"
+        cls.sums_up = vars(cls).get("sums_up", own)
 
     @property
     def instrument(self) -> Meter:
@@ -336,6 +360,17 @@ class Meter(ABC):
     def choosing(self) -> Meter:
         """The meter to choose settings by, where measuring on the same items would be peeking: itself if not."""
         return self
+
+    def kept_in(self, folder: str | Path) -> Meter:  # noqa: ARG002
+        """Return the meter that keeps unfinished work in a folder, to go on there after a failure: itself if none."""
+        return self
+
+    def try_out(self, items: Any) -> None:  # noqa: B027
+        """Measure next to nothing, so that what cannot measure says so before anything long is done.
+
+        Raises:
+            BadValue: such as a judge that cannot be asked.
+        """
 
     @abstractmethod
     def measure(
@@ -359,6 +394,15 @@ class Meter(ABC):
         return {"meter": type(self).__name__, "name": self.name, **own}
 
 
+def as_meter(value: Any) -> Meter:
+    """Return a meter as it is, and that of a class that needs nothing; raises `BadValue` for anything else."""
+    if isinstance(value, Meter):
+        return value
+    if isinstance(value, type) and issubclass(value, Meter):
+        return value()
+    raise BadValue(f"{value!r:.60} is no meter: derive its class from trimtab.protocols.Meter and give an instance")
+
+
 class Verdict(NamedTuple):
     """What a judge says of one answer; probabilities are as good as truth values."""
 
@@ -376,9 +420,50 @@ class Judge(ABC):
     record: Mapping[str, Any] = {}
     """What stands beside its figures: agreement with people, false accepts on nonsense."""
 
+    cannot_fail: bool = False
+    """Whether it can be asked again at any time at no cost, so that nothing is kept for it."""
+
     @abstractmethod
     def verdicts(self, question: Any, answers: Sequence[str]) -> list[Verdict]:
         """Return the verdict on each answer to the question, from 0 to 1."""
+
+    def __call__(self, question: Any, answer: str) -> Verdict:
+        """Return the verdict on one answer."""
+        return self.verdicts(question, [answer])[0]
+
+
+@dataclass(frozen=True)
+class CallableJudge(Judge):
+    """A function `(question, answer) -> Verdict` as a judge, by its name and the `record` that it may carry."""
+
+    function: Callable[[Any, str], Any]
+
+    @property
+    def name(self) -> str:
+        """The record's name, or the function's, or its class's."""
+        given = getattr(self.function, "__name__", type(self.function).__name__)
+        return str(self.record.get("name", given))
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the function says of itself."""
+        return getattr(self.function, "record", {})
+
+    def verdicts(self, question: Any, answers: Sequence[str]) -> list[Any]:
+        """Return what the function says of each answer."""
+        return [self.function(question, answer) for answer in answers]
+
+
+def as_judge(value: Any) -> Judge:
+    """Return a judge as it is, and a function as a judge; raises `BadValue` for anything else, such as a class."""
+    if isinstance(value, Judge):
+        return value
+    if isinstance(value, type) or not callable(value):
+        raise BadValue(
+            f"{value!r:.60} is no judge: derive its class from Judge and give an instance, or give a function "
+            "(question, answer) -> Verdict"
+        )
+    return CallableJudge(value)
 
 
 def require_order(parts: Sequence[Edit] | Sequence[Method]) -> None:
@@ -431,3 +516,11 @@ def as_entrant(value: Any) -> Method | Control:
         f"{value!r:.60} is neither a Method, an Edit nor a Control; derive its class from one of these, and give an "
         "instance, as ITI()"
     )
+
+
+def methods_and_controls(
+    entrants: Mapping[str, Method | Control],
+) -> tuple[dict[str, Method], dict[str, Control]]:
+    """Return the methods and the controls among what a comparison compares, by name."""
+    methods = {name: entrant for name, entrant in entrants.items() if isinstance(entrant, Method)}
+    return methods, {name: entrant for name, entrant in entrants.items() if isinstance(entrant, Control)}

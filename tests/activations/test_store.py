@@ -168,7 +168,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path, mon
         ActivationStore.open(tmp_path / "store")
     calls = spied_capture(monkeypatch)
     # how many examples a shard has was settled when the store was begun
-    found = capture(tmp_path / "store", per_shard=24, batch_size=2)
+    found = capture(tmp_path / "store", per_shard=24)
     assert calls == [5, 5, 4]
     assert {p.name: p.stat().st_mtime_ns for p in shards(tmp_path / "store")}.items() >= good.items()
     expected = capture_heads(tiny_model("llama"), tiny_tokenizer(), STATEMENTS).values
@@ -183,7 +183,7 @@ def test_a_store_that_is_whole_is_not_captured_again(store: ActivationStore, mon
 
 def run(path: Path) -> None:
     statements = tiny_questions(16).statements()
-    capture_to_store(tiny_model("llama"), tiny_tokenizer(), statements, path, per_shard=2, batch_size=2)
+    capture_to_store(tiny_model("llama"), tiny_tokenizer(), statements, path, per_shard=2)
 
 
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_numbers(tmp_path: Pa
     statements = tiny_questions(16).statements()
     for name in (".shard-left-behind", ".tmpLeftBehind"):
         (path / name).write_bytes(b"half a shard")
-    found = capture_to_store(tiny_model("llama"), tiny_tokenizer(), statements, path, batch_size=2)
+    found = capture_to_store(tiny_model("llama"), tiny_tokenizer(), statements, path)
     expected = capture_heads(tiny_model("llama"), tiny_tokenizer(), statements).values
     assert torch.allclose(found.load().values, expected, rtol=0, atol=1e-4)
     assert sorted(p.name for p in path.iterdir()) == ["record.json", *(p.name for p in shards(path))]

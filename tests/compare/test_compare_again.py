@@ -10,25 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.comparing import METERS, TEXTS, SpyMethod, length_judge, tiny_run
+from tests.comparing import METERS, SpyMethod, length_judge, meters, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Comparison, Design, Job, Meters, run_job
+from trimtab.compare import Comparison, Design, Job, run_job
 from trimtab.compare.design import Unit, named
 from trimtab.compare.records import RunFolder
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import generation
+from trimtab.protocols import Method
 
 JOB = {"questions": tiny_questions(12), "test": None, "design": Design(2, (0,), 2), "meters": METERS}
 
 
 @dataclass(frozen=True)
-class Flaky:
+class Flaky(Method):
     """Fails at its second setting while `broken` says so."""
 
     broken: list[str] = field(default_factory=list, compare=False, repr=False)
     name: str = "Flaky"
-    grid: Sequence[Mapping[str, float]] = ({"strength": 1.0}, {"strength": 2.0})
+    space: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"strength": (1.0, 2.0)})
 
     def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
         if self.broken and knobs["strength"] > 1:
@@ -165,11 +166,10 @@ def test_what_was_generated_and_judged_before_a_judge_broke_is_not_done_again(tm
 
         return count
 
-    for name in ("complete", "completions"):
-        monkeypatch.setattr(generation, name, counted(getattr(generation, name)))
+    monkeypatch.setattr(generation, "completions", counted(generation.completions))
 
     def compared(folder, judge, **options):
-        job = Job(named(methods), **{**JOB, "meters": Meters(judge=judge, texts=TEXTS, max_new_tokens=4)})
+        job = Job(named(methods), **{**JOB, "meters": meters(judge)})
         return run_job(tiny_model(), tiny_tokenizer(), job, folder, **options)
 
     whole = Grader(1000)

@@ -78,7 +78,7 @@ def test_its_row_is_the_mean_over_draws_with_an_interval_over_them_and_no_test(d
     for seed in (0, 1):
         for fold in (0, 1):
             for draw in draws_of(folder, fold, seed):
-                said = draw["measured"]["questions"]
+                said = draw["measured"]["rows"]["generated"].values()
                 scores.append(np.mean([q["true"] for q in said]) * np.mean([q["informative"] for q in said]))
     assert sorted(row.draws) == pytest.approx(sorted(scores)) and len(scores) == 12
     expected = bootstrap_mean(row.draws)

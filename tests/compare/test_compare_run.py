@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.comparing import METERS, TEXTS, FailsInFoldOf, SpyJudge, SpyMethod, length_judge, tiny_run
+from tests.comparing import METERS, TEXTS, FailsInFoldOf, SpyJudge, SpyMethod, length_judge, meters, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Comparison, Design, Job, Meters, merged, run, run_job
+from trimtab.compare import Comparison, Design, Job, Stack, merged, run, run_job
 from trimtab.compare.design import Unit, named
 from trimtab.compare.records import RunFolder
 from trimtab.compare.worker import chosen
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.evaluate import generate_answers
+from trimtab.evaluate import drift, generate_answers
 from trimtab.evaluate.table import table
-from trimtab.prompting.few_shot import FewShot, Stack
-from trimtab.protocols import Ready
+from trimtab.prompting import FewShot
+from trimtab.protocols import Method, Ready
 from trimtab.steer import CAA, ITI
 
 
@@ -68,7 +68,7 @@ def test_test_questions_are_seen_by_nothing_before_the_last_measurement():
     judge = SpyJudge(log)
     run(
         tiny_model(), tiny_tokenizer(), tiny_questions(12), [SpyMethod(log)], folds=2, seeds=(0, 1), trials=3,
-        meters=Meters(judge=judge, texts=TEXTS, max_new_tokens=4),
+        meters=meters(judge),
     )  # fmt: skip
     job = Job(named([SpyMethod()]), tiny_questions(12), None, Design(2, (0, 1), 3), METERS)
     for unit in (u for u in job.units if u.method == "Spy"):
@@ -99,6 +99,10 @@ def test_knobs_are_chosen_on_validation_alone_and_the_chosen_edit_is_what_is_mea
         generate_answers(model, tokenizer, parts.validation, e, judge=length_judge, max_new_tokens=4) for e in edits
     ]
     assert [t["validation"]["score"] for t in trials] == [float(s.true_info) for s in scores]
+    # the budget is kept on the choosing texts, a fifth of those given; the last measurement has the others
+    moved = [[float(drift(model, tokenizer, e, texts=part).kl) for e in edits] for part in (TEXTS[:2], TEXTS[2:])]
+    assert [t["validation"]["kl"] for t in trials] == pytest.approx(moved[0])
+    assert moved[0] != pytest.approx(moved[1])
     record = RunFolder(folder).read(unit, "test")
     best = record["best"]
     assert trials[best]["validation"]["score"] == max(float(s.true_info) for s in scores)
@@ -106,9 +110,10 @@ def test_knobs_are_chosen_on_validation_alone_and_the_chosen_edit_is_what_is_mea
         model, tokenizer, parts.test, [edits[best]], judge=length_judge, texts=TEXTS[2:], max_new_tokens=4
     ).rows[0]
     kept = record["measured"][str(best)]
-    assert [q["answer"] for q in kept["questions"]] == [g["answer"] for g in row.details["generated"]]
-    assert [q["mc2"] for q in kept["questions"]] == pytest.approx([m["mc2"] for m in row.details["multiple_choice"]])
-    assert kept["drift"] == [pytest.approx(pair) for pair in row.details["drift"]]
+    said, choices, moved = (list(kept["rows"][name].values()) for name in ("generated", "multiple_choice", "drift"))
+    assert [q["answer"] for q in said] == [g["answer"] for g in row.details["generated"]]
+    assert [q["mc2"] for q in choices] == pytest.approx([m["mc2"] for m in row.details["multiple_choice"]])
+    assert moved == [pytest.approx(pair) for pair in row.details["drift"]]
 
 
 def trial(score, kl):
@@ -117,11 +122,11 @@ def trial(score, kl):
 
 def test_the_best_trial_and_the_best_within_the_budget():
     trials = [trial(0.5, 0.01), trial(0.9, 3.0), {"status": "failed", "why": "x"}, trial(0.5, 0.001)]
-    assert chosen(trials, None) == 1
-    assert chosen(trials, 0.1) == 3  # equal scores go to the smaller drift
-    assert chosen(trials, 0.0001) is None
-    assert chosen([trial(0.2, None), trial(0.2, None)], 0.1) == 0
-    assert chosen([{"status": "failed", "why": "x"}], None) is None
+    assert chosen(trials, METERS[0], None) == 1
+    assert chosen(trials, METERS[0], 0.1) == 3  # equal scores go to the smaller drift
+    assert chosen(trials, METERS[0], 0.0001) is None
+    assert chosen([trial(0.2, None), trial(0.2, None)], METERS[0], 0.1) == 0
+    assert chosen([{"status": "failed", "why": "x"}], METERS[0], None) is None
 
 
 def test_none_within_the_budget_is_a_result(tmp_path):
@@ -177,7 +182,7 @@ def test_methods_can_be_added_to_a_run_and_nothing_else_may_change(done, tmp_pat
     with pytest.raises(Incompatible, match="differs in questions"):
         tiny_run(tmp_path / "run", n=11)
     with pytest.raises(Incompatible, match="differs in meters"):
-        tiny_run(tmp_path / "run", meters=Meters(judge=length_judge, texts=TEXTS, max_new_tokens=5))
+        tiny_run(tmp_path / "run", meters=meters(max_new_tokens=5))
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
@@ -222,7 +227,7 @@ def test_a_judge_that_answers_nonsense_is_refused_before_anything_runs(tmp_path)
         return "yes, quite"
 
     with pytest.raises(BadValue, match=r"judge nonsense returned 'yes, quite'; expected Verdict"):
-        tiny_run(tmp_path / "run", meters=Meters(judge=nonsense, texts=TEXTS, max_new_tokens=4))
+        tiny_run(tmp_path / "run", meters=meters(nonsense))
     assert not (tmp_path / "run").exists()
 
 
@@ -230,9 +235,7 @@ def test_a_judge_that_turns_to_nonsense_later_fails_the_rows_and_says_why(tmp_pa
     def moody(question, answer):
         return (0.5, 0.5) if "number" in answer else 7
 
-    result = tiny_run(
-        tmp_path / "run", [SpyMethod()], seeds=(0,), meters=Meters(judge=moody, texts=TEXTS, max_new_tokens=4)
-    )
+    result = tiny_run(tmp_path / "run", [SpyMethod()], seeds=(0,), meters=meters(moody))
     assert "judge moody returned 7" in result.row("Spy").notes[0]
 
 
@@ -257,7 +260,7 @@ def test_impossible_designs_are_refused(options, message):
         ([], "no methods to compare"),
         ([ITI], "neither a Method"),
         ([ITI(), ITI()], "two methods are called 'ITI'"),
-        ([SpyMethod(strengths=())], "empty grid"),
+        ([SpyMethod(strengths=())], "empty space"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(methods, message):
@@ -281,7 +284,7 @@ def test_a_test_set_of_ones_own_is_measured_once_per_fold_and_counts_each_questi
         test=everything[8:], meters=METERS, out=tmp_path / "run",
     )  # fmt: skip
     assert result.row("Spy").metrics["true_info"].estimate.n == 4
-    assert all(len(t["measured"]["0"]["questions"]) == 4 for t in result.tests)
+    assert all(len(t["measured"]["0"]["rows"]["generated"]) == 4 for t in result.tests)
 
 
 def test_low_data_sizes_are_nested_and_counted_with_their_validation_part():
@@ -358,11 +361,12 @@ def _program(folder: Path, *, pause: float, workers: int = 1) -> str:
         from tests.measuring import random_shift
         from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
         from trimtab.compare import run
+        from trimtab.protocols import Method
 
         @dataclass(frozen=True)
-        class Slow:
+        class Slow(Method):
             name: str = "Slow"
-            grid = ({{"strength": 1.0}}, {{"strength": 2.0}}, {{"strength": 3.0}})
+            space = {{"strength": (1.0, 2.0, 3.0)}}
             def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
                 with Path({str(folder.parent / "fits.txt")!r}).open("a") as file:
                     file.write(f"{{os.getpid()}} {{knobs}}\\n")
@@ -388,8 +392,8 @@ def test_a_run_can_be_told_to_start_nothing_after_some_time(tmp_path):
 def test_stacks_fit_each_method_on_the_model_as_the_ones_before_leave_it():
     seen = []
 
-    class Noting:
-        name, grid = "noting", ({},)
+    class Noting(Method):
+        name = "noting"
 
         def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
             import torch
@@ -400,7 +404,7 @@ def test_stacks_fit_each_method_on_the_model_as_the_ones_before_leave_it():
 
     model = tiny_model()
     stack = Stack((SpyMethod(strengths=(2.0,)), Noting()))
-    assert list(stack.grid) == [{"Spy": {"strength": 2.0}, "noting": {}}]
+    assert list(stack.grid) == [{"Spy.strength": 2.0}]
     made = stack.fit(model, tiny_tokenizer(), tiny_questions(4), knobs=stack.grid[0])
     assert made.name == "Spy + noting"
     plain = Stack((Ready(NoEdit("plain")), Noting())).fit(model, tiny_tokenizer(), tiny_questions(4), knobs={})

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from tests.comparing import METERS, FailsInFoldOf, SpyMethod, tiny_run
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
+from trimtab.cells import figure
 from trimtab.compare import Comparison, Design, Job, run_job
 from trimtab.compare.design import named
 from trimtab.errors import Incompatible
-from trimtab.prompting.few_shot import FewShot
+from trimtab.evaluate import answer_meters
+from trimtab.prompting import FewShot
 from trimtab.report.charts import (
     PALETTE,
     heads_figure,
@@ -28,10 +30,12 @@ from trimtab.report.charts import (
     styles,
 )
 from trimtab.report.html import to_html, write_report
-from trimtab.report.knobs import knob_lines, knobs_figure, tried
-from trimtab.report.markdown import cost_cells, facts, quality_cells, size, to_markdown
+from trimtab.report.knobs import knob_lines, knobs_figure
+from trimtab.report.markdown import cost_cells, facts, quality_cells, to_markdown
+from trimtab.report.settings import tried
 from trimtab.steer import ITI, RandomDirection
 
+MAIN = METERS[0]
 REQUESTING = re.compile(
     r"""(?:src|href|action|data)\s*=\s*["'](?!#|data:)|url\((?!#)|@import|<script|<link|<iframe|<img"""
 )
@@ -103,7 +107,7 @@ def test_the_page_says_what_the_rows_say(done):
         if value is not None:
             e = value.estimate
             assert f"{100 * e:.1f}[{100 * e.low:.1f}, {100 * e.high:.1f}]" in text
-    for question in (t["question"] for t in result.of("Baseline")[0]["measured"]["0"]["questions"]):
+    for question in result.of("Baseline")[0]["measured"]["0"]["rows"]["generated"]:
         assert question in text
 
 
@@ -184,23 +188,24 @@ def test_the_pareto_front_is_what_nothing_beats(points):
 
 def test_a_method_looks_the_same_in_every_figure_and_no_point_is_cut_off(done):
     rows = done[1].rows()
-    left, right = pareto_figure(rows).axes
+    left, right = pareto_figure(rows, MAIN).axes
     looks = {line.get_label(): (line.get_color(), line.get_marker()) for line in left.get_lines() if line.get_label()}
-    markers = [line for line in intervals_figure(rows).axes[0].get_lines() if line.get_marker() in "osD^vP*X<>hd"]
+    drawn = intervals_figure(rows, MAIN).axes[0].get_lines()
+    markers = [line for line in drawn if line.get_marker() in "osD^vP*X<>hd"]
     assert {(line.get_color(), line.get_marker()) for line in markers} <= set(looks.values())
     for axes in (left, right):
         low, high = axes.get_xlim()
         drawn = [x for line in axes.get_lines() if line.get_marker() != "None" for x in line.get_xdata()]
         assert low < min(drawn) and 1.5 * max(drawn) < high
         assert axes.get_ylim()[0] < 0 and axes.get_ylim()[1] > 100
-    assert intervals_figure(rows).axes[0].get_xlim()[0] < 0 and intervals_figure(rows).axes[0].get_xlim()[1] > 100
+    low, high = intervals_figure(rows, MAIN).axes[0].get_xlim()
+    assert low < 0 and high > 100
 
 
 def test_the_dashed_line_is_the_unedited_model_or_is_not_there(done):
     def dashed(rows):
-        return [
-            line.get_xdata()[0] for line in intervals_figure(rows).axes[0].get_lines() if line.get_linestyle() == "--"
-        ]
+        lines = intervals_figure(rows, MAIN).axes[0].get_lines()
+        return [line.get_xdata()[0] for line in lines if line.get_linestyle() == "--"]
 
     base, *others = done[1].rows()
     assert dashed([base, *others]) == [100 * base.metrics["true_info"].estimate]
@@ -209,7 +214,7 @@ def test_the_dashed_line_is_the_unedited_model_or_is_not_there(done):
 
 def test_a_front_of_one_row_is_a_line_too(done):
     base = done[1].rows()[0]
-    for axes in pareto_figure([base]).axes:
+    for axes in pareto_figure([base], MAIN).axes:
         (line,) = [line for line in axes.get_lines() if line.get_marker() == "None"]
         assert line.get_xdata()[-1] == axes.get_xlim()[1] > line.get_xdata()[0]
 
@@ -233,7 +238,8 @@ def trials_of(knobs_and_scores):
         for i, (knobs, score, kl) in enumerate(knobs_and_scores)
     )  # fmt: skip
     specification = {"methods": {"M": "M()"}, "design": {"train_sizes": [None], "folds": 1, "seeds": [0]}}
-    return Comparison(specification, trials, ())
+    specification["design"]["choose_by"] = "true_info"
+    return Comparison(specification, trials, (), answer_meters())
 
 
 def test_only_settings_that_differ_in_the_knob_alone_are_joined():
@@ -272,19 +278,19 @@ def test_every_setting_that_was_tried_is_listed_with_how_often_it_was_chosen(don
 
 
 def test_rows_say_how_much_was_measured_and_whether_best_is_also_best_within_the_budget(done, tmp_path):
-    cells = {row.name: quality_cells(row)[-2:] for row in done[1].rows()}
+    cells = {row.name: quality_cells(row, done[1])[-2:] for row in done[1].rows()}
     assert cells["Baseline"] == ["-", "2 of 2"]
     assert cells["FailsInFoldOf" if "FailsInFoldOf" in cells else "Fragile"][1] == "1 of 2"
     weak = tiny_run(tmp_path / "a", [SpyMethod(strengths=(1e-4,))], seeds=(0,), kl_budget=10)
-    assert quality_cells(weak.row("Spy"))[-2:] == ["kept", "2 of 2"]
+    assert quality_cells(weak.row("Spy"), weak)[-2:] == ["kept", "2 of 2"]
     strong = tiny_run(tmp_path / "b", [SpyMethod(strengths=(50.0,))], seeds=(0,), kl_budget=1e-9)
-    assert quality_cells(strong.row("Spy"))[-2:] == ["kept in 0 of 2", "2 of 2"]
-    assert quality_cells(strong.row("Spy (within KL budget)"))[-2:] == ["none within", "0 of 2"]
+    assert quality_cells(strong.row("Spy"), strong)[-2:] == ["kept in 0 of 2", "2 of 2"]
+    assert quality_cells(strong.row("Spy (within KL budget)"), strong)[-2:] == ["none within", "0 of 2"]
 
 
 def test_all_machines_are_named_and_times_of_a_shared_device_are_marked(done):
     result = done[1]
-    assert cost_cells(result.row("ITI"))[3].replace(".", "").replace("e-", "").isdigit()
+    assert cost_cells(result.row("ITI"), result)[3].replace(".", "").replace("e-", "").isdigit()
     n = len(result.trials) + len(result.tests)
     assert facts(result)["Hardware"] == f"1 CPU threads (x86_64): {n} records"
 
@@ -295,11 +301,12 @@ def test_all_machines_are_named_and_times_of_a_shared_device_are_marked(done):
     assert facts(both)["Hardware"] == (
         f"H100: {len(result.trials)} records; 1 CPU threads (x86_64): {len(result.tests)} records"
     )
-    assert cost_cells(both.row("ITI"))[3].endswith(" (14 at once)") and cost_cells(both.row("ITI"))[5].endswith("once)")
+    cells = cost_cells(both.row("ITI"), both)
+    assert cells[3].endswith(" (14 at once)") and cells[5].endswith("once)")
     old = [{k: v for k, v in r.items() if k not in ("machine", "workers")} for r in result.trials]
     before = replace(result, trials=tuple(old))
     assert "not recorded (the run was begun on 1 CPU threads (x86_64))" in facts(before)["Hardware"]
-    assert cost_cells(before.row("ITI"))[3].endswith(" (?)")
+    assert cost_cells(before.row("ITI"), before)[3].endswith(" (?)")
 
 
 def test_a_low_data_curve_has_the_unedited_model_and_the_methods_that_were_asked_for(tmp_path):
@@ -356,14 +363,15 @@ def test_the_colours_can_be_told_apart_without_seeing_red_or_green():
 
 
 def test_sizes_are_written_for_reading():
-    assert [size(n) for n in (None, 12, 1500, 2.5e6, 3e9)] == ["-", "12 B", "1.5 kB", "2.5 MB", "3 GB"]
-    assert [size(n) for n in (999.6e6, 12_345e9)] == ["1,000 MB", "12,345 GB"]
+    assert [figure(n, "bytes") for n in (None, 12, 1500, 2.5e6, 3e9)] == ["-", "12 B", "1.5 kB", "2.5 MB", "3 GB"]
+    assert [figure(n, "bytes") for n in (999.6e6, 12_345e9)] == ["1,000 MB", "12,345 GB"]
 
 
 def test_costs_are_written_for_reading_and_no_chosen_setting_is_left_out(done):
     row = done[1].row("ITI")
     settings = tuple((f'{{"alpha": {n}}}', 1) for n in range(5))
-    cells = cost_cells(replace(row, costs={**row.costs, "seconds": 7200.4, "ms_per_token": 12.345}, settings=settings))
+    row = replace(row, costs={**row.costs, "seconds": 7200.4, "ms_per_token": 12.345}, settings=settings)
+    cells = cost_cells(row, done[1])
     assert (cells[3], cells[5]) == ("7,200", "12.3")
     assert cells[6] == "alpha 0 (1x); alpha 1 (1x); alpha 2 (1x); alpha 3 (1x); alpha 4 (1x)"
 
@@ -373,7 +381,7 @@ def test_the_spy_is_drawn_hollow_where_its_budget_is_another_result(tmp_path):
     best, spy = result.rows()
     within = replace(spy, variant="within")
     faces = {
-        line.get_markerfacecolor() for line in intervals_figure([best, spy, within]).axes[0].get_lines()
+        line.get_markerfacecolor() for line in intervals_figure([best, spy, within], MAIN).axes[0].get_lines()
         if line.get_marker() == styles([best.method, spy.method])[spy.method]["marker"]
     }  # fmt: skip
     assert faces == {PALETTE[1], "white"}

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.compare.statistics import first, holm, paired, product, question_means, spread
+from trimtab.compare.statistics import first, holm, paired, question_means, spread
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import SUMMARIES
 from trimtab.intervals import bootstrap_mean
 
 
@@ -55,7 +56,7 @@ def test_a_question_measured_twice_under_a_seed_counts_once():
 
 def test_the_product_is_that_of_the_means_and_not_the_mean_of_the_products():
     values = {0: {"a": [[1.0, 0.0]], "b": [[0.0, 1.0]]}}
-    assert float(spread(values, product).estimate) == 0.25
+    assert float(spread(values, SUMMARIES["product"]).estimate) == 0.25
 
 
 def test_nothing_measured_is_refused():
@@ -93,7 +94,7 @@ def test_only_shared_questions_are_paired():
 def test_products_are_tested_by_swapping_whole_questions():
     ours = columns(*[(1, 1), (1, 0), (1, 1), (0, 1)])
     theirs = columns(*[(0, 1), (1, 1), (0, 0), (0, 1)])
-    difference, p = paired(ours, theirs, product)
+    difference, p = paired(ours, theirs, SUMMARIES["product"])
     a, b = np.array(list(ours.values())), np.array(list(theirs.values()))
 
     def gap(swap):

@@ -113,10 +113,10 @@ PAIRS = [{"positive": "I love it.", "negative": "I hate it."}, {"positive": "How
 
 @pytest.mark.parametrize("read", [from_file, contrast_pairs])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_contrast_pairs_become_questions_with_one_answer_of_each_kind(tmp_path, read, name):
+def test_contrast_pairs_have_one_text_of_each_kind(tmp_path, read, name):
     content = lines(*PAIRS) if name == "a.jsonl" else table([*PAIRS[0]], *([*p.values()] for p in PAIRS))
     pairs = read(write(tmp_path, name, content))
-    assert [(q.question, q.correct, q.incorrect) for q in pairs] == [
+    assert [(p.prompt, p.positive, p.negative) for p in pairs] == [
         ("", ("I love it.",), ("I hate it.",)),
         ("", ("How nice.",), ("How sad.",)),
     ]
@@ -310,7 +310,7 @@ def test_suffixes_may_be_in_capitals_and_unnamed_columns_of_a_spreadsheet_are_no
 def test_pairs_of_one_prompt_are_lists_in_one_row(tmp_path):
     row = {"prompt": "I say:", "positive": ["I love it.", "How nice."], "negative": [" I hate it."]}
     (pair,) = from_file(write(tmp_path, "a.jsonl", lines(row)))
-    assert (pair.question, pair.correct, pair.incorrect) == ("I say:", ("I love it.", "How nice."), (" I hate it.",))
+    assert (pair.prompt, pair.positive, pair.negative) == ("I say:", ("I love it.", "How nice."), (" I hate it.",))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

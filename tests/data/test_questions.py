@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_questions
-from trimtab.datasets import Question, QuestionSet, one_line, plain
+from trimtab.datasets import ContrastPair, PairSet, Question, QuestionSet, one_line, plain
 from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import seeded
 
@@ -109,7 +109,7 @@ def test_a_question_set_is_a_sequence_of_its_questions():
         (lambda: tiny_questions(3)[3:], "tiny: no questions"),
         (lambda: tiny_questions(3).where(lambda q: False), "tiny: no questions"),
         (lambda: QuestionSet((SKY, *tiny_questions(2), SKY)), r"'Is the sky blue\?' stands 2 times; merge its answers"),
-        (lambda: QuestionSet((Question("", ("So.",), ("No.",)),) * 2), "'pair .*' stands 2 times"),
+        (lambda: PairSet((ContrastPair("", ("So.",), ("No.",)),) * 2), "'pair .*' stands 2 times"),
     ],
 )
 def test_an_empty_set_and_a_question_that_stands_twice_are_refused(make, words):
@@ -306,9 +306,8 @@ def test_sft_examples_are_the_true_statements_cut_before_the_answer_s_white_spac
 
 
 def test_pairs_without_a_prompt_are_each_a_group_of_their_own():
-    pairs = QuestionSet(
-        (Question("", ("I love it.",), ("I hate it.",)), Question("", ("How nice.",), ("How sad.",))),
-        default_format="bare",
+    pairs = PairSet(
+        (ContrastPair("", ("I love it.",), ("I hate it.",)), ContrastPair("", ("How nice.",), ("How sad.",)))
     )
     statements = pairs.statements()
     assert [s.text for s in statements] == ["I love it.", "I hate it.", "How nice.", "How sad."]
@@ -319,9 +318,7 @@ def test_pairs_without_a_prompt_are_each_a_group_of_their_own():
 
 
 def test_groups_of_bare_pairs_stay_the_same_and_different_after_a_split():
-    pairs = QuestionSet(
-        tuple(Question("", (f"I love it {i}.",), (f"I hate it {i}.",)) for i in range(8)), default_format="bare"
-    )
+    pairs = PairSet(tuple(ContrastPair("", (f"I love it {i}.",), (f"I hate it {i}.",)) for i in range(8)))
     train, test = pairs.split(test=0.5, seed=0)
     groups = [{s.group for s in part.statements()} for part in (pairs, train, test)]
     assert len(groups[0]) == 8

@@ -1,4 +1,4 @@
-"""The laws that every Edit keeps, over one list of edits and several model families."""
+"""The laws that every Edit keeps, over one list of edits (tests/cases.py) and several model families."""
 
 from __future__ import annotations
 
@@ -6,160 +6,38 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers import DynamicCache
 
-from tests.tiny import VOCAB, tiny_model
+from tests.cases import (
+    EDITS,
+    FAMILIES,
+    VARIANTS,
+    every_edit,
+    every_edit_and_family,
+    left_to_mend,
+    moves,
+    one_shift,
+    other_shift,
+    projections,
+    slowly,
+    tagged,
+)
+from tests.observing import attributes_of, generated, logits, random_state, state_of, tokens
+from tests.tiny import tiny_model
 from trimtab.activations import Head
-from trimtab.edits.combined import NoEdit, Stacked
-from trimtab.edits.prompts import Prompted
-from trimtab.edits.retrieval import Retrieved
-from trimtab.edits.vectors import HeadShift, ResidualShift
-from trimtab.errors import BadValue
-from trimtab.models.identity import fingerprint
-from trimtab.peft import IA3, Bottleneck, LoRA, TunedEdit, TuningMethod
+from trimtab.errors import BadValue, Incompatible, UnsupportedModel
 from trimtab.protocols import Cost, Edit
 
-FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
-RETRIEVED = Retrieved(
-    ("What is snow?", "What is coal?"), ("Q: What is snow?\nA: White.", "Q: What is coal?\nA: Black."), 1
-)
 # models of any dtype normalise in float32 inside, so rounding of 1e-7 reaches the logits (of size 5)
 CLOSE = {"rtol": 0.0, "atol": 5e-5}
-
-
-def one_shift(model: Any) -> HeadShift:
-    return _shift(model, (Head(0, 1), Head(1, 3)), seed=1)
-
-
-def other_shift(model: Any) -> HeadShift:
-    # shares one head with the first, so that sums have something to add up
-    return _shift(model, (Head(1, 3), Head(2, 0)), seed=2)
-
-
-def _shift(model: Any, heads: tuple[Head, ...], seed: int) -> HeadShift:
-    generator = torch.Generator().manual_seed(seed)
-    d_head = projections(model)[0].weight.numel() // model.config.hidden_size // 4
-    directions = normalize(torch.randn(len(heads), d_head, generator=generator, dtype=torch.float64), dim=1)
-    sigma = 1 + torch.rand(len(heads), generator=generator, dtype=torch.float64)
-    return HeadShift(heads, directions, sigma, 2.0, record={"model": fingerprint(model)})
-
-
-def residual_shift(model: Any) -> ResidualShift:
-    generator = torch.Generator().manual_seed(3)
-    values = torch.randn(2, model.config.hidden_size, generator=generator, dtype=torch.float64)
-    return ResidualShift((1, 0), values, 0.5, record={"model": fingerprint(model)})
-
-
-def vectors(shift: HeadShift, alpha: float = 1.0) -> dict[Head, Tensor]:
-    """Write out what a shift adds, times alpha (Li et al. 2023, eq. 3)."""
-    return {h: alpha * 2.0 * shift.sigma[i] * shift.directions[i] for i, h in enumerate(shift.heads)}
-
-
-def total(a: dict[Head, Tensor], b: dict[Head, Tensor]) -> dict[Head, Tensor]:
-    zero = torch.zeros((), dtype=torch.float64)
-    return {h: a.get(h, zero) + b.get(h, zero) for h in a.keys() | b.keys()}
-
-
-def one_tuned(method: TuningMethod) -> Callable[[Any], TunedEdit]:
-    """Return what makes an edit of this method whose parts were moved at random instead of trained."""
-
-    def make(model: Any) -> TunedEdit:
-        attached, generator = method.attach(model, seed=0), torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in attached.trainable().values():
-                parameter.add_(torch.randn(parameter.shape, generator=generator))
-        tensors = {name: t.clone() for name, t in attached.tensors().items()}
-        attached.detach()
-        return TunedEdit(method, tensors, record={"model": fingerprint(model)})
-
-    return make
-
-
-class Case(NamedTuple):
-    """An edit, the same edit at strength 0, and the vectors that it ought to add to which heads."""
-
-    make: Callable[[Any], Edit]
-    at_zero: Callable[[Any], Edit]
-    adds: Callable[[Any], dict[Any, Tensor]] = lambda model: {}
-    """By head, or by layer (a number) for what is added to the residual stream."""
-    tags: frozenset[str] = frozenset()
-
-
-TUNED = frozenset({"tunes", "saves"})
-HOULSBY = Bottleneck("houlsby", 4)
-
-CASES: dict[str, Case] = {
-    "no edit": Case(lambda m: NoEdit(), lambda m: NoEdit()),
-    "few-shot": Case(lambda m: FEW_SHOT, lambda m: FEW_SHOT, tags=frozenset({"prompts"})),
-    "retrieved few-shot": Case(lambda m: RETRIEVED, lambda m: RETRIEVED, tags=frozenset({"prompts"})),
-    "shift": Case(
-        one_shift,
-        lambda m: one_shift(m).scaled(0),
-        lambda m: vectors(one_shift(m)),
-        frozenset({"acts", "saves"}),
-    ),
-    "scaled": Case(
-        lambda m: one_shift(m).scaled(2.5),
-        lambda m: one_shift(m).scaled(2.5).scaled(0),
-        lambda m: vectors(one_shift(m), 2.5),
-        frozenset({"acts", "saves"}),
-    ),
-    "negative": Case(
-        lambda m: one_shift(m).scaled(-1),
-        lambda m: one_shift(m).scaled(-0.0),
-        lambda m: vectors(one_shift(m), -1.0),
-        frozenset({"acts", "saves"}),
-    ),
-    "sum": Case(
-        lambda m: one_shift(m) + other_shift(m),
-        lambda m: (one_shift(m) + other_shift(m)).scaled(0),
-        lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
-        frozenset({"acts", "saves"}),
-    ),
-    "residual": Case(
-        residual_shift,
-        lambda m: residual_shift(m).scaled(0),
-        lambda m: {layer: 0.5 * residual_shift(m).vectors[i] for i, layer in enumerate((1, 0))},
-        frozenset({"acts", "saves", "residual"}),
-    ),
-    "LoRA": Case(one_tuned(LoRA(r=4)), lambda m: one_tuned(LoRA(r=4))(m).scaled(0), tags=TUNED),
-    "IA3": Case(one_tuned(IA3()), lambda m: one_tuned(IA3())(m).scaled(0), tags=TUNED),
-    "bottleneck": Case(one_tuned(HOULSBY), lambda m: one_tuned(HOULSBY)(m).scaled(0), tags=TUNED),
-    "few-shot + shift": Case(
-        lambda m: Stacked((FEW_SHOT, one_shift(m))),
-        lambda m: Stacked((FEW_SHOT, one_shift(m).scaled(0))),
-        lambda m: vectors(one_shift(m)),
-        frozenset({"acts", "prompts"}),
-    ),
-    "shift within a shift": Case(
-        lambda m: Stacked((one_shift(m), other_shift(m))),
-        lambda m: Stacked((one_shift(m).scaled(0), other_shift(m).scaled(0))),
-        lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
-        frozenset({"acts"}),
-    ),
-}
-
-
-def moves(name: str) -> bool:
-    """Return whether the edit changes what the model says to a prompt."""
-    return bool(CASES[name].tags & {"acts", "tunes"})
-
-
-def tagged(tag: str) -> list[str]:
-    return [name for name, case in CASES.items() if tag in case.tags]
-
-
-# grouped queries; Conv1D and learned positions; parallel attention and MLP; soft caps, sliding windows, wide heads
-every_family = pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox", "gemma2"])
-every_edit = pytest.mark.parametrize("name", CASES)
-acting_edit = pytest.mark.parametrize("name", tagged("acts"))
-head_edit = pytest.mark.parametrize("name", [n for n in tagged("acts") if n not in tagged("residual")])
+every_family = pytest.mark.parametrize("family", FAMILIES)
+vector_edit = pytest.mark.parametrize("name", tagged("vectors"))
+head_edit = pytest.mark.parametrize("name", [n for n in tagged("vectors") if n not in tagged("residual")])
 
 
 @cache
@@ -171,14 +49,10 @@ def the_model(family: str) -> Any:
     return model
 
 
-def projections(model: Any) -> list[Any]:
-    """Name the attention output projections by hand, independently of how the product finds them."""
-    kind = model.config.model_type
-    if kind == "gpt2":
-        return [block.attn.c_proj for block in model.transformer.h]
-    if kind == "gpt_neox":
-        return [block.attention.dense for block in model.gpt_neox.layers]
-    return [block.self_attn.o_proj for block in model.model.layers]
+def made(name: str, family: str) -> tuple[Any, Edit]:
+    """Return a model that all tests share, and the edit of this name for it."""
+    model = the_model(family)
+    return model, EDITS[name].make(model)
 
 
 def layers_of(model: Any) -> Any:
@@ -187,10 +61,6 @@ def layers_of(model: Any) -> Any:
     return (
         model.transformer.h if kind == "gpt2" else model.gpt_neox.layers if kind == "gpt_neox" else model.model.layers
     )
-
-
-def tokens(batch: int = 2, length: int = 9) -> Tensor:
-    return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(7))
 
 
 def some_positions() -> Tensor:
@@ -203,25 +73,6 @@ def from_position(ids: Tensor, first: int) -> Tensor:
     mask = torch.zeros(ids.shape, dtype=torch.bool)
     mask[:, first:] = True
     return mask
-
-
-@torch.no_grad()
-def logits(model: Any, ids: Tensor | None = None) -> Tensor:
-    return model(input_ids=tokens() if ids is None else ids, use_cache=False).logits.double()
-
-
-def generated(model: Any, ids: Tensor, padding: Tensor | None = None, n: int = 5) -> tuple[Tensor, Tensor]:
-    """Return (whole sequences, logits of the new tokens) of cached greedy decoding."""
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids) if padding is None else padding,
-        max_new_tokens=n,
-        do_sample=False,
-        pad_token_id=0,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    return out.sequences, torch.stack(out.logits, dim=1).double()
 
 
 @contextlib.contextmanager
@@ -280,61 +131,93 @@ def head_activations(model: Any) -> Tensor:
     return torch.stack(read).unflatten(-1, (4, -1))
 
 
-def state_of(model: Any) -> dict[str, Any]:
-    """Return everything an edit could leave behind: hooks, modes, configs, and the weights' bytes."""
-    hooks = {
-        name: tuple(
-            tuple(getattr(m, kind))
-            for kind in ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks")
-        )
-        for name, m in model.named_modules()
-    }
-    return {
-        "hooks": hooks,
-        "forwards": {name: "forward" in vars(m) for name, m in model.named_modules()},
-        "training": {name: m.training for name, m in model.named_modules()},
-        "config": json.dumps([model.config.to_dict(), model.generation_config.to_dict()], default=str),
-        "weights": {name: t.numpy().tobytes() for name, t in model.state_dict().items()},
-        "gradients": {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()},
-    }
+def at_zero(name: str, model: Any) -> Edit | None:
+    """Return the edit of this name at strength 0, or None if it has no strength."""
+    case = EDITS[name]
+    if case.at_zero is not None:
+        return case.at_zero(model)
+    return case.make(model).scaled(0) if "scales" in case.tags else None
 
 
-@every_family
-@every_edit
+@every_edit_and_family
 def test_strength_zero_is_bit_identical_to_no_edit(family, name):
-    model, case = the_model(family), CASES[name]
+    model, edit = made(name, family)
     # torch multiplies by frozen weights in another order (Gemma-2's prefill moves by one unit in the last place), and a
     # tuned model's base is frozen
-    with frozen(model) if "tunes" in case.tags else contextlib.nullcontext():
+    with frozen(model) if "tunes" in EDITS[name].tags else contextlib.nullcontext():
         before, said = logits(model), generated(model, tokens())
-    for positions in ("all", some_positions()):
-        with case.at_zero(model).applied(model, positions) as edited:
-            assert torch.equal(logits(edited), before)
+    zero = at_zero(name, model)
+    if zero is not None:
+        for positions in ("all", some_positions()):
+            with zero.applied(model, positions) as edited:
+                assert torch.equal(logits(edited), before)
+        with zero.applied(model) as edited:
+            again = generated(edited, tokens())
+        assert torch.equal(again[0], said[0])
+        assert torch.equal(again[1], said[1])
     # the control: at their own strength the edits that act do move the logits, far beyond rounding
-    with case.make(model).applied(model, some_positions()) as edited:
+    with edit.applied(model, some_positions()) as edited:
         moved = float((logits(edited) - before).abs().max())
     assert moved > 0.01 if moves(name) else moved == 0
-    with case.at_zero(model).applied(model) as edited:
-        again = generated(edited, tokens())
-    assert torch.equal(again[0], said[0])
-    assert torch.equal(again[1], said[1])
 
 
-@every_family
-@every_edit
+@pytest.mark.parametrize("name", slowly(tagged("scales"), *VARIANTS))
+def test_strengths_multiply_and_can_be_set(name):
+    model, edit = made(name, "llama-gqa")
+
+    def says(some: Edit) -> Tensor:
+        with some.applied(model, "all") as edited:
+            return logits(edited)
+
+    torch.testing.assert_close(says(edit.scaled(2).scaled(0.5)), says(edit), **CLOSE)
+    assert torch.equal(says(edit.at_strength(edit.strength)), says(edit))
+    assert torch.equal(says(edit.at_strength(2 * edit.strength)), says(edit.scaled(2)))
+    assert torch.equal(says(edit.scaled(2)), says(edit)) != moves(name)
+    for mistake in (float("nan"), float("inf")):
+        if moves(name):
+            with pytest.raises(BadValue, match="finite"):
+                edit.scaled(mistake)
+
+
+@pytest.mark.parametrize("name", slowly([n for n in EDITS if "scales" not in EDITS[n].tags], *VARIANTS))
+def test_edits_without_a_strength_say_so(name):
+    _, edit = made(name, "llama-gqa")
+    assert edit.at_strength(edit.strength) is edit
+    with pytest.raises(BadValue, match="strength"):
+        edit.scaled(2)
+
+
+@every_edit_and_family
 def test_hooks_and_weights_are_as_before_on_exit(family, name):
-    model, edit = the_model(family), CASES[name].make(the_model(family))
-    before = state_of(model)
+    model, edit = made(name, family)
+    before, draws = state_of(model), random_state()
     with edit.applied(model) as edited:
         generated(edited, tokens())
-        if "acts" in CASES[name].tags:
+        if "vectors" in EDITS[name].tags:
             assert state_of(model)["hooks"] != before["hooks"]
     assert state_of(model) == before
+    assert random_state() == draws
+
+
+LEAVES_NOTHING = {"no edit", "few-shot", "retrieved few-shot", "residual", "foreign"}
+LEAVES_NOTHING |= {"lora", "ia3", "intrinsic", "said", "full", "top 2"}
+
+
+@pytest.mark.parametrize(
+    "name", left_to_mend(slowly(list(EDITS), *VARIANTS), *(EDITS.keys() - LEAVES_NOTHING - VARIANTS))
+)
+def test_no_attribute_is_left_on_the_model_or_a_module(name):
+    model = tiny_model("llama-gqa")
+    generated(model, tokens())  # what generation itself leaves there
+    before = attributes_of(model)
+    with EDITS[name].make(model).applied(model) as edited:
+        generated(edited, tokens())
+    assert attributes_of(model) == before
 
 
 @every_edit
 def test_hooks_and_weights_are_as_before_after_an_exception(name):
-    model, edit = the_model("gpt2"), CASES[name].make(the_model("gpt2"))
+    model, edit = made(name, "gpt2")
     before = state_of(model)
     with pytest.raises(ZeroDivisionError), edit.applied(model) as edited:
         generated(edited, tokens())
@@ -342,9 +225,9 @@ def test_hooks_and_weights_are_as_before_after_an_exception(name):
     assert state_of(model) == before
 
 
-@acting_edit
+@pytest.mark.parametrize("name", [n for n in tagged("vectors") if n not in tagged("foreign")])
 def test_hooks_are_as_before_after_the_edit_refuses_a_forward(name):
-    model, edit = the_model("llama"), CASES[name].make(the_model("llama"))
+    model, edit = made(name, "llama")
     before = state_of(model)
     with pytest.raises(BadValue, match="pass a mask"), edit.applied(model, "generated") as edited:
         logits(edited)
@@ -354,7 +237,7 @@ def test_hooks_are_as_before_after_the_edit_refuses_a_forward(name):
 @pytest.mark.parametrize("positions", ["generated", "all"])
 @every_edit
 def test_each_nested_edit_leaves_the_outer_one_in_place(name, positions):
-    model, edit = the_model("llama-gqa"), CASES[name].make(the_model("llama-gqa"))
+    model, edit = made(name, "llama-gqa")
     before = state_of(model)
     with other_shift(model).applied(model, positions):
         outer, alone = state_of(model), generated(model, tokens())[1]
@@ -369,21 +252,21 @@ def test_each_nested_edit_leaves_the_outer_one_in_place(name, positions):
     assert torch.equal(both, alone) != moves(name)
 
 
-@pytest.mark.parametrize("name", ["no edit", "few-shot", "shift", "sum", "few-shot + shift", "shift within a shift"])
+@every_edit
 def test_modes_of_modules_survive_an_edit(name):
     model = tiny_model("llama", dtype=torch.float64)
     model.train()
     model.model.layers[1].eval()
-    before = state_of(model)["training"]
-    with CASES[name].make(model).applied(model, "all"):
-        assert state_of(model)["training"] == before
+    modules, before = dict(model.named_modules()), state_of(model)["training"]
+    with EDITS[name].make(model).applied(model, "all"):
+        assert {key: module.training for key, module in modules.items()} == before
     assert state_of(model)["training"] == before
 
 
 @every_family
 @head_edit
 def test_only_the_declared_heads_and_positions_change(family, name):
-    model, case, mask = the_model(family), CASES[name], some_positions()
+    model, case, mask = the_model(family), EDITS[name], some_positions()
     adds = case.adds(model)
     plain = head_activations(model)
     with case.make(model).applied(model, mask):
@@ -403,18 +286,18 @@ def test_only_the_declared_heads_and_positions_change(family, name):
 
 
 @every_family
-@acting_edit
+@vector_edit
 def test_an_edit_equals_its_vectors_added_by_bare_hooks(family, name):
-    model, case, mask = the_model(family), CASES[name], some_positions()
+    model, case, mask = the_model(family), EDITS[name], some_positions()
     with plainly_added(model, case.adds(model), mask):
         expected = logits(model)
     with case.make(model).applied(model, mask) as edited:
         assert torch.allclose(logits(edited), expected, **CLOSE)
 
 
-@acting_edit
+@vector_edit
 def test_all_positions_are_those_of_a_mask_of_ones(name):
-    model, case = the_model("gpt2"), CASES[name]
+    model, case = the_model("gpt2"), EDITS[name]
     with plainly_added(model, case.adds(model), torch.ones(2, 9)):
         expected = logits(model)
     with case.make(model).applied(model, "all") as edited:
@@ -422,22 +305,51 @@ def test_all_positions_are_those_of_a_mask_of_ones(name):
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
-@pytest.mark.parametrize("name", tagged("saves"))
+@pytest.mark.parametrize("name", slowly(tagged("saves"), *VARIANTS))
 def test_a_saved_and_loaded_edit_gives_equal_logits(family, name, tmp_path):
-    model, edit = the_model(family), CASES[name].make(the_model(family))
+    model, edit = made(name, family)
     edit.save(tmp_path / "edit")
     loaded = type(edit).load(tmp_path / "edit")
-    with edit.applied(model, "all"):
-        expected = logits(model)
-    with loaded.applied(model, "all"):
-        assert torch.equal(logits(model), expected)
+    with edit.applied(model, "all") as edited:
+        expected = logits(edited)
+    with loaded.applied(model, "all") as edited:
+        assert torch.equal(logits(edited), expected)
     assert loaded.describe() == json.loads(json.dumps(edit.describe()))
+    assert edit.stored_bytes == sum(file.stat().st_size for file in (tmp_path / "edit").rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("name", [n for n in EDITS if "saves" not in EDITS[n].tags])
+def test_edits_without_a_form_on_disk_say_so(name, tmp_path):
+    _, edit = made(name, "llama-gqa")
+    with pytest.raises(Incompatible, match="has no form on disk"):
+        edit.save(tmp_path / "edit")
+    assert not list(tmp_path.iterdir())
 
 
 @every_family
-@every_edit
+@pytest.mark.parametrize("name", slowly(tagged("merges"), *VARIANTS))
+def test_a_merged_edit_is_the_edit_at_all_positions_in_a_plain_model(family, name):
+    model, edit = made(name, family)
+    before = state_of(model)
+    with edit.applied(model, "all") as edited:
+        expected = logits(edited)
+    plain = edit.merged(model)
+    assert torch.allclose(logits(plain), expected, **CLOSE)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("name", slowly([n for n in EDITS if "merges" not in EDITS[n].tags], *VARIANTS))
+def test_edits_that_are_no_change_of_weights_refuse_to_be_merged(name):
+    model, edit = made(name, "llama-gqa")
+    before = state_of(model)
+    with pytest.raises((BadValue, UnsupportedModel), match="use it as it is"):
+        edit.merged(model)
+    assert state_of(model) == before
+
+
+@every_edit_and_family
 def test_a_left_padded_batch_equals_one_by_one(family, name):
-    model, edit = the_model(family), CASES[name].make(the_model(family))
+    model, edit = made(name, family)
     lengths = (4, 9, 6)
     ids, padding = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -450,10 +362,9 @@ def test_a_left_padded_batch_equals_one_by_one(family, name):
             assert torch.allclose(scores[row], alone_scores[0], **CLOSE)
 
 
-@every_family
-@every_edit
+@every_edit_and_family
 def test_cached_generation_equals_one_forward_with_a_mask_from_the_final_prompt_position_on(family, name):
-    model, case = the_model(family), CASES[name]
+    model, case = the_model(family), EDITS[name]
     edit, ids = case.make(model), tokens()
     last = ids.shape[1] - 1
     with edit.applied(model) as edited:
@@ -465,7 +376,7 @@ def test_cached_generation_equals_one_forward_with_a_mask_from_the_final_prompt_
             return logits(edited, seen)[:, last:]
 
     assert torch.allclose(scored_from(last), scores, **CLOSE)
-    if "acts" in case.tags:
+    if "vectors" in case.tags:
         for elsewhere in (last - 1, last + 1):
             assert not torch.allclose(scored_from(elsewhere), scores, rtol=0, atol=1e-3)
 
@@ -486,9 +397,9 @@ def test_two_shifts_applied_nested_equal_their_sum(family, positions):
         assert not torch.allclose(run(edited), expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if "tunes" not in case.tags])
+@pytest.mark.parametrize("name", [n for n, case in EDITS.items() if "tunes" not in case.tags])
 def test_an_edit_that_leaves_the_prompt_unedited_leaves_its_cache_as_it_was(name):
-    model, case, ids = the_model("llama-gqa"), CASES[name], tokens()
+    model, case, ids = the_model("llama-gqa"), EDITS[name], tokens()
     edit = case.make(model)
     assert edit.leaves_prompt_unedited
 
@@ -502,12 +413,12 @@ def test_an_edit_that_leaves_the_prompt_unedited_leaves_its_cache_as_it_was(name
         after = keys(edited)
     assert torch.equal(after[..., :-1, :], before[..., :-1, :])
     # the last position is where generation starts; from the second layer on its keys feel the edit
-    assert torch.equal(after[..., -1, :], before[..., -1, :]) == ("acts" not in case.tags)
+    assert torch.equal(after[..., -1, :], before[..., -1, :]) == ("vectors" not in case.tags)
 
 
 @every_edit
 def test_every_edit_keeps_the_protocol_and_describes_itself_in_plain_values(name):
-    case, model = CASES[name], the_model("llama")
+    case, model = EDITS[name], the_model("llama")
     edit = case.make(model)
     assert isinstance(edit, Edit)
     assert isinstance(edit.cost, Cost)

@@ -13,7 +13,7 @@ import torch
 from tests.by_hand import seen_inputs
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import HeadActivations
-from trimtab.datasets import Question, QuestionSet, from_file
+from trimtab.datasets import ContrastPair, PairSet, from_file
 from trimtab.edits.disk import load_shift
 from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.capture import capture_heads
@@ -29,7 +29,7 @@ PAIRS = Path(__file__).parents[2] / "examples" / "formal_casual.jsonl"
 
 
 @pytest.fixture(scope="module")
-def pairs() -> QuestionSet:
+def pairs() -> PairSet:
     return from_file(PAIRS)[:20]
 
 
@@ -42,8 +42,8 @@ def test_the_vector_is_the_mean_difference_over_pairs(pairs, captured):
     shift = fit_residual_shift(captured, fit_logistic(captured), top_k=2)
     model, tokenizer = tiny_model(), tiny_tokenizer()
 
-    def last(pair: Question, text: str, layer: int) -> torch.Tensor:
-        ids = tokenizer(f"{pair.question} {text}", return_tensors="pt")["input_ids"]
+    def last(pair: ContrastPair, text: str, layer: int) -> torch.Tensor:
+        ids = tokenizer(f"{pair.prompt} {text}", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             # the last layer's own output is not among the hidden states (they hold its normalised form)
             return model(ids, output_hidden_states=True).hidden_states[layer + 1][0, -1]
@@ -51,7 +51,7 @@ def test_the_vector_is_the_mean_difference_over_pairs(pairs, captured):
     for layer, vector in zip(shift.layers, shift.vectors, strict=True):
         if layer == 2:
             continue
-        differences = [last(p, p.correct[0], layer) - last(p, p.incorrect[0], layer) for p in pairs]
+        differences = [last(p, p.positive[0], layer) - last(p, p.negative[0], layer) for p in pairs]
         assert torch.allclose(vector, torch.stack(differences).mean(0), atol=1e-5)
     assert any(layer != 2 for layer in shift.layers)
 
@@ -143,16 +143,16 @@ def test_pair_scores_are_sums_over_each_side(pairs):
         return sum(float(logprobs[i - 1, whole[i]]) for i in range(start, len(whole)))
 
     for row, pair in zip(scores.rows, pairs[:3], strict=True):
-        a, b = total(pair.question, pair.correct[0]), total(pair.question, pair.incorrect[0])
+        a, b = total(pair.prompt, pair.positive[0]), total(pair.prompt, pair.negative[0])
         # the space before an answer is a token of its own here or part of the first one
         assert row.positive - row.negative == pytest.approx(a - b, abs=1e-6)
         assert row.probability == pytest.approx(1 / (1 + math.exp(b - a)), abs=1e-9)
     assert float(scores.preferred) == np.mean([r.positive > r.negative for r in scores.rows])
-    assert json.loads(json.dumps(scores.as_dict()))["rows"][0]["prompt"] == pairs[0].question
+    assert json.loads(json.dumps(scores.as_dict()))["rows"][0]["prompt"] == pairs[0].prompt
 
 
 def test_pairs_without_a_prompt_are_scored_after_the_first_token():
-    bare = QuestionSet((Question("", ("Good day to you.",), ("Hi there.",)),), "bare", "bare")
+    bare = PairSet((ContrastPair("", ("Good day to you.",), ("Hi there.",)),))
     row = contrast(tiny_model(), tiny_tokenizer(), bare).rows[0]
     assert row.positive < 0
     with pytest.raises(BadValue, match="no prompt to continue"):
@@ -160,13 +160,13 @@ def test_pairs_without_a_prompt_are_scored_after_the_first_token():
 
 
 def test_a_callable_scores_what_is_generated_and_nonsense_names_it(pairs):
-    def length(pair: Question, text: str) -> float:
+    def length(pair: ContrastPair, text: str) -> float:
         return min(1.0, len(text) / 100)
 
     scores = score_texts(tiny_model(), tiny_tokenizer(), pairs[:2], scorer=length, max_new_tokens=5)
     assert [r.score for r in scores.rows] == [min(1.0, len(r.text) / 100) for r in scores.rows]
 
-    def grader(pair: Question, text: str) -> float:
+    def grader(pair: ContrastPair, text: str) -> float:
         return "rather formal"  # pyright: ignore
 
     with pytest.raises(BadValue, match="scorer grader returned 'rather formal'"):

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.by_hand import GEOMETRY, N_HEADS, N_LAYERS, delta, hook_counts, projection, prompt_ids, seen_inputs
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
-from trimtab.datasets import Question, QuestionSet, Statement
+from trimtab.datasets import ContrastPair, PairSet, Statement
 from trimtab.engine import sharing as prefix_mode
 from trimtab.engine.capture import _Gather, capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
@@ -200,7 +200,7 @@ def test_a_tokenizer_without_a_pad_token_will_do(special: dict[str, str]) -> Non
 
 def test_contrast_pairs_without_a_prompt_need_no_start_token() -> None:
     model, tokenizer = tiny_model("llama", dtype=torch.float64), variant("$A", eos_token="<eos>")
-    pairs = QuestionSet((Question("", ("The sky is blue.",), ("The sky",)),), default_format="bare").statements()
+    pairs = PairSet((ContrastPair("", ("The sky is blue.",), ("The sky",)),)).statements()
     found = capture_heads(model, tokenizer, pairs).values
     for row, text in zip(found, ("The sky is blue.", "The sky"), strict=True):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -214,7 +214,8 @@ def test_a_half_precision_model_gives_float32_values() -> None:
         found = capture_heads(model, tiny_tokenizer(), statements(), position=position)
         assert found.values.dtype == torch.float32
     last = capture_heads(model, tiny_tokenizer(), statements(), batch_size=1).values
-    assert torch.equal(last, by_hand(model, "llama", statements()).float())
+    expected = by_hand(model, "llama", statements()).float()
+    torch.testing.assert_close(last, expected, rtol=2**-6, atol=2**-6)  # bfloat16 has 8 bits
 
 
 def test_the_record_says_how_the_activations_were_made() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import peft as hf_peft
@@ -25,7 +24,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import generate_answers, generate_answers_many
 from trimtab.models.anatomy import decoder_of
 from trimtab.models.heads import find_heads
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Positions
 
 # of different lengths, so that every batch is padded
 PROMPTS = [f"Q: {q.question}\nA:" for q in tiny_questions(4)] + ["Q: Why?\nA:"]
@@ -34,15 +33,14 @@ USUAL = ("Llama", "GPT-2", "GPT-NeoX / Pythia", "BLOOM", "Gemma 3 (text)", "Qwen
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
 
 
-@dataclass(frozen=True)
-class PromptEditing:
+class PromptEditing(Edit):
     """The same shift, said to change how the prompt runs."""
 
-    edit: Any
-    leaves_prompt_unedited: bool = False
+    def __init__(self, edit: Edit) -> None:
+        self.edit, self.name = edit, edit.name
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.edit, name)
+    def applied(self, model: Any, positions: Positions = "generated") -> Any:
+        return self.edit.applied(model, positions)
 
 
 def shifts(model: Any) -> list[Edit]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -20,21 +19,19 @@ from trimtab.engine.shared_layers import SharedLayers
 from trimtab.evaluate.drift import drifts
 from trimtab.models.anatomy import decoder_layers
 from trimtab.models.heads import find_heads
-from trimtab.protocols import ALL_LAYERS
+from trimtab.protocols import ALL_LAYERS, Edit, Positions
 
 TEXTS = ["The sky.", "Snow fell on the old road all night.", "It rained.", "A cart went by, and then another one."]
 
 
-@dataclass(frozen=True)
-class Secretive:
+class Secretive(Edit):
     """The same edit, which does not say where it acts."""
 
-    edit: Any
+    def __init__(self, edit: Edit) -> None:
+        self.edit, self.name = edit, edit.name
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "unchanged_layers":
-            raise AttributeError(name)
-        return getattr(self.edit, name)
+    def applied(self, model: Any, positions: Positions = "generated") -> Any:
+        return self.edit.applied(model, positions)
 
 
 def last_layer_shift(model: Any, strength: float = 1.0) -> HeadShift:
@@ -94,8 +91,7 @@ def test_an_edit_says_which_layers_it_leaves() -> None:
     assert (shift.unchanged_layers, low.unchanged_layers) == (shift.heads[0].layer, 0)
     assert Stacked((few_shot, shift)).unchanged_layers == shift.unchanged_layers > 0
     assert Stacked((low, shift)).unchanged_layers == 0
-    silent: Any = Secretive(few_shot)
-    assert Stacked((shift, silent)).unchanged_layers == 0
+    assert Stacked((shift, Secretive(few_shot))).unchanged_layers == 0
     assert NoEdit().unchanged_layers == Stacked((NoEdit(), few_shot)).unchanged_layers == ALL_LAYERS
 
 

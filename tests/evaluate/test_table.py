@@ -13,14 +13,16 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate import Verdict, drift, generate_answers, multiple_choice
-from trimtab.evaluate.table import METRICS, Row, Table, pooled, table
+from trimtab.evaluate import Verdict, answer_meters, drift, generate_answers, multiple_choice
+from trimtab.evaluate.table import Row, Table, pooled, table
 from trimtab.intervals import Estimate
 from trimtab.protocols import Cost
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
 TEXTS = ["The sky was grey.", "Snow fell on the old road all night.", "It rained."]
 METERS = {"max_new_tokens": 5}
+DECLARED = answer_meters()
+METRICS = [meter.name for meter in DECLARED]
 
 
 def judge(question, answer):
@@ -44,7 +46,7 @@ def made():
 def a_row(name="A", mean=0.5, *, kl: float | None = 0.25, edit=None):
     estimates = {m: Estimate(mean, mean - 0.25, mean + 0.25, 4) for m in METRICS}
     drifts = dict.fromkeys(("ce", "kl"), None if kl is None else Estimate(kl, 0.125, 0.5, 4))
-    return Row(name=name, **{**estimates, **drifts}, edit=edit or {"kind": "x"}, cost={"seconds": 1.0}, details={})
+    return Row(name, {**estimates, **drifts}, edit=edit or {"kind": "x"}, cost={"seconds": 1.0}, details={})
 
 
 def test_there_is_one_row_per_edit_in_order_and_by_name(made):
@@ -86,7 +88,7 @@ def test_rows_whose_model_changes_hold_their_drift_and_prompting_rows_hold_none(
     for name in ("ITI", "Few-shot + ITI"):
         assert result[name].ce.as_dict() == moved.ce.as_dict()
         assert result[name].kl.as_dict() == moved.kl.as_dict()
-        assert result[name].details["drift"] == moved.as_dict()["per_text"]
+        assert [[r["ce"], r["kl"]] for r in result[name].details["drift"]] == moved.as_dict()["per_text"]
     assert float(result["ITI"].kl) > 0
     assert float(result["Baseline"].kl) == 0
     assert float(result["Baseline"].ce) > 0
@@ -153,7 +155,7 @@ def test_details_are_in_the_record_only_if_asked_for(made):
 
 
 def test_markdown_shows_percentages_with_intervals_and_nats_and_a_dash_for_what_was_not_measured():
-    text = Table((a_row(), a_row("B", kl=None)), {}).to_markdown()
+    text = Table((a_row(), a_row("B", kl=None)), {}, DECLARED).to_markdown()
     percent = "50.0 [25.0, 75.0]"
     assert text.splitlines() == [
         "|  | True*Info | True | Info | unmatched | MC1 | MC2 | CE | KL |",
@@ -164,7 +166,7 @@ def test_markdown_shows_percentages_with_intervals_and_nats_and_a_dash_for_what_
 
 
 def test_a_bar_in_a_name_does_not_break_the_markdown_table():
-    lines = Table((a_row("A|B"),), {}).to_markdown().splitlines()
+    lines = Table((a_row("A|B"),), {}, DECLARED).to_markdown().splitlines()
     cells = [len(re.split(r"(?<!\\)\|", line)) for line in lines]
     assert len(set(cells)) == 1
 

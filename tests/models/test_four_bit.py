@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests import four_bit
 from tests.by_hand import padded, prompt_ids
-from tests.edits.test_contracts import generated, state_of
+from tests.observing import generated, state_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tune.test_own_methods import (
     LEAVES_WEIGHTS,

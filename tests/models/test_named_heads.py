@@ -119,7 +119,7 @@ def test_names_give_what_the_finder_gives_where_it_finds_something() -> None:
 
 def test_the_whole_way_works_on_named_heads(tmp_path: Path) -> None:
     model, tokenizer, questions = own(), tiny_tokenizer(), tiny_questions(8)
-    acts = capture_heads(model, tokenizer, questions.statements(), heads=HEADS, batch_size=3)
+    acts = capture_heads(model, tokenizer, questions.statements(), site=HEADS, batch_size=3)
     for row, statement in zip(acts.values, questions.statements(), strict=True):
         ids = torch.tensor([tokenizer(statement.text)["input_ids"]])
         seen = seen_inputs(model, {"x": model.deep["block1"].mix}, lambda ids=ids: model(input_ids=ids))

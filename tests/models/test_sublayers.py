@@ -21,7 +21,7 @@ from tests.tune.test_own_methods import attached, logits, shake
 from trimtab.errors import UnsupportedModel
 from trimtab.models.anatomy import base_of
 from trimtab.peft.methods.bottleneck import Bottleneck
-from trimtab.peft.methods.sublayers import attention_blocks, config_of, feed_forward
+from trimtab.peft.parts.sublayers import attention_blocks, config_of, feed_forward
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 OTHERS = {

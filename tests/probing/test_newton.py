@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.planted import activations
 from trimtab.errors import BadValue
 from trimtab.probes import fit_logistic, newton
-from trimtab.probes.newton import Fitted, newton_logistic
+from trimtab.probes.newton import HeadRegressions, newton_logistic
 
 
 def features(
@@ -57,7 +57,7 @@ def test_float32_features_give_the_same_probes(kind: str) -> None:
         assert np.abs(lbfgs - coef[0]).max() > np.abs(found.coef[0].numpy() - coef[0]).max()
 
 
-def gradient(x: torch.Tensor, y: torch.Tensor, found: Fitted, C: float) -> float:
+def gradient(x: torch.Tensor, y: torch.Tensor, found: HeadRegressions, C: float) -> float:
     """Return the largest entry of any head's gradient over C times the examples, written out in NumPy."""
     features, coef = x.double().numpy(), found.coef.numpy()
     margins = np.einsum("ehd,hd->eh", features, coef) + found.intercept.numpy()

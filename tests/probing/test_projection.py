@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.peft.methods import projection
-from trimtab.peft.methods.projection import Lift, mixed
+from trimtab.peft.parts import projection
+from trimtab.peft.parts.projection import Lift, mixed
 
 D, TOTAL = 20, 50_000
 

@@ -9,16 +9,16 @@ import torch
 
 from tests.comparing import TEXTS, length_judge
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Meters
 from trimtab.datasets import truthfulqa
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate import answer_meters
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
 from trimtab.peft import FullFineTuning, Recipe
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
 from trimtab.published.reproduce import PublishedIti, _iti, _two_folds, iti_table_1, iti_two_fold, sigma_bank
 
-METERS = Meters(judge=length_judge, convention="iti", texts=TEXTS, max_new_tokens=3)
+METERS = answer_meters(judge=length_judge, convention="iti", texts=TEXTS, max_new_tokens=3, divide_texts=True)
 LONG = 2048
 
 
@@ -109,12 +109,12 @@ def test_questions_are_asked_after_the_instruction_and_the_primer(model):
 
     from trimtab.published import reproduce
 
-    original = reproduce.table
+    original = reproduce.measured
     try:
-        reproduce.table = lambda m, t, q, edits, **k: seen.extend(edits) or original(m, t, q, edits, **k)
+        reproduce.measured = lambda m, t, q, edits, meters: seen.extend(edits) or original(m, t, q, edits, meters)
         iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, numbers=PublishedIti(2, 1))
     finally:
-        reproduce.table = original
+        reproduce.measured = original
     prompt = seen[0].prompt("Why?")
     assert prompt == f"{INSTRUCTION}\n\n{QA_PRIMER}\n\nQ: Why?\nA:"
     assert {e.prompt("Why?") for e in seen} == {prompt}

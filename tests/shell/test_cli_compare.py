@@ -13,9 +13,9 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cli import app
 from trimtab.cli.comparison_file import job_of, quick, read_comparison_file
 from trimtab.cli.comparison_methods import method_of
-from trimtab.compare import OnQuantized, Widened
+from trimtab.compare import OnQuantized, Stack, Widened
 from trimtab.peft import LoRA
-from trimtab.prompting.few_shot import FewShot, RetrievedPassages, Stack
+from trimtab.prompting import FewShot, RetrievedPassages
 from trimtab.steer import ITI, RandomDirection
 
 CONFIG = """\

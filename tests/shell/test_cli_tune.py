@@ -63,7 +63,7 @@ def test_a_tuned_adapter_is_written_reported_and_merged(small, tmp_path):
     assert said["edited"] == said["unedited"]
     merged = run("merge", "--edit", tmp_path / "lora", "--model", model, "--out", tmp_path / "merged", "--json")
     assert merged.exit_code == 0, merged.output
-    assert json.loads(merged.stdout)["relative_logit_difference"] < 1e-4
+    assert json.loads(merged.stdout)["relative"] < 1e-3
     assert (tmp_path / "merged/model.safetensors").is_file()
 
 
@@ -74,7 +74,13 @@ def test_a_run_on_4_bits_says_what_it_did_in_words(small, tmp_path):
         "--test", 0, "--out", tmp_path / "p",
     )  # fmt: skip
     assert made.exit_code == 0, made.output
-    for words in ("Pfeiffer adapter w=16:", "seconds: prepare", "peak memory: rss", "a generated token", "Written to"):
+    for words in (
+        "Pfeiffer adapter w=16:",
+        "seconds: prepare",
+        "peak memory: process",
+        "a generated token",
+        "Written to",
+    ):
         assert words in made.output
 
 
@@ -132,7 +138,7 @@ def test_methods_lists_every_method_with_what_it_can_do():
         (("tune", "--method", "full", "--rank", "3"), "the method 'full': unknown key 'r'"),
         (("tune", "--method", "full", "--quantization", "nf4", "--limit", "5"), "cannot run on 4-bit weights"),
         (("tune", "--data", "nowhere.jsonl"), "no data set or file"),
-        (("merge", "--edit", "nowhere"), "no tuned edit at nowhere"),
+        (("merge", "--edit", "nowhere"), "no edit in 'nowhere'"),
     ],
 )
 def test_a_user_s_mistake_is_one_sentence_and_exit_code_2(arguments, words, tmp_path, monkeypatch):

@@ -144,3 +144,19 @@ def test_knobs_that_a_method_does_not_have_are_refused_by_name(method, knobs):
     model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(4)
     with pytest.raises(BadValue, match=f"{method.name} takes the knobs (top_k|rank) and alpha, got {', '.join(knobs)}"):
         method.fit(model, tokenizer, questions, knobs=knobs)
+
+
+@pytest.mark.parametrize("direction", ["mass_mean", "probe"])
+def test_the_method_is_the_fit_by_hand_on_the_statements_of_its_questions(direction):
+    model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(10)
+    made = ITI(direction).fit(model, tokenizer, questions, knobs={"top_k": 4, "alpha": 2}, seed=1)
+    acts = tt.capture_heads(model, tokenizer, questions.statements())
+    probes = tt.probes.fit_logistic(acts, validation=0.2, seed=1)
+    by_hand = tt.steer.fit_shift(acts, probes, top_k=4, direction=direction).scaled(2)
+    assert (made.heads, made.strength) == (by_hand.heads, 2)
+    torch.testing.assert_close(made.directions, by_hand.directions)
+    # the spread is that of true and false statements alike (Li et al. 2023, section 3.1)
+    for head, unit, sigma in zip(made.heads, made.directions, made.sigma, strict=True):
+        along = acts.values[:, acts.layers.index(head.layer), head.head].double() @ unit.double()
+        assert float(sigma) == pytest.approx(float(along.std(correction=0)), rel=1e-5)
+        assert float(sigma) != pytest.approx(float(along[acts.labels].std(correction=0)), rel=1e-3)

@@ -13,14 +13,14 @@ from trimtab.activations import Head
 from trimtab.errors import BadValue
 from trimtab.models.adding import add_to_heads
 from trimtab.peft.methods.head_offsets import HeadOffsets, HeadScalings
-from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.recipe import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=0.05)
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "llama-odd-head-dim", "gpt2", "gpt-neox", "gemma2"])
 def test_offsets_are_deltas_added_to_heads_at_all_positions(family):
-    method: Any = METHODS["head offsets"]
+    method: Any = METHODS["heads"]
     model = tiny_model(family)
     with attached(method, model) as parts:
         shake(parts)

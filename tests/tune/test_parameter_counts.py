@@ -7,7 +7,7 @@ from transformers import GPT2Config, LlamaConfig, T5Config
 
 from tests.families import FAMILIES
 from trimtab.errors import UnsupportedModel
-from trimtab.peft.methods.adapters import skeleton
+from trimtab.models.plain import skeleton
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.bottleneck import Bottleneck
 from trimtab.peft.methods.full import FullFineTuning

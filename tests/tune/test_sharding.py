@@ -20,10 +20,11 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, fitted
 from trimtab.errors import BadValue
 from trimtab.models.processes import all_or_none
+from trimtab.models.twin import is_twin, twin_of
 from trimtab.peft import Adapter, TunedEdit
-from trimtab.peft.methods.base import Trained
+from trimtab.peft.parts.attached import Trained
 from trimtab.peft.train.memory import estimate
-from trimtab.peft.train.sharding import Sharding, is_twin, twin_of
+from trimtab.peft.train.sharding import Sharding
 
 SPLIT = [name for name, method in METHODS.items() if method.capabilities.sharding]
 HALF = Sharding(2, torch.device("cpu"), reshard=True, offload=False)

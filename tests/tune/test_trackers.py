@@ -82,27 +82,21 @@ def test_head_offsets_track_the_run_that_makes_them(notebook, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ("notebok", "unknown tracker 'notebok' in report_to; choose among .*, notebook; installed are: notebook"),
-        (("notebook", "tensorbord"), "unknown tracker 'tensorbord' in report_to"),
-        ("wandb", "'wandb' in report_to is not installed; install it, or choose one that is: notebook"),
-        ("all", 'names of trackers instead of "all"; installed are: notebook'),
-        ("none", 'leave it out instead of "none"'),
+        ("notebok", "report_to=notebok does not run here: notebok is not supported"),
+        (("notebook", "tensorbord"), "report_to=notebook, tensorbord does not run here: tensorbord is not supported"),
     ],
 )
 def test_trackers_that_cannot_be_had_are_refused_in_a_sentence(asked, words, notebook):
     with pytest.raises(BadValue, match=words):
-        peft.Recipe(report_to=asked)
+        fitted("lora", tiny_model(), report_to=asked)
 
 
 def test_what_a_tracker_writes_is_not_lost_with_a_temporary_folder(monkeypatch):
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", TrainerCallback)
     monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
-    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     for method in (METHODS["lora"], peft.HeadOffsets(2, recipe=QUICK)):
-        with pytest.raises(BadValue, match=r"without one its files would be lost: give fit\(..., out=\), or set"):
+        with pytest.raises(BadValue, match=r"without one its files would be lost: give fit\(..., out=\)"):
             method.fit(tiny_model(), tiny_tokenizer(), tiny_questions(6), knobs={"report_to": "tensorboard"})
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "elsewhere")
-    assert fitted("lora", tiny_model(), report_to="tensorboard").record["steps"] == 4
 
 
 def test_trimtab_tune_keeps_what_trackers_wrote_beside_the_edit(notebook, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, LlamaConfig
 
-from tests.edits.test_contracts import generated, state_of
+from tests.observing import generated, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import MERGEABLE, METHODS, QUICK, default_of, fitted, logits, quantised, some, some_tokens
 from trimtab import peft
@@ -20,12 +20,24 @@ from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import multiple_choice
-from trimtab.export.merging import dequantized, relative_difference
+from trimtab.export import checkpoint
 from trimtab.models import load_model
-from trimtab.peft.methods.fused import fused_rows
+from trimtab.models.plain import dequantized
+from trimtab.peft.parts.fused import fused_rows
 
-EXACT_AT_ZERO = ["lora", "lora qv", "rslora", "ia3", "houlsby", "pfeiffer", "heads", "intrinsic", "said"]
+EXACT_AT_ZERO = [name for name, method in METHODS.items() if method.capabilities.scaling]
+PROMPTS = ["Q: What is the colour of the sky?\nA:", "Q: Why?\nA:"]
 IN_PEFT = ["lora", "lora qv", "rslora", "dora", "ia3", "peft vera", "prompt", "prefix", "prefix mlp"]
+
+
+def relative_difference(a, b) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def written(model, edit, out, **given):
+    """Return the checkpoint's figures and the model that plain loading gives."""
+    found = checkpoint(model, tiny_tokenizer(), edit, out, prompts=PROMPTS, **given)
+    return found, load_model(out).model
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +69,7 @@ def test_an_edit_acts_while_it_is_applied_and_leaves_no_trace(name, tuned):
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize("name", some(EXACT_AT_ZERO, "lora", "pfeiffer", "intrinsic"))
+@pytest.mark.parametrize("name", some(EXACT_AT_ZERO, "lora", "pfeiffer", "intrinsic", "full"))
 def test_scaled_by_zero_is_the_base_to_the_bit_and_by_two_goes_further(name, tuned):
     model, edit = tiny_model("llama-gqa"), tuned(name)
     plain = logits(model)
@@ -412,7 +424,7 @@ def test_biases_that_peft_trains_in_place_are_put_back_and_have_no_strength(bias
     assert state_of(model) == before
     with pytest.raises(BadValue, match="cannot be scaled"):
         edit.scaled(0)
-    assert relative_difference(logits(edit.merge(model)), tuned) < 1e-5
+    assert relative_difference(logits(edit.merged(model)), tuned) < 1e-5
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "eva"])
@@ -464,7 +476,7 @@ def test_hooks_that_peft_leaves_behind_are_taken_off():
 def test_a_peft_method_without_a_merge_of_its_own_says_so():
     edit = configured(hf_peft.BeftConfig, ["v_proj"]).fit(tiny_model(), tiny_tokenizer(), tiny_questions(6))
     with pytest.raises(BadValue, match=r"PEFT BEFT cannot be merged: PEFT says .*use it as it is"):
-        edit.merge(tiny_model())
+        edit.merged(tiny_model())
 
 
 def test_lora_that_a_token_switches_on_is_not_packed():
@@ -502,13 +514,14 @@ def test_dropout_is_live_only_in_training_mode():
 def test_a_merged_model_is_plain_and_gives_the_tuned_models_logits_when_reloaded(family, name, tuned, tmp_path):
     model, edit = tiny_model(family), tuned(name, family)
     before = state_of(model)
-    merged = edit.merge(model, out=tmp_path / "merged", tokenizer=tiny_tokenizer())
+    found, again = written(model, edit, tmp_path / "merged")
     assert state_of(model) == before
-    assert [n for n, _ in merged.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert [n for n, _ in edit.merged(model).named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert state_of(model) == before
     with edit.applied(model) as edited:
         expected = logits(edited)
-    again = load_model(tmp_path / "merged").model
     assert torch.allclose(logits(again), expected, atol=1e-4)
+    assert found.relative < 1e-3 and found.same_continuation == 1 and found.kl_between == 0
     assert float((logits(again) - logits(model)).abs().max()) > 1e-3  # the control
 
 
@@ -516,7 +529,7 @@ def test_a_scaled_edit_is_merged_at_its_strength(tuned):
     model, edit = tiny_model("llama-gqa"), tuned("lora").scaled(0.5)
     with edit.applied(model) as edited:
         expected = logits(edited)
-    assert torch.allclose(logits(edit.merge(model)), expected, atol=1e-4)
+    assert torch.allclose(logits(edit.merged(model)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -528,7 +541,7 @@ def test_merging_into_quantised_weights_dequantises_first(family, kind, tmp_path
     edit = fitted("lora", model)
     with edit.applied(model) as edited:
         expected = logits(edited)
-    merged = edit.merge(model, out=tmp_path / "merged", tokenizer=tiny_tokenizer())
+    _, merged = written(model, edit, tmp_path / "merged")
     error = relative_difference(logits(merged), expected)
     assert error < (0.1 if kind == "int8" else 1e-5)
     assert getattr(merged.config, "quantization_config", None) is None
@@ -540,41 +553,42 @@ def test_merging_into_quantised_weights_dequantises_first(family, kind, tmp_path
         assert relative_difference(logits(rounded), expected) > 100 * error
 
 
-def test_a_merge_that_changes_the_model_is_refused(tuned, monkeypatch):
+def test_a_merge_that_forgets_the_update_is_refused(tuned, tmp_path, monkeypatch):
     from trimtab.peft.methods.adapters import AttachedAdapter
 
     monkeypatch.setattr(AttachedAdapter, "merged", lambda self: self.model.unload())  # forgets the update
-    with pytest.raises(BadValue, match="merging changed the model"):
-        tuned("lora").merge(tiny_model("llama-gqa"))
+    with pytest.raises(Incompatible, match="does not do what the edit does live: its logits differ by 1 of the edit"):
+        written(tiny_model("llama-gqa"), tuned("lora"), tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"tolerance": -1.0}, "tolerance is a share of the logits' norm, a number of 0 or more; got -1"),
+        ({"tolerance": -1.0}, "tolerance is a share of the edit's effect, a number of 0 or more; got -1"),
         ({"tolerance": float("nan")}, "got nan"),
-        ({"tolerance": 0.0}, "merging changed the model"),  # and not the usual one
+        ({"tolerance": 0.0}, "does not do what the edit does live"),  # and not the usual one
         ({"dtype": torch.int8}, "cannot merge into torch.int8; choose torch.float64"),
     ],
 )
-def test_tolerances_and_dtypes_that_cannot_be_are_refused(given, words, tuned):
-    with pytest.raises(BadValue, match=words):
-        tuned("lora").merge(tiny_model("llama-gqa"), **given)
+def test_tolerances_and_dtypes_that_cannot_be_are_refused(given, words, tuned, tmp_path):
+    with pytest.raises((BadValue, Incompatible), match=words):
+        written(tiny_model("llama-gqa"), tuned("lora"), tmp_path / "merged", **given)
 
 
 def test_what_was_written_is_loaded_again_and_compared(tuned, tmp_path, monkeypatch):
     other = tiny_model("llama-gqa", seed=3)
     save = type(other).save_pretrained
     monkeypatch.setattr(type(other), "save_pretrained", lambda self, folder: save(other, folder))
-    with pytest.raises(BadValue, match="what was written is another model"):
-        tuned("lora").merge(tiny_model("llama-gqa"), out=tmp_path / "merged", tokenizer=tiny_tokenizer())
+    with pytest.raises(Incompatible, match="what was written is another model"):
+        written(tiny_model("llama-gqa"), tuned("lora"), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("name", ["houlsby", "prompt", "prefix", "heads"])
 def test_methods_that_are_no_change_of_weights_refuse_to_merge(name, tuned):
     with pytest.raises(BadValue, match="cannot be merged"):
-        tuned(name).merge(tiny_model("llama-gqa"))
+        tuned(name).merged(tiny_model("llama-gqa"))
 
 
 def tied_model():
@@ -601,9 +615,9 @@ def test_an_adapter_on_tied_embeddings_is_merged_as_it_acts(tmp_path, config, st
     with edit.applied(model) as edited:
         expected = logits(edited)
     assert not torch.allclose(expected, logits(model), atol=1e-2)
-    merged = edit.merge(model, out=tmp_path / "merged", tokenizer=tiny_tokenizer())
+    _, merged = written(model, edit, tmp_path / "merged")
     assert merged.config.tie_word_embeddings is stays_tied
-    assert torch.allclose(logits(load_model(tmp_path / "merged").model), expected, atol=1e-4)
+    assert torch.allclose(logits(merged), expected, atol=1e-4)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
@@ -612,3 +626,33 @@ def test_dequantised_copies_keep_ties_and_dtypes(tmp_path):
     plain = dequantized(model, torch.bfloat16)
     assert plain.dtype == torch.bfloat16 and plain.lm_head.weight is plain.transformer.wte.weight
     assert relative_difference(logits(plain).float(), logits(model)) < 0.03
+
+
+def test_an_update_that_16_bits_round_away_is_refused_and_kept_in_float32(tmp_path):
+    tiny_model("llama-gqa").save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    model = load_model(tmp_path / "m", dtype="bfloat16").model
+    edit = fitted("lora", model).scaled(0.02)
+    with pytest.raises(Incompatible, match=r"of the edit's effect .*bfloat16 weights.*merge into float32"):
+        written(model, edit, tmp_path / "merged")
+    found, _ = written(model, edit, tmp_path / "merged", dtype=torch.float32)
+    assert found.relative < 1e-3 and found.dtype == "float32"
+
+
+@pytest.mark.parametrize("name", ["full", "top 2"])
+def test_full_fine_tuning_keeps_its_strength_on_disk(name, tuned, tmp_path):
+    model, edit = tiny_model("llama-gqa"), tuned(name).scaled(0.5)
+    edit.save(tmp_path / "half")
+    loaded = peft.TunedEdit.load(tmp_path / "half")
+    assert loaded.strength == 0.5
+    with edit.applied(model) as one:
+        expected = logits(one)
+    with loaded.applied(model) as other:
+        assert torch.equal(logits(other), expected)
+    assert torch.allclose(logits(loaded.merged(model)), expected, atol=1e-5)
+
+
+def test_an_edit_knows_its_losses_and_the_questions_that_it_was_tuned_on(tuned):
+    edit = tuned("lora")
+    assert list(edit.losses) == edit.record["losses"] and len(edit.losses) == 4
+    assert list(edit.fitted_on) == [q.key for q in tiny_questions(6)]

@@ -6,14 +6,14 @@ import peft as hf_peft
 import pytest
 import torch
 
-from tests.edits.test_contracts import state_of
+from tests.observing import state_of
 from tests.tiny import tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, ON_FOUR_BITS, QUICK, default_of, fitted, logits, quantised, some, some_tokens
 from trimtab import peft
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
 from trimtab.evaluate import multiple_choice
-from trimtab.export.merging import dequantized
+from trimtab.models.plain import dequantized
 
 
 def _id(parameter):
@@ -130,11 +130,13 @@ def by_kind(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", some(list(ON_QUANTISED), "OFT", "ROAD"))
 def test_configurations_that_say_so_compute_on_4_bits_what_they_do_on_dequantised_weights(kind, by_kind):
-    """`merge` compares the two."""
     config, options = ON_QUANTISED[kind]
     method = peft.Adapter(config(task_type="CAUSAL_LM", **options), recipe=QUICK)
     edit = method.fit(by_kind["nf4"], tiny_tokenizer(), tiny_questions(6))
-    assert edit.merge(by_kind["nf4"]).trimtab_merge["relative_logit_difference"] < 1e-5
+    with edit.applied(by_kind["nf4"]) as tuned:
+        expected = logits(tuned)
+    merged = logits(edit.merged(dequantized(by_kind["nf4"])))
+    assert float((merged - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("bits", ["nf4", "int8"])

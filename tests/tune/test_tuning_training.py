@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tests.edits.test_contracts import state_of
+from tests.observing import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, default_of, fitted, quantised
 from trimtab import peft
@@ -23,10 +23,11 @@ from trimtab.datasets import SftExample
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.evaluate import multiple_choice
-from trimtab.peft.methods.base import Trained
+from trimtab.peft.methods.full import require_room_on_cpu
+from trimtab.peft.parts.attached import Trained
 from trimtab.peft.train.checks import GradientCheck
-from trimtab.peft.train.examples import IGNORED, Collator, encode, first_fit
-from trimtab.peft.train.memory import estimate, require_memory, require_room_on_cpu
+from trimtab.peft.train.examples import IGNORED, Batches, Collator, encode, first_fit
+from trimtab.peft.train.memory import estimate, require_memory
 from trimtab.peft.train.packing import packs_exactly
 from trimtab.peft.train.plan import make_plan
 from trimtab.peft.train.running import _require_scalable, n_steps
@@ -131,7 +132,7 @@ def test_the_sft_of_the_iti_paper_moves_towards_true_and_away_from_false_answers
         model,
         tiny_tokenizer(),
         questions,
-        knobs={"objective": "true_and_false", "max_steps": 25, "learning_rate": 0.01, "batch_size": 10},
+        knobs={"objective": "true_and_false", "max_steps": 40, "learning_rate": 0.03, "batch_size": 10},
     )
 
     def gap(one):
@@ -258,7 +259,7 @@ def test_every_method_learns_and_leaves_the_model_as_it_was(name):
     assert edit.cost.trainable_parameters == METHODS[name].parameter_count(model.config)
     assert edit.record["examples_seen"] == 60 and edit.record["tokens_seen"] > 0
     assert {"prepare", "train"} <= set(edit.record["seconds"])
-    assert edit.record["ms_per_token"]["tuned"] > 0 and edit.record["peak_bytes"]["rss"] > 0
+    assert edit.record["ms_per_token"]["tuned"] > 0 and edit.record["peak_bytes"]["process resident"] > 0
 
 
 def test_the_same_seed_gives_the_same_edit_and_another_seed_another():
@@ -275,7 +276,9 @@ def test_the_plan_says_what_will_be_trained_on_what():
     model, method = tiny_model("llama-gqa"), METHODS["lora qv"]
     data = encode(model, tiny_tokenizer(), tiny_questions(6), QUICK)
     attached = method.attach(model, seed=0)
-    plan = make_plan(method, attached, tiny_tokenizer(), data, steps=n_steps(len(data), QUICK), packing=True)
+    plan = make_plan(
+        method, attached, tiny_tokenizer(), Batches(data, Collator(0, True)), steps=n_steps(len(data), QUICK)
+    )
     attached.detach()
     assert plan.coverage["q_proj"] == (3, 3) and plan.coverage["k_proj"] == (0, 3)
     assert plan.n_trainable == method.parameter_count(model.config)
@@ -317,7 +320,7 @@ def test_weights_that_are_held_twice_are_counted():
     plans = {}
     for name in ("lora", "full", "top 2", "intrinsic"):
         attached = METHODS[name].attach(model, seed=0)
-        plans[name] = make_plan(METHODS[name], attached, tiny_tokenizer(), data, steps=4, packing=False)
+        plans[name] = make_plan(METHODS[name], attached, tiny_tokenizer(), Batches(data, Collator(0, False)), steps=4)
         attached.detach()
     found = {name: plan.memory for name, plan in plans.items()}
     assert [found[n].untuned for n in ("lora", "full", "top 2", "intrinsic")] == [0, weights, top, 0]
@@ -419,7 +422,7 @@ def test_weight_decay_leaves_the_models_norms_and_biases_alone(tmp_path):
     method = peft.FullFineTuning(recipe=replace(QUICK, weight_decay=0.1))
     attached = method.attach(model, seed=0)
     data = encode(model, tiny_tokenizer(), PAIRS, method.recipe)
-    trainer = make_trainer(attached, method, data, Collator(0, False), seed=0, folder=tmp_path, keep=False)
+    trainer = make_trainer(attached, method, Batches(data, Collator(0, False)), folder=tmp_path, keep=False)
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, spared = ([names[id(p)] for p in g["params"]] for g in trainer.create_optimizer().param_groups)
     assert spared and all(name.endswith("bias") or ".ln_" in name for name in spared)
@@ -517,7 +520,7 @@ def test_the_learning_rate_rises_over_the_warm_up_and_one_step_is_not_all_warm_u
         recipe = replace(QUICK, schedule=schedule, warmup=0.5, max_steps=steps)
         attached = METHODS["lora"].attach(model, seed=0)
         method = replace(METHODS["lora"], recipe=recipe)
-        trainer = make_trainer(attached, method, data, Collator(0, False), seed=0, folder=tmp_path, keep=False)
+        trainer = make_trainer(attached, method, Batches(data, Collator(0, False)), folder=tmp_path, keep=False)
         trainer.create_optimizer_and_scheduler(steps)
         rates[steps] = [trainer.lr_scheduler.get_last_lr()[0] / recipe.learning_rate]
         for _ in range(steps - 1):

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.by_hand import padded, prompt_ids
-from tests.edits.test_contracts import generated
+from tests.observing import generated
 from tests.tiny import tiny_model
 from tests.tune.test_own_methods import attached, logits, shake
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.hooks import on_arguments
-from trimtab.peft.methods.base import HubAdapter
 from trimtab.peft.methods.prefix_tuning import PrefixTuning, flattened, layered
 from trimtab.peft.methods.prompt_tuning import PROMPT, PromptTuning
-from trimtab.peft.methods.virtual_tokens import _extended, keys_and_values
+from trimtab.peft.parts.virtual_tokens import _extended, keys_and_values
+from trimtab.peft.tunable import HubAdapter
 
 FAMILIES = ("llama-gqa", "llama-odd-head-dim", "gpt2", "gpt-neox", "gemma2", "qwen3")
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,6 @@ from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
 from trimtab.cli.heads import heads
-from trimtab.cli.merge import merge
 from trimtab.cli.methods import methods
 from trimtab.cli.report import report
 from trimtab.cli.reproduce import reproduce
@@ -73,8 +72,9 @@ app = typer.Typer(
 )
 for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
     app.command()(_verb)
+app.command("merge")(bake)
 app.add_typer(convert, name="convert")
-for _verb in (tune, methods, merge, compare, report, reproduce, build_embedded):
+for _verb in (tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
     from trimtab.evaluate.multiple_choice import MultipleChoice
+    from trimtab.protocols import Edit
     from trimtab.steer.agreement import Agreement
     from trimtab.steer.pipeline import Fitted
 
@@ -42,8 +43,7 @@ def keep_choices(folder: Path, scores: "MultipleChoice", alpha: float) -> None:
 
 def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None, as_json: bool) -> None:
     """Print how far the directions of one fit are from those of another, of the same model loaded in another way."""
-    from trimtab.cli.heads import save_picture
-    from trimtab.cli.printing import print_json, remark
+    from trimtab.cli.printing import print_json, remark, save_picture
     from trimtab.probes.plots import head_map
     from trimtab.steer.pipeline import Fitted
 
@@ -58,6 +58,12 @@ def print_against(one: Path, other: Path, *, top: int | None, plot: Path | None,
         print_json({"loads": [_load(fit) for fit in both], "layers": list(first.probes.layers), **found.as_dict()})
     else:
         _print(found, both, (one, other))
+
+
+def places(edit: "Edit") -> list[tuple[int, int]]:
+    """Return the heads that an edit's description names, or head 0 of each of its layers (the residual stream)."""
+    described = edit.describe()
+    return [tuple(head) for head in described.get("heads", [])] or [(layer, 0) for layer in described.get("layers", [])]
 
 
 def _refuse_demo_runs(*folders: Path) -> None:

@@ -1,6 +1,7 @@
-"""`trimtab bake`: an edited model as a standard checkpoint."""
+"""`trimtab bake`, also called `trimtab merge`: an edited model as a standard checkpoint."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -13,29 +14,36 @@ def bake(
     editing: Editing = Editing(),
     out: Out = Path("runs/baked"),
     loading: Loading = Loading(),
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance", help="Largest difference of logits, in shares of the effect.", show_default="by dtype"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the edited model as a Hugging Face checkpoint that any engine can serve, and check it.
 
-    A baked edit acts at all positions, the prompt's too; what that changes is printed.
+    A baked edit acts at all positions, the prompt's too; what that changes is printed. Give the model of a tuned edit
+    as it was tuned, with the same --quantization. The weights are dequantised, and written in --dtype.
 
     Example: trimtab bake --edit runs/shift --out runs/baked
     """
     from trimtab.cli.printing import print_json
-    from trimtab.export.bake import KIND
-    from trimtab.export.bake import bake as baked_into
+    from trimtab.export.checkpoint import KIND, checkpoint
     from trimtab.storage import check_writable
 
     edit = editing.open("trimtab bake")
+    assert edit is not None
     check_writable(out, KIND)
-    baked = baked_into(*loading.open(), edit, out)  # pyright: ignore[reportArgumentType]
+    found = checkpoint(*loading.open(), edit, out, tolerance=tolerance)
     if as_json:
-        print_json({"out": str(out), **baked.as_dict()})
+        print_json({"out": str(out), **found.as_dict()})
         return
     typer.echo(
-        f"{out}: loads as {baked.architecture}; logits within {baked.difference:.2g} of the live edit at all "
-        f"positions ({baked.relative:.1e} of its effect)\n"
-        f"next token after 32 questions: KL from the unedited model {baked.kl_generated:.4f} nats edited live, where "
-        f"answers are predicted; {baked.kl_all:.4f} baked, at all positions; {baked.kl_between:.4f} between the two; "
-        f"the likeliest token is the same for {100 * baked.same_token:.0f} %"
+        f"{out}: loads as {found.architecture}; logits within {found.difference:.2g} of the live edit's at all "
+        f"positions ({found.relative:.1e} of its effect)\n"
+        f"next token after 32 questions: KL from the unedited model {found.kl_generated:.4f} nats edited live, where "
+        f"answers are predicted; {found.kl_all:.4f} baked, at all positions; {found.kl_between:.4f} between the two; "
+        f"the likeliest token is the same for {100 * found.same_token:.0f} %"
     )

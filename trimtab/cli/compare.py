@@ -44,7 +44,6 @@ def compare(
     """
     from trimtab.cli.comparison_file import QUICK_LEFT_OUT, ComparisonFile, job_of, read_comparison_file
     from trimtab.cli.comparison_file import quick as quick_file
-    from trimtab.cli.judging import try_judge
     from trimtab.cli.options import Loading
     from trimtab.cli.printing import print_json
     from trimtab.compare.estimate import estimate
@@ -61,7 +60,8 @@ def compare(
         print_json(plan.as_dict()) if as_json else typer.echo(plan.to_text())
         return
     if not (out / "record.json").exists():
-        try_judge(job.meters.judge, job.questions)
+        for meter in job.meters:
+            meter.try_out(job.questions)
     again = {"retry_failed": retry_failed, "redo_changed": redo_changed}
     done = run_job(*loaded, job, out, stop_after=stop_after, **again)
     if as_json:
@@ -74,13 +74,15 @@ def compare(
 
 def _show(done: "Comparison", job: "Job", out: Path) -> None:
     from trimtab.cli.printing import print_table
-    from trimtab.report.markdown import COSTS, QUALITY, cost_cells, notes, quality_cells, status
+    from trimtab.report.markdown import cost_cells, cost_headings, notes, quality_cells, quality_headings, status
 
     rows = done.rows(job.design.train_sizes[-1])
     print_table(
-        QUALITY, [quality_cells(r) for r in rows], title="Means, 95 % intervals over questions, ± between seeds"
+        quality_headings(done),
+        [quality_cells(r, done) for r in rows],
+        title="Means, 95 % intervals over questions, ± between seeds",
     )
-    print_table(COSTS[:-1], [cost_cells(r)[:-1] for r in rows], title="Costs")
+    print_table(cost_headings(done)[:-1], [cost_cells(r, done)[:-1] for r in rows], title="Costs")
     for note in notes(done):
         typer.echo(note)
     typer.echo(f"{status(done)}\nRun: {out}. Make the page with: trimtab report {out}")

@@ -64,7 +64,10 @@ class ComparisonFile:
     """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
     judge_model: str | None = None
     """The model to ask for at an OpenAI-compatible address."""
-    metric: Literal["true_info", "mc1"] = "true_info"
+    meters: Sequence[str] = ()
+    """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
+    metric: str | None = None
+    """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
     convention: Literal["plain", "lm-eval", "iti"] = "plain"
     max_new_tokens: Count = 50
     texts: str | None = None
@@ -107,21 +110,25 @@ def job_of(said: ComparisonFile) -> "Job":
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
     from trimtab.cli.judging import open_judge
-    from trimtab.compare.design import Design, Job, Meters, named
+    from trimtab.cli.measuring import own_meters
+    from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
+    from trimtab.evaluate.defaults import default_meters
 
     questions, test = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
-    design = Design(said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation, sizes)
+    fixed = (said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation, sizes)
     loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
-    meters = Meters(
-        judge=open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading),
-        convention=said.convention,
-        metric=said.metric,
-        max_new_tokens=said.max_new_tokens,
-        texts=None if said.texts is None else read_lines(said.texts, "neutral text"),
-    )
+    judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
+    texts = None if said.texts is None else read_lines(said.texts, "neutral text")
+    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "divide_texts": True}
+    if questions.measured_by == "pairs":
+        options |= {} if said.judge == "exact" else {"judge": judge}
+    else:
+        options |= {"judge": judge, "convention": said.convention}
+    meters = (*default_meters(questions, **options), *own_meters(said.meters))
     methods = rows_of(said.methods)
+    design = Design(*fixed, choose_by=said.metric or "")
     return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))
 
 

@@ -41,13 +41,11 @@ def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
     Raises:
         BadValue: as `method_of`; two rows of one name.
     """
-    from trimtab.prompting.few_shot import name_of
-
     rows = {}
     for entry in entries:
         own, said = _own_name(entry)
         method = method_of(said)
-        name = own or name_of(method)
+        name = own or method.name
         if name in rows:
             raise BadValue(
                 f"two methods are called {name!r}; give one of them another name, such as "
@@ -70,7 +68,7 @@ def _own_name(entry: Any) -> tuple[str | None, Any]:
 
 
 def _stacked(parts: list[Any]) -> "Method":
-    from trimtab.prompting.few_shot import Stack
+    from trimtab.compare.stack import Stack
 
     methods: list[Any] = [method_of(part) for part in parts]
     for method in methods:
@@ -80,7 +78,8 @@ def _stacked(parts: list[Any]) -> "Method":
 
 
 def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
-    from trimtab.compare.variants import STRENGTH, OnQuantized, Widened
+    from trimtab.compare.on_quantized import OnQuantized
+    from trimtab.compare.widened import STRENGTH, Widened
     from trimtab.protocols import as_entrant
 
     key = str(name).lower()

@@ -89,22 +89,21 @@ def rich_table(table: "Table") -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
 
-    from trimtab.evaluate.table import HEADINGS
-
     asked = f"{table.setting['n']} questions of {table.setting['questions']}"
     title = f"{asked}: means and 95 % intervals (%; CE, KL in nats)"
     shown = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
-    for head in HEADINGS.values():
+    for head in table.headings[1:]:
         shown.add_column(head, justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(row.name, *(_two_lines(getattr(row, m), percent=m not in ("ce", "kl")) for m in HEADINGS))
+        shown.add_row(row.name, *(_two_lines(row[meter.name], meter.unit) for meter in table.meters))
     return shown
 
 
-def _two_lines(value: "Estimate | None", *, percent: bool) -> str:
+def _two_lines(value: "Estimate | None", unit: str) -> str:
+    from trimtab.cells import MISSING, number
+
     if value is None:
-        return "-"
-    if percent:
-        return f"{100 * value:.1f}\n{100 * value.low:.0f}-{100 * value.high:.0f}"
-    return f"{value:.3f}\n{value.low:.3f}-{value.high:.3f}"
+        return MISSING
+    low, high = (number(limit, unit, brief=True) for limit in (value.low, value.high))
+    return f"{number(value, unit)}\n{low}-{high}"

@@ -7,10 +7,11 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.judging import Judging, print_judge
+from trimtab.cli.measuring import OwnMeters
 from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading, one_of
 
 if TYPE_CHECKING:
-    from trimtab.intervals import Estimate
+    from trimtab.evaluate.table import Row, Table
 
 CONVENTIONS = ("plain", "lm-eval", "iti")
 
@@ -37,6 +38,7 @@ def evaluate(
         bool,
         typer.Option("--keep", help="Keep the edit's multiple choice in its folder, for `trimtab heads --against`."),
     ] = False,
+    meter: OwnMeters = [],  # noqa: B006 - typer copies it
     limit: Limit = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,
@@ -50,17 +52,18 @@ def evaluate(
     Example: trimtab evaluate --edit runs/shift --limit 20
     """
     from trimtab.cli.against import keepable
-    from trimtab.cli.measuring import measure
+    from trimtab.cli.measuring import meters_for, own_meters
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import read_data
     from trimtab.edits.combined import NoEdit
     from trimtab.evaluate.judges.verdicts import judge_record
-    from trimtab.steer.pipeline import are_pairs, unseen
+    from trimtab.evaluate.table import table
+    from trimtab.steer.pipeline import unseen
 
     one_of(convention, "convention", CONVENTIONS)
     edit = editing.open()
     questions = read_data(data, part="final")
-    pairs = are_pairs(questions)
+    pairs = questions.measured_by == "pairs"
     if pairs:
         _check_pairs(questions.name, judging, convention, choices_only)
     keep_in = keepable(editing.edits, questions) if keep else None
@@ -75,18 +78,19 @@ def evaluate(
         answers = Path("runs/answers")
     loaded = loading.open()
     edits = ([NoEdit()] if baseline or edit is None else []) + ([edit] if edit is not None else [])
-    meters = {"convention": convention, "judge": judged, "batch_size": batch_size, "answers": answers}
-    rows = [measure(loaded, questions, e, keep_in=keep_in if e is edit else None, **meters) for e in edits]
+    how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "choices_only": choices_only}
+    meters = (*meters_for(questions, judged, **how), *own_meters(meter))
+    measured = table(*loaded, questions, edits, meters=meters, keep=answers)
+    if keep_in is not None:
+        _keep(keep_in, measured.rows[-1], convention)
     if not pairs:
         setting["convention"] = convention
     if judged is not None:
         setting["judge"] = judge_record(judged)
     if as_json:
-        print_json({"rows": [row.as_dict() for row in rows], "setting": setting})
+        print_json({"rows": [_as_dict(measured, row) for row in measured.rows], "setting": setting})
         return
-    names = list(rows[0].figures)
-    cells = [[row.name, *(_cell(name, row.figures[name]) for name in names)] for row in rows]
-    print_table(["", *names], cells, title=_title(setting))
+    print_table(measured.headings, measured.cells, title=_title(setting))
     if judged is not None:
         print_judge(setting["judge"])
 
@@ -101,10 +105,20 @@ def _check_pairs(name: str, judging: Judging, convention: str, choices_only: boo
         )
 
 
-def _cell(name: str, value: "Estimate") -> str:
-    if name in ("CE", "KL"):
-        return f"{value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return f"{100 * value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+def _as_dict(measured: "Table", row: "Row") -> dict[str, Any]:
+    from trimtab.evaluate.table import plain_figure
+
+    figures = {meter.heading: plain_figure(row[meter.name]) for meter in measured.meters}
+    return {"name": row.name, **figures, "details": row.details}
+
+
+def _keep(folder: Path, row: "Row", convention: str) -> None:
+    from trimtab.cli.against import keep_choices
+    from trimtab.evaluate.multiple_choice import MultipleChoice
+
+    figures = {name: row[name].as_dict() for name in ("mc1", "mc2", "mc3")}
+    about = {"convention": convention, "tokens_computed": 0, "rows": row.details["multiple_choice"]}
+    keep_choices(folder, MultipleChoice.from_dict({**figures, **about}), row.edit["strength"])
 
 
 def _title(setting: dict[str, Any]) -> str:

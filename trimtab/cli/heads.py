@@ -8,8 +8,6 @@ import typer
 from trimtab.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from trimtab.edits.vectors import VectorEdit
     from trimtab.probes.head_probes import HeadProbes
 
@@ -44,7 +42,7 @@ def heads(
     Example: trimtab heads runs/shift --plot heads.png
     """
     from trimtab.cli.against import print_against
-    from trimtab.cli.printing import print_json, print_table, remark
+    from trimtab.cli.printing import print_json, print_table, remark, save_picture
     from trimtab.probes.plots import heat_map
 
     if against is not None:
@@ -86,16 +84,3 @@ def _read(folder: Path) -> "tuple[HeadProbes, VectorEdit]":
         known = nearest(str(folder), beside_results(folder, KINDS))
         raise Incompatible(f"no fit at {folder}: expected a folder written by `trimtab fit` or `trimtab demo`{known}")
     return HeadProbes.load(folder / "probes"), load_edit(folder / "shift")
-
-
-def save_picture(figure: "Figure", path: Path) -> None:
-    """Write a figure; raises `BadValue` for a format that there is not, `Incompatible` where the disk refuses it."""
-    from trimtab.errors import BadValue
-    from trimtab.storage import write_errors
-
-    try:
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
-    except ValueError as cause:  # no such format
-        raise BadValue(f"cannot draw {path}: name a .png, .svg or .pdf file") from cause

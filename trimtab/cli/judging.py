@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from trimtab.datasets.questions import QuestionSet
-    from trimtab.evaluate.judges import Judge
+    from trimtab.protocols import Judge
 
 PANEL = "The judge"
 
@@ -44,7 +43,7 @@ class Judging:
 
         return self.judge == "exact" or is_user_code(self.judge)
 
-    def open(self, questions: "QuestionSet", **loading: Any) -> "Judge":
+    def open(self, questions: Any, **loading: Any) -> "Judge":
         """Return the judge, asked for one verdict so that a wrong address or function shows at once.
 
         Raises:
@@ -69,6 +68,7 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
     from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.evaluate.judges.tfidf import TfidfJudge
+    from trimtab.protocols import as_judge
 
     quiet()
     loading = {k: v for k, v in loading.items() if v is not None}
@@ -84,28 +84,22 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
             raise BadValue(f"the judge at {name} needs a model to ask for: give {how}")
         return EndpointJudge(name, model, key)
     if is_user_code(name):
-        return open_object(name)
+        return as_judge(open_object(name))
     if name.count(",") == 1:
         return LocalJudge.load(*name.split(","), **loading)
     known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")
     raise BadValue(f"unknown judge {name!r}{nearest(name, known)}")
 
 
-def try_judge(judge: "Judge", questions: "QuestionSet") -> None:
+def try_judge(judge: "Judge", questions: Any) -> None:
     """Ask for one verdict before anything long is done, so that a wrong address or function shows at once.
 
     Raises:
         BadValue: the judge cannot be asked, or gives no verdict.
     """
-    from trimtab.evaluate.generation import checked_verdict
-    from trimtab.evaluate.pairs import checked_score
-    from trimtab.steer.pipeline import are_pairs
+    from trimtab.cli.measuring import meters_for
 
-    first = questions[0]
-    if are_pairs(questions):
-        checked_score(judge, first, first.best_answer)  # pyright: ignore[reportArgumentType] - a function of the user's
-    else:
-        checked_verdict(judge(first, first.best_answer), judge)
+    meters_for(questions, judge)[0].try_out(questions)
 
 
 def print_judge(record: dict[str, Any]) -> None:

@@ -1,96 +1,44 @@
-"""What `trimtab evaluate` measures of one edit: the figures of its row, and the answers they were made of."""
+"""The meters that options ask for: those that speak of the data, and the user's own."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
-    from trimtab.datasets.questions import QuestionSet
-    from trimtab.intervals import Estimate
-    from trimtab.models.load.checkpoints import LoadedModel
-    from trimtab.protocols import Edit
+    from trimtab.protocols import Meter
+
+OwnMeters = Annotated[
+    list[str],
+    typer.Option("--meter", metavar="FILE.py:NAME", help="A meter of your own, measured too; may be repeated."),
+]
 
 
-@dataclass
-class Measured:
-    """One edit's figures by heading, and what they were made of, as records keep it."""
+def own_meters(specs: Sequence[str]) -> "tuple[Meter, ...]":
+    """Return the meters that FILE.py:NAME name: instances, or classes that need nothing.
 
-    name: str
-    figures: dict[str, "Estimate"] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    Raises:
+        BadValue: no such file or name, or what stands there is no meter.
+    """
+    from trimtab.cli.user_code import open_meter
+    from trimtab.protocols import as_meter
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        figures = {heading: value.as_dict() for heading, value in self.figures.items()}
-        return {"name": self.name, **figures, "details": self.details}
+    return tuple(as_meter(open_meter(spec)) for spec in specs)
 
 
-def measure(
-    loaded: "LoadedModel",
-    questions: "QuestionSet",
-    edit: "Edit",
-    *,
-    convention: Any,
-    judge: Any,
-    batch_size: int,
-    answers: Path | None,
-    keep_in: Path | None = None,
-) -> Measured:
-    """Return what was measured of an edit; its multiple choice is kept in the folder `keep_in`."""
-    from trimtab.evaluate.drift import drift
-    from trimtab.steer.pipeline import are_pairs
+def meters_for(
+    items: Any, judge: Any = None, *, convention: Any = "plain", batch_size: int = 16, choices_only: bool = False
+) -> "tuple[Meter, ...]":
+    """Return what `trimtab evaluate` measures of questions or of contrast pairs."""
+    from trimtab.evaluate.drift import NeutralTexts, drift_meters
+    from trimtab.evaluate.generation import judged_meters
+    from trimtab.evaluate.multiple_choice import choice_meters
+    from trimtab.evaluate.pairs import TextScore, contrast_meters
 
-    row = Measured(edit.name)
-    if are_pairs(questions):
-        _score_pairs(row, loaded, questions, edit, judge, batch_size)
-    else:
-        if judge is not None:
-            form = "iti" if convention == "iti" else "plain"
-            _judge(row, loaded, questions, edit, judge=judge, convention=form, batch_size=batch_size, keep=answers)
-        _choose(row, loaded, questions, edit, convention, batch_size, keep_in)
-    moved = drift(*loaded, edit, batch_size=batch_size)
-    row.figures |= {"CE": moved.ce, "KL": moved.kl}
-    row.details["drift"] = moved.as_dict()["per_text"]
-    return row
-
-
-def _score_pairs(
-    row: Measured, loaded: "LoadedModel", pairs: "QuestionSet", edit: "Edit", scorer: Any, batch_size: int
-) -> None:
-    from trimtab.evaluate.pairs import contrast, score_texts
-
-    if scorer is not None:
-        texts = score_texts(*loaded, pairs, edit, scorer=scorer, batch_size=batch_size)
-        row.figures["score"] = texts.score
-        row.details["generated"] = texts.as_dict()["rows"]
-    scores = contrast(*loaded, pairs, edit, batch_size=batch_size)
-    row.figures |= {"P(positive)": scores.probability, "preferred": scores.preferred}
-    row.details["pairs"] = scores.as_dict()["rows"]
-
-
-def _judge(row: Measured, loaded: "LoadedModel", questions: "QuestionSet", edit: "Edit", **options: Any) -> None:
-    from trimtab.evaluate.generation import generate_answers
-
-    said = generate_answers(*loaded, questions, edit, **options)
-    row.figures |= {"True*Info": said.true_info, "True": said.true, "Info": said.informative}
-    row.figures["unmatched"] = said.unmatched
-    row.details["generated"] = said.as_dict()["rows"]
-
-
-def _choose(
-    row: Measured,
-    loaded: "LoadedModel",
-    questions: "QuestionSet",
-    edit: "Edit",
-    convention: Any,
-    batch_size: int,
-    keep_in: Path | None,
-) -> None:
-    from trimtab.cli.against import keep_choices
-    from trimtab.evaluate.multiple_choice import multiple_choice
-
-    chosen = multiple_choice(*loaded, questions, edit, convention=convention, batch_size=batch_size)
-    if keep_in is not None:
-        keep_choices(keep_in, chosen, edit.describe()["strength"])
-    row.figures |= {"MC1": chosen.mc1, "MC2": chosen.mc2, "MC3": chosen.mc3}
-    row.details["multiple_choice"] = chosen.as_dict()["rows"]
+    drift = drift_meters(NeutralTexts(batch_size=batch_size))
+    if items.measured_by == "pairs":
+        scores = () if judge is None else (TextScore(judge, batch_size=batch_size),)
+        return (*scores, *contrast_meters(batch_size), *drift)
+    form = "iti" if convention == "iti" else "plain"
+    said = () if choices_only else judged_meters(judge=judge, convention=form, batch_size=batch_size)
+    return (*said, *choice_meters(convention, batch_size), *drift)

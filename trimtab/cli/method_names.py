@@ -41,9 +41,9 @@ TUNING: Mapping[str, Named] = {
 METHODS: Mapping[str, Named] = {
     **TUNING,
     "none": Named("trimtab.edits.combined.NoEdit"),
-    "few-shot": Named("trimtab.prompting.few_shot.FewShot"),
-    "retrieved few-shot": Named("trimtab.prompting.few_shot.RetrievedFewShot"),
-    "retrieved passages": Named("trimtab.prompting.few_shot.RetrievedPassages"),
+    "few-shot": Named("trimtab.prompting.FewShot"),
+    "retrieved few-shot": Named("trimtab.prompting.RetrievedFewShot"),
+    "retrieved passages": Named("trimtab.prompting.RetrievedPassages"),
     "iti": Named("trimtab.steer.ITI"),
     "iti probe": Named("trimtab.steer.ITI", {"direction": "probe"}),
     "random direction": Named("trimtab.steer.RandomDirection"),

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trimtab.cli.setup import DATA_NAMES, open_edit, quiet
+
 if TYPE_CHECKING:
     from trimtab.models.load.checkpoints import LoadedModel
     from trimtab.protocols import Edit
 
-DATA_NAMES = ("folklore", "truthfulqa")
 FROM_CHECKPOINT = "the checkpoint's own (the embedded model: float32)"
 
 _model = partial(typer.Option, rich_help_panel="The model")
@@ -61,7 +62,6 @@ class Loading:
 
     def open(self) -> "LoadedModel":
         """Return the model and its tokenizer."""
-        from trimtab.cli.setup import quiet
         from trimtab.models.load.checkpoints import load_model
 
         quiet()
@@ -108,7 +108,6 @@ class Editing:
             Incompatible: a folder that is not there (the nearest ones are offered) or holds no edit.
             BadValue: a strength that the edit cannot have, or none of what `needed_by` needs.
         """
-        from trimtab.cli.setup import open_edit
         from trimtab.errors import BadValue
 
         needed = [*needed_by, *(["--alpha"] if self.alpha is not None else [])]

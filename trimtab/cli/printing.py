@@ -3,9 +3,13 @@
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def print_json(value: Any) -> None:
@@ -35,3 +39,16 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title
     for row in rows:
         table.add_row(*row)
     Console().print(table, highlight=False, markup=False)
+
+
+def save_picture(figure: "Figure", path: Path) -> None:
+    """Write a figure; raises `BadValue` for a format that there is not, `Incompatible` where the disk refuses it."""
+    from trimtab.errors import BadValue
+    from trimtab.storage import write_errors
+
+    try:
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+    except ValueError as cause:  # no such format
+        raise BadValue(f"cannot draw {path}: name a .png, .svg or .pdf file") from cause

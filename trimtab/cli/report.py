@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from trimtab.cli.measuring import OwnMeters
 from trimtab.cli.options import AsJson
 
 
@@ -14,6 +15,7 @@ def report(
         Path | None, typer.Option(help="Folder for report.html and report.md.", show_default="the first run folder")
     ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Editing against tuning",
+    meter: OwnMeters = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
     """Write report.html (one file, opens offline) and report.md; a half-finished run is drawn and marked as such.
@@ -22,12 +24,13 @@ def report(
 
     Example: trimtab report runs/quick
     """
+    from trimtab.cli.measuring import own_meters
     from trimtab.cli.printing import print_json
     from trimtab.compare.comparison import Comparison, merged
     from trimtab.report.html import write_report
     from trimtab.report.markdown import status
 
-    comparison = merged([Comparison.load(run) for run in runs])
+    comparison = merged([Comparison.load(run, meters=own_meters(meter)) for run in runs])
     written = write_report(comparison, out or runs[0], title=title)
     if as_json:
         print_json({"written": [str(p) for p in written], **comparison.as_dict()})

@@ -37,13 +37,13 @@ def reproduce(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
-    from trimtab.compare.design import Meters
     from trimtab.datasets.lines import read_lines
-    from trimtab.evaluate.judges import exact_judge
+    from trimtab.evaluate.defaults import answer_meters
+    from trimtab.evaluate.judges.exact import exact_judge
     from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
-    from trimtab.peft.train.recipe import Recipe
-    from trimtab.published.reproduce import ITI_METERS, PublishedIti, iti_table_1, iti_two_fold
+    from trimtab.peft.recipe import Recipe
+    from trimtab.published.reproduce import PublishedIti, iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
     one_of(protocol, "protocol", PROTOCOLS)
@@ -52,10 +52,10 @@ def reproduce(
     with write_errors(out):  # before hours of work, not after
         out.mkdir(parents=True, exist_ok=True)
     loaded = loading.open()
-    meters = Meters(
+    meters = answer_meters(
         judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=loading.dtype),
         texts=None if texts is None else read_lines(texts, "neutral text"),
-        **ITI_METERS,  # pyright: ignore[reportArgumentType]
+        convention="iti",
     )
     options = {"meters": meters, "numbers": PublishedIti(top_k, alpha), "name": loading.model}
     if protocol == "iti-2fold":

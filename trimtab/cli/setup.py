@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from trimtab.cli.options import DATA_NAMES
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from trimtab.datasets.questions import QuestionSet
     from trimtab.protocols import Edit
+
+DATA_NAMES = ("folklore", "truthfulqa")
+"""The data sets that `--data` knows by name."""
 
 
 def quiet() -> None:
@@ -22,10 +22,8 @@ def quiet() -> None:
     hub_logging.set_verbosity_error()
 
 
-def read_data(
-    data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None
-) -> "QuestionSet":
-    """Return the questions that `--data` names; `part` chooses among folklore's two.
+def read_data(data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None) -> Any:
+    """Return the questions or pairs that `--data` names; `part` chooses among folklore's two.
 
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.
@@ -70,6 +68,8 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
         Incompatible: no such folder (the nearest ones are offered), or it holds no edit.
         BadValue: a strength that is no finite number or that the edit cannot have; several edits with one alpha.
     """
+    quiet()  # before libraries are loaded that talk then
+
     from trimtab.cli.user_code import open_object
     from trimtab.edits.combined import Stacked
     from trimtab.edits.disk import load_edit
@@ -81,8 +81,8 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
     edits = []
     for spec in specs:
         folder, strength = _with_strength(spec)
-        if not folder.is_dir():
-            beside = [str(p) for p in _beside(folder) if (p / "record.json").is_file()]
+        if not _holds_a_result(folder):
+            beside = [str(p) for p in _beside(folder) if _holds_a_result(p)]
             known = nearest(str(folder), beside)
             raise Incompatible(
                 f"no edit in {str(folder)!r}: expected a folder that `trimtab fit` or `trimtab tune` wrote{known}"
@@ -93,6 +93,10 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
             raise BadValue(f"alpha must be a finite number, got {strength}")
         edits.append(edit if strength is None else edit.at_strength(strength))
     return edits[0] if len(edits) == 1 else Stacked(tuple(edits))
+
+
+def _holds_a_result(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("record.json", "adapter_config.json"))
 
 
 def _with_strength(spec: str) -> tuple[Path, float | None]:

@@ -138,13 +138,12 @@ def _parsed(settings: list[str]) -> dict[str, Any]:
 
 def _measured(model: Any, tokenizer: Any, edit: "TunedEdit", held: "QuestionSet") -> dict[str, Any]:
     from trimtab.edits.combined import NoEdit
-    from trimtab.evaluate.multiple_choice import multiple_choice
+    from trimtab.evaluate.multiple_choice import choice_meters
+    from trimtab.evaluate.table import plain_figure, table
 
-    found: dict[str, Any] = {"questions": len(held)}
-    for name, one in (("untuned", NoEdit()), ("tuned", edit)):
-        scores = multiple_choice(model, tokenizer, held, one)
-        found[name] = {"mc1": scores.mc1.as_dict(), "mc2": scores.mc2.as_dict()}
-    return found
+    rows = table(model, tokenizer, held, [NoEdit(), edit], meters=choice_meters()[:2]).rows
+    figures = [{meter: plain_figure(value) for meter, value in row.estimates.items()} for row in rows]
+    return {"questions": len(held), **dict(zip(("untuned", "tuned"), figures, strict=True))}
 
 
 def _show(edit: "TunedEdit", out: Path) -> None:
@@ -166,4 +165,7 @@ def _show(edit: "TunedEdit", out: Path) -> None:
 
 
 def _cell(estimate: dict[str, float]) -> str:
-    return f"{100 * estimate['mean']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    from trimtab.cells import figure
+    from trimtab.intervals import Estimate
+
+    return figure(Estimate(*(estimate[key] for key in ("mean", "low", "high")), n=0), "share")

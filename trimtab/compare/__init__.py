@@ -1,12 +1,14 @@
 """The same questions and meters for every edit, and the same folds, seeds and trials for every method."""
 
 from trimtab.compare.comparison import Comparison, merged
-from trimtab.compare.design import Design, Job, Meters
+from trimtab.compare.design import Design, Job
+from trimtab.compare.on_quantized import OnQuantized
 from trimtab.compare.rows import ResultRow
 from trimtab.compare.running import run, run_job
-from trimtab.compare.variants import OnQuantized, Widened
+from trimtab.compare.stack import Stack
+from trimtab.compare.widened import Widened
 from trimtab.evaluate.table import Row, Table, pooled, table
-from trimtab.prompting.few_shot import FewShot, RetrievedFewShot, RetrievedPassages, Stack
+from trimtab.prompting import FewShot, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Ready
 
 __all__ = [
@@ -15,7 +17,6 @@ __all__ = [
     "Design",
     "FewShot",
     "Job",
-    "Meters",
     "OnQuantized",
     "Ready",
     "ResultRow",

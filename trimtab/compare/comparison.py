@@ -2,69 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.compare.design import BASELINE, Unit
+from trimtab.compare.design import BASELINE
 from trimtab.compare.record_fields import TEST
+from trimtab.compare.recorded_meters import meters_of
 from trimtab.compare.records import RunFolder
-from trimtab.compare.rows import ResultRow, Variant, corrected, row_of
+from trimtab.compare.rows import ResultRow, corrected, row_of
+from trimtab.compare.run_records import RunRecords, Variant
 from trimtab.compare.specification import joined, planned
 from trimtab.errors import BadValue, Incompatible
+from trimtab.protocols import Meter
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A run, finished or not: what was compared, and every record."""
-
-    specification: dict[str, Any]
-    trials: tuple[dict[str, Any], ...]
-    tests: tuple[dict[str, Any], ...]
+class Comparison(RunRecords):
+    """A run, finished or not: what was compared, every record, and the rows that they make."""
 
     @classmethod
-    def load(cls, path: str | Path) -> Comparison:
+    def load(cls, path: str | Path, *, meters: Sequence[Meter] = ()) -> Comparison:
         """Return the comparison in a run folder, as far as it has got.
 
+        Args:
+            meters: your own ones that sum up rows in another way than by their mean.
+
         Raises:
-            Incompatible: there is no run in the folder, or a record is damaged.
+            Incompatible: there is no run in the folder, or a record is damaged; such a meter is not given.
         """
         folder = RunFolder(path)
         specification, records = folder.specification(), folder.records()
         tests = tuple(r for r in records if r["step"] == TEST)
-        return cls(specification, tuple(r for r in records if r["step"] != TEST), tests)
-
-    @property
-    def methods(self) -> list[str]:
-        """Names of the methods, in the order in which they were given."""
-        return list(self.specification["methods"])
-
-    @property
-    def sizes(self) -> list[int | None]:
-        """Numbers of training questions that were planned; the last one, None where it is all, is the main table's."""
-        return list(planned(self.specification))
-
-    @property
-    def n_units(self) -> int:
-        """Folds times seeds: how often every method is measured at one size."""
-        design = self.specification["design"]
-        return design["folds"] * len(design["seeds"])
-
-    @property
-    def n_planned(self) -> int:
-        """Last measurements of a finished run."""
-        return self.n_units * sum(len(methods) for methods in planned(self.specification).values())
-
-    @property
-    def finished(self) -> bool:
-        """Whether every method was measured, or recorded as failed, everywhere."""
-        return len(self.tests) == self.n_planned
-
-    def of(self, method: str, size: int | None = None) -> list[dict[str, Any]]:
-        """Return a method's last measurements at one size."""
-        return [t for t in self.tests if t["method"] == method and t["size"] == size]
+        trials = tuple(r for r in records if r["step"] != TEST)
+        return cls(specification, trials, tests, meters_of(specification["meters"], meters))
 
     def rows(self, size: int | None = None) -> list[ResultRow]:
         """Return the rows at one number of training questions, in the order of the methods.
@@ -77,7 +47,7 @@ class Comparison:
             split = any(t["best"] != t["within"] for t in done)
             variants: tuple[Variant, ...] = ("best", "within") if split else ("best",)
             rows += [row_of(self, method, size, variant) for variant in variants]
-        return corrected(rows)
+        return corrected(rows, self.meters)
 
     def row(self, name: str, size: int | None = None) -> ResultRow:
         """Return the row of this name.
@@ -94,48 +64,6 @@ class Comparison:
         """Return specification and rows as plain values for JSON."""
         rows = [row.as_dict() for size in self.sizes for row in self.rows(size)]
         return {**self.specification, "finished": self.finished, "rows": rows}
-
-    def trial(self, test: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the record of a trial of the same unit as a last measurement."""
-        for trial in self.trials_of(test):
-            if trial["step"] == number:
-                return trial
-        raise Incompatible(
-            f"{test['method']}, fold {test['fold']}, seed {test['seed']}: there is a measurement of trial {number} and "
-            "no record of it; delete the measurement (its test.json in records/) and run the comparison again"
-        )
-
-    def trials_of(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the trials of the same unit as a last measurement."""
-        unit = _unit(test)
-        return [trial for trial in self.trials if _unit(trial) == unit]
-
-    def measurements(self, test: Mapping[str, Any], variant: Variant) -> list[dict[str, Any]]:
-        """Return the last measurement of a method's chosen setting, or those of a control's draws."""
-        if "follows" in test:
-            return [t["measured"] for t in self.trials_of(test) if t["status"] == "done"]
-        return [test["measured"][str(test[variant])]]
-
-    @property
-    def machines(self) -> dict[str, int]:
-        """What the measurements and trials were made on, each with how many of them; the most frequent first."""
-        unknown = f"not recorded (the run was begun on {self.specification['hardware']})"
-        return dict(Counter(r.get("machine", unknown) for r in (*self.trials, *self.tests)).most_common())
-
-    @property
-    def peak_kinds(self) -> dict[str, int]:
-        """What the peak memory of the trials is a peak of, each with how many of them; the most frequent first."""
-        made = [t["made"] for t in self.trials if t["status"] == "done"]
-        return dict(Counter(m["peak_kind"] for m in made if m["peak_bytes"] is not None).most_common())
-
-    @property
-    def crowds(self) -> dict[str, int]:
-        """How many processes shared a device, each with how many records were made so."""
-        return dict(Counter(str(r.get("workers", "not recorded")) for r in (*self.trials, *self.tests)).most_common())
-
-
-def _unit(record: Mapping[str, Any]) -> Unit:
-    return Unit(*(record[f] for f in Unit._fields))
 
 
 def merged(comparisons: Sequence[Comparison]) -> Comparison:
@@ -156,12 +84,14 @@ def merged(comparisons: Sequence[Comparison]) -> Comparison:
             raise Incompatible(f"both runs have a row {min(shared)!r}; name one of them differently and run it again")
         extra = [r for r in other.tests if r["method"] != BASELINE]
         one = Comparison(
-            joined(one.specification, other.specification), one.trials + other.trials, (*one.tests, *extra)
+            joined(one.specification, other.specification), one.trials + other.trials, (*one.tests, *extra), one.meters
         )
     return one
 
 
 def _difference(key: str, ours: Any, theirs: Any) -> str:
+    if isinstance(ours, list) and isinstance(theirs, list):
+        ours, theirs = ({entry["name"]: entry["measured_by"] for entry in side} for side in (ours, theirs))
     if not isinstance(ours, dict) or not isinstance(theirs, dict):
         return f"{key} {ours!r:.80} against {theirs!r:.80}"
     parts = [f"{k} {ours[k]!r:.60} against {theirs.get(k)!r:.60}" for k in ours if ours[k] != theirs.get(k)]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trimtab.datasets.prose import neutral_texts, validation_texts
-from trimtab.datasets.questions import QuestionSet
+from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.judges import Judge, exact_judge
-from trimtab.evaluate.judges.verdicts import judge_record
-from trimtab.evaluate.multiple_choice import Convention
-from trimtab.plain_values import hash_of
-from trimtab.prompting.few_shot import name_of
-from trimtab.protocols import Control, Edit, Method, Ready
+from trimtab.evaluate.defaults import default_meters
+from trimtab.evaluate.drift import drift_meters
+from trimtab.evaluate.table import instruments
+from trimtab.protocols import Control, Edit, Meter, Method, Ready, as_entrant, methods_and_controls, settings_of
 
 BASELINE = NoEdit().name
 
@@ -38,8 +35,11 @@ class Design:
     train_sizes: tuple[int | None, ...] = (None,)
     """Numbers of training questions, validation part included, for a low-data curve; None is all of the fold. They are
     kept by size; the last one is that of the main table."""
+    choose_by: str = ""
+    """The meter that settings are chosen by; the first one if not given."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(self.seeds))
         if self.folds < 1 or self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise BadValue(
                 f"a comparison needs folds, trials and seeds, each seed once; got folds={self.folds}, "
@@ -59,56 +59,7 @@ class Design:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {
-            "folds": self.folds,
-            "trials": self.trials,
-            "kl_budget": self.kl_budget,
-            "validation": self.validation,
-            "seeds": list(self.seeds),
-            "train_sizes": list(self.train_sizes),
-        }
-
-
-@dataclass(frozen=True)
-class Meters:
-    """What everything is measured with: equal for every method."""
-
-    judge: Judge = exact_judge
-    convention: Convention = "plain"
-    metric: Literal["true_info", "mc1"] = "true_info"
-    """What knobs are chosen by."""
-    texts: Sequence[str] | None = None
-    """Neutral texts: the first fifth for the choice within the KL budget, the rest for the last measurement; trimtab's
-    own if not given."""
-    max_new_tokens: int = 50
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("true_info", "mc1"):
-            raise BadValue(f"unknown metric {self.metric!r}; choose true_info or mc1")
-        if self.texts is not None and len(self.texts) < 2:
-            raise BadDataset(
-                f"{len(self.texts)} neutral texts given; give two or more: one to choose on, the rest to measure on"
-            )
-
-    def neutral(self) -> tuple[list[str], list[str]]:
-        """Return (choosing, measuring) texts; none is in both."""
-        if self.texts is None:
-            return validation_texts(), neutral_texts()
-        cut = max(1, len(self.texts) // 5)
-        return list(self.texts[:cut]), list(self.texts[cut:])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values that tell one set of meters from another."""
-        record = judge_record(self.judge)
-        says = {k: v for k, v in record.items() if k != "name"}
-        return {
-            "judge": str(record["name"]),
-            **({"judge_record": says} if says else {}),
-            "convention": self.convention,
-            "metric": self.metric,
-            "texts": digest(self.neutral()),
-            "max_new_tokens": self.max_new_tokens,
-        }
+        return {**asdict(self), "seeds": list(self.seeds), "train_sizes": list(self.train_sizes)}
 
 
 class Unit(NamedTuple):
@@ -123,9 +74,9 @@ class Unit(NamedTuple):
 class Parts(NamedTuple):
     """The questions that a unit trains on, chooses on and is measured on."""
 
-    train: QuestionSet
-    validation: QuestionSet
-    test: QuestionSet
+    train: ItemSet[Any]
+    validation: ItemSet[Any]
+    test: ItemSet[Any]
 
 
 @dataclass(frozen=True)
@@ -133,15 +84,23 @@ class Job:
     """A comparison: methods by name, questions, design and meters."""
 
     methods: Mapping[str, Method | Control]
-    questions: QuestionSet
-    test: QuestionSet | None
+    questions: ItemSet[Any]
+    test: ItemSet[Any] | None
     """The questions to measure on; each fold's held-out part if not given."""
     design: Design
-    meters: Meters = field(default_factory=Meters)
+    meters: Sequence[Meter] = ()
+    """What is measured; what speaks of such questions if not given."""
     low_data: tuple[str, ...] | None = None
     """The methods that are measured at the smaller numbers of training questions too; all of them if not given."""
 
     def __post_init__(self) -> None:
+        meters = tuple(self.meters) or default_meters(self.questions, divide_texts=True)
+        instruments(meters)
+        object.__setattr__(self, "meters", meters)
+        object.__setattr__(self, "design", replace(self.design, choose_by=self.design.choose_by or meters[0].name))
+        known = [meter.name for meter in meters if meter.better != "neither"]
+        if self.design.choose_by not in known:
+            raise BadValue(f"settings cannot be chosen by {self.design.choose_by!r}; choose {', '.join(known)}")
         self._require_followed()
         if self.test is None and self.design.folds < 2:
             raise BadValue("one fold leaves no questions to test on; choose two or more folds, or give test questions")
@@ -156,15 +115,33 @@ class Job:
         unknown = set(self.low_data or ()) - set(self.methods)
         if unknown:
             raise BadValue(f"the low-data curve asks for {min(unknown)!r}; the methods are {', '.join(self.methods)}")
-        for name, method in self.methods.items():
-            if not isinstance(method, Control):
-                continue
-            if method.follows not in self.methods or isinstance(self.methods[method.follows], Control):
+        for name, control in self.controls.items():
+            if control.follows not in self.methods or control.follows in self.controls:
                 raise BadValue(
-                    f"{name!r} takes the setting that {method.follows!r} chose, which is not among the methods; add it"
+                    f"{name!r} takes the setting that {control.follows!r} chose, which is not among the methods; add it"
                 )
-            if self.low_data is not None and name in self.low_data and method.follows not in self.low_data:
-                raise BadValue(f"the low-data curve asks for {name!r} and lacks {method.follows!r}, which it follows")
+            if self.low_data is not None and name in self.low_data and control.follows not in self.low_data:
+                raise BadValue(f"the low-data curve asks for {name!r} and lacks {control.follows!r}, which it follows")
+
+    @property
+    def fitted(self) -> dict[str, Method]:
+        """Those of the methods that choose their own setting."""
+        return methods_and_controls(self.methods)[0]
+
+    @property
+    def controls(self) -> dict[str, Control]:
+        """Those that take the setting that another one chose."""
+        return methods_and_controls(self.methods)[1]
+
+    @property
+    def chooser(self) -> Meter:
+        """The meter that settings are chosen by, on the items for choosing."""
+        return next(meter for meter in self.meters if meter.name == self.design.choose_by).choosing
+
+    @property
+    def budgeted(self) -> Meter:
+        """The drift that the KL budget limits, on the texts for choosing."""
+        return next(meter for meter in (*self.meters, *drift_meters()) if meter.name == "kl").choosing
 
     def methods_at(self, size: int | None) -> list[str]:
         """Return the methods to measure at one number of training questions, in their order; the baseline at all."""
@@ -172,7 +149,7 @@ class Job:
             return list(self.methods)
         return [name for name in self.methods if name == BASELINE or name in self.low_data]
 
-    def _folds(self, seed: int) -> list[tuple[QuestionSet, QuestionSet]]:
+    def _folds(self, seed: int) -> list[tuple[ItemSet[Any], ItemSet[Any]]]:
         n = self.design.folds
         if n > len(self.questions):
             raise BadDataset(self._too_few(f"{n} folds of {len(self.questions)} questions"))
@@ -186,7 +163,7 @@ class Job:
         """Every unit, cheap to lose first: all methods of one fold and seed before the next, controls last."""
         d, units = self.design, []
         for size in d.train_sizes:
-            names = sorted(self.methods_at(size), key=lambda name: isinstance(self.methods[name], Control))
+            names = sorted(self.methods_at(size), key=lambda name: name in self.controls)
             units += [Unit(m, f, s, size) for s in d.seeds for f in range(d.folds) for m in names]
         return units
 
@@ -222,12 +199,11 @@ class Job:
 
     def settings(self, method: str) -> list[Mapping[str, Any]]:
         """Return the settings that a method tries, or a control's draws: the same ones everywhere."""
-        chosen = self.methods[method]
-        if isinstance(chosen, Control):
-            return [{"draw": number} for number in range(chosen.draws)]
-        grid = list(chosen.grid)
+        if method in self.controls:
+            return [{"draw": number} for number in range(self.controls[method].draws)]
+        grid = settings_of(self.fitted[method])
         if len(grid) <= self.design.trials:
-            return grid
+            return list(grid)
         order = np.random.default_rng(0).permutation(len(grid))[: self.design.trials]
         return [grid[i] for i in sorted(order)]
 
@@ -240,28 +216,20 @@ def named(
     Raises:
         BadValue: no methods; two of one name; something that is neither a method nor an edit.
     """
-    pairs = list(methods.items()) if isinstance(methods, Mapping) else [(name_of(m), m) for m in methods]
+    pairs = methods.items() if isinstance(methods, Mapping) else [(as_entrant(m).name, m) for m in methods]
     if not pairs:
         raise BadValue("no methods to compare; give one or more, such as trimtab.steer.ITI()")
     found: dict[str, Method | Control] = {BASELINE: Ready(NoEdit())}
-    for name, method in pairs:
-        ready = Ready(method) if isinstance(method, Edit) and not isinstance(method, Method) else method
-        if isinstance(method, type) or not isinstance(ready, Method | Control):
-            raise BadValue(
-                f"{method!r:.60} is neither a Method (grid, fit) nor an Edit; methods are instances, as ITI()"
-            )
-        if name == BASELINE and not (isinstance(method, NoEdit) or getattr(ready, "edit", None) == NoEdit()):
+    for name, value in pairs:
+        entrant = as_entrant(value)
+        if name == BASELINE and entrant != found[BASELINE]:
             raise BadValue(f"{BASELINE!r} is the name of the unedited model; give the method another one")
         if name in found and name != BASELINE:
             raise BadValue(
                 f"two methods are called {name!r}; leave one out, or in Python pass a mapping from names to methods"
             )
-        if isinstance(ready, Method) and not list(ready.grid):
-            raise BadValue(f"the method {name!r} has an empty grid; it needs one setting or more, {{}} if no knobs")
-        found[name] = ready
+        found[name] = entrant
+    for name, method in methods_and_controls(found)[0].items():
+        if not settings_of(method):
+            raise BadValue(f"the method {name!r} has an empty space; it needs one setting or more, {{}} if no knobs")
     return found
-
-
-def digest(value: Any) -> str:
-    """Return a short hash of plain values."""
-    return hash_of(value)[:16]

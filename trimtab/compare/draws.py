@@ -5,62 +5,58 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trimtab.compare.bench import Bench
 from trimtab.compare.design import Parts, Unit
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import why
-from trimtab.evaluate.cost import costs
+from trimtab.evaluate.cost import Peak, costs
 from trimtab.protocols import Control, Edit
 
-if TYPE_CHECKING:
-    from trimtab.compare.worker import Worker
 
-
-def do_control(worker: Worker, unit: Unit, control: Control) -> None:
+def do_control(bench: Bench, unit: Unit, control: Control) -> None:
     """Do a control's missing draws, then its summary; do nothing while the followed method has no last measurement.
 
     Nothing is chosen among the draws, so each is measured on the test questions at once, in a record of its own.
     """
     followed = unit._replace(method=control.follows)
-    theirs = worker.folder.read(followed, TEST)
+    theirs = bench.folder.read(followed, TEST)
     if theirs is None:
         return
     if theirs["status"] == "failed":
-        why = f"{control.follows}, whose setting it takes, failed here: {theirs['why']}"
-        worker.write(unit, TEST, {"status": "failed", "why": why})
+        reason = f"{control.follows}, whose setting it takes, failed here: {theirs['why']}"
+        bench.write(unit, TEST, {"status": "failed", "why": reason})
         return
-    trial = worker.folder.read(followed, theirs["best"])
+    trial = bench.folder.read(followed, theirs["best"])
     assert trial is not None, f"{followed} has a measurement but not its trial"
-    parts, records = worker.job.parts(unit), []
-    make = cache(partial(worker.fitter(followed, parts), trial["knobs"]))
+    parts, records = bench.job.parts(unit), []
+    make = cache(partial(bench.fitter(followed, parts), trial["knobs"]))
     for number in range(control.draws):
-        record = worker.folder.read(unit, number)
+        record = bench.folder.read(unit, number)
         if record is None:
-            if worker.late:
+            if bench.late:
                 return
             record = {"knobs": {**trial["knobs"], "draw": number}}
             record |= _drawn(
-                worker, unit, parts, lambda n=number: [*control.edits(make(), n + 1, seed=(unit.seed, unit.fold))][n]
+                bench, unit, parts, lambda n=number: [*control.edits(make(), n + 1, seed=(unit.seed, unit.fold))][n]
             )
-            worker.write(unit, number, record)
+            bench.write(unit, number, record)
         records.append(record)
-    worker.write(
-        unit, TEST, _summary(worker.about(parts), records, {"method": control.follows, "trial": theirs["best"]})
-    )
-    worker.tidy(unit)
+    bench.write(unit, TEST, _summary(bench.about(parts), records, {"method": control.follows, "trial": theirs["best"]}))
+    bench.tidy(unit)
 
 
-def _drawn(worker: Worker, unit: Unit, parts: Parts, make: Callable[[], Edit]) -> dict[str, Any]:
+def _drawn(bench: Bench, unit: Unit, parts: Parts, make: Callable[[], Edit]) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         edit = make()
         made = time.perf_counter()
-        found = worker.last_measurement(unit, edit, parts.test)
+        found = bench.last_measurement(unit, edit, parts.test)
     except Exception as mistake:
         return {"status": "failed", "why": why(mistake)}
     seconds = {"fit": made - started, "measure": time.perf_counter() - made}
-    return {"status": "done", "made": costs(edit), "seconds": seconds, "measured": found}
+    return {"status": "done", "made": costs(edit, Peak()), "seconds": seconds, "measured": found}
 
 
 def _summary(about: dict[str, Any], records: Sequence[dict[str, Any]], follows: dict[str, Any]) -> dict[str, Any]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from trimtab.compare.design import Job, Parts, Unit
-from trimtab.compare.rates import FITTED_ON, Fitting, Line, Measuring, fitting, measuring
+from trimtab.cells import table_lines
+from trimtab.compare.bench import Bench
+from trimtab.compare.design import Job, Unit
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
-from trimtab.edits.combined import NoEdit
-from trimtab.errors import Incompatible, TrimtabError
-from trimtab.evaluate.table import only_prompts
-from trimtab.peft.methods.snapshot import random_state_kept
+from trimtab.errors import TrimtabError
+from trimtab.evaluate.table import instruments, measured
+from trimtab.models.seeds import random_state_kept
 from trimtab.progress import tracked
-from trimtab.protocols import Control
-from trimtab.report.markdown import table_lines
+from trimtab.protocols import Edit, Meter
 
-Read: TypeAlias = Callable[[Unit, int | str], dict[str, Any] | None]
-"""Returns the record of a unit's step, as `RunFolder.read` does."""
+FEW = 24
+"""Training questions that are fitted on to see what fitting takes, where no record says so."""
 LAST_MEASUREMENTS = 1.5
 """Of the best setting, and of the best one within the KL budget where that is another: in between."""
 
@@ -74,99 +75,79 @@ class Plan:
 def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
     """Return the plan of a comparison, with times from its own records where there are any.
 
-    Without records every method is fitted on a few training questions and its meters run on a few validation questions,
-    each at two sizes, so that what a call costs anyway is told from what grows with questions, texts or optimiser
-    steps. Test questions are counted, never shown. A method that stands in the folder with other settings counts as
-    missing, since its records would be replaced (`redo_changed`).
+    Without records a method's first setting is fitted on a few training questions of the first unit and measured on its
+    validation questions; what grows with questions is taken to grow in proportion. Test questions are counted, never
+    shown. A method that stands in the folder with other settings counts as missing, since its records would be replaced
+    (`redo_changed`).
 
     Raises:
         Incompatible: the folder holds something else, or another comparison.
     """
-    there = RunFolder(out)
-    changed, first, unedited = there.changed(specification(job, model)), _parts(job), None
+    folder = RunFolder(out)
+    changed, bench = folder.changed(specification(job, model)), Bench(model, tokenizer, job, folder)
     rows = []
     for name in tracked(list(job.methods), "timing"):
-        read = _nothing if name in changed else there.read
-        units = [u for u in job.units if u.method == name]
-        missing = [u for u in units if read(u, TEST) is None]
-        settings, seconds, basis = job.settings(name), 0.0, "finished"
-        if missing:
-            with random_state_kept(model):
-                unedited = unedited or measuring(model, tokenizer, NoEdit(), first.validation, job.meters)
-                try:
-                    cost = _Cost.of(model, tokenizer, job, name, unedited)
-                except TrimtabError as why:  # the run goes on without a method that fails, and so does its plan
-                    rows.append(PlanRow(name, len(settings), len(units), len(missing), 0.0, f"cannot be timed: {why}"))
-                    continue
-            seen = [t for u in units for t in _trials(read, u, len(settings))]
-            seconds = sum(cost.unit(job, u, read, seen) for u in missing)
-            basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"
-            basis += "; on disk with other settings: needs --redo-changed" if name in changed else ""
-        rows.append(PlanRow(name, len(settings), len(units), len(missing), seconds, basis))
+        there = {} if name in changed else _there(folder, job, name)
+        units = [unit for unit in job.units if unit.method == name]
+        missing = [unit for unit in units if (unit, TEST) not in there]
+        share = PlanRow(name, len(job.settings(name)), len(units), len(missing), 0.0, "finished")
+        try:
+            rows.append(_timed(bench, share, missing, there) if missing else share)
+        except TrimtabError as why:  # the run goes on without a method that fails, and so does its plan
+            rows.append(replace(share, basis=f"cannot be timed: {why}"))
+            continue
+        if name in changed:
+            again = "; on disk with other settings: needs --redo-changed"
+            rows[-1] = replace(rows[-1], basis=rows[-1].basis + again)
+    first = job.parts(_first(job))
     return Plan(tuple(rows), {"train": len(first.train), "choose": len(first.validation), "test": len(first.test)})
 
 
-def _parts(job: Job) -> Parts:
-    # those of the main table: a low-data curve begins with too few questions to time anything on
-    return job.parts(Unit("", 0, job.design.seeds[0], job.design.train_sizes[-1]))
+def _first(job: Job, method: str = "") -> Unit:
+    # that of the main table: a low-data curve begins with too few questions to time anything on
+    return Unit(method, 0, job.design.seeds[0], job.design.train_sizes[-1])
 
 
-def _nothing(unit: Unit, step: int | str) -> None:
-    """Read no record: those of a method that changed would be replaced."""
+def _there(folder: RunFolder, job: Job, name: str) -> dict[tuple[Unit, int | str], dict[str, Any]]:
+    steps = [TEST, *range(len(job.settings(name)))]
+    found = {(u, step): folder.read(u, step) for u in job.units if u.method == name for step in steps}
+    return {place: record for place, record in found.items() if record is not None}
 
 
-def _trials(read: Read, unit: Unit, n: int) -> list[dict[str, Any]]:
-    try:
-        records = [read(unit, i) for i in range(n)]
-    except Incompatible:
-        return []
-    return [r for r in records if r is not None and r["status"] == "done"]
+def _timed(bench: Bench, share: PlanRow, missing: Sequence[Unit], there: Mapping[Any, dict[str, Any]]) -> PlanRow:
+    """Return a method's share with the seconds of what is missing."""
+    control = bench.job.controls.get(share.method)
+    seen = [sum(r["seconds"].values()) for r in there.values() if "seconds" in r]
+    with random_state_kept(bench.model), warnings.catch_warnings():
+        # few questions on purpose: advice to take more would be about the comparison's own runs
+        warnings.simplefilter("ignore")
+        fit, last, choosing = _seconds(bench, control.follows if control else share.method)
+    left = sum((unit, i) not in there for unit in missing for i in range(share.settings))
+    each = sum(seen) / len(seen) if seen else last if control else fit + choosing
+    once = fit if control else last * (1 if share.settings == 1 else LAST_MEASUREMENTS)
+    basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"
+    return replace(share, seconds=left * each + len(missing) * once, basis=basis)
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """What one method costs to fit and to measure."""
+def _seconds(bench: Bench, name: str) -> tuple[float, float, float]:
+    """Return about how long a fit takes, a last measurement, and one to choose by."""
+    job = bench.job
+    parts = job.parts(_first(job, name))
+    few, started = parts.train[:FEW], time.perf_counter()
+    edit = job.fitted[name].fit(bench.model, bench.tokenizer, few, knobs=job.settings(name)[0])
+    fit = (time.perf_counter() - started) * len(parts.train) / len(few)
+    last = _measuring(bench, edit, job.meters, parts.validation, len(parts.test))
+    by = [job.chooser] if job.chooser.instrument == job.budgeted.instrument else [job.chooser, job.budgeted]
+    return fit, last, _measuring(bench, edit, by, parts.validation, len(parts.validation))
 
-    fitting: Fitting
-    measuring: Measuring
-    prompts: bool
 
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any, job: Job, name: str, unedited: Measuring) -> _Cost:
-        """Time the method; prompts change what answers cost, so that they are timed with the method's own edit."""
-        given = job.methods[name]
-        # a control costs what fitting the method that it follows costs, and then only its measurements
-        fitted = given.follows if isinstance(given, Control) else name
-        method: Any = job.methods[fitted]
-        knobs, (train, validation, _) = job.settings(fitted)[0], _parts(job)
-        fits = fitting(model, tokenizer, method, knobs, train)
-        if any(tuned for _, tuned, _ in fits.parts):
-            # a tuned model answers about as fast as the model itself; fitting another one would take longer
-            return cls(fits, unedited, prompts=False)
-        edit = method.fit(model, tokenizer, train[: FITTED_ON[1]], knobs=knobs)
-        return cls(fits, measuring(model, tokenizer, edit, validation, job.meters), only_prompts(edit))
-
-    def unit(self, job: Job, unit: Unit, read: Read, seen: list[dict[str, Any]]) -> float:
-        """Return the seconds of what is missing of a unit."""
-        parts, settings, meters = job.parts(unit), job.settings(unit.method), job.meters
-        left = [knobs for number, knobs in enumerate(settings) if read(unit, number) is None]
-        choosing, last = meters.neutral()
-        both = self.measuring.answer.at(len(parts.test)) + self.measuring.choice.at(len(parts.test))
-        once = both + self._drift.at(len(last)) + self.measuring.speed
-        control = isinstance(job.methods[unit.method], Control)
-        if seen:
-            trials = len(left) * sum(sum(t["seconds"].values()) for t in seen) / len(seen)
-        elif control:
-            trials = self.fitting.seconds(parts.train, {}) + len(left) * once
-        else:
-            fits = [self.fitting.seconds(parts.train, knobs) for knobs in left]
-            score = self.measuring.choice if meters.metric == "mc1" else self.measuring.answer
-            each = score.at(len(parts.validation)) + self._drift.at(len(choosing))
-            trials = (max(fits, default=0.0) if self.fitting.shared else sum(fits)) + len(left) * each
-        if control:
-            return trials
-        return trials + once * (1 if self.prompts or len(settings) == 1 else LAST_MEASUREMENTS)
-
-    @property
-    def _drift(self) -> Line:
-        return Line(0.0, 0.0) if self.prompts else self.measuring.drift
+def _measuring(bench: Bench, edit: Edit, meters: Sequence[Meter], items: Any, n: int) -> float:
+    """Return the seconds of measuring n items: instruments that have a row for every item take their share of them."""
+    seconds = 0.0
+    for _, instrument, _ in instruments(meters):
+        started = time.perf_counter()
+        (found,) = measured(bench.model, bench.tokenizer, items, [edit], [instrument])
+        (one,) = found.values()
+        grows = one is not None and len(one.rows) == len(items)
+        seconds += (time.perf_counter() - started) * (n / len(items) if grows else 1)
+    return seconds

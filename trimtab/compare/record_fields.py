@@ -33,7 +33,7 @@ class _Trial(TypedDict):
 class _Draw(TypedDict):
     knobs: dict[str, Any]
     made: dict[str, Any]
-    measured: dict[str, Any]
+    measured: _Found
 
 
 class _Measurement(TypedDict):
@@ -41,7 +41,26 @@ class _Measurement(TypedDict):
     within: int | None
     n: dict[str, int]
     failed_trials: list[str]
-    measured: NotRequired[dict[str, Any]]
+    measured: NotRequired[dict[str, _Found]]
+
+
+class _Meter(TypedDict):
+    name: str
+    heading: str
+    unit: str
+    better: str
+    columns: list[str]
+    shown: list[str]
+    tested: bool
+    sums_up: str
+    instrument: str
+    measured_by: dict[str, Any]
+
+
+class _Found(TypedDict):
+    rows: dict[str, Any]
+    values: dict[str, Any]
+    edit: dict[str, Any]
 
 
 class _Design(TypedDict):
@@ -49,11 +68,12 @@ class _Design(TypedDict):
     seeds: list[int]
     trials: int
     train_sizes: list[int | None]
+    choose_by: str
 
 
 class _Specification(TypedDict):
     design: _Design
-    meters: dict[str, Any]
+    meters: list[_Meter]
     model: dict[str, Any]
     questions: dict[str, Any]
     test: dict[str, Any] | None

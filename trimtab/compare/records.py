@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from trimtab.compare.design import Unit, digest
+from trimtab.compare.design import Unit
+from trimtab.compare.old_records import converted, converted_specification, is_old
 from trimtab.compare.record_fields import TEST, record_fault, specification_fault
 from trimtab.compare.specification import grown
 from trimtab.errors import Incompatible, TrimtabError
+from trimtab.plain_values import hash_of
 from trimtab.posix import posix_module
 from trimtab.storage import check_writable, write_json
 
@@ -44,6 +46,7 @@ class RunFolder:
                 write_json(self.path / "record.json", {"kind": RUN_KIND, **specification})
                 return
             held = self.specification()
+            self._refuse_old()
             whole, changed = self._grown(held, specification)
             if changed and not redo_changed:
                 raise Incompatible(
@@ -75,6 +78,13 @@ class RunFolder:
                 f"{self.path} holds another comparison: {why}; name another folder, or go on with the same settings"
             ) from why
 
+    def _refuse_old(self) -> None:
+        if is_old(json.loads((self.path / "record.json").read_text(encoding="utf-8"))):
+            raise Incompatible(
+                f"the comparison at {self.path} was begun by the version before: it can be reported on, not gone on "
+                "with; name another folder and run it again"
+            )
+
     def _refuse_strangers(self) -> None:
         # another worker may be making the same folder at this moment: its locks and temporary files are no strangers
         strange = self.path.is_file() or (
@@ -100,6 +110,8 @@ class RunFolder:
             record = None
         if not isinstance(record, dict) or record.pop("kind", None) != RUN_KIND:
             raise Incompatible(f"no comparison at {self.path}: expected a folder written by `trimtab compare`")
+        if is_old(record):
+            record = converted_specification(record)
         wrong = specification_fault(record)
         if wrong is not None:
             raise Incompatible(
@@ -210,6 +222,7 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as cause:
         raise Incompatible(f"{path} is not valid JSON; delete it and run again") from cause
+    record = converted(record) if isinstance(record, dict) else record
     wrong = record_fault(record)
     if wrong is not None:
         raise Incompatible(f"{path} is no record of a comparison: {wrong}; delete it and run again")
@@ -220,7 +233,7 @@ def _stem(unit: Unit) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", unit.method.lower()).strip("-")
     size = "" if unit.size is None else f"-n{unit.size}"
     # the hash keeps names apart that differ only in case or signs
-    return f"{slug}-{digest(unit.method)[:4]}{size}-fold{unit.fold}-seed{unit.seed}"
+    return f"{slug}-{hash_of(unit.method)[:4]}{size}-fold{unit.fold}-seed{unit.seed}"
 
 
 def why(mistake: Exception) -> str:

@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
+from trimtab.cells import number, unit_words
 from trimtab.compare.design import BASELINE
+from trimtab.compare.run_records import RunRecords, Variant
 from trimtab.compare.statistics import (
     PairedDifference,
     Spread,
-    first,
+    Values,
     holm,
     over_draws,
     paired,
-    product,
     question_means,
     spread,
 )
-
-if TYPE_CHECKING:
-    from trimtab.compare.comparison import Comparison
-
-Variant = Literal["best", "within"]
-COLUMNS = {
-    "true_info": ("true", "informative"),
-    "true": ("true",),
-    "info": ("informative",),
-    "mc1": ("mc1",),
-    "mc2": ("mc2",),
-}
-"""Metric -> the columns of a question's record whose means make it."""
-NATS = ("ce", "kl")
-TESTED = ("true_info", "mc1")
-Values = dict[int, dict[str, list[list[float]]]]
-"""seed -> question (or neutral text) -> its measurements."""
+from trimtab.evaluate.cost import SPEED, making
+from trimtab.evaluate.table import columns_of
+from trimtab.protocols import Meter
 
 
 @dataclass(frozen=True)
@@ -50,11 +37,11 @@ class ResultRow:
     size: int | None
     """Number of training questions; None is all of the fold."""
     metrics: dict[str, Spread | None]
-    """True*Info, True, Info, MC1, MC2, CE, KL; None where it was not measured (CE and KL of prompting)."""
+    """By meter; None where it was not measured (CE and KL of prompting)."""
     differences: dict[str, PairedDifference]
-    """To the unedited model, for True*Info and MC1; empty for the unedited model itself and for controls."""
+    """To the unedited model, by tested meter; empty for the unedited model itself and for controls."""
     costs: dict[str, float | None]
-    """Medians over folds and seeds: trainable_parameters, bytes_on_disk, seconds, peak_bytes, ms_per_token."""
+    """Medians over folds and seeds, by meter without rows."""
     settings: tuple[tuple[str, int], ...]
     """The chosen knobs as text, each with how often it was chosen."""
     n_done: int
@@ -64,7 +51,7 @@ class ResultRow:
     n_at_once: int | None
     """The most processes that shared the device while the row's times were taken; None where it was not recorded."""
     draws: tuple[float, ...]
-    """A control's True*Info, draw by draw; empty for methods."""
+    """A control's main figure, draw by draw; empty for methods."""
     notes: tuple[str, ...]
     """What the reader must know: failures, folds missing, folds without a setting within the budget."""
 
@@ -97,33 +84,45 @@ class ResultRow:
         }
 
 
-def row_of(comparison: Comparison, method: str, size: int | None, variant: Variant) -> ResultRow:
+def row_of(run: RunRecords, method: str, size: int | None, variant: Variant) -> ResultRow:
     """Return a method's row at one number of training questions."""
-    tests, base = comparison.of(method, size), comparison.of(BASELINE, size)
+    tests = run.of(method, size)
     used = [t for t in tests if t["status"] == "done" and t[variant] is not None]
-    if any("follows" in t for t in used):
-        metrics, draws = _of_draws([(t["seed"], m) for t in used for m in comparison.measurements(t, variant)])
-        differences = {}
-    else:
-        metrics, draws = _of_questions(used, variant), ()
-        differences = _differences(used, base, variant) if method != BASELINE else {}
-    settings = Counter(json.dumps(_chosen_knobs(comparison.trial(t, t[variant])), default=str) for t in used)
-    chose = method != BASELINE and not draws and metrics["kl"] is not None
+    drawn = any("follows" in t for t in used)
+    each = [(t["seed"], found) for t in used for found in run.measurements(t, variant)]
+    figures = {m.name: _of_draws(run, each, m) for m in run.summed} if drawn else {}
+    draws = figures[run.main.name][1] if run.main.name in figures else ()
+    metrics = {m.name: figures[m.name][0] if drawn else _of_items(run, used, variant, m) for m in run.summed}
+    tested = [m for m in run.summed if m.tested and m.better != "neither" and not drawn and method != BASELINE]
+    differences = {m.name: d for m in tested if (d := _difference(run, used, variant, m)) is not None}
+    settings = Counter(json.dumps(_chosen_knobs(run.trial(t, t[variant])), default=str) for t in used)
+    chose = method != BASELINE and not drawn and metrics.get("kl") is not None
     return ResultRow(
-        method, variant, size, metrics, differences, _costs(comparison, used, variant), tuple(settings.most_common()),
-        len(used), comparison.n_units, sum(t["best"] == t["within"] for t in used) if chose else None,
-        _at_once(comparison, used), draws, (*_notes(tests, variant, comparison.n_units), *_about_draws(used, draws)),
-    )  # fmt: skip
+        method=method,
+        variant=variant,
+        size=size,
+        metrics=metrics,
+        differences=differences,
+        costs=_costs(run, used, variant),
+        settings=tuple(settings.most_common()),
+        n_done=len(used),
+        n_units=run.n_units,
+        n_kept=sum(t["best"] == t["within"] for t in used) if chose else None,
+        n_at_once=_at_once(run, used),
+        draws=draws,
+        notes=(*_notes(tests, variant, run.n_units), *_about_draws(run, used, draws)),
+    )
 
 
-def _about_draws(used: Sequence[Mapping[str, Any]], draws: Sequence[float]) -> list[str]:
+def _about_draws(run: RunRecords, used: Sequence[Mapping[str, Any]], draws: Sequence[float]) -> list[str]:
     if not draws:
         return []
-    low, high = (f"{100 * limit(draws):.0f}" for limit in (min, max))
+    low, high = (number(limit(draws), run.main.unit, brief=True) for limit in (min, max))
     whose = used[0]["follows"]["method"]
     return [
-        f"{len(draws)} random draws with {whose}'s heads and norms, True*Info {low} to {high} %; the intervals "
-        "are over draws, and no p-value is given, as a control was not tuned"
+        f"{len(draws)} random draws with {whose}'s heads and norms, {run.main.heading} {low} to {high} "
+        f"{unit_words(run.main.unit)}; the intervals are over draws, and no p-value is given, as a control was not "
+        "tuned"
     ]
 
 
@@ -132,91 +131,83 @@ def _chosen_knobs(trial: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in trial["knobs"].items() if k != "draw" or "measured" not in trial}
 
 
-def _of_questions(used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, Spread | None]:
-    values = {m: values_of(used, variant, columns) for m, columns in COLUMNS.items()}
-    drifts = {m: drift_of(used, variant, i) for i, m in enumerate(NATS)}
-    return {
-        m: spread(v, product if m == "true_info" else first) if any(v.values()) else None
-        for m, v in {**values, **drifts}.items()
-    }
+def _of_items(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter) -> Spread | None:
+    values = values_of(run, used, variant, meter)
+    return spread(values, meter.summary) if any(values.values()) else None
 
 
-def _of_draws(draws: Sequence[tuple[int, Mapping[str, Any]]]) -> tuple[dict[str, Spread | None], tuple[float, ...]]:
-    """Return the metrics over (seed, measurement) of every draw, and each draw's True*Info."""
-    found: dict[str, Spread | None] = {}
-    scores: dict[str, list[float]] = {}
-    seeds = [seed for seed, _ in draws]
-    for metric, columns in COLUMNS.items():
-        means = [[float(np.mean([float(q[c]) for q in m["questions"]])) for c in columns] for _, m in draws]
-        scores[metric] = [float(np.prod(each)) for each in means]
-        found[metric] = over_draws(seeds, scores[metric])
-    for place, metric in enumerate(NATS):
-        drifts = [[pair[place] for pair in m["drift"] or ()] for _, m in draws]
-        found[metric] = over_draws(seeds, [float(np.mean(d)) for d in drifts]) if all(drifts) else None
-    return found, tuple(scores["true_info"])
+def _of_draws(
+    run: RunRecords, draws: Sequence[tuple[int, Mapping[str, Any]]], meter: Meter
+) -> tuple[Spread | None, tuple[float, ...]]:
+    """Return a meter's spread over (seed, measurement) of every draw, and each draw's figure."""
+    rows = [found["rows"].get(run.instrument(meter)) for _, found in draws]
+    if not all(rows):
+        return None, ()
+    figures = [float(meter.summary(columns_of(meter, one).mean(0))) for one in rows if one]
+    return over_draws([seed for seed, _ in draws], figures), tuple(figures)
 
 
-def _differences(
-    used: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], variant: Variant
-) -> dict[str, PairedDifference]:
+def _difference(
+    run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter
+) -> PairedDifference | None:
     same = {(t["fold"], t["seed"]) for t in used}
-    theirs = [t for t in base if t["status"] == "done" and (t["fold"], t["seed"]) in same]
-    differences = {}
-    for metric in TESTED if used and theirs else ():
-        reduce = product if metric == "true_info" else first
-        ours = question_means(values_of(used, variant, COLUMNS[metric]))
-        difference, p = paired(ours, question_means(values_of(theirs, "best", COLUMNS[metric])), reduce)
-        differences[metric] = PairedDifference(difference, p, p, difference.n)
-    return differences
+    base = [t for t in run.of(BASELINE, used[0]["size"]) if t["status"] == "done"] if used else []
+    theirs = values_of(run, [t for t in base if (t["fold"], t["seed"]) in same], "best", meter)
+    ours = values_of(run, used, variant, meter)
+    if not any(theirs.values()) or not any(ours.values()):
+        return None
+    difference, p = paired(question_means(ours), question_means(theirs), meter.summary)
+    return PairedDifference(difference, p, p, difference.n)
 
 
-def _costs(comparison: Comparison, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
-    made = [comparison.trial(t, t[variant])["made"] for t in used]
-    costs = {key: [m[key] for m in made] for key in ("trainable_parameters", "bytes_on_disk", "seconds")}
+def _costs(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
+    made = [run.trial(t, t[variant])["made"] for t in used]
+    costs = {meter.name: [m[meter.name] for m in made] for meter in making()}
     # what a unit's trials share (activations, probes) is computed in the first of them
-    costs["peak_bytes"] = [_peak(comparison, t) for t in used]
-    costs["ms_per_token"] = [comparison.measurements(t, variant)[0]["ms_per_token"] for t in used]
+    costs["peak_bytes"] = [_peak(run, t) for t in used]
+    for meter in (SPEED, *run.valued):
+        costs[meter.name] = [run.measurements(t, variant)[0]["values"].get(meter.name) for t in used]
     return {k: float(np.median(v)) if v and None not in v else None for k, v in costs.items()}
 
 
-def _peak(comparison: Comparison, test: Mapping[str, Any]) -> float | int | None:
-    peaks = [t["made"]["peak_bytes"] for t in comparison.trials_of(test) if t["status"] == "done"]
+def _peak(run: RunRecords, test: Mapping[str, Any]) -> float | int | None:
+    peaks = [t["made"]["peak_bytes"] for t in run.trials_of(test) if t["status"] == "done"]
     return None if None in peaks else max(peaks)
 
 
-def _at_once(comparison: Comparison, used: Sequence[Mapping[str, Any]]) -> int | None:
-    found = [record.get("workers") for t in used for record in (t, *comparison.trials_of(t))]
+def _at_once(run: RunRecords, used: Sequence[Mapping[str, Any]]) -> int | None:
+    found = [record.get("workers") for t in used for record in (t, *run.trials_of(t))]
     return None if None in found else max(found, default=None)  # pyright: ignore[reportArgumentType]
 
 
-def corrected(rows: list[ResultRow]) -> list[ResultRow]:
-    """Return the rows with p-values corrected by Holm's procedure over those that have one."""
-    for metric in TESTED:
-        places = [i for i, row in enumerate(rows) if metric in row.differences]
-        adjusted = holm([rows[i].differences[metric].p for i in places])
+def corrected(rows: list[ResultRow], meters: Sequence[Meter]) -> list[ResultRow]:
+    """Return the rows with p-values corrected by Holm's procedure, meter by meter, over those that have one."""
+    for meter in meters:
+        places = [i for i, row in enumerate(rows) if meter.name in row.differences]
+        adjusted = holm([rows[i].differences[meter.name].p for i in places])
         for i, p in zip(places, adjusted, strict=True):
-            differences = {**rows[i].differences, metric: replace(rows[i].differences[metric], p_holm=p)}
+            differences = {**rows[i].differences, meter.name: replace(rows[i].differences[meter.name], p_holm=p)}
             rows[i] = replace(rows[i], differences=differences)
     return rows
 
 
-def values_of(tests: Sequence[Mapping[str, Any]], variant: Variant, columns: Sequence[str]) -> Values:
-    """Return seed -> question -> measurements of these columns."""
+def values_of(run: RunRecords, tests: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter) -> Values:
+    """Return seed -> item -> measurements of a meter's columns; empty for what it has nothing to say of."""
     found: Values = {}
-    for test in tests:
-        rows = found.setdefault(test["seed"], {})
-        for question in test["measured"][str(test[variant])]["questions"]:
-            rows.setdefault(question["question"], []).append([float(question[c]) for c in columns])
+    for seed, rows in _rows_of(run, tests, variant, meter):
+        items = found.setdefault(seed, {})
+        for item, columns in zip(rows, columns_of(meter, rows), strict=True):
+            items.setdefault(item, []).append(columns.tolist())
     return found
 
 
-def drift_of(tests: Sequence[Mapping[str, Any]], variant: Variant, column: int) -> Values:
-    """Return seed -> neutral text -> its CE (column 0) or KL (1); empty for what only prompts."""
-    found: Values = {}
+def _rows_of(
+    run: RunRecords, tests: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for test in tests:
-        for number, pair in enumerate(test["measured"][str(test[variant])]["drift"] or ()):
-            found.setdefault(test["seed"], {}).setdefault(str(number), []).append([pair[column]])
-    return found
+        rows = test["measured"][str(test[variant])]["rows"].get(run.instrument(meter))
+        if rows:
+            yield test["seed"], rows
 
 
 def _notes(tests: Sequence[Mapping[str, Any]], variant: Variant, n_units: int) -> tuple[str, ...]:

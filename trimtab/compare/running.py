@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.compare.comparison import Comparison
-from trimtab.compare.design import Design, Job, Meters, named
+from trimtab.compare.design import Design, Job, named
 from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
 from trimtab.compare.worker import Worker
-from trimtab.datasets.questions import QuestionSet
+from trimtab.datasets.item_set import ItemSet
 from trimtab.errors import BadValue
-from trimtab.evaluate.generation import checked_verdict
+from trimtab.evaluate.table import instruments
 from trimtab.models.processes import rank_and_count
 from trimtab.progress import tracked
-from trimtab.protocols import Control, Edit, Method
+from trimtab.protocols import Control, Edit, Meter, Method
 
 POLL_SECONDS = 2.0
 
@@ -26,16 +26,13 @@ POLL_SECONDS = 2.0
 def run(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
+    questions: ItemSet[Any],
     methods: Sequence[Method | Edit | Control] | Mapping[str, Method | Edit | Control],
     *,
-    folds: int = 2,
-    seeds: Sequence[int] = (0, 1, 2),
-    trials: int = 8,
-    kl_budget: float | int = 0.1,
-    test: QuestionSet | None = None,
-    meters: Meters | None = None,
+    test: ItemSet[Any] | None = None,
+    meters: Sequence[Meter] | None = None,
     out: str | Path | None = None,
+    **design: Any,
 ) -> Comparison:
     """Return the comparison of methods, each fitted, chosen and measured on the same questions (docs/comparing.md).
 
@@ -46,18 +43,18 @@ def run(
     Args:
         questions: split by question into folds, another split for every seed.
         methods: methods, or ready edits, or a mapping that names them.
-        trials: settings each method may try: the first ones of a fixed shuffle of its grid.
-        kl_budget: in nats per token, for the second result.
         test: questions to measure on instead of each fold's held-out part.
-        meters: judge, convention, neutral texts and metric.
+        meters: what is measured: those that speak of such questions if not given
+            (`trimtab.evaluate.defaults.default_meters`), or a list of them with your own.
         out: run folder; running again does only what is missing. A temporary one if not given.
+        design: fields of `Design`: `folds`, `seeds`, `trials` (settings each method may try: the first ones of a fixed
+            shuffle of its space), `kl_budget`, `choose_by`, `validation`, `train_sizes`.
 
     Raises:
         BadValue, BadDataset: the design is impossible on these questions, or the judge does not judge.
         Incompatible: the folder holds something else.
     """
-    design = Design(folds, tuple(seeds), trials, kl_budget)
-    job = Job(named(methods), questions, test, design, meters or Meters())
+    job = Job(named(methods), questions, test, Design(**design), tuple(meters or ()))
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return run_job(model, tokenizer, job, Path(folder) / "run")
@@ -93,7 +90,9 @@ def run_job(
             "a comparison runs in processes that share its folder, not in those of a launch (torchrun, accelerate "
             "launch): start the same command once for each device (CUDA_VISIBLE_DEVICES=0 trimtab compare ...)"
         )
-    _require_judge(job)
+    # a judge that cannot judge would fail every method alike; better to say so before hours of work
+    for instrument in instruments(job.meters):
+        instrument.meter.try_out(job.questions)
     folder = RunFolder(out)
     folder.open_for(specification(job, model), redo_changed=redo_changed)
     ends = None if stop_after is None else time.monotonic() + stop_after
@@ -102,7 +101,7 @@ def run_job(
         if retry_failed:
             forget_failures(folder, job)
         _work(worker, job)
-    return Comparison.load(out)
+    return Comparison.load(out, meters=job.meters)
 
 
 def _work(worker: Worker, job: Job) -> None:
@@ -127,13 +126,7 @@ def forget_failures(folder: RunFolder, job: Job) -> int:
         with folder.claim(unit) as mine:
             gone = folder.forget(unit, only_failed=True) if mine else 0
         if gone:
-            followers = [n for n, m in job.methods.items() if isinstance(m, Control) and m.follows == unit.method]
+            followers = [name for name, control in job.controls.items() if control.follows == unit.method]
             gone += sum(folder.forget(unit._replace(method=name)) for name in followers)
         forgotten += gone
     return forgotten
-
-
-def _require_judge(job: Job) -> None:
-    # a judge that cannot judge would fail every method alike; better to say so before hours of work
-    question = job.questions[0]
-    checked_verdict(job.meters.judge(question, question.best_answer), job.meters.judge)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trimtab.compare.machine import hardware
+from trimtab.compare.recorded_meters import recorded
 from trimtab.errors import Incompatible
 from trimtab.models.identity import fingerprint
-from trimtab.protocols import Control
+from trimtab.plain_values import hash_of
+from trimtab.protocols import settings_of
 from trimtab.storage import versions
 
 if TYPE_CHECKING:
@@ -22,19 +24,16 @@ FREE = ("versions", "hardware")
 
 def specification(job: Job, model: Any) -> dict[str, Any]:
     """Return what a run compares, and with what."""
-    from trimtab.compare.design import digest
-
     made_on = fingerprint(model)
-    methods = job.methods
     return {
         "design": job.design.as_dict(),
-        "meters": job.meters.as_dict(),
-        "model": {**made_on, "sample": digest(made_on["sample"])},
+        "meters": recorded(job.meters),
+        "model": {**made_on, "sample": hash_of(made_on["sample"])[:16]},
         "questions": _described(job.questions),
         "test": _described(job.test) if job.test else None,
-        "methods": {name: repr(method) for name, method in methods.items()},
-        "grids": {name: len(list(m.grid)) for name, m in methods.items() if not isinstance(m, Control)},
-        "controls": {name: m.follows for name, m in methods.items() if isinstance(m, Control)},
+        "methods": {name: repr(method) for name, method in job.methods.items()},
+        "grids": {name: len(settings_of(method)) for name, method in job.fitted.items()},
+        "controls": {name: control.follows for name, control in job.controls.items()},
         "planned": {_key(size): job.methods_at(size) for size in job.design.train_sizes},
         "versions": versions(),
         "hardware": hardware(model),

@@ -14,17 +14,14 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
 
 Reduce: TypeAlias = Callable[[np.ndarray], Any]
-"""Turns the means of a question's columns into one number; see `first` and `product`."""
+"""Turns the means of an item's columns into one number, as `Meter.summary` does."""
+Values: TypeAlias = dict[int, dict[str, list[list[float]]]]
+"""seed -> item -> its measurements, each a list of columns."""
 
 
 def first(means: Float[np.ndarray, "*draw metric"]) -> Any:
     """Return the first column's mean."""
     return means[..., 0]
-
-
-def product(means: Float[np.ndarray, "*draw metric"]) -> Any:
-    """Return the product of two columns' means, as True*Info is defined."""
-    return means[..., 0] * means[..., 1]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from trimtab.datasets.files import contrast_pairs, from_file
 from trimtab.datasets.folklore import folklore
+from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.datasets.questions import Question, QuestionSet, SftExample, Statement, one_line, plain
 from trimtab.datasets.truthfulqa import iti_folds, truthfulqa
 
 __all__ = [
+    "ContrastPair",
+    "PairSet",
     "Question",
     "QuestionSet",
     "SftExample",

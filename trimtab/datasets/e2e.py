@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.questions import SftExample
 from trimtab.errors import BadDataset
-from trimtab.plain_values import hash_of
 
 SEPARATOR = "||"
 
@@ -28,15 +30,47 @@ class Meaning:
         """
         return f"{self.meaning} {SEPARATOR}"
 
+    @property
+    def key(self) -> str:
+        """The meaning."""
+        return self.meaning
 
-def e2e(path: str | Path) -> tuple[Meaning, ...]:
+    @property
+    def asked(self) -> str:
+        """The prompt."""
+        return self.prompt
+
+
+@dataclass(frozen=True)
+class MeaningSet(ItemSet[Meaning]):
+    """A sequence of meanings; slices are sets of meanings too."""
+
+    meanings: tuple[Meaning, ...]
+    name: str = "e2e"
+    measured_by: ClassVar[str] = "references"
+
+    @property
+    def items(self) -> tuple[Meaning, ...]:
+        """The meanings."""
+        return self.meanings
+
+    def with_items(self, items: tuple[Meaning, ...]) -> MeaningSet:
+        """Return these meanings under the set's name."""
+        return replace(self, meanings=items)
+
+    def texts(self, item: Meaning) -> Sequence[Any]:
+        """Return a meaning with its texts."""
+        return [item.meaning, item.texts]
+
+
+def e2e(path: str | Path) -> MeaningSet:
     """Return the file's meanings in order of first appearance, each with all its texts.
 
     Raises:
         BadDataset: the file cannot be read, is empty, or a line lacks the separator, its meaning or its text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
         raise BadDataset(f"{path} cannot be read as UTF-8 text; expected lines `meaning{SEPARATOR}text`") from cause
     found: dict[str, list[str]] = {}
@@ -49,14 +83,9 @@ def e2e(path: str | Path) -> tuple[Meaning, ...]:
         found.setdefault(meaning, []).append(text)
     if not found:
         raise BadDataset(f"{path} is empty; expected lines `meaning{SEPARATOR}text`")
-    return tuple(Meaning(meaning, tuple(texts)) for meaning, texts in found.items())
+    return MeaningSet(tuple(Meaning(meaning, tuple(texts)) for meaning, texts in found.items()), Path(path).stem)
 
 
-def e2e_examples(meanings: tuple[Meaning, ...]) -> list[SftExample]:
+def e2e_examples(meanings: Sequence[Meaning]) -> list[SftExample]:
     """Return every text as a (prompt, completion) pair to tune on."""
     return [SftExample(m.prompt, f" {text}") for m in meanings for text in m.texts]
-
-
-def e2e_fingerprint(meanings: tuple[Meaning, ...]) -> str:
-    """Return a hash of all meanings and texts, for records."""
-    return hash_of(repr([(m.meaning, m.texts) for m in meanings]))[:16]

@@ -7,16 +7,18 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.errors import BadDataset
 from trimtab.plain_values import json_value
 
+AnyItem = TypeVar("AnyItem", Question, ContrastPair)
 FIELDS = ("question", "correct", "incorrect", "best_answer", "category", "source", "explanation")
 
 
-def from_file(path: str | Path) -> QuestionSet:
+def from_file(path: str | Path) -> QuestionSet | PairSet:
     """Return the questions of a `.jsonl` or `.csv` file.
 
     Fields: `question`, `correct`, `incorrect` (lists of texts in JSONL; texts separated by `;` in CSV), and if
@@ -29,15 +31,14 @@ def from_file(path: str | Path) -> QuestionSet:
     rows = list(read_rows(path))
     if rows and {"positive", "negative"} <= set(rows[0][1]):
         return _pairs(path, rows)
-    return _set(path, [(line, _question(path, line, row)) for line, row in rows], "plain")
+    return QuestionSet(_distinct(path, [(line, _question(path, line, row)) for line, row in rows]), Path(path).stem)
 
 
-def contrast_pairs(path: str | Path) -> QuestionSet:
+def contrast_pairs(path: str | Path) -> PairSet:
     """Return contrast pairs of any behaviour from a `.jsonl` or `.csv` file.
 
     Fields: `positive` and `negative` texts (in JSONL also lists of them), and if wanted the `prompt` that they
-    continue, which stands in one row only. They become questions with true (positive) and false (negative) answers,
-    so that all that works on questions works on them.
+    continue, which stands in one row only.
 
     Raises:
         BadDataset: as `from_file`.
@@ -140,15 +141,15 @@ def _optional(path: str | Path, line: int, row: Mapping[str, Any], name: str) ->
     return value
 
 
-def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> QuestionSet:
-    questions = []
+def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> PairSet:
+    pairs = []
     for line, row in rows:
         positive, negative = (_texts(path, line, row, f) for f in ("positive", "negative"))
         try:
-            questions.append((line, Question(_optional(path, line, row, "prompt"), positive, negative)))
+            pairs.append((line, ContrastPair(_optional(path, line, row, "prompt"), positive, negative)))
         except BadDataset as cause:
             raise BadDataset(f"{path}, line {line}: {cause}") from cause
-    return _set(path, questions, "bare")
+    return PairSet(_distinct(path, pairs), Path(path).stem)
 
 
 def _field(path: str | Path, line: int, row: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
@@ -161,13 +162,13 @@ def _field(path: str | Path, line: int, row: Mapping[str, Any], name: str, kinds
     return value
 
 
-def _set(path: str | Path, numbered: list[tuple[int, Question]], form: str) -> QuestionSet:
+def _distinct(path: str | Path, numbered: list[tuple[int, AnyItem]]) -> tuple[AnyItem, ...]:
     if not numbered:
         raise BadDataset(f"{path}: no questions; at least one is needed")
     seen: dict[str, int] = {}
-    for line, question in numbered:
-        key, what = question.key, f"{question.question[:60]!r}" if question.question else "the pair"
-        if seen.setdefault(key, line) != line:
-            advice = "merge the answers into one question" if question.question else "keep it once"
-            raise BadDataset(f"{path}, line {line}: {what} stands in line {seen[key]} already; {advice}")
-    return QuestionSet(tuple(q for _, q in numbered), name=Path(path).stem, default_format=form)
+    for line, item in numbered:
+        what = f"{item.asked[:60]!r}" if item.asked else "the pair"
+        if seen.setdefault(item.key, line) != line:
+            advice = "merge the answers into one question" if item.asked else "keep it once"
+            raise BadDataset(f"{path}, line {line}: {what} stands in line {seen[item.key]} already; {advice}")
+    return tuple(item for _, item in numbered)

@@ -1,18 +1,13 @@
-"""Questions with true and false answers, the statements made of them, and splits that never part a question."""
+"""Questions with true and false answers, and the statements made of them."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, SupportsIndex, TypeAlias, overload
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
+from trimtab.datasets.item_set import ItemSet
 from trimtab.errors import BadDataset, BadValue
-from trimtab.intervals import number_held_out, seeded
-from trimtab.plain_values import hash_of
 
 Format: TypeAlias = Callable[[str, str], str]
 """Turns (question, answer) into the whole text; the answer must occur in it. What follows the answer is cut off,
@@ -93,20 +88,10 @@ class Question:
     def __post_init__(self) -> None:
         if not isinstance(self.question, str):
             raise BadDataset(f"a question must be a text, got {self.question!r:.60}")
-        what = f"question {self.question[:60]!r}" if self.question else "the pair"
-        for kind, field in (("true", "correct"), ("false", "incorrect")):
-            answers = getattr(self, field)
-            if not isinstance(answers, list | tuple) or not all(isinstance(a, str) for a in answers):
-                raise BadDataset(f"{what}: the {kind} answers must be a list of texts, got {answers!r}")
-            if not answers or not all(a.strip() for a in answers):
-                raise BadDataset(f"{what} has no {kind} answer or an empty one; give at least one of each kind")
-            if len(set(answers)) < len(answers):
-                again = next(a for i, a in enumerate(answers) if a in answers[:i])
-                raise BadDataset(f"{what} lists the {kind} answer {again!r} twice; keep it once")
-            object.__setattr__(self, field, tuple(answers))
-        both = set(self.correct) & set(self.incorrect)
-        if both:
-            raise BadDataset(f"{what} lists {both.pop()!r} as true and as false; keep it on one side")
+        what = f"question {self.question[:60]!r}"
+        true, false = two_sides(what, ("true answer", self.correct), ("false answer", self.incorrect))
+        object.__setattr__(self, "correct", true)
+        object.__setattr__(self, "incorrect", false)
         if not self.best_answer:
             object.__setattr__(self, "best_answer", self.correct[0])
         if self.best_answer not in self.correct:
@@ -114,15 +99,40 @@ class Question:
 
     @property
     def key(self) -> str:
-        """What tells it from other questions, also after a split: its text, or for a bare pair a hash of its texts."""
-        if self.question:
-            return self.question
-        texts = json.dumps([self.correct, self.incorrect], ensure_ascii=False)
-        return f"pair {hash_of(texts)[:12]}"
+        """What tells it from other questions, also after a split: its text."""
+        return self.question
+
+    @property
+    def asked(self) -> str:
+        """The question."""
+        return self.question
+
+
+def two_sides(
+    what: str, one: tuple[str, Sequence[str]], other: tuple[str, Sequence[str]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the texts of two sides, each given with the kind's name, such as "true answer".
+
+    Raises:
+        BadDataset: a side has no text, an empty one or one twice, or one stands on both.
+    """
+    for kind, texts in (one, other):
+        if not isinstance(texts, list | tuple) or not all(isinstance(a, str) for a in texts):
+            raise BadDataset(f"{what}: the {kind}s must be a list of texts, got {texts!r}")
+        if not texts or not all(a.strip() for a in texts):
+            raise BadDataset(f"{what} has no {kind} or an empty one; give at least one of each kind")
+        if len(set(texts)) < len(texts):
+            again = next(a for i, a in enumerate(texts) if a in texts[:i])
+            raise BadDataset(f"{what} lists the {kind} {again!r} twice; keep it once")
+    both = set(one[1]) & set(other[1])
+    if both:
+        words = (kind.split()[0] for kind, _ in (one, other))
+        raise BadDataset(f"{what} lists {both.pop()!r} as {' and as '.join(words)}; keep it on one side")
+    return tuple(one[1]), tuple(other[1])
 
 
 @dataclass(frozen=True)
-class QuestionSet(Sequence[Question]):
+class QuestionSet(ItemSet[Question]):
     """A sequence of questions; slices are question sets too.
 
     Raises:
@@ -132,67 +142,24 @@ class QuestionSet(Sequence[Question]):
     questions: tuple[Question, ...]
     name: str = "questions"
     default_format: str = "plain"
+    measured_by: ClassVar[str] = "answers"
 
     def __post_init__(self) -> None:
-        if not self.questions:
-            raise BadDataset(f"{self.name}: no questions; at least one is needed")
         object.__setattr__(self, "questions", tuple(self.questions))
-        for text, times in Counter(q.key for q in self.questions).most_common(1):
-            if times > 1:
-                raise BadDataset(f"{self.name}: {text!r} stands {times} times; merge its answers into one question")
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __iter__(self) -> Iterator[Question]:
-        return iter(self.questions)
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Question: ...
-    @overload
-    def __getitem__(self, index: slice) -> QuestionSet: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> Question | QuestionSet:
-        """Return one question, or a question set for a slice."""
-        if isinstance(index, slice):
-            return replace(self, questions=self.questions[index])
-        return self.questions[index]
-
-    def select(self, indices: Iterable[SupportsIndex]) -> QuestionSet:
-        """Return the questions at these places, in this order."""
-        return replace(self, questions=tuple(self.questions[int(i)] for i in indices))
-
-    def where(self, keep: Callable[[Question], bool]) -> QuestionSet:
-        """Return the questions for which `keep` is true; raises `BadDataset` if there is none."""
-        return replace(self, questions=tuple(q for q in self.questions if keep(q)))
+        self.require_distinct("questions", "merge its answers into one question")
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of all texts, for records: equal sets in equal order have equal fingerprints."""
-        rows = [[q.question, q.correct, q.incorrect, q.best_answer] for q in self.questions]
-        return hash_of(json.dumps(rows, ensure_ascii=False))[:16]
+    def items(self) -> tuple[Question, ...]:
+        """The questions."""
+        return self.questions
 
-    def split(self, *, test: float = 0.5, seed: int = 0) -> tuple[QuestionSet, QuestionSet]:
-        """Return (train, test); `test` is the share of questions held out. Order within a side is the set's own.
+    def with_items(self, items: tuple[Question, ...]) -> QuestionSet:
+        """Return these questions under the set's name."""
+        return replace(self, questions=items)
 
-        Raises:
-            BadDataset: one side would be empty.
-            BadValue: a seed that is no whole number of 0 or more.
-        """
-        n_test = number_held_out(test, len(self), f"{self.name}: ")
-        order = seeded(seed).permutation(len(self))
-        return self.select(sorted(order[n_test:])), self.select(sorted(order[:n_test]))
-
-    def folds(self, n: int, seed: int = 0) -> list[tuple[QuestionSet, QuestionSet]]:
-        """Return n pairs (train, test) whose test parts cover every question once.
-
-        Raises:
-            BadValue: fewer than 2 folds or more than there are questions; a seed that is no whole number of 0 or more.
-        """
-        if not 2 <= n <= len(self):
-            raise BadValue(f"{self.name}: cannot make {n} folds of {len(self)} questions; choose 2 to {len(self)}")
-        parts = np.array_split(seeded(seed).permutation(len(self)), n)
-        everything = set(range(len(self)))
-        return [(self.select(sorted(everything - set(p.tolist()))), self.select(sorted(p))) for p in parts]
+    def texts(self, item: Question) -> Sequence[Any]:
+        """Return a question with its answers."""
+        return [item.question, item.correct, item.incorrect, item.best_answer]
 
     def statements(self, format: Literal["plain", "iti", "bare"] | Format | None = None) -> list[Statement]:
         """Return every answer of every question as a labelled statement.
@@ -203,9 +170,9 @@ class QuestionSet(Sequence[Question]):
         Raises:
             BadValue: an unknown name, or a callable that gives no text or loses the answer.
         """
-        join = self._format(format)
+        join = format_of(format or self.default_format)
         return [
-            _statement(join, q.question, answer, label, q.key)
+            statement(join, q.question, answer, label, q.key)
             for q in self.questions
             for label, answers in ((True, q.correct), (False, q.incorrect))
             for answer in answers
@@ -217,19 +184,25 @@ class QuestionSet(Sequence[Question]):
         Raises:
             BadValue: as `statements`.
         """
-        true = (s for s in self.statements(format) if s.label)
-        return [SftExample(s.prompt, s.separator + s.answer) for s in true]
-
-    def _format(self, format: str | Format | None) -> Format:
-        if callable(format):
-            return format
-        name = format or self.default_format
-        if name not in FORMATS:
-            raise BadValue(f"unknown statement format {name!r}; choose {', '.join(FORMATS)} or pass a callable")
-        return FORMATS[name]
+        return true_examples(self.statements(format))
 
 
-def _statement(join: Format, question: str, answer: str, label: bool, group: str) -> Statement:
+def true_examples(statements: Iterable[Statement]) -> list[SftExample]:
+    """Return the true statements as (prompt, completion) pairs to tune on."""
+    return [SftExample(s.prompt, s.separator + s.answer) for s in statements if s.label]
+
+
+def format_of(format: str | Format) -> Format:
+    """Return the statement format of this name, or the callable that was given; raises `BadValue` if there is none."""
+    if callable(format):
+        return format
+    if format not in FORMATS:
+        raise BadValue(f"unknown statement format {format!r}; choose {', '.join(FORMATS)} or pass a callable")
+    return FORMATS[format]
+
+
+def statement(join: Format, question: str, answer: str, label: bool, group: str) -> Statement:
+    """Return the statement that a format makes; raises `BadValue` if it gives no text or loses the answer."""
     text = join(question, answer)
     if not isinstance(text, str):
         raise BadValue(f"the statement format must return the whole text, got {text!r:.60} for {question[:60]!r}")

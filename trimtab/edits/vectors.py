@@ -20,7 +20,7 @@ from trimtab.edits.vector_record import UNDESCRIBED, common_model, load_vectors,
 from trimtab.errors import BadValue, ShapeError
 from trimtab.models.adding import add_to_heads, add_to_residual
 from trimtab.models.anatomy import base_of, decoder_layers
-from trimtab.models.carriers import output_constants, with_biases
+from trimtab.models.carriers import through_projections, with_biases
 from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.identity import require_same_model
 from trimtab.protocols import Cost, Edit, EnterAt, Positions
@@ -242,7 +242,8 @@ class HeadShift(VectorEdit):
         """Return by output projection what the shift adds after it: W_O times the vectors (section 3.2)."""
         with self.applied(model, "all"):
             pass  # refuses another model's shift
-        return output_constants(self._found(model), self.deltas)
+        moved = {head: delta for head, delta in self.deltas.items() if bool(delta.any())}
+        return through_projections(self._found(model), moved)
 
     def _adding(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
         return partial(add_to_heads, model, self.deltas, heads=self._found(model))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,15 +14,15 @@ from torch import Tensor, nn
 
 from trimtab.activations.captured import HeadActivations
 from trimtab.datasets.questions import Statement
-from trimtab.engine.forwards import run_rows
-from trimtab.engine.passes import Computed, Step
-from trimtab.engine.past import sent
+from trimtab.engine.batching import Budget
+from trimtab.engine.forwards import Computed, Step, run_tree
 from trimtab.engine.staging import RowsToCpu
-from trimtab.engine.token_tree import TreeRow
+from trimtab.engine.token_tree import TokenTree, TreeRow
+from trimtab.engine.tree_forward import to_device
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.models.anatomy import base_of, decoder_layers, moves_weights, text_config
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import on_inputs, on_outputs
+from trimtab.models.hooks import Replace, on_inputs, on_outputs
 from trimtab.models.identity import fingerprint
 from trimtab.models.tokens import AnswerTokens, pad_id, require_fits, tokenize_answers
 
@@ -31,10 +33,9 @@ def capture_heads(
     statements: Sequence[Statement],
     *,
     position: Literal["last", "mean_answer"] = "last",
-    site: Literal["heads", "residual"] = "heads",
+    site: Literal["heads", "residual"] | Mapping[int, tuple[str, int]] | Site = "heads",
     batch_size: int | None = None,
     token_budget: int | None = None,
-    heads: Mapping[int, tuple[str, int]] | None = None,
 ) -> HeadActivations:
     """Return the activations of every head for every statement.
 
@@ -46,10 +47,10 @@ def capture_heads(
     Args:
         position: `"last"` reads the last token of the answer (as ITI does), `"mean_answer"` the mean over the
             answer's tokens.
-        site: `"heads"` reads the input of the attention output projection (Li et al. 2023, eq. 2).
+        site: `"heads"` reads the input of the attention output projection (Li et al. 2023, eq. 2); for a model of
+            your own `{layer: (module name, number of heads)}`, as `find_heads` takes it; or a `Site`.
         batch_size: at most so many statements in one forward; as many as the token budget holds if not given.
-        token_budget: how many tokens one forward may hold (see `run_rows`).
-        heads: for a model of your own: `{layer: (module name, number of heads)}`, as `find_heads` takes it.
+        token_budget: how many tokens one forward may hold (see `Budget`).
 
     Raises:
         UnsupportedModel: the model's heads cannot be found.
@@ -60,36 +61,90 @@ def capture_heads(
     """
     statements = tuple(statements)
     require_statements(statements)
-    require_place(position, site)
+    require_position(position)
+    where = site_of(site)
+    places = where.places(model)
     tokens = _tokens(model, tokenizer, statements)
     rows = [TreeRow(t.ids[: t.end], t.start, t.end - 1 if position == "last" else t.start) for t in tokens]
-    layers, modules, shape = _places(model, site, heads)
+    n_parts, width = places.shape
     exact = torch.promote_types(base_of(model).dtype, torch.float32)
-    values = torch.empty(len(rows), len(layers), shape[0] * shape[1], dtype=exact)
-    options = {"pad": pad_id(tokenizer), "token_budget": token_budget, "max_rows": batch_size}
-    took = _fill(values, model, rows, on_inputs if site == "heads" else on_outputs, modules, **options)
+    values = torch.empty(len(rows), len(places.layers), n_parts * width, dtype=exact)
+    tree, budget = TokenTree.of(rows, pad_id(tokenizer)), Budget(token_budget, batch_size)
+    took = _fill(values, model, tree, budget, where, places.modules)
     record = {
         "model": fingerprint(model),
         "position": position,
-        "site": site,
+        "site": where.name,
         "tokens_computed": took.tokens,
-        **({} if heads is None else {"named_heads": [[layer, *named] for layer, named in heads.items()]}),
+        **where.record,
     }
     return HeadActivations(
-        values=values.unflatten(2, shape),
+        values=values.unflatten(2, places.shape),
         labels=torch.tensor([s.label for s in statements]),
         groups=tuple(s.group for s in statements),
-        layers=tuple(layers),
+        layers=places.layers,
         record=record,
     ).require_finite()
 
 
-def require_place(position: str, site: str) -> None:
-    """Raise `BadValue` if there is no such position or site."""
-    if position not in ("last", "mean_answer") or site not in ("heads", "residual"):
-        raise BadValue(
-            f"position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got {position!r}, {site!r}"
-        )
+class Places(NamedTuple):
+    """What is read of a model: one module in each of some layers."""
+
+    layers: tuple[int, ...]
+    modules: tuple[nn.Module, ...]
+    shape: tuple[int, int]
+    """How many parts (heads) a layer's vector has, and the width of one."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in every layer activations are read."""
+
+    name: str
+    """As it stands in records."""
+    hooks: Callable[[Iterable[tuple[nn.Module, Replace]]], AbstractContextManager[None]]
+    """`on_inputs` or `on_outputs`: whether a module's input or output is read."""
+    places: Callable[[Any], Places]
+    """Finds the modules of a model."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What stands in records beside the name."""
+
+
+def head_site(named: Mapping[int, tuple[str, int]] | None = None) -> Site:
+    """Return the site of the attention heads, found by `find_heads` or named for it."""
+
+    def places(model: Any) -> Places:
+        sites = find_heads(model, named)
+        shape = (sites[0].n_heads, sites[0].d_head)
+        return Places(tuple(s.layer for s in sites), tuple(s.module for s in sites), shape)
+
+    record = {} if named is None else {"named_heads": [[layer, *place] for layer, place in named.items()]}
+    return Site("heads", on_inputs, places, record)
+
+
+def _layer_outputs(model: Any) -> Places:
+    layers = decoder_layers(model)
+    return Places(tuple(range(len(layers))), tuple(layers), (1, text_config(model).hidden_size))
+
+
+SITES = {"heads": head_site(), "residual": Site("residual", on_outputs, _layer_outputs)}
+
+
+def site_of(given: str | Mapping[int, tuple[str, int]] | Site) -> Site:
+    """Return the site of this name, or of heads that are named; raises `BadValue` if there is none of the name."""
+    if isinstance(given, Site):
+        return given
+    if isinstance(given, Mapping):
+        return head_site(given)
+    if given not in SITES:
+        raise BadValue(f"site must be {' or '.join(map(repr, SITES))}, named heads or a Site, got {given!r}")
+    return SITES[given]
+
+
+def require_position(position: str) -> None:
+    """Raise `BadValue` if there is no such position."""
+    if position not in ("last", "mean_answer"):
+        raise BadValue(f"position must be 'last' or 'mean_answer', got {position!r}")
 
 
 def require_statements(statements: Sequence[Statement]) -> None:
@@ -113,13 +168,12 @@ def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list
 def _fill(
     values: Float[Tensor, "row layer width"],
     model: Any,
-    rows: Sequence[TreeRow],
-    on: Any,
+    tree: TokenTree,
+    budget: Budget,
+    site: Site,
     modules: Sequence[nn.Module],
-    **options: Any,
 ) -> Computed:
-    """Write the mean over each row's wanted places of what `on` reads at every module; return what it took."""
-
+    """Write the mean over each row's wanted places of what the site reads at every module; return what it took."""
     written = RowsToCpu(values)
     # accelerate's hooks take offloaded weights away again only when a module ends
     may_stop = False if moves_weights(model) else None
@@ -127,25 +181,16 @@ def _fill(
     def read(edit: int, step: Step, forward: Callable[[], Any]) -> None:  # noqa: ARG001
         nonlocal may_stop
         gather = _Gather(step, len(modules), stops=bool(may_stop))
-        with on((module, gather.reader(i)) for i, module in enumerate(modules)), contextlib.suppress(_AllRead):
+        hooks = site.hooks((module, gather.reader(i)) for i, module in enumerate(modules))
+        with hooks, contextlib.suppress(_AllRead):
             forward()
         if may_stop is None:  # the first forward, run whole, tells whether a module is called again
             may_stop = gather.calls == len(modules)
         written.put(step.rows, gather.stacked())
 
-    took = run_rows(model, rows, read, logits=False, task="capturing heads", **options)
+    took = run_tree(model, tree, read, budget=budget, logits=False, task="capturing heads")
     written.finish()
     return took
-
-
-def _places(
-    model: Any, site: str, heads: Mapping[int, tuple[str, int]] | None
-) -> tuple[list[int], list[nn.Module], tuple[int, int]]:
-    if site == "residual":
-        modules = decoder_layers(model)
-        return list(range(len(modules))), modules, (1, text_config(model).hidden_size)
-    sites = find_heads(model, heads)
-    return [s.layer for s in sites], [s.module for s in sites], (sites[0].n_heads, sites[0].d_head)
 
 
 class _AllRead(Exception):
@@ -165,7 +210,7 @@ class _Gather:
     def reader(self, layer: int) -> Any:
         def read(x: Float[Tensor, "batch seq width"]) -> None:
             if x.device not in self.placed:
-                self.placed[x.device] = tuple(sent(t, x.device) for t in self.where)
+                self.placed[x.device] = tuple(to_device(t, x.device) for t in self.where)
             if x.shape[:2] != self.step.shape:
                 raise Incompatible(
                     f"a forward of {self.step.shape} tokens (batch, seq) has activations of shape {tuple(x.shape)}; "

@@ -12,10 +12,9 @@ import torch
 from trimtab.activations.manifest import Layout, Manifest
 from trimtab.activations.shards import ActivationStore
 from trimtab.datasets.questions import Statement
-from trimtab.engine.capture import capture_heads, require_place, require_statements
+from trimtab.engine.capture import Site, capture_heads, require_position, require_statements, site_of
 from trimtab.errors import BadValue
-from trimtab.models.anatomy import base_of, decoder_layers, text_config
-from trimtab.models.heads import find_heads
+from trimtab.models.anatomy import base_of
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count, wait
 from trimtab.plain_values import hash_of
@@ -28,10 +27,8 @@ def capture_to_store(
     path: str | Path,
     *,
     position: Literal["last", "mean_answer"] = "last",
-    site: Literal["heads", "residual"] = "heads",
+    site: Literal["heads", "residual"] | Mapping[int, tuple[str, int]] | Site = "heads",
     per_shard: int = 512,
-    batch_size: int | None = None,
-    heads: Mapping[int, tuple[str, int]] | None = None,
 ) -> ActivationStore:
     """Return the store at `path` with the activations of every head for every statement.
 
@@ -47,7 +44,8 @@ def capture_to_store(
     """
     # before the folder is begun with them
     require_statements(statements)
-    require_place(position, site)
+    require_position(position)
+    where = site_of(site)
     if per_shard < 1:
         raise BadValue(f"per_shard must be at least 1, got {per_shard}")
     rank, n_processes = rank_and_count()
@@ -56,8 +54,8 @@ def capture_to_store(
     for turn in (rank == 0, rank != 0):
         if turn:
             wanted = Manifest(
-                _record(model, tokenizer, statements, position, site, heads),
-                _layout(model, site, heads, per_shard),
+                _record(model, tokenizer, statements, position, where),
+                _layout(model, where, per_shard),
                 tuple(s.label for s in statements),
                 tuple(s.group for s in statements),
             )
@@ -70,7 +68,7 @@ def capture_to_store(
     wait()  # all list what is missing before anyone writes, so that the shares fit together
     for shard in missing[rank::n_processes]:
         part = [statements[i] for i in store.manifest.examples_of(shard)]
-        acts = capture_heads(model, tokenizer, part, position=position, site=site, batch_size=batch_size, heads=heads)
+        acts = capture_heads(model, tokenizer, part, position=position, site=where)
         store.write(shard, acts.values)
     wait()
     return ActivationStore.open(path)
@@ -81,8 +79,7 @@ def _record(
     tokenizer: Any,
     statements: Sequence[Statement],
     position: str,
-    site: str,
-    heads: Mapping[int, tuple[str, int]] | None,
+    site: Site,
 ) -> dict[str, Any]:
     tokens = [tokenizer(s.text)["input_ids"] for s in statements]
     texts = [[s.prompt, s.answer] for s in statements]
@@ -90,16 +87,13 @@ def _record(
     return {
         "model": fingerprint(model),
         "position": position,
-        "site": site,
+        "site": site.name,
         "statements": hash_of(made),
-        **({} if heads is None else {"named_heads": [[layer, *named] for layer, named in heads.items()]}),
+        **site.record,
     }
 
 
-def _layout(model: Any, site: str, heads: Mapping[int, tuple[str, int]] | None, per_shard: int) -> Layout:
+def _layout(model: Any, site: Site, per_shard: int) -> Layout:
     dtype = str(torch.promote_types(base_of(model).dtype, torch.float32)).removeprefix("torch.")
-    if site == "residual":
-        n_layers, width = len(decoder_layers(model)), text_config(model).hidden_size
-        return Layout(tuple(range(n_layers)), 1, width, dtype, per_shard)
-    sites = find_heads(model, heads)
-    return Layout(tuple(s.layer for s in sites), sites[0].n_heads, sites[0].d_head, dtype, per_shard)
+    layers, _, (n_parts, width) = site.places(model)
+    return Layout(layers, n_parts, width, dtype, per_shard)

@@ -1,32 +1,17 @@
-"""Greedy continuations of prompts, batched; prompts that several edits leave unedited run once for all of them."""
+"""Greedy answers to prompts, each up to where the next question or paragraph would begin."""
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from trimtab.engine.prompt_cache import prompt_cache
-from trimtab.engine.score import require_numbers
-from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.models.anatomy import base_of, decoder_of, input_device
-from trimtab.models.calling import cache_name, inference
-from trimtab.models.hooks import has_edits
+from trimtab.engine.generate import Decoding, continuations
 from trimtab.models.processes import spread
-from trimtab.models.tokens import (
-    Batch,
-    context_length,
-    encode,
-    length_batches,
-    pad_id,
-    require_known,
-    require_left_padding,
-)
-from trimtab.progress import progress
-from trimtab.protocols import Edit, EnterAt
+from trimtab.models.tokens import encode
+from trimtab.protocols import Edit
 
 NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
 """Where an answer ends; not inside a word such as "FAQ:"."""
@@ -48,7 +33,7 @@ def complete(
     Under a launcher every process continues a stretch of the prompts, and all get all texts.
 
     Raises:
-        BadValue: prompt and answer do not fit the model's context; logits are not numbers.
+        BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
     (texts,) = completions(
         model, tokenizer, prompts, [edit], paragraphs=paragraphs, max_new_tokens=max_new_tokens, batch_size=batch_size
@@ -66,116 +51,19 @@ def completions(
     max_new_tokens: int = 50,
     batch_size: int = 32,
 ) -> list[list[str]]:
-    """Return `complete` of every edit; edits that leave the prompt unedited share the cache of its forward.
-
-    What all prompts of a batch begin with, such as examples, is computed once for them. The last token of a prompt,
-    which predicts the first of the answer, is run by each edit.
+    """Return `complete` of every edit; what the edits and prompts share is computed once, as in `continuations`.
 
     Raises:
-        BadValue: as `complete`.
-        UnsupportedModel: the model has no `generate`.
-        Incompatible: the model is in PEFT's prompt learning, which does not bear left padding.
+        BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
-    if not hasattr(base_of(model), "generate"):
-        raise UnsupportedModel(
-            f"{type(base_of(model)).__name__} cannot generate; derive it from transformers' GenerationMixin too, or "
-            "measure it by multiple choice"
-        )
-    require_left_padding(model)
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
-    _require_room(model, ids, prompts, max_new_tokens)
-    ways = [(edit.prepared(model), edit.leaves_prompt_unedited) for edit in edits]
+    decoding = Decoding(max_new_tokens, ends=lambda length: AnswerEnd(tokenizer, length, paragraphs=paragraphs))
 
     def part(ids: Sequence[list[int]]) -> list[tuple[str, ...]]:
-        pad, device = pad_id(tokenizer), input_device(model)
-        batches = list(length_batches(ids, batch_size=batch_size, pad=pad, device=device, side="left"))
+        found = continuations(model, tokenizer, ids, edits, decoding, batch_size=batch_size)
+        return list(zip(*([cut(text, paragraphs=paragraphs) for text in texts] for texts in found), strict=True))
 
-        def run(edited: Any, batch: Batch, past: Any) -> list[str]:
-            new = _continued(edited, tokenizer, batch, past, max_new_tokens=max_new_tokens, paragraphs=paragraphs)
-            return [cut(text, paragraphs=paragraphs) for text in new]
-
-        def begun(batch: Batch) -> Any:
-            return prompt_cache(model, batch, ids, pad, several=sum(leaves for _, leaves in ways) > 1)
-
-        return _texts(model, ways, batches, begun, run)
-
-    return [list(texts) for texts in zip(*spread(ids, part), strict=True)]
-
-
-def _texts(
-    model: Any,
-    ways: Sequence[tuple[EnterAt, bool]],
-    batches: Sequence[Batch],
-    begun: Callable[[Batch], Any],
-    run: Callable[[Any, Batch, Any], list[str]],
-) -> list[tuple[str, ...]]:
-    """Return every prompt's texts.
-
-    `run` continues a batch with the model that it is given, from the cache that `begun` returns for it (or none).
-    """
-    sharing = [i for i, (_, leaves_prompt) in enumerate(ways) if leaves_prompt]
-    # under an edit that the caller has in place, no prompt is unedited
-    if has_edits(decoder_of(model)) or _has_own_positions(model):
-        sharing = []
-    found: list[dict[int, str]] = [{} for _ in ways]
-    with progress("generating answers", len(batches) * len(ways)) as advance:
-        for batch in batches if sharing else ():
-            past = begun(batch)
-            for i in sharing:
-                # generation writes into the cache that it is given
-                own = past if i == sharing[-1] else copy.deepcopy(past)
-                with ways[i][0]("generated") as edited, inference(edited):
-                    found[i].update(zip(batch.indices, run(edited, batch, own), strict=True))
-                advance(1)
-        for i in sorted(set(range(len(ways))) - set(sharing)):
-            with ways[i][0]("generated") as edited, inference(edited):
-                for batch in batches:
-                    found[i].update(zip(batch.indices, run(edited, batch, None), strict=True))
-                    advance(1)
-    return [tuple(texts[place] for texts in found) for place in sorted(found[0])]
-
-
-def _has_own_positions(model: Any) -> bool:
-    """Return whether generation's positions come from more than the mask, such as the last call's images."""
-    from transformers import GenerationMixin
-
-    name = "_prepare_position_ids_for_generation"
-    return getattr(type(base_of(model)), name, None) is not getattr(GenerationMixin, name, None)
-
-
-def _continued(
-    edited: Any, tokenizer: Any, batch: Batch, past: Any, *, max_new_tokens: int, paragraphs: bool
-) -> list[str]:
-    length = batch.input_ids.shape[1]
-    # a cache that is given stands in for the kind that the model's generation defaults ask for
-    cache = {} if past is None else {cache_name(edited): past, "cache_implementation": None}
-    out = edited.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        # greedy whatever the model's generation defaults; a repetition penalty would also act on padding
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        return_dict_in_generate=False,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=pad_id(tokenizer),
-        stopping_criteria=[AnswerEnd(tokenizer, length, paragraphs=paragraphs)],
-        logits_processor=[_numbers],
-        **cache,
-    )
-    return tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-
-
-def _numbers(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-    """Refuse logits of which the likeliest token would be whatever stands first."""
-    require_numbers(scores, "logits of the next token")
-    return scores
+    texts = spread([encode(tokenizer, prompt) for prompt in prompts], part)
+    return [list(of_edit) for of_edit in zip(*texts, strict=True)]
 
 
 def cut(text: str, *, paragraphs: bool = False) -> str:
@@ -217,16 +105,3 @@ class AnswerEnd:
     def _done(self, text: str) -> bool:
         started = text.lstrip()
         return NEXT_QUESTION.search(started) is not None or ("\n\n" in started and not self.paragraphs)
-
-
-def _require_room(model: Any, ids: Sequence[Sequence[int]], prompts: Sequence[str], new: int) -> None:
-    if new < 1:
-        raise BadValue(f"max_new_tokens must be at least 1, got {new}")
-    require_known(model, max(map(max, filter(None, ids)), default=0))
-    context = context_length(model)
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if context is not None and len(ids[longest]) + new > context:
-        raise BadValue(
-            f"a prompt of {len(ids[longest])} tokens and {new} new ones do not fit the model's context of {context}: "
-            f"{prompts[longest][:60]!r}...; shorten the prompt or ask for fewer tokens"
-        )

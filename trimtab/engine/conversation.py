@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import AnswerEnd, cut
+from trimtab.engine.generate import Decoding, continuations
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models.anatomy import input_device
-from trimtab.models.calling import inference
-from trimtab.models.tokens import context_length, encode, length_batches, pad_id, require_left_padding
-from trimtab.progress import tracked
+from trimtab.models.tokens import encode
 from trimtab.protocols import Edit
 
 
@@ -76,26 +74,20 @@ def answers(
     Args:
         template: as in `prompt_ids`. In plain form an answer ends at the next question or blank line.
         settings: options of `generate`, such as `do_sample` and `temperature`; greedy, 50 new tokens if not given.
+            Of the checkpoint's own generation defaults those of sampling hold, where sampling is asked for.
 
     Raises:
         BadDataset: there are no questions, or one is empty.
-        BadValue: prompt and answer do not fit the model's context; settings that `generate` refuses.
-        Incompatible: the model is in PEFT's prompt learning, which does not bear left padding.
+        BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
-    edit = NoEdit() if edit is None else edit
     if not questions or not all(q.strip() for q in questions):
         raise BadDataset("no question to answer" if not questions else "one of the questions is empty")
-    require_left_padding(model)
     template = has_template(tokenizer) if template is None else template
     ids = [prompt_ids(tokenizer, q, template=template) for q in questions]
-    device, texts = input_device(model), [""] * len(ids)
-    batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=device, side="left"))
-    with edit.applied(model) as edited, inference(edited):
-        for batch in tracked(batches, "answering"):
-            new = _continued(edited, tokenizer, batch.input_ids, batch.attention_mask, template, settings)
-            for place, text in zip(batch.indices, new, strict=True):
-                texts[place] = text
-    return texts
+    (texts,) = continuations(
+        model, tokenizer, ids, [edit], _decoding(tokenizer, template, settings), batch_size=batch_size
+    )
+    return [_answer_in(text, template) for text in texts]
 
 
 def reply(
@@ -117,47 +109,18 @@ def reply(
         streamer: what `generate` takes under that name.
 
     Raises:
-        BadValue: prompt and answer do not fit the model's context; settings that `generate` refuses.
+        BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
-    import torch
-
-    edit = NoEdit() if edit is None else edit
-    tokens = torch.tensor([list(ids)], device=input_device(model))
-    with edit.applied(model) as edited, inference(edited):
-        return _continued(edited, tokenizer, tokens, torch.ones_like(tokens), template, settings, streamer)[0]
+    decoding = replace(_decoding(tokenizer, template, settings), streamer=streamer)
+    ((text,),) = continuations(model, tokenizer, [ids], [edit], decoding)
+    return _answer_in(text, template)
 
 
-def _continued(
-    model: Any,
-    tokenizer: Any,
-    input_ids: Any,
-    attention_mask: Any,
-    template: bool,
-    settings: Mapping[str, Any] | None,
-    streamer: Any = None,
-) -> list[str]:
-    length = input_ids.shape[1]
-    options = {"max_new_tokens": 50, "do_sample": False, **(settings or {})}
-    context, new = context_length(model), options["max_new_tokens"]
-    if context is not None and length + new > context:
-        raise BadValue(
-            f"{length} tokens of prompt and {new} new ones do not fit the model's context of {context}; shorten the "
-            "prompt (in a chat: /new) or ask for fewer new tokens"
-        )
-    if not options["do_sample"]:
-        options = {"temperature": None, "top_p": None, "top_k": None, **options}
-    ends = [] if template else [AnswerEnd(tokenizer, length)]
-    try:
-        out = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=True,
-            pad_token_id=pad_id(tokenizer),
-            stopping_criteria=ends,
-            streamer=streamer,
-            **options,
-        )
-    except ValueError as cause:  # what transformers raises over its options
-        raise BadValue(f"these generation options were refused: {str(cause).splitlines()[0]}") from cause
-    texts = tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-    return [text.strip() if template else cut(text) for text in texts]
+def _decoding(tokenizer: Any, template: bool, settings: Mapping[str, Any] | None) -> Decoding:
+    options = dict(settings or {})
+    new = options.pop("max_new_tokens", Decoding.max_new_tokens)
+    return Decoding(new, options, ends=None if template else lambda length: AnswerEnd(tokenizer, length))
+
+
+def _answer_in(text: str, template: bool) -> str:
+    return text.strip() if template else cut(text)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from trimtab.engine.passes import Computed
-from trimtab.engine.past import TreeForward, as_cache, sent
+from trimtab.engine.forwards import tried
 from trimtab.engine.sharing import chosen_mode, worthwhile
 from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
+from trimtab.engine.tree_forward import TreeForward, as_cache
 from trimtab.models.calling import cache_name, inference, takes_positions
 from trimtab.models.tokens import Batch
 from trimtab.protocols import TokenMask
@@ -27,7 +28,7 @@ def prompt_cache(model: Any, batch: Batch, ids: Sequence[Sequence[int]], pad: in
     if not all(rows):
         return None
     with inference(model):
-        shared = _begun_once(model, rows, pad)
+        shared = _from_common_beginning(model, rows, pad)
         if shared is not None or not several:
             return shared
         mask = batch.attention_mask[:, :-1]
@@ -36,21 +37,21 @@ def prompt_cache(model: Any, batch: Batch, ids: Sequence[Sequence[int]], pad: in
         return out[cache_name(model)]
 
 
-def _begun_once(model: Any, ids: Sequence[list[int]], pad: int) -> Any:
+def _from_common_beginning(model: Any, ids: Sequence[list[int]], pad: int) -> Any:
     """Return the cache of prompts whose common beginning is computed once; None where that is not worth its while."""
     n_shared, n_all = n_common(min(ids), max(ids)), sum(map(len, ids))
     if not worthwhile(model, n_all, n_all - n_shared * (len(ids) - 1)):
         return None
-    tree = TokenTree.grown([TreeRow(row, len(row), len(row)) for row in ids])
-    mode = chosen_mode(model, tree, 1, pad, TokenMask(), Computed())
+    tree = TokenTree.of([TreeRow(row, len(row), len(row)) for row in ids], pad)
+    mode, _ = chosen_mode(model, tree, 1, partial(tried, model, pad, TokenMask()))
     if mode == "plain":
         return None
-    forward = TreeForward(model, tree, mode, pad)
+    forward = TreeForward(model, tree, mode)
 
-    def grown(rows: Sequence[np.ndarray], past: Any) -> Any:
-        return forward(model, sent(forward.placed(rows), forward.device), past, keep=1, remember=True)[1]
+    def longer(rows: Sequence[np.ndarray], past: Any) -> Any:
+        return forward(model, forward.padded(rows), past, keep=1, remember=True)[1]
 
-    past = grown([tree.paths[0][:n_shared]], None)
+    past = longer([tree.paths[0][:n_shared]], None)
     rest = [path[n_shared:] for path in tree.paths]
-    past = grown(rest, past) if any(map(len, rest)) else past.expanded(len(ids))
+    past = longer(rest, past) if any(map(len, rest)) else past.expanded(len(ids))
     return as_cache(past.gathered(torch.arange(len(ids), device=forward.device)))

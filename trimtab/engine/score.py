@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.engine.forwards import run_rows
-from trimtab.engine.passes import Step, kept_logits, kept_places
-from trimtab.engine.past import sent
-from trimtab.engine.token_tree import TreeRow
+from trimtab.engine.batching import Budget
+from trimtab.engine.forwards import Step, run_tree
+from trimtab.engine.token_tree import TokenTree, TreeRow
+from trimtab.engine.tree_forward import to_device
 from trimtab.errors import BadValue
 from trimtab.models.calling import logits_limit
 from trimtab.models.processes import spread
@@ -70,11 +70,10 @@ def score_answers(
 
     Args:
         batch_size: at most so many answers in one forward; as many as the token budget holds if not given.
-        token_budget: how many tokens one forward may hold (see `run_rows`).
+        token_budget: how many tokens one forward may hold (see `run_tree`).
     """
-    parts = spread(
-        answers, lambda part: [_score(model, tokenizer, part, edits, batch_size=batch_size, token_budget=token_budget)]
-    )
+    budget = Budget(token_budget, batch_size)
+    parts = spread(answers, lambda part: [_score(model, tokenizer, part, edits, budget)])
     return Scores(
         tuple(tuple(x for part in parts for x in part.logprobs[i]) for i in range(len(edits))),
         sum(part.tokens_computed for part in parts),
@@ -87,9 +86,7 @@ def _score(
     tokenizer: Any,
     answers: Sequence[AnswerTokens],
     edits: Sequence[Edit],
-    *,
-    batch_size: int | None,
-    token_budget: int | None,
+    budget: Budget,
 ) -> Scores:
     # the last token predicts nothing that counts, and neither does what a tokenizer puts after it
     rows = [TreeRow(a.ids[: a.end - 1], a.start - 1, a.start - 1) for a in answers]
@@ -97,20 +94,12 @@ def _score(
 
     def read(index: int, step: Step, forward: Callable[[], Any]) -> None:
         targets = [t for row in step.rows for t in answers[row].ids[answers[row].start : answers[row].end]]
-        chosen = token_logprobs(kept_logits(forward().logits, step), kept_places(step), torch.tensor(targets))
+        chosen = token_logprobs(step.kept(forward().logits), step.kept_places, torch.tensor(targets))
         # fetched when all is done: a GPU then never waits for what the CPU does between two forwards
         found.append((index, step, chosen))
 
-    took = run_rows(
-        model,
-        rows,
-        read,
-        pad=pad_id(tokenizer),
-        edits=edits,
-        token_budget=token_budget,
-        max_rows=batch_size,
-        task="scoring answers",
-    )
+    tree = TokenTree.of(rows, pad_id(tokenizer))
+    took = run_tree(model, tree, read, edits=edits, budget=budget, task="scoring answers")
     sums = [[0.0] * len(answers) for _ in edits]
     for index, step, chosen in found:
         fetched = chosen.cpu()
@@ -128,7 +117,7 @@ def token_logprobs(
     A place may predict several targets: answers that begin alike. Places and targets may stand on the CPU.
     """
     unique, back = places.unique(return_inverse=True)
-    unique, back, places, targets = (sent(x, logits.device) for x in (unique, back, places, targets))
+    unique, back, places, targets = (to_device(x, logits.device) for x in (unique, back, places, targets))
     # in slices, since a float32 copy of all logits of a large vocabulary would be the largest tensor of all
     slices = [_exact(logits[some]).logsumexp(-1) for some in unique.split(1024)]
     return _exact(logits[places, targets]) - torch.cat(slices)[back]

@@ -27,6 +27,8 @@ class TokenTree:
     Node j is an ancestor of node i, or i itself, exactly if `j <= i < end[j]`: this is the attention mask.
     """
 
+    rows: tuple[TreeRow, ...]
+    pad: int
     tokens: Int[np.ndarray, " node"]
     depth: Int[np.ndarray, " node"]
     """A node's position in its row, from 0."""
@@ -42,8 +44,8 @@ class TokenTree:
     """How many of the first nodes every row's prompt starts with."""
 
     @classmethod
-    def grown(cls, rows: Sequence[TreeRow]) -> TokenTree:
-        """Return the tree of the rows."""
+    def of(cls, rows: Sequence[TreeRow], pad: int = 0) -> TokenTree:
+        """Return the tree of the rows; `pad` is the token that stands where a batch has no other."""
         prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
         parts = []
         for row in rows:
@@ -62,6 +64,8 @@ class TokenTree:
         nodes.leave(0)
         first, last = (parts[order[i]][0] for i in (0, -1)) if order else ((), ())
         return cls(
+            rows=tuple(rows),
+            pad=pad,
             tokens=nodes.tokens[: nodes.n],
             depth=nodes.depth[: nodes.n],
             end=nodes.end[: nodes.n],
@@ -71,10 +75,9 @@ class TokenTree:
             n_root=n_common(first, last),
         )
 
-    @property
-    def sharing(self) -> float:
-        """How many times as many tokens the rows have as the tree."""
-        return sum(map(len, self.paths)) / max(1, len(self.tokens))
+    def wanted(self, row: int) -> Int[np.ndarray, " wanted"]:
+        """Return the nodes of a row whose outputs are read."""
+        return self.paths[row][self.rows[row].wanted :]
 
 
 class _Nodes:

@@ -1,11 +1,13 @@
 """Measuring an edited model; every kind of edit goes through the same door."""
 
 from trimtab.engine.conversation import Turn, answers, prompt_ids, reply
+from trimtab.evaluate.defaults import answer_meters, default_meters, pair_meters
 from trimtab.evaluate.drift import Drift, drift, drifts
 from trimtab.evaluate.generation import GeneratedAnswers, generate_answers, generate_answers_many
-from trimtab.evaluate.judges import Judge, Verdict, exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, multiple_choice_many
 from trimtab.evaluate.pairs import PairScores, Scorer, TextScores, contrast, score_texts
+from trimtab.protocols import Judge, Verdict
 
 __all__ = [
     "Drift",
@@ -17,8 +19,10 @@ __all__ = [
     "TextScores",
     "Turn",
     "Verdict",
+    "answer_meters",
     "answers",
     "contrast",
+    "default_meters",
     "drift",
     "drifts",
     "exact_judge",
@@ -26,6 +30,7 @@ __all__ = [
     "generate_answers_many",
     "multiple_choice",
     "multiple_choice_many",
+    "pair_meters",
     "prompt_ids",
     "reply",
     "score_texts",

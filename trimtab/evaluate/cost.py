@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 
+from trimtab.engine import generate
+from trimtab.engine.generate import Decoding
 from trimtab.models.anatomy import input_device
 from trimtab.models.calling import inference
-from trimtab.protocols import Edit
+from trimtab.models.tokens import encode, length_batches
+from trimtab.protocols import Edit, Measured, Meter
 
 
 @dataclass
@@ -56,23 +59,60 @@ def _resident_peak() -> int | None:
     return None
 
 
-def stored_bytes(edit: Edit) -> int:
-    """Return the size of the folder that the edit's `save` writes, or what its cost says if it cannot be saved."""
-    return edit.stored_bytes
+@dataclass(frozen=True)
+class CostMeter(Meter):
+    """One number of what an edit costs; there are no rows, and nothing is tested."""
+
+    name: str
+    heading: str
+    unit: str
+    of: Callable[[Any, Any, Any, Edit], float | int | None] = field(default=lambda *_: None, repr=False)
+    """(model, tokenizer, items, edit) -> the number; None where it was not told."""
+    better: ClassVar[Literal["down"]] = "down"
+    tested: ClassVar[bool] = False
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return every edit's cost."""
+        return [Measured(value=self.of(model, tokenizer, items, edit)) for edit in edits]
 
 
-def costs(edit: Edit, peak: Peak | None = None) -> dict[str, Any]:
+def making(peak: Peak | None = None) -> tuple[CostMeter, ...]:
+    """Return what making an edit costs; `peak` is of whoever watched the making."""
+    return (
+        CostMeter(
+            "trainable_parameters", "fitted or stored numbers", "numbers", lambda *a: a[-1].cost.trainable_parameters
+        ),
+        CostMeter("bytes_on_disk", "on disk", "bytes", lambda *a: a[-1].stored_bytes),
+        CostMeter("seconds", "seconds to make", "s", lambda *a: a[-1].cost.seconds),
+        CostMeter("peak_bytes", "peak memory", "bytes", lambda *_: peak and peak.bytes),
+    )
+
+
+SPEED = CostMeter(
+    "ms_per_token",
+    "ms per token",
+    "ms",
+    # the first few items do, one at a time
+    lambda model, tokenizer, items, edit: milliseconds_per_token(
+        model, tokenizer, [item.asked for item in items[:3]], edit
+    ),
+)
+"""Time of greedy decoding per new token."""
+
+
+def costs(edit: Edit, peak: Peak) -> dict[str, Any]:
     """Return what making an edit took, with its training losses if it was trained, as plain values."""
-    peak = peak or Peak()
-    cost = {**asdict(edit.cost), "bytes_on_disk": stored_bytes(edit), "peak_bytes": peak.bytes, "peak_kind": peak.kind}
-    losses = _losses(edit)
-    return {**cost, **({"losses": losses} if losses else {})}
-
-
-def _losses(edit: Any) -> list[float]:
-    """Return the training losses of an edit, or of the first part of it that was trained."""
-    parts = [edit, getattr(edit, "edit", None), *getattr(edit, "edits", ())]
-    return next((list(p.record["losses"]) for p in parts if "losses" in getattr(p, "record", ())), [])
+    found = {meter.name: meter.of(None, None, (), edit) for meter in making(peak)}
+    return {**found, "peak_kind": peak.kind, **({"losses": list(edit.losses)} if edit.losses else {})}
 
 
 def milliseconds_per_token(
@@ -82,21 +122,13 @@ def milliseconds_per_token(
 
     The prompt's own time is in it, as longer prompts are what prompting costs.
     """
-    device, seconds = input_device(model), []
+    decoding, seconds = Decoding(new_tokens, {"min_new_tokens": new_tokens}), []
     with edit.applied(model) as edited, inference(edited):
         # the first question warms up and is not counted
         for question in [questions[0], *questions]:
-            ids = tokenizer(edit.prompt(question) or f"Q: {question}\nA:", return_tensors="pt").to(device)
+            ids = encode(tokenizer, edit.prompt(question) or f"Q: {question}\nA:")
+            (batch,) = length_batches([ids], batch_size=1, pad=0, device=input_device(model))
             started = time.perf_counter()
-            out = edited.generate(
-                input_ids=ids["input_ids"],
-                attention_mask=ids["attention_mask"],
-                min_new_tokens=new_tokens,
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
-            )
-            out.cpu()  # waits for the device
+            generate.new_tokens(edited, tokenizer, batch, decoding).cpu()  # waits for the device
             seconds.append(time.perf_counter() - started)
     return 1000 * sorted(seconds[1:])[len(questions) // 2] / new_tokens

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.datasets.prose import neutral_texts
+from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import last_logits, require_numbers
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import Figure
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.anatomy import input_device
 from trimtab.models.calling import inference
 from trimtab.models.processes import spread
 from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id
+from trimtab.plain_values import hash_of
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, EnterAt
+from trimtab.protocols import ALL_LAYERS, Edit, EnterAt, Measured, Meter
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,79 @@ class Drift:
             "kl": self.kl.as_dict(),
             "per_text": [list(p) for p in self.per_text],
         }
+
+
+@dataclass(frozen=True)
+class NeutralTexts(Meter):
+    """Measures drift: a row for every neutral text with its CE and KL; nothing of an edit that only prompts."""
+
+    texts: Sequence[str] | None = None
+    """To measure on; trimtab's own neutral prose if not given."""
+    choosing_texts: Sequence[str] | None = None
+    """To choose settings on; another part of trimtab's own if not given."""
+    max_tokens: int = 128
+    batch_size: int = 32
+    name: ClassVar[str] = "drift"
+    columns: ClassVar[Sequence[str]] = ("ce", "kl")
+
+    @property
+    def choosing(self) -> Meter:
+        """The same on the texts for choosing."""
+        return replace(self, texts=tuple(self.choosing_texts or validation_texts()))
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured | None]:
+        """Return every text's CE and KL under every edit that changes the model."""
+        moving = [edit for edit in edits if not edit.changes_prompt_only]
+        options = {"texts": self.texts, "max_tokens": self.max_tokens, "batch_size": self.batch_size}
+        found = iter(drifts(model, tokenizer, moving, **options) if moving else ())
+        return [
+            None
+            if edit.changes_prompt_only
+            else Measured({str(i): {"ce": ce, "kl": kl} for i, (ce, kl) in enumerate(next(found).per_text)})
+            for edit in edits
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Return hashes of the texts."""
+        texts = {"texts": self.texts, "choosing_texts": self.choosing_texts}
+        hashes = {
+            kind: "trimtab's own" if given is None else hash_of(list(given))[:16] for kind, given in texts.items()
+        }
+        return {"meter": type(self).__name__, **hashes, "max_tokens": self.max_tokens}
+
+
+def drift_meters(source: NeutralTexts | None = None) -> tuple[Figure, ...]:
+    """Return CE and KL(unedited || edited) on neutral texts. Whatever acts drifts, so that nothing is tested."""
+    source = source or NeutralTexts()
+    return (
+        Figure(source, "ce", "CE", ("ce",), unit="nats", better="neither"),
+        Figure(source, "kl", "KL", ("kl",), unit="nats", better="down", tested=False),
+    )
+
+
+def divided(texts: Sequence[str] | None) -> NeutralTexts:
+    """Return the measuring of drift on given texts: the first fifth for choosing settings, the rest for measuring.
+
+    Raises:
+        BadDataset: fewer than two texts.
+    """
+    if texts is None:
+        return NeutralTexts()
+    if len(texts) < 2:
+        raise BadDataset(
+            f"{len(texts)} neutral texts given; give two or more: one to choose on, the rest to measure on"
+        )
+    cut = max(1, len(texts) // 5)
+    return NeutralTexts(tuple(texts[cut:]), tuple(texts[:cut]))
 
 
 def drift(
@@ -112,7 +187,8 @@ def _per_text(
     """Return for each text (CE, KL) under every edit."""
     pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
-    ways = [None if isinstance(edit, NoEdit) else (edit.prepared(model), edit.unchanged_layers) for edit in edits]
+    # what changes no layer computes what the unedited model does
+    ways = [None if e.unchanged_layers == ALL_LAYERS else (e.prepared(model), e.unchanged_layers) for e in edits]
     unedited = NoEdit().prepared(model)
     shared = SharedLayers(model, [way[1] for way in ways if way])
     for batch in tracked(batches, "measuring drift"):

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
-from trimtab.engine.completion import complete, completions
+from trimtab.engine.completion import completions
 from trimtab.errors import BadDataset, BadValue, TrimtabError
+from trimtab.evaluate.figures import Figure
 from trimtab.evaluate.judges.exact import exact_judge
-from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_record
+from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers
 from trimtab.evaluate.primer import iti_context
-from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
+from trimtab.intervals import Estimate, bootstrap
 from trimtab.progress import tracked
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Measured, Meter, as_judge
 
 AnswerForm: TypeAlias = Literal["plain", "iti"]
+FORMS = ("plain", "iti")
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,127 @@ class GeneratedAnswers:
         }
 
 
+@dataclass(frozen=True)
+class JudgedAnswers(Meter):
+    """Generates answers and has them judged: a row for every question with its answer and verdict."""
+
+    judge: Any = exact_judge
+    """A `Judge`, or a function `(question, answer) -> Verdict`."""
+    convention: AnswerForm | None = None
+    """`"plain"` or `"iti"`; as the table asks if not given."""
+    max_new_tokens: int = 50
+    batch_size: int = 32
+    keep: str | Path | None = field(default=None, compare=False)
+    """A folder in which the answers are written before they are judged, and each verdict once it is given, so that a
+    judge's failure or an interruption loses nothing: the same call takes them up again. Answers of other models, edits
+    or questions may stand there too."""
+    name: ClassVar[str] = "generated"
+    columns: ClassVar[Sequence[str]] = ("true", "informative", "matched")
+    shown: ClassVar[Sequence[str]] = ("answer",)
+
+    def __post_init__(self) -> None:
+        if self.convention not in (*FORMS, None):
+            raise BadValue(f"unknown convention {self.convention!r}; choose {' or '.join(FORMS)}")
+        object.__setattr__(self, "judge", as_judge(self.judge))
+
+    def kept_in(self, folder: str | Path) -> Meter:
+        """Return the meter that keeps its answers in a folder until they are judged, if its judge can fail on them."""
+        return self if self.judge.cannot_fail else replace(self, keep=folder)
+
+    def try_out(self, items: Any) -> None:
+        """Ask for one verdict; raises `BadValue` if the judge cannot be asked, or gives none."""
+        checked_verdict(self.judge(items[0], items[0].best_answer), self.judge)
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return every question's answer and verdict under every edit."""
+        form = self.convention or ("iti" if asking == "iti" else "plain")
+        found = replace(self, convention=form).answers(model, tokenizer, items, edits)
+        return [
+            Measured(
+                {q.key: asdict(row) for q, row in zip(items, said.rows, strict=True)}, record={"judge": said.judge}
+            )
+            for said in found
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the judge with what it says of itself, and the form of the answers."""
+        form = {"convention": self.convention, "max_new_tokens": self.max_new_tokens}
+        record = judge_record(self.judge)
+        about = judge_line(record).removeprefix("judge: ")
+        return {"meter": type(self).__name__, "judge": about, "judge_record": record, **form}
+
+    def answers(
+        self, model: Any, tokenizer: Any, questions: Sequence[Question], edits: Sequence[Edit]
+    ) -> tuple[GeneratedAnswers, ...]:
+        """Return the judged answers of every edit; see `generate_answers_many`."""
+        asked = [_prompts(questions, edit, self.convention or "plain") for edit in edits]
+        form = {"paragraphs": self.convention == "iti", "max_new_tokens": self.max_new_tokens}
+        kept = [
+            None if self.keep is None else KeptAnswers(self.keep, model, edit, prompts, **form)
+            for edit, prompts in zip(edits, asked, strict=True)
+        ]
+        answers: dict[int, list[str]] = {}
+        for prompts in {tuple(prompts): prompts for prompts in asked}.values():
+            missing = [i for i, own in enumerate(asked) if own == prompts and not ((k := kept[i]) and k.there)]
+            if missing:
+                group = [edits[i] for i in missing]
+                said = completions(model, tokenizer, prompts, group, **form, batch_size=self.batch_size)
+                answers |= dict(zip(missing, said, strict=True))
+        # all that was generated is written before anything is judged
+        for i, held in enumerate(kept):
+            if held is not None:
+                answers[i] = held.answers(lambda i=i: answers[i])
+        return tuple(self._judged(questions, asked[i], answers[i], kept[i]) for i in range(len(edits)))
+
+    def _judged(
+        self, questions: Sequence[Question], prompts: Sequence[str], answers: Sequence[str], kept: KeptAnswers | None
+    ) -> GeneratedAnswers:
+        given = {} if kept is None else kept.verdicts(self.judge)
+        missing = [i for i in range(len(answers)) if i not in given]
+        for i in tracked(missing, "judging answers"):
+            try:
+                given[i] = checked_verdict(self.judge(questions[i], answers[i]), self.judge)
+            except TrimtabError as cause:
+                if kept is None:
+                    raise
+                raise type(cause)(
+                    f"{cause}; {len(answers)} answers and {len(given)} verdicts are kept in {kept.folder}: another try "
+                    "of the same goes on from there"
+                ) from cause
+            if kept is not None:
+                kept.add(self.judge, i, given[i])
+        rows = [
+            AnswerRow(question.question, prompt, answer, *given[i])
+            for i, (question, prompt, answer) in enumerate(zip(questions, prompts, answers, strict=True))
+        ]
+        return replace(summarised(rows), judge=judge_record(self.judge))
+
+
+def judged_meters(**options: Any) -> tuple[Figure, ...]:
+    """Return True*Info, True, Info and unmatched; `options` are the fields of `JudgedAnswers`.
+
+    Saying nothing raises True, saying anything raises Info: their product is what is tested.
+    """
+    source = JudgedAnswers(**options)
+    return (
+        Figure(source, "true_info", "True*Info", ("true", "informative"), sums_up="product"),
+        Figure(source, "true", "True", ("true",), tested=False),
+        Figure(source, "info", "Info", ("informative",), tested=False),
+        Figure(source, "unmatched", "unmatched", ("matched",), better="neither", sums_up="rest"),
+    )
+
+
 def generate_answers(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    edit: Edit | None = None,
-    *,
-    judge: Judge = exact_judge,
-    convention: AnswerForm = "plain",
-    max_new_tokens: int = 50,
-    batch_size: int = 32,
-    keep: str | Path | None = None,
+    model: Any, tokenizer: Any, questions: Sequence[Question], edit: Edit | None = None, **options: Any
 ) -> GeneratedAnswers:
     """Return the edited model's greedy answers with the judge's verdicts.
 
@@ -82,9 +194,7 @@ def generate_answers(
     is what stands after `A:` and before the next `Q:`.
 
     Args:
-        keep: a folder in which the answers are written before they are judged, and each verdict once it is given, so
-            that a judge's failure or an interruption loses nothing: the same call takes them up again. Answers of
-            other models, edits or questions may stand there too.
+        options: `judge`, `convention`, `max_new_tokens`, `batch_size` and `keep`, the fields of `JudgedAnswers`.
 
     Raises:
         BadDataset: there are no questions.
@@ -92,29 +202,11 @@ def generate_answers(
             else than a verdict.
         Incompatible: what is to be kept cannot be written.
     """
-    edit = NoEdit() if edit is None else edit
-    prompts = _prompts(questions, edit, convention)
-    form = {"paragraphs": convention == "iti", "max_new_tokens": max_new_tokens}
-    kept = None if keep is None else KeptAnswers(keep, model, edit, prompts, **form)
-
-    def generated() -> list[str]:
-        return complete(model, tokenizer, prompts, edit, **form, batch_size=batch_size)
-
-    answers = generated() if kept is None else kept.answers(generated)
-    return _answered(questions, prompts, answers, judge, kept)
+    return generate_answers_many(model, tokenizer, questions, [NoEdit() if edit is None else edit], **options)[0]
 
 
 def generate_answers_many(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    edits: Sequence[Edit],
-    *,
-    judge: Judge = exact_judge,
-    convention: AnswerForm = "plain",
-    max_new_tokens: int = 50,
-    batch_size: int = 32,
-    keep: str | Path | None = None,
+    model: Any, tokenizer: Any, questions: Sequence[Question], edits: Sequence[Edit], **options: Any
 ) -> tuple[GeneratedAnswers, ...]:
     """Return `generate_answers` of every edit; prompts that several edits ask and leave unedited run once for all.
 
@@ -122,91 +214,26 @@ def generate_answers_many(
         BadDataset: there are no questions.
         BadValue, Incompatible: as for `generate_answers`.
     """
-    asked = [_prompts(questions, edit, convention) for edit in edits]
-    form = {"paragraphs": convention == "iti", "max_new_tokens": max_new_tokens}
-    kept = [
-        None if keep is None else KeptAnswers(keep, model, edit, prompts, **form)
-        for edit, prompts in zip(edits, asked, strict=True)
-    ]
-    answers: dict[int, list[str]] = {}
-    for prompts in {tuple(prompts): prompts for prompts in asked}.values():
-        missing = [i for i, own in enumerate(asked) if own == prompts and not ((k := kept[i]) and k.there)]
-        if missing:
-            said = completions(model, tokenizer, prompts, [edits[i] for i in missing], **form, batch_size=batch_size)
-            answers |= dict(zip(missing, said, strict=True))
-    # all that was generated is written before anything is judged
-    for i, held in enumerate(kept):
-        if held is not None:
-            answers[i] = held.answers(lambda i=i: answers[i])
-    return tuple(_answered(questions, asked[i], answers[i], judge, kept[i]) for i in range(len(edits)))
+    return JudgedAnswers(**options).answers(model, tokenizer, questions, edits)
 
 
 def _prompts(questions: Sequence[Question], edit: Edit, convention: str) -> list[str]:
     if not questions:
         raise BadDataset("no questions to ask")
-    if convention not in ("plain", "iti"):
-        raise BadValue(f"unknown convention {convention!r}; choose plain or iti")
     ask = iti_context if convention == "iti" else (lambda question: f"Q: {question}\nA:")
     return [edit.prompt(q.question) or ask(q.question) for q in questions]
 
 
-def _answered(
-    questions: Sequence[Question],
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    judge: Judge,
-    kept: KeptAnswers | None,
-) -> GeneratedAnswers:
-    verdicts = _judged(questions, answers, judge, kept)
-    rows = [
-        AnswerRow(question.question, prompt, answer, *verdict)
-        for question, prompt, answer, verdict in zip(questions, prompts, answers, verdicts, strict=True)
-    ]
-    return replace(summarised(rows), judge=judge_record(judge))
-
-
-def _judged(
-    questions: Sequence[Question], answers: Sequence[str], judge: Judge, kept: KeptAnswers | None
-) -> list[Verdict]:
-    given = {} if kept is None else kept.verdicts(judge)
-    missing = [i for i in range(len(answers)) if i not in given]
-    for i in tracked(missing, "judging answers"):
-        try:
-            given[i] = checked_verdict(judge(questions[i], answers[i]), judge)
-        except TrimtabError as cause:
-            if kept is None:
-                raise
-            raise type(cause)(
-                f"{cause}; {len(answers)} answers and {len(given)} verdicts are kept in {kept.folder}: another try of "
-                "the same goes on from there"
-            ) from cause
-        if kept is not None:
-            kept.add(judge, i, given[i])
-    return [given[i] for i in range(len(answers))]
-
-
 def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
     """Return the scores of judged answers."""
-    both = np.array([[r.true, r.informative] for r in rows])
+    figures = {
+        meter.name: bootstrap(np.array([[float(getattr(r, c)) for c in meter.columns] for r in rows]), meter.summary)
+        for meter in judged_meters()
+    }
     return GeneratedAnswers(
-        true=bootstrap_mean(both[:, 0]),
-        informative=bootstrap_mean(both[:, 1]),
-        true_info=bootstrap(both, lambda means: means[..., 0] * means[..., 1]),
-        unmatched=bootstrap_mean([float(not r.matched) for r in rows]),
+        true=figures["true"],
+        informative=figures["info"],
+        true_info=figures["true_info"],
+        unmatched=figures["unmatched"],
         rows=tuple(rows),
     )
-
-
-def checked_verdict(verdict: Any, judge: Judge) -> Verdict:
-    """Return what a judge said as a `Verdict`; raises `BadValue` naming the judge if it is none."""
-    name = judge_record(judge)["name"]
-    try:
-        if isinstance(verdict, str):
-            raise TypeError("a text is not a pair of numbers")
-        true, informative = float(verdict[0]), float(verdict[1])
-        matched = bool(verdict[2]) if len(verdict) > 2 else True
-    except (TypeError, ValueError, LookupError, RuntimeError) as cause:
-        raise BadValue(f"judge {name} returned {verdict!r:.80}; expected Verdict(true, informative)") from cause
-    if not (0 <= true <= 1 and 0 <= informative <= 1):
-        raise BadValue(f"judge {name} returned {verdict!r:.80}; true and informative must lie between 0 and 1")
-    return Verdict(true, informative, matched)

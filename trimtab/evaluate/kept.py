@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_record
+from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.fields import fault
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Judge, Verdict
 from trimtab.storage import RECORD, load_result, save_result, write_errors
 
 KIND = "answers"
@@ -94,7 +94,7 @@ class KeptAnswers:
 
 
 def _name(judge: Judge) -> str | None:
-    return json.dumps(judge_record(judge), sort_keys=True, default=str) if hasattr(judge, "record") else None
+    return json.dumps(judge_record(judge), sort_keys=True, default=str) if judge.record else None
 
 
 def _row(line: str) -> Mapping[str, Any] | None:

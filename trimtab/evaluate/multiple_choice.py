@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import Figure
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Measured, Meter
 
 Convention = Literal["plain", "lm-eval", "iti"]
 
@@ -143,6 +144,48 @@ def multiple_choice_many(
         found |= zip(alike, scores.logprobs, strict=True)
         n_tokens += scores.tokens_computed
     return tuple(_summary(questions, asked[i], found[i], convention, n_tokens) for i in range(len(edits)))
+
+
+@dataclass(frozen=True)
+class AnswerChoices(Meter):
+    """Measures multiple choice: a row for every question with its scored answers."""
+
+    convention: Convention | None = None
+    """How it asks; as the table does if not given."""
+    batch_size: int | None = None
+    name: ClassVar[str] = "multiple_choice"
+    columns: ClassVar[Sequence[str]] = ("mc1", "mc2", "mc3")
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return every question's row under every edit."""
+        convention: Any = self.convention or asking
+        found = multiple_choice_many(model, tokenizer, items, edits, convention=convention, batch_size=self.batch_size)
+        return [
+            Measured(
+                {q.key: row for q, row in zip(items, one.as_dict()["rows"], strict=True)},
+                record={"convention": convention},
+            )
+            for one in found
+        ]
+
+
+def choice_meters(convention: Convention | None = None, batch_size: int | None = None) -> tuple[Figure, ...]:
+    """Return MC1, MC2 and MC3. The latter move with MC1, so that it alone is tested."""
+    source = AnswerChoices(convention, batch_size)
+    return (
+        Figure(source, "mc1", "MC1", ("mc1",)),
+        Figure(source, "mc2", "MC2", ("mc2",), tested=False),
+        Figure(source, "mc3", "MC3", ("mc3",), tested=False),
+    )
 
 
 def _answer_tokens(

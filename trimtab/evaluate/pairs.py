@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from trimtab.datasets.questions import Question, QuestionSet
+from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import answer_logprobs
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, Measured, Meter
 
-Scorer: TypeAlias = Callable[[Question, str], float]
+Scorer: TypeAlias = Callable[[ContrastPair, str], float]
 """Says how much of the behaviour a generated text shows, from 0 to 1. Any callable of this kind will do."""
 
 
@@ -47,7 +48,7 @@ class PairScores:
 
 
 def contrast(
-    model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit | None = None, *, batch_size: int | None = None
+    model: Any, tokenizer: Any, pairs: PairSet, edit: Edit | None = None, *, batch_size: int | None = None
 ) -> PairScores:
     """Return how likely the edited model finds the positive sides of contrast pairs against the negative ones.
 
@@ -72,12 +73,48 @@ def contrast(
     values = iter(answer_logprobs(model, tokenizer, tokens, edit, batch_size=batch_size))
     rows = []
     for pair in pairs:
-        positive = float(np.mean([next(values) for _ in pair.correct]))
-        negative = float(np.mean([next(values) for _ in pair.incorrect]))
+        positive = float(np.mean([next(values) for _ in pair.positive]))
+        negative = float(np.mean([next(values) for _ in pair.negative]))
         probability = float(np.exp(positive - np.logaddexp(positive, negative)))
-        rows.append(PairRow(pair.question, positive, negative, probability))
+        rows.append(PairRow(pair.prompt, positive, negative, probability))
     preferred = [float(row.positive > row.negative) for row in rows]
     return PairScores(bootstrap_mean([r.probability for r in rows]), bootstrap_mean(preferred), tuple(rows))
+
+
+@dataclass(frozen=True)
+class PairContrast(Meter):
+    """Measures contrast pairs: a row for every pair with its probability, and whether the positive side is likelier."""
+
+    batch_size: int | None = None
+    name: ClassVar[str] = "pairs"
+    columns: ClassVar[Sequence[str]] = ("probability", "preferred")
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return every pair's row under every edit."""
+        found = []
+        for edit in edits:
+            rows = contrast(model, tokenizer, items, edit, batch_size=self.batch_size).rows
+            full = [{**row._asdict(), "preferred": float(row.positive > row.negative)} for row in rows]
+            found.append(Measured({pair.key: row for pair, row in zip(items, full, strict=True)}))
+        return found
+
+
+def contrast_meters(batch_size: int | None = None) -> tuple[Figure, ...]:
+    """Return the probability of the positive sides, and how often they are the likelier ones."""
+    source = PairContrast(batch_size)
+    return (
+        Figure(source, "pair_probability", "P(positive)", ("probability",)),
+        Figure(source, "preferred", "preferred", ("preferred",), tested=False),
+    )
 
 
 @dataclass(frozen=True)
@@ -101,10 +138,46 @@ class TextScores:
         return {"score": self.score.as_dict(), "rows": [asdict(row) for row in self.rows]}
 
 
+@dataclass(frozen=True)
+class TextScore(Meter):
+    """Mean score of what the edited model says after the pairs' prompts, by a function of pair and text."""
+
+    scorer: Scorer
+    max_new_tokens: int = 50
+    batch_size: int = 32
+    name: ClassVar[str] = "score"
+    shown: ClassVar[Sequence[str]] = ("text",)
+
+    def try_out(self, items: Any) -> None:
+        """Score one text; raises `BadValue` if the scorer gives no number from 0 to 1."""
+        checked_score(self.scorer, items[0], items[0].positive[0])
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",
+        seed: int = 0,
+    ) -> list[Measured]:
+        """Return every pair's text and score under every edit."""
+        options = {"scorer": self.scorer, "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        said = [score_texts(model, tokenizer, items, edit, **options).rows for edit in edits]
+        record = {"judge": judge_record(self.scorer)}
+        return [Measured({p.key: asdict(r) for p, r in zip(items, rows, strict=True)}, record=record) for rows in said]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the scorer with what it says of itself."""
+        record = judge_record(self.scorer)
+        return {"meter": type(self).__name__, "judge": record["name"], "judge_record": record}
+
+
 def score_texts(
     model: Any,
     tokenizer: Any,
-    pairs: Sequence[Question],
+    pairs: Sequence[ContrastPair],
     edit: Edit | None = None,
     *,
     scorer: Scorer,
@@ -121,22 +194,22 @@ def score_texts(
 
     edit = NoEdit() if edit is None else edit
     require_prompts(pairs)
-    prompts = [pair.question for pair in pairs]
+    prompts = [pair.prompt for pair in pairs]
     texts = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
     scores = [checked_score(scorer, pair, text) for pair, text in zip(pairs, texts, strict=True)]
-    rows = [TextRow(pair.question, text, score) for pair, text, score in zip(pairs, texts, scores, strict=True)]
+    rows = [TextRow(pair.prompt, text, score) for pair, text, score in zip(pairs, texts, scores, strict=True)]
     return TextScores(bootstrap_mean(scores), tuple(rows))
 
 
-def require_prompts(pairs: Sequence[Question]) -> None:
+def require_prompts(pairs: Sequence[ContrastPair]) -> None:
     """Raise `BadDataset` if there are no pairs, `BadValue` if one has no prompt to continue."""
     if not pairs:
         raise BadDataset("no contrast pairs to continue")
-    if not all(pair.question.strip() for pair in pairs):
+    if not all(pair.prompt.strip() for pair in pairs):
         raise BadValue("some contrast pairs have no prompt to continue; give every pair one, or score by probability")
 
 
-def checked_score(scorer: Scorer, pair: Question, text: str) -> float:
+def checked_score(scorer: Scorer, pair: ContrastPair, text: str) -> float:
     """Return what a scorer says of a text; raises `BadValue` naming it if that is no number from 0 to 1."""
     name = judge_record(scorer)["name"]
     given = scorer(pair, text)

@@ -1,70 +1,136 @@
-"""table: the same questions and meters for edits that were already made."""
+"""table: these meters over these edits, each measurement shared by the meters that sum it up. Nothing else measures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trimtab.datasets.questions import QuestionSet
-from trimtab.edits.prompts import Prompted
-from trimtab.edits.retrieval import Retrieved
+import numpy as np
+from jaxtyping import Float
+
+from trimtab.cells import figure, table_lines
 from trimtab.errors import BadValue
-from trimtab.evaluate.drift import drifts
-from trimtab.evaluate.generation import generate_answers_many
-from trimtab.evaluate.judges import Judge, exact_judge
-from trimtab.evaluate.multiple_choice import Convention, multiple_choice_many
-from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.protocols import Edit
+from trimtab.evaluate.defaults import default_meters
+from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
+from trimtab.protocols import Edit, Measured, Meter
 
-HEADINGS = {
-    "true_info": "True*Info",
-    "true": "True",
-    "info": "Info",
-    "unmatched": "unmatched",
-    "mc1": "MC1",
-    "mc2": "MC2",
-    "ce": "CE",
-    "kl": "KL",
-}
-METRICS = tuple(HEADINGS)
+
+class Instrument(NamedTuple):
+    """What measures, and the meters that sum it up."""
+
+    name: str
+    """Its key in records; told apart by a number where two have one name."""
+    meter: Meter
+    sums: tuple[Meter, ...]
+
+
+def instruments(meters: Sequence[Meter]) -> list[Instrument]:
+    """Return the instruments of meters, in the order of their first ones.
+
+    Raises:
+        BadValue: no meters, or two of one name.
+    """
+    names = [meter.name for meter in meters]
+    if not names or len(set(names)) < len(names):
+        raise BadValue(f"measuring needs meters of different names, got {', '.join(names) or 'none'}")
+    found: list[tuple[Meter, list[Meter]]] = []
+    for meter in meters:
+        sums = next((sums for instrument, sums in found if instrument == meter.instrument), None)
+        if sums is None:
+            found.append((meter.instrument, [meter]))
+        else:
+            sums.append(meter)
+    taken: list[str] = []
+    for instrument, _ in found:
+        times = sum(name == instrument.name or name.startswith(f"{instrument.name} ") for name in taken)
+        taken.append(f"{instrument.name} {times + 1}" if times else instrument.name)
+    return [Instrument(name, meter, tuple(sums)) for name, (meter, sums) in zip(taken, found, strict=True)]
+
+
+def measured(
+    model: Any,
+    tokenizer: Any,
+    items: Any,
+    edits: Sequence[Edit],
+    meters: Sequence[Meter],
+    *,
+    asking: str = "plain",
+    seed: int = 0,
+) -> list[dict[str, Measured | None]]:
+    """Return for every edit what each instrument found, by its name (see `instruments`)."""
+    found: list[dict[str, Measured | None]] = [{} for _ in edits]
+    for instrument in instruments(meters):
+        several = instrument.meter.measure(model, tokenizer, items, edits, asking=asking, seed=seed)
+        for of_edit, one in zip(found, several, strict=True):
+            of_edit[instrument.name] = one
+    return found
+
+
+def columns_of(meter: Meter, rows: Mapping[str, Mapping[str, Any]]) -> Float[np.ndarray, "item column"]:
+    """Return the columns that a meter sums up; raises `BadValue` where a row lacks one or holds no number in it."""
+    try:
+        return np.array([[float(row[column]) for column in meter.columns] for row in rows.values()])
+    except (KeyError, TypeError, ValueError) as cause:
+        raise BadValue(
+            f"meter {meter.name} sums up {', '.join(meter.columns)}, and a row that was measured has no number there: "
+            f"{cause}"
+        ) from cause
+
+
+def summed_up(meter: Meter, found: Measured | None) -> Estimate | float | None:
+    """Return a meter's figure: with a 95 % interval over items where there are rows, else as it was measured."""
+    if found is None:
+        return None
+    return bootstrap(columns_of(meter, found.rows), meter.summary) if found.rows else found.value
 
 
 @dataclass(frozen=True)
 class Row:
-    """One edit's measurements, each with its 95 % interval."""
+    """One edit's figures by the meters' names: `row["mc1"]`, or `row.mc1`."""
 
     name: str
-    true_info: Estimate
-    true: Estimate
-    info: Estimate
-    unmatched: Estimate
-    mc1: Estimate
-    mc2: Estimate
-    ce: Estimate | None
-    """None where the model itself is unchanged (prompting)."""
-    kl: Estimate | None
+    estimates: Mapping[str, Estimate | float | None]
+    """With 95 % intervals where they are over items; None where a meter has nothing to say (drift of prompting)."""
     edit: dict[str, Any]
     """The edit's description."""
     cost: dict[str, Any]
-    details: dict[str, Any]
-    """Per-question rows."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Instrument -> its rows; None where it has nothing to say."""
+
+    def __getitem__(self, meter: str) -> Any:
+        """Return the figure of the meter of this name."""
+        if meter not in self.estimates:
+            raise BadValue(f"{self.name}: no figure {meter!r}; measured were {', '.join(self.estimates)}")
+        return self.estimates[meter]
+
+    def __getattr__(self, meter: str) -> Any:
+        """Return the figure of the meter of this name."""
+        if meter.startswith("__") or meter not in self.estimates:
+            raise AttributeError(f"{type(self).__name__} has no {meter!r}")
+        return self.estimates[meter]
 
     def as_dict(self, *, details: bool = False) -> dict[str, Any]:
-        """Return plain values for JSON, with the per-question rows if asked for."""
-        metrics = {m: None if (e := getattr(self, m)) is None else e.as_dict() for m in METRICS}
+        """Return plain values for JSON, with the rows of items if asked for."""
+        figures = {m: plain_figure(value) for m, value in self.estimates.items()}
         rest = {"edit": self.edit, "cost": self.cost, **({"details": self.details} if details else {})}
-        return {"name": self.name, **metrics, **rest}
+        return {"name": self.name, **figures, **rest}
+
+
+def plain_figure(value: Estimate | float | None) -> Any:
+    """Return a figure for JSON: with its interval if it has one."""
+    return value.as_dict() if isinstance(value, Estimate) else value
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows measured on the same questions with the same meters."""
+    """Rows measured on the same items with the same meters."""
 
     rows: tuple[Row, ...]
     setting: dict[str, Any]
-    """Questions, convention and their fingerprints."""
+    """Items, convention and their fingerprints."""
+    meters: tuple[Meter, ...]
 
     def __getitem__(self, name: str) -> Row:
         """Return the row of this name."""
@@ -77,73 +143,55 @@ class Table:
         """Return plain values for JSON."""
         return {"rows": [row.as_dict(details=details) for row in self.rows], "setting": self.setting}
 
+    @property
+    def headings(self) -> list[str]:
+        """The headings of the columns, that of the names first."""
+        return ["", *(meter.heading for meter in self.meters)]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows as text: their names and figures with intervals, each in its unit."""
+        return [[row.name, *(figure(row.estimates.get(m.name), m.unit) for m in self.meters)] for row in self.rows]
+
     def to_markdown(self) -> str:
-        """Return the table as Markdown; percentages with intervals in brackets, CE and KL in nats."""
-        heads = ["", *HEADINGS.values()]
-        lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-        lines += ["| " + " | ".join([row.name.replace("|", r"\|"), *cells(row)]) + " |" for row in self.rows]
-        return "\n".join(lines)
-
-
-def cells(row: Row) -> list[str]:
-    """Return the row's metrics as text."""
-    return [_cell(getattr(row, m), percent=m not in ("ce", "kl")) for m in METRICS]
+        """Return the table as Markdown; shares in percent with intervals in brackets, CE and KL in nats."""
+        return "\n".join(table_lines(self.headings, self.cells))
 
 
 def table(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
+    items: Any,
     edits: Sequence[Edit],
     *,
-    judge: Judge = exact_judge,
-    convention: Convention = "plain",
-    texts: Sequence[str] | None = None,
-    max_new_tokens: int = 50,
+    meters: Sequence[Meter] | None = None,
     keep: str | Path | None = None,
+    **options: Any,
 ) -> Table:
-    """Return a table with one row per edit, all measured on the same questions and neutral texts.
+    """Return a table with one row per edit, all measured on the same items by the same meters.
 
     Args:
-        keep: a folder for the generated answers and their verdicts (`trimtab.evaluate.generate_answers`).
+        items: questions, contrast pairs or the like.
+        meters: those that speak of such items if not given (`trimtab.evaluate.defaults.default_meters`).
+        keep: a folder for unfinished work, such as generated answers and their verdicts.
+        options: of the default meters: `judge`, `convention`, `texts`, `max_new_tokens`.
 
     Raises:
-        BadValue: no edits, or two of one name.
+        BadValue: no edits, or two of one name; meters of one name.
     """
     names = [edit.name for edit in edits]
     if not names or len(set(names)) < len(names):
         raise BadValue(f"a table needs edits of different names, got {', '.join(names) or 'none'}")
+    meters = default_meters(items, **options) if meters is None else meters
+    own = [meter if keep is None else meter.kept_in(keep) for meter in meters]
+    found = measured(model, tokenizer, items, edits, own)
     rows = []
-    choices = multiple_choice_many(model, tokenizer, questions, edits, convention=convention)
-    moving = [i for i, edit in enumerate(edits) if not only_prompts(edit)]
-    moves = dict(zip(moving, drifts(model, tokenizer, [edits[i] for i in moving], texts=texts), strict=True))
-    answers = generate_answers_many(
-        model, tokenizer, questions, edits, judge=judge, max_new_tokens=max_new_tokens, keep=keep
-    )
-    for i, (edit, chosen, said) in enumerate(zip(edits, choices, answers, strict=True)):
-        moved = moves.get(i)
-        rows.append(
-            Row(
-                name=edit.name,
-                true_info=said.true_info,
-                true=said.true,
-                info=said.informative,
-                unmatched=said.unmatched,
-                mc1=chosen.mc1,
-                mc2=chosen.mc2,
-                ce=moved.ce if moved else None,
-                kl=moved.kl if moved else None,
-                edit=edit.describe(),
-                cost=asdict(edit.cost),
-                details={
-                    "generated": said.as_dict()["rows"],
-                    "multiple_choice": chosen.as_dict()["rows"],
-                    "drift": moved.as_dict()["per_text"] if moved else None,
-                },
-            )
-        )
-    setting = {"questions": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}
-    return Table(tuple(rows), {**setting, "convention": convention})
+    for edit, one in zip(edits, found, strict=True):
+        figures = {m.name: summed_up(m, one[i.name]) for i in instruments(own) for m in i.sums}
+        details = {name: of and list(of.rows.values()) for name, of in one.items() if of is None or of.rows}
+        rows.append(Row(edit.name, {m.name: figures[m.name] for m in own}, edit.describe(), asdict(edit.cost), details))
+    setting = {"questions": items.name, "n": len(items), "fingerprint": items.fingerprint}
+    return Table(tuple(rows), {**setting, "convention": options.get("convention", "plain")}, tuple(own))
 
 
 def pooled(rows: Sequence[Row], name: str) -> Row:
@@ -154,25 +202,7 @@ def pooled(rows: Sequence[Row], name: str) -> Row:
     """
     if not rows:
         raise BadValue(f"row {name!r} needs one row or more to pool, got none")
-
-    def mean(metric: str) -> Estimate | None:
-        values = [getattr(row, metric) for row in rows]
-        return None if None in values else bootstrap_mean(values)
-
-    metrics: dict[str, Any] = {m: mean(m) for m in METRICS}
+    values = {meter: [row.estimates[meter] for row in rows] for meter in rows[0].estimates}
+    means = {m: None if None in several else bootstrap_mean(several) for m, several in values.items()}  # pyright: ignore[reportArgumentType]
     draws = {"kind": "draws", "draws": [row.edit for row in rows]}
-    return Row(
-        name=name, **metrics, edit=draws, cost=rows[0].cost, details={"draws": [r.as_dict(details=True) for r in rows]}
-    )
-
-
-def only_prompts(edit: Edit) -> bool:
-    """Return whether the edit leaves the model as it is, so that it has neither CE nor KL of its own."""
-    return isinstance(edit, Prompted | Retrieved)
-
-
-def _cell(value: Estimate | None, *, percent: bool) -> str:
-    if value is None:
-        return "-"
-    show: Callable[[float], str] = (lambda v: f"{100 * v:.1f}") if percent else (lambda v: f"{v:.3f}")
-    return f"{show(value)} [{show(value.low)}, {show(value.high)}]"
+    return Row(name, means, draws, rows[0].cost, {"draws": [r.as_dict(details=True) for r in rows]})

@@ -9,12 +9,27 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, log, log2
+from math import log2
 from typing import Any
 
+import numpy as np
+
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.figures import nist_of
 
 MAX_NGRAM = 5
+BLEU_COLUMNS = (
+    *(f"hits_{n}" for n in range(1, 5)),
+    *(f"ngrams_{n}" for n in range(1, 5)),
+    "length",
+    "reference_length",
+)
+NIST_COLUMNS = (
+    *(f"information_{n}" for n in range(1, MAX_NGRAM + 1)),
+    *(f"nist_ngrams_{n}" for n in range(1, MAX_NGRAM + 1)),
+    "nist_length",
+    "nist_reference_length",
+)
 PUNCTUATION = {
     *("''", "'", "``", "`", "-lrb-", "-rrb-", "-lcb-", "-rcb-"),
     *(".", "?", "!", ",", ":", "-", "--", "...", ";", "(", ")"),
@@ -69,6 +84,20 @@ def text_overlap(texts: Sequence[str], references: Sequence[Sequence[str]], *, j
         raise BadDataset(f"{len(texts)} texts came with {len(references)} lists of references; give each text some")
     if isinstance(texts, str) or any(isinstance(several, str) for several in references):
         raise BadDataset("texts are a list, and each has a list of references; got a single text in place of a list")
+    rows, about = overlap_rows(texts, references, java=java)
+    means = {name: float(np.mean([row[name] for row in rows])) for name in ("rouge_l", "cider")}
+    nist_means = np.array([[row[name] for name in NIST_COLUMNS] for row in rows]).mean(0)
+    return TextOverlap(bleu=bleu(texts, references), nist=float(nist_of(nist_means)), **means, **about)
+
+
+def overlap_rows(
+    texts: Sequence[str], references: Sequence[Sequence[str]], *, java: bool | None = None
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Return for every text the counts and scores that corpus scores are made of, and METEOR with the tokenizer used.
+
+    Raises:
+        BadValue: the libraries are missing.
+    """
     java = shutil.which("java") is not None if java is None else java
     try:
         from pycocoevalcap.cider.cider import Cider
@@ -76,14 +105,12 @@ def text_overlap(texts: Sequence[str], references: Sequence[Sequence[str]], *, j
     except ImportError as cause:
         raise BadValue("text overlap needs sacrebleu and pycocoevalcap: pip install 'trimtab[nlg]'") from cause
     ours, theirs = (_stanford if java else _treebank)(texts, references)
-    return TextOverlap(
-        bleu=bleu(texts, references),
-        nist=nist(texts, references),
-        rouge_l=float(Rouge().compute_score(theirs, ours)[0]),
-        cider=float(Cider().compute_score(theirs, ours)[0]),
-        meteor=_meteor(ours, theirs) if java else None,
-        tokenizer="ptb (java)" if java else "ptb-like",
-    )
+    both = zip(Rouge().compute_score(theirs, ours)[1], Cider().compute_score(theirs, ours)[1], strict=True)
+    counts = zip(_bleu_counts(texts, references), nist_counts(texts, references), both, strict=True)
+    names = (*BLEU_COLUMNS, *NIST_COLUMNS, "rouge_l", "cider")
+    rows = [dict(zip(names, map(float, (*one, *two, *three)), strict=True)) for one, two, three in counts]
+    meteor = _meteor(ours, theirs) if java else None
+    return rows, {"meteor": meteor, "tokenizer": "ptb (java)" if java else "ptb-like"}
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -97,6 +124,16 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return scorer.corpus_score(list(texts), streams).score / 100  # pyright: ignore[reportArgumentType]
 
 
+def _bleu_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    from sacrebleu.metrics.bleu import BLEU
+
+    scorer = BLEU(lowercase=True, tokenize="13a", force=True)
+    scores = (
+        scorer.corpus_score([text], [[r] for r in several]) for text, several in zip(texts, references, strict=True)
+    )
+    return [(*score.counts, *score.totals, score.sys_len, score.ref_len) for score in scores]
+
+
 def nist(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Return corpus NIST-5 (Doddington 2002) as mteval-13a computes it: mteval-13a tokens in lower case.
 
@@ -104,29 +141,30 @@ def nist(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     it counts at most as often as in the reference that has it most often. The brevity penalty is 0.5 where the texts
     are two thirds of the references' mean length.
     """
+    return float(nist_of(np.array(nist_counts(texts, references)).mean(0)))
+
+
+def nist_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    """Return for every text the columns `NIST_COLUMNS`; n-grams weigh what they do in all references."""
     tokenize = _thirteen_a()
-    hits: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(MAX_NGRAM)]
-    given, counts = [0] * MAX_NGRAM, Counter[tuple[str, ...]]()
-    length, mean_length = 0, 0.0
-    for text, several in zip(texts, references, strict=True):
-        words, others = tokenize(text), [tokenize(r) for r in several]
-        length += len(words)
-        mean_length += sum(map(len, others)) / len(others)
-        counts[()] += sum(map(len, others))
+    words = [tokenize(text) for text in texts]
+    others = [[tokenize(r) for r in several] for several in references]
+    counts = Counter[tuple[str, ...]]()
+    for several in others:
+        counts[()] += sum(map(len, several))
+        counts.update(gram for one in several for n in range(1, MAX_NGRAM + 1) for gram in _ngrams(one, n))
+    found = []
+    for own, several in zip(words, others, strict=True):
+        info, given = [], []
         for n in range(1, MAX_NGRAM + 1):
-            grams, pools = Counter(_ngrams(words, n)), [Counter(_ngrams(o, n)) for o in others]
             most: Counter[tuple[str, ...]] = Counter()
-            for pool in pools:
-                counts.update(pool)
-                most |= pool
-            hits[n - 1] += grams & most
-            given[n - 1] += grams.total()
-    info = (sum(k * log2(counts[g[:-1]] / counts[g]) for g, k in grams.items()) for grams in hits)
-    precision = sum(i / n for i, n in zip(info, given, strict=True) if n)
-    if length == 0:
-        return 0.0
-    beta = log(0.5) / log(1.5) ** 2
-    return precision * exp(beta * min(log(length / mean_length), 0.0) ** 2)
+            for one in several:
+                most |= Counter(_ngrams(one, n))
+            grams = Counter(_ngrams(own, n))
+            info.append(sum(k * log2(counts[g[:-1]] / counts[g]) for g, k in (grams & most).items()))
+            given.append(grams.total())
+        found.append((*info, *given, len(own), sum(map(len, several)) / len(several)))
+    return found
 
 
 def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:

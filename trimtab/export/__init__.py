@@ -1,6 +1,6 @@
 """Edited models as files that other programs read."""
 
-from trimtab.export.bake import Baked, bake
+from trimtab.export.checkpoint import Exported, checkpoint
 from trimtab.export.lm_eval import to_lm_eval
 
-__all__ = ["Baked", "bake", "to_lm_eval"]
+__all__ = ["Exported", "checkpoint", "to_lm_eval"]

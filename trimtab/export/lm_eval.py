@@ -1,4 +1,4 @@
-"""to_lm_eval: a shift as a file for lm-evaluation-harness's own `steered` model type."""
+"""to_lm_eval: an edit that adds constants as a file for lm-evaluation-harness's own `steered` model type."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trimtab.protocols import Edit
 from trimtab.storage import write_errors, written_file
 
 
-def to_lm_eval(model: Any, shift: Edit, path: str | Path) -> list[str]:
-    """Write the shift at all positions for `lm_eval --model steered`, and return the hook points in the file.
+def to_lm_eval(model: Any, edit: Edit, path: str | Path) -> list[str]:
+    """Write the edit at all positions for `lm_eval --model steered`, and return the hook points in the file.
 
     The harness adds vectors to the outputs of modules that it finds by name below the base model. A shift of heads
     is W_O times the shift there (a projection is linear). Its loader reads `.pt` files only, which are pickles; this
@@ -22,15 +22,17 @@ def to_lm_eval(model: Any, shift: Edit, path: str | Path) -> list[str]:
     itself never reads such a file.
 
     Raises:
-        BadValue: the path does not end in .pt, or the shift changes nothing.
-        Incompatible: the shift is another model's, or the file cannot be written.
+        BadValue: the path does not end in .pt, or the edit does anything but add constants, or nothing.
+        Incompatible: the edit is another model's, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".pt":
         raise BadValue(f"lm-evaluation-harness reads steered files that end in .pt, got {path.name!r}")
-    vectors = shift.constants(model)
+    with edit.applied(model, "all"):
+        pass  # refuses another model's edit
+    vectors = edit.constants(model)
     if not vectors:
-        raise BadValue(f"the shift {shift.name!r} has strength {shift.strength}: there is nothing to export")
+        raise BadValue(f"{edit.name!r} has strength {edit.strength}: there is nothing to export")
     prefix = f"{base_of(model).base_model_prefix}."
     hooks: dict[str, dict[str, Any]] = {
         name.removeprefix(prefix): {

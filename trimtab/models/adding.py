@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.anatomy import base_of, decoder_layers, decoder_of, text_config
 from trimtab.models.heads import HeadSite, find_heads

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.models.anatomy import base_of
+from trimtab.protocols import Edit, EnterAt
 
 
 @contextlib.contextmanager
@@ -40,3 +41,8 @@ def cache_name(model: Any) -> str:
 def takes_positions(model: Any) -> bool:
     """Return whether the model is told its tokens' positions, rather than counting them itself."""
     return "position_ids" in inspect.signature(base_of(model).forward).parameters
+
+
+def entering(edit: Edit | None, model: Any) -> EnterAt:
+    """Return what enters the edit on the model again and again; None stands for no edit."""
+    return (lambda _: contextlib.nullcontext(model)) if edit is None else edit.prepared(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,34 +19,30 @@ AS_LLAMA = ("mistral", "qwen2", "phi3")
 """Architectures that compute what Llama computes when their own features are switched off (`_why_not_llama`)."""
 
 
-def output_constants(
-    sites: Sequence[HeadSite], deltas: Mapping[Head, Float[Tensor, " d_head"]]
+def through_projections(
+    sites: Iterable[HeadSite], deltas: Mapping[Head, Float[Tensor, " d_head"]]
 ) -> dict[str, Float[Tensor, " d_model"]]:
-    """Return by name what vectors added to heads add after the output projections: W_O times the vectors, in float64.
+    """Return by module name what vectors added to heads add after each output projection: W_O times them.
 
-    A projection is linear (Li et al. 2023, section 3.2). Vectors of zeros are left out.
+    Computed in double precision (Li et al. 2023, section 3.2).
     """
-    by_layer, whole = {site.layer: site for site in sites}, {}
+    by_layer = {site.layer: site for site in sites}
+    rows: dict[int, Tensor] = {}
     for (layer, head), delta in deltas.items():
         site = by_layer[layer]
-        row = whole.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=torch.float64))
+        row = rows.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=torch.float64))
         row[head] += delta.double().cpu()
-    acting = {by_layer[layer]: row.flatten() for layer, row in whole.items() if bool(row.any())}
-    return {site.name: _through(site.module, row) for site, row in acting.items()}
+    return {by_layer[k].name: _through(by_layer[k].module, row.flatten()) for k, row in rows.items()}
 
 
 def _through(module: nn.Module, x: Float[Tensor, " width"]) -> Float[Tensor, " d_model"]:
-    """Return W x in double precision; Conv1D keeps its weight transposed."""
     weight: Any = module.weight
     weight = weight.detach().cpu().double()
-    return x @ weight if hasattr(module, "nx") else weight @ x
+    return x @ weight if hasattr(module, "nx") else weight @ x  # Conv1D keeps its weight transposed
 
 
-def with_biases(model: Any, constants: Mapping[str, Tensor]) -> Any:
-    """Return a model of a stock class whose named modules add these vectors to their outputs, at all positions.
-
-    A projection carries its vector as a bias, on top of any of its own; another module (a decoder layer) leaves it to
-    its last projection.
+def with_biases(model: Any, biases: Mapping[str, Tensor]) -> Any:
+    """Return a model of a stock class whose named projections carry these biases, on top of any of their own.
 
     It shares its weights with `model`. Where the class has no such bias by default, the first of these that gives
     one is taken: a switch of its config (all other biases it brings are zero), or the Llama class for architectures
@@ -54,20 +50,18 @@ def with_biases(model: Any, constants: Mapping[str, Tensor]) -> Any:
 
     Args:
         model: an unquantised Hugging Face model without adapters.
-        constants: by module name, as in `model.named_modules()`.
+        biases: by module name, as in `model.named_modules()`. That of a module without a weight of its own, such as a
+            decoder layer, is carried by its last projection.
 
     Raises:
         UnsupportedModel: no stock class can carry them; the message says why.
     """
-    names = {module: name for name, module in model.named_modules()}
-    biases = {names[_last_linear(model.get_submodule(name))]: vector for name, vector in constants.items()}
     weights = dict(model.state_dict())
+    biases = {_carrier(model, name): bias for name, bias in biases.items()}
     wanted = {f"{name}.bias" for name in biases}
-    if wanted <= set(weights):
-        return _filled(type(model), copy.deepcopy(model.config), weights, biases)
-    config = _switched(model, wanted, set(weights))
+    config = model.config if wanted <= set(weights) else _switched(model, wanted, set(weights))
     if config is not None:
-        return _filled(type(model), config, weights, biases)
+        return _filled(type(model), copy.deepcopy(config), model, weights, biases)
     kind = type(model).__name__
     if model.config.model_type in AS_LLAMA:
         why = _why_not_llama(model.config)
@@ -80,9 +74,10 @@ def with_biases(model: Any, constants: Mapping[str, Tensor]) -> Any:
     )
 
 
-def _last_linear(module: nn.Module) -> nn.Module:
-    # families list a layer's modules in the order of use; where that misleads, a comparison of logits shows it
-    return [m for m in module.modules() if input_width(m) is not None][-1]
+def _carrier(model: Any, name: str) -> str:
+    # families list a layer's modules in the order of use; where that misleads, the comparison of logits refuses
+    inside = [n for n, m in model.get_submodule(name).named_modules() if input_width(m) is not None]
+    return f"{name}.{inside[-1]}".rstrip(".")
 
 
 def _switched(model: Any, wanted: set[str], present: set[str]) -> Any | None:
@@ -120,7 +115,7 @@ def _as_llama(model: Any, weights: dict[str, Tensor], biases: Mapping[str, Tenso
     config = LlamaConfig(**{**shared, "head_dim": head_dim, "attention_bias": True, "mlp_bias": mlp})
     config.rope_parameters = dict(model.config.rope_parameters)
     config.rope_parameters.pop("partial_rotary_factor", None)
-    return _filled(LlamaForCausalLM, config, dict(_unfused(weights, config)), biases)
+    return _filled(LlamaForCausalLM, config, model, dict(_unfused(weights, config)), biases)
 
 
 def _unfused(weights: Mapping[str, Tensor], config: Any) -> Iterable[tuple[str, Tensor]]:
@@ -138,7 +133,9 @@ def _unfused(weights: Mapping[str, Tensor], config: Any) -> Iterable[tuple[str, 
             yield name, weight
 
 
-def _filled(kind: type[nn.Module], config: Any, weights: dict[str, Tensor], biases: Mapping[str, Tensor]) -> Any:
+def _filled(
+    kind: type[nn.Module], config: Any, model: Any, weights: dict[str, Tensor], biases: Mapping[str, Tensor]
+) -> Any:
     with torch.device("meta"):
         target: Any = kind(config)
     shapes = target.state_dict()
@@ -152,5 +149,11 @@ def _filled(kind: type[nn.Module], config: Any, weights: dict[str, Tensor], bias
         # summed in double precision and rounded once
         state[f"{module}.bias"] = (own.double() + bias.to(own.device).double()).to(own.dtype)
     target.load_state_dict({name: state[name] for name in shapes}, assign=True)
+    computed = dict(model.named_buffers())
+    for name, buffer in target.named_buffers():
+        if buffer.is_meta:  # rotary frequencies and the like, which no state holds
+            owner, _, leaf = name.rpartition(".")
+            setattr(target.get_submodule(owner), leaf, computed[name])
     target.tie_weights()
+    target.generation_config = copy.deepcopy(model.generation_config)  # end tokens that the config does not name
     return target.eval()

@@ -77,7 +77,7 @@ def is_compiled(model: Any) -> bool:
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class Switch:
     """Whether an edit that is in place acts at the moment."""
 

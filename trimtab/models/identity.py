@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import Incompatible
 from trimtab.models.anatomy import base_of, stored_weight, text_config
 
@@ -60,12 +61,10 @@ def fingerprint(model: Any) -> dict[str, Any]:
 
 def name_of(model: Any) -> str:
     """Return the model's hub id or the last part of its folder: records may be shared, machines' paths may not."""
-    from trimtab.models.load.checkpoints import EMBEDDED, embedded_folder
-
     name = base_of(model).config.name_or_path
     if not name or not Path(name).is_absolute():
         return name
-    return EMBEDDED if Path(name) == embedded_folder() else Path(name).name
+    return EMBEDDED if Path(name) == EMBEDDED_FOLDER else Path(name).name
 
 
 def require_same_model(

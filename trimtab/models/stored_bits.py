@@ -37,6 +37,11 @@ def bits_per_parameter(model: Any) -> StoredBits:
     return StoredBits(bits / counts if counts else None, whole)
 
 
+def has_four_bit(model: Any) -> bool:
+    """Return whether some weights are held in 4 bits by bitsandbytes."""
+    return any(getattr(p, "quant_state", None) is not None for p in model.parameters())
+
+
 def stored_quantised(parameter: Any) -> tuple[int, int] | None:
     """Return (bits, parameters) of a weight that bitsandbytes holds, or None of any other."""
     state = getattr(parameter, "quant_state", None)

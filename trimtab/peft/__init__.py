@@ -2,7 +2,7 @@
 
 from trimtab.models.stored_bits import bits_per_parameter
 from trimtab.peft.edit import TunedEdit
-from trimtab.peft.methods.base import Attached, Capabilities, TuningMethod
+from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.bottleneck import Bottleneck
 from trimtab.peft.methods.configured import Adapter
 from trimtab.peft.methods.full import FullFineTuning
@@ -12,7 +12,9 @@ from trimtab.peft.methods.intrinsic import IntrinsicDimension
 from trimtab.peft.methods.lora import LoRA
 from trimtab.peft.methods.prefix_tuning import PrefixTuning
 from trimtab.peft.methods.prompt_tuning import PromptTuning
-from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.parts.attached import Attached
+from trimtab.peft.recipe import Recipe
+from trimtab.peft.tunable import Capabilities
 
 __all__ = [
     "IA3",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,14 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from trimtab.errors import BadValue, Incompatible
+from trimtab.models.anatomy import base_of
 from trimtab.models.identity import require_same_model
 from trimtab.models.processes import on_cpu
-from trimtab.peft.methods.base import HubAdapter, TuningMethod
+from trimtab.models.tied import has_tied_embeddings, untie
+from trimtab.models.twin import twin_of
+from trimtab.peft.names import method_from_record, method_of_hub
+from trimtab.peft.parts.attached import Attached
+from trimtab.peft.tunable import HubAdapter, Tunable
 from trimtab.protocols import Cost, Edit, Positions
 from trimtab.storage import RECORD, TENSORS, load_record, load_result, versions, write_json, written_folder
 
@@ -45,7 +50,7 @@ class TunedEdit(Edit):
     It acts at every position, the prompt's included, whatever `positions` is asked for.
     """
 
-    method: TuningMethod
+    method: Tunable
     tensors: Mapping[str, Tensor]
     """What the method stores, on the CPU."""
     name: str = ""
@@ -67,22 +72,24 @@ class TunedEdit(Edit):
         Raises:
             Incompatible: the edit was made for another model, or the model carries an adapter already.
         """
-        if "model" in self.record:
-            require_same_model(self.record["model"], model, f"the edit {self.name!r}")
-        tensors = dict(self.tensors) if self.strength == 1 else self.method.scaled_tensors(self.tensors, self.strength)
-        attached = self.method.attach(model, seed=self.record.get("seed", 0))
+        attached = self._attached(model)
         try:
-            attached.load(tensors)
+            self.method.load(attached, self.tensors, self.strength)
             yield attached.model
         finally:
             attached.detach()
+
+    def _attached(self, model: Any) -> Attached:
+        if "model" in self.record:
+            require_same_model(self.record["model"], model, f"the edit {self.name!r}")
+        return self.method.attach(model, seed=self.record.get("seed", 0))
 
     def scaled(self, factor: float | int) -> TunedEdit:
         """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""
         factor = float(factor)
         if not abs(factor) < float("inf"):
             raise BadValue(f"strength must be a finite number, got {factor}")
-        self.method.scaled_tensors(self.tensors, factor)
+        self.method.require_scalable(self.tensors)
         return replace(self, strength=self.strength * factor)
 
     def with_record(self, **entries: Any) -> TunedEdit:
@@ -93,9 +100,15 @@ class TunedEdit(Edit):
         """Return the edit under another name for tables."""
         return replace(self, name=name)
 
-    def prompt(self, question: str) -> str | None:  # noqa: ARG002
-        """Return None: tuning leaves the prompt to the measurement."""
-        return None
+    @property
+    def losses(self) -> Sequence[float]:
+        """Training losses, step by step."""
+        return self.record.get("losses", ())
+
+    @property
+    def fitted_on(self) -> Sequence[str]:
+        """Keys of the questions that it was tuned on."""
+        return self.record.get("questions", ())
 
     def describe(self) -> dict[str, Any]:
         """Return the method, its settings and the recipe as plain values."""
@@ -111,11 +124,11 @@ class TunedEdit(Edit):
     def save(self, path: str | Path) -> None:
         """Write the edit to a folder, atomically; as a PEFT adapter too where the method exists there.
 
-        An adapter's tensors are in PEFT's own file alone, with the strength worked in, so that every loader sees the
-        same model.
+        An adapter's tensors are in PEFT's own file alone, so that every loader sees the same model. The strength is
+        worked into the tensors, except where it is a share of the way from the model's own weights.
         """
         base_name = self.record.get("model", {}).get("name") or ""
-        edit = self if self.strength == 1 else self.baked()
+        edit = self if self.strength == 1 or self.method.scales_from_start else self.baked()
         adapter = edit.method.to_hub(edit.tensors, base_name)
         stored = adapter.tensors if adapter else edit.tensors
         record = {
@@ -136,19 +149,29 @@ class TunedEdit(Edit):
             if adapter:
                 write_json(folder / HUB_CONFIG, adapter.config)
 
-    def merge(
-        self,
-        model: Any,
-        *,
-        dtype: Any = None,
-        tolerance: float | None = None,
-        out: str | Path | None = None,
-        tokenizer: Any = None,
-    ) -> Any:
-        """Return a new plain model with the edit in its weights, compared before and after writing; see `merge`."""
-        from trimtab.export.merging import merge
+    def merged(self, model: Any) -> Any:
+        """Return a plain model of the same class with the edit in its weights; `model` is left as it is.
 
-        return merge(self, model, dtype=dtype, tolerance=tolerance, out=out, tokenizer=tokenizer)
+        Weights that the edit does not change are shared. Tied embeddings of which one is tuned are untied, in the
+        config too.
+
+        Raises:
+            BadValue: the method cannot be worked into weights, or the model's are quantised.
+            Incompatible: the edit is for another model.
+        """
+        if not self.method.capabilities.mergeable:
+            raise BadValue(f"{self.name} cannot be merged: it is not a change of weights; use the edit as it is")
+        base = base_of(model)
+        if getattr(base, "is_quantized", False):
+            raise BadValue("the model's weights are quantised: trimtab.export.checkpoint dequantises them, and merges")
+        twin = twin_of(base)
+        if _tunes_one_of_tied_embeddings(self, base):
+            untie(twin)
+        attached = self._attached(twin)
+        for part in attached.trainable().values():  # some may be weights, whose memory is the model's
+            part.data = part.data.clone()
+        self.method.load(attached, self.tensors, self.strength)
+        return attached.merged().eval()
 
     def baked(self) -> TunedEdit:
         """Return the edit with its strength worked into the tensors."""
@@ -177,8 +200,6 @@ class TunedEdit(Edit):
     def _from_record(
         cls, path: Path, record: dict[str, Any], tensors: dict[str, Tensor], config: dict[str, Any] | None
     ) -> TunedEdit:
-        from trimtab.peft.names import method_from_record
-
         try:
             method = method_from_record(record["method"], record["recipe"])
         except TypeError as cause:  # a setting that the method does not have, or lacks
@@ -186,17 +207,26 @@ class TunedEdit(Edit):
         if config is not None:
             tensors = method.from_hub(HubAdapter(config, tensors))
         cost = Cost(record["seconds"], record["trainable_parameters"], folder_bytes(path))
-        return cls(method, tensors, record["name"], cost, record["record"])
+        strength = record.get("strength", 1.0) if method.scales_from_start else 1.0
+        return cls(method, tensors, record["name"], cost, record["record"], strength)
 
     @classmethod
     def _from_elsewhere(cls, path: Path) -> TunedEdit:
-        from trimtab.peft.names import method_of_hub
-
         adapter = HubAdapter(_read_config(path), _read_tensors(path / HUB_TENSORS))
         method = method_of_hub(adapter, path)
         tensors = method.from_hub(adapter)
         cost = Cost(0.0, sum(t.numel() for t in tensors.values()), folder_bytes(path))
         return cls(method, tensors, method.name, cost, {"made_by": "Hugging Face PEFT"})
+
+
+def _tunes_one_of_tied_embeddings(edit: TunedEdit, base: Any) -> bool:
+    if edit.method.capabilities.family == "full" or not has_tied_embeddings(base):
+        return False
+    shared = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [name for name, module in base.named_modules() if any(module is m for m in shared)]
+    # PEFT ties the trained tokens of both itself
+    keys = [key for key in edit.tensors if "trainable_tokens" not in key]
+    return any(f".{name}." in f".{key}" for key in keys for name in names)
 
 
 def folder_bytes(path: Path) -> int:

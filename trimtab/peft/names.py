@@ -2,60 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import peft as hf_peft
-
-from trimtab.activations.captured import Head
 from trimtab.errors import BadValue, Incompatible
-from trimtab.peft.methods.base import HubAdapter, TuningMethod
-from trimtab.peft.methods.bottleneck import Bottleneck
-from trimtab.peft.methods.configured import Adapter
-from trimtab.peft.methods.full import FullFineTuning
-from trimtab.peft.methods.head_offsets import HeadOffsets, HeadScalings
-from trimtab.peft.methods.ia3 import IA3
-from trimtab.peft.methods.intrinsic import IntrinsicDimension
-from trimtab.peft.methods.lora import LoRA
-from trimtab.peft.methods.prefix_tuning import PrefixTuning
-from trimtab.peft.methods.prompt_tuning import PromptTuning
-from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.recipe import Recipe
+from trimtab.peft.tunable import HubAdapter, Tunable
 
-METHODS: dict[str, type[TuningMethod]] = {
-    "LoRA": LoRA,
-    "IA3": IA3,
-    "Bottleneck": Bottleneck,
-    "PromptTuning": PromptTuning,
-    "PrefixTuning": PrefixTuning,
-    "HeadOffsets": HeadOffsets,
-    "HeadScalings": HeadScalings,
-    "IntrinsicDimension": IntrinsicDimension,
-    "FullFineTuning": FullFineTuning,
+HOMES = {
+    "LoRA": "lora",
+    "IA3": "ia3",
+    "Bottleneck": "bottleneck",
+    "PromptTuning": "prompt_tuning",
+    "PrefixTuning": "prefix_tuning",
+    "HeadOffsets": "head_offsets",
+    "HeadScalings": "head_offsets",
+    "IntrinsicDimension": "intrinsic",
+    "FullFineTuning": "full",
+    "Adapter": "configured",
 }
-"""The methods that records name, besides `Adapter`."""
-VIRTUAL_TOKENS: dict[str, type[PromptTuning] | type[PrefixTuning]] = {
-    "PROMPT_TUNING": PromptTuning,
-    "P_TUNING": PromptTuning,  # its encoder is collapsed to the same embeddings when it is saved
-    "PREFIX_TUNING": PrefixTuning,
+"""The file in `trimtab.peft.methods` of each method that records name."""
+VIRTUAL_TOKENS = {
+    "PROMPT_TUNING": "PromptTuning",
+    "P_TUNING": "PromptTuning",  # its encoder is collapsed to the same embeddings when it is saved
+    "PREFIX_TUNING": "PrefixTuning",
 }
 """PEFT's types that methods of trimtab run; PEFT's own classes run all others."""
 
 
-def method_from_record(described: Mapping[str, Any], recipe: Mapping[str, Any]) -> TuningMethod:
+def method_class(kind: str) -> Any:
+    """Return the class of a method by its name: one of trimtab's, or one of your own that was imported.
+
+    Raises:
+        Incompatible: there is none.
+    """
+    if kind in HOMES:
+        return getattr(import_module(f"trimtab.peft.methods.{HOMES[kind]}"), kind)
+    for found in _subclasses(Tunable):
+        if found.__name__ == kind:
+            return found
+    raise Incompatible(
+        f"the record names the method {kind!r}, which trimtab does not have; if it is your own, import its class first"
+    )
+
+
+def _subclasses(of: type) -> Iterator[type]:
+    for found in of.__subclasses__():
+        yield found
+        yield from _subclasses(found)
+
+
+def method_from_record(described: Mapping[str, Any], recipe: Mapping[str, Any]) -> Any:
     """Return the method that `describe` described, with its recipe."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "method"}
-    kind = described["method"]
-    if "heads" in fields:
-        fields["heads"] = tuple(Head(*head) for head in fields["heads"])
-    if kind == "Adapter":
-        return Adapter(config_from_plain(fields["hub_config"]), recipe=Recipe(**recipe))
-    if kind not in METHODS:
-        raise Incompatible(f"the record names the method {kind!r}, which this version of trimtab does not have")
-    return METHODS[kind](**fields, recipe=Recipe(**recipe))
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "method"}
+    return method_class(described["method"]).from_plain(own, Recipe(**recipe))
 
 
-def method_of_hub(adapter: HubAdapter, path: Path) -> TuningMethod:
+def method_of_hub(adapter: HubAdapter, path: Path) -> Any:
     """Return the method of an adapter that was made elsewhere.
 
     Raises:
@@ -64,14 +69,9 @@ def method_of_hub(adapter: HubAdapter, path: Path) -> TuningMethod:
     kind = str(adapter.config.get("peft_type"))
     try:
         if kind in VIRTUAL_TOKENS:
-            return VIRTUAL_TOKENS[kind](adapter.config["num_virtual_tokens"])
+            return method_class(VIRTUAL_TOKENS[kind])(adapter.config["num_virtual_tokens"])
         # EVA's start reads data; a finished adapter needs no start
         finished = {"init_lora_weights": True} if adapter.config.get("init_lora_weights") == "eva" else {}
-        return Adapter(config_from_plain({**adapter.config, **finished}))
+        return method_class("Adapter").from_plain({"hub_config": {**adapter.config, **finished}}, Recipe())
     except (BadValue, TypeError, ValueError, KeyError) as cause:
         raise Incompatible(f"cannot use the adapter at {path} (type {kind}): {cause}") from cause
-
-
-def config_from_plain(values: Mapping[str, Any]) -> Any:
-    """Return a PEFT configuration from plain values, ignoring what this version of PEFT does not know."""
-    return hf_peft.PeftConfig.from_peft_type(**{**values, "inference_mode": False})

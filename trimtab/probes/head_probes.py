@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from trimtab.activations.captured import Head, HeadActivations
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import resampled_means
 from trimtab.storage import load_result, save_result

@@ -14,7 +14,7 @@ BLOCK_BYTES = 2**23
 """Features of the heads that are fitted together on a CPU, so that its cache holds them."""
 
 
-class Fitted(NamedTuple):
+class HeadRegressions(NamedTuple):
     """One logistic regression per head."""
 
     coef: Float[Tensor, "head d_head"]
@@ -30,7 +30,7 @@ def newton_logistic(
     C: float | int = 1.0,
     tolerance: float = 1e-8,
     max_steps: int = 100,
-) -> Fitted:
+) -> HeadRegressions:
     """Return every head's L2-regularised logistic regression, where `x` lives, in float64.
 
     The optimum of scikit-learn's objective, `C * sum(log loss) + |w|^2 / 2` with the intercept not penalised. All heads
@@ -40,7 +40,7 @@ def newton_logistic(
     what they change to it. Heads whose features are too ill-conditioned for float32 steps are fitted in float64.
 
     Args:
-        tolerance: the largest entry of the gradient, in the units of `Fitted.gradient`.
+        tolerance: the largest entry of the gradient, in the units of `HeadRegressions.gradient`.
         max_steps: how many Hessians a head may take.
 
     Raises:
@@ -66,7 +66,7 @@ def newton_logistic(
     if not largest <= tolerance:
         raise BadValue(f"the probes did not converge in {max_steps} Newton steps (gradient {largest:.1e}); lower C")
     weight = torch.cat(weights)
-    return Fitted(weight[:, :-1], weight[:, -1], largest)
+    return HeadRegressions(weight[:, :-1], weight[:, -1], largest)
 
 
 class _Point(NamedTuple):

@@ -1,5 +1,7 @@
-"""Ways of prompting as Methods: few-shot, nearest few-shot, passages."""
+"""Prompting as methods: few-shot, the nearest questions, passages of text."""
 
-from trimtab.prompting.few_shot import FewShot, RetrievedFewShot, RetrievedPassages
+from trimtab.prompting.few_shot import FewShot
+from trimtab.prompting.nearest_few_shot import RetrievedFewShot
+from trimtab.prompting.passages import RetrievedPassages
 
 __all__ = ["FewShot", "RetrievedFewShot", "RetrievedPassages"]

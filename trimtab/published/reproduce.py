@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.compare.design import Meters, Parts
+from trimtab.compare.design import Parts
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.questions import QuestionSet, Statement
 from trimtab.datasets.truthfulqa import N_QUESTIONS, iti_folds
 from trimtab.edits.combined import NoEdit, Stacked
@@ -16,18 +17,18 @@ from trimtab.edits.prompts import Prompted
 from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
+from trimtab.evaluate.defaults import answer_meters
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
-from trimtab.evaluate.table import Row, table
+from trimtab.evaluate.table import measured
 from trimtab.models.identity import fingerprint
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, Method
+from trimtab.protocols import Edit, Meter, Method
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
-from trimtab.published.reproduction import Reproduction, pooled_runs
+from trimtab.published.reproduction import Reproduction, Run, pooled_runs
 from trimtab.steer.fitting import fit_shift
 from trimtab.steer.sites import read_sites
 
 SHARE = 0.05
-ITI_METERS = {"convention": "iti", "max_new_tokens": 50}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def iti_two_fold(
     tokenizer: Any,
     questions: QuestionSet,
     *,
-    meters: Meters | None = None,
+    meters: Sequence[Meter] | None = None,
     numbers: PublishedIti | None = None,
     name: str = "",
 ) -> Reproduction:
@@ -59,17 +60,19 @@ def iti_two_fold(
         BadDataset: too few questions for two folds with a validation part each.
         BadValue: more heads asked for than the model has.
     """
-    meters, numbers = meters or Meters(**ITI_METERS), numbers or PublishedIti()  # pyright: ignore[reportArgumentType]
+    meters, numbers = meters or answer_meters(convention="iti"), numbers or PublishedIti()
     parts = _two_folds(questions)
     bank = sigma_bank(questions, seed=42)
-    runs: list[dict[str, Row]] = []
+    runs: list[Run] = []
     for part in tracked(parts, "folds"):
         shift = _iti(model, tokenizer, part, bank, numbers, seed=42)
         runs.append(_measured(model, tokenizer, part.test, {"Baseline": NoEdit(), "ITI": shift}, meters))
     options = {"top_k": numbers.top_k, "alpha": numbers.alpha, "seed": 42}
     setting = _setting(model, questions, parts, meters, options)
     # both folds belong to one seed: together they measure every question once
-    return Reproduction("iti-2fold", name, pooled_runs([runs]), TWO_FOLD.get(name, {}), DEVIATIONS, setting)
+    return Reproduction(
+        "iti-2fold", name, pooled_runs([runs], meters), tuple(meters), TWO_FOLD.get(name, {}), DEVIATIONS, setting
+    )
 
 
 def iti_table_1(
@@ -78,7 +81,7 @@ def iti_table_1(
     questions: QuestionSet,
     *,
     sft: Method,
-    meters: Meters | None = None,
+    meters: Sequence[Meter] | None = None,
     numbers: PublishedIti | None = None,
     name: str = "",
 ) -> Reproduction:
@@ -90,7 +93,7 @@ def iti_table_1(
     Raises:
         BadDataset: 5 % of the questions are fewer than three.
     """
-    meters, numbers = meters or Meters(**ITI_METERS), numbers or PublishedIti()  # pyright: ignore[reportArgumentType]
+    meters, numbers = meters or answer_meters(convention="iti"), numbers or PublishedIti()
     parts, runs = [_five_percent(questions, seed) for seed in numbers.seeds], []
     bank = sigma_bank(questions, seed=42)
     for seed, part in zip(numbers.seeds, tracked(parts, "runs"), strict=True):
@@ -111,7 +114,9 @@ def iti_table_1(
         *DEVIATIONS,
         "SFT follows the paper's words (its code was not published); few-shot shows five of the fitted questions.",
     )
-    return Reproduction("iti-table-1", name, pooled_runs(runs), TABLE_1.get(name, {}), deviations, setting)
+    return Reproduction(
+        "iti-table-1", name, pooled_runs(runs, meters), tuple(meters), TABLE_1.get(name, {}), deviations, setting
+    )
 
 
 def sigma_bank(questions: QuestionSet, *, seed: int) -> list[Statement]:
@@ -156,8 +161,8 @@ def _five_percent(questions: QuestionSet, seed: int) -> Parts:
     return Parts(*(questions.select(p) for p in places))
 
 
-def _joined(part: Parts) -> QuestionSet:
-    return QuestionSet((*part.train, *part.validation), part.train.name, part.train.default_format)
+def _joined(part: Parts) -> ItemSet[Any]:
+    return part.train.with_items((*part.train, *part.validation))
 
 
 def _iti(
@@ -179,30 +184,20 @@ def _asked(edit: Edit) -> Edit:
 
 
 def _measured(
-    model: Any, tokenizer: Any, test: QuestionSet, edits: Mapping[str, Edit], meters: Meters
-) -> dict[str, Row]:
-    asked = [_asked(edit) for edit in edits.values()]
-    rows = table(
-        model,
-        tokenizer,
-        test,
-        asked,
-        judge=meters.judge,
-        convention=meters.convention,
-        texts=meters.texts,
-        max_new_tokens=meters.max_new_tokens,
-    ).rows
-    return dict(zip(edits, rows, strict=True))
+    model: Any, tokenizer: Any, test: ItemSet[Any], edits: Mapping[str, Edit], meters: Sequence[Meter]
+) -> Run:
+    found = measured(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
+    return dict(zip(edits, found, strict=True))
 
 
 def _setting(
-    model: Any, questions: QuestionSet, parts: Sequence[Parts], meters: Meters, options: dict[str, Any]
+    model: Any, questions: QuestionSet, parts: Sequence[Parts], meters: Sequence[Meter], options: dict[str, Any]
 ) -> dict[str, Any]:
     made_on = fingerprint(model)
     return {
         "model": {k: v for k, v in made_on.items() if k != "sample"},
         "questions": {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint},
         "parts": [[len(p) for p in part] for part in parts],
-        "meters": meters.as_dict(),
+        "meters": [meter.describe() for meter in meters],
         **options,
     }

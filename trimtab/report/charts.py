@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trimtab.cells import unit_words
 from trimtab.compare.comparison import Comparison
 from trimtab.compare.design import BASELINE
 from trimtab.compare.rows import ResultRow
+from trimtab.protocols import Meter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +24,21 @@ WHOLE = (-4, 104)
 """Limits of an axis in percent on which a marker at 0 or 100 is drawn whole."""
 
 
+def scale(meter: Meter) -> float:
+    """Return what a figure is multiplied by on an axis: shares are drawn in percent."""
+    return 100.0 if meter.unit == "share" else 1.0
+
+
+def axis_label(meter: Meter) -> str:
+    """Return a meter's heading with its unit."""
+    return f"{meter.heading} ({unit_words(meter.unit)})"
+
+
+def limits(meter: Meter, axis: str) -> dict[str, tuple[int, int]]:
+    """Return the limits of an axis: shares are drawn on all of 0 to 100 %, other units as far as they go."""
+    return {f"{axis}lim": WHOLE} if meter.unit == "share" else {}
+
+
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return a colour and a marker for each name; no two share both.
 
@@ -31,21 +48,24 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: {"color": color, "marker": marker} for name, color, marker in pairs}
 
 
-def intervals_figure(rows: Sequence[ResultRow]) -> Figure:
-    """Return True*Info of every row with its interval; the unedited model's is a line, a control's draws are ticks."""
-    shown = [(row, m.estimate) for row in rows if (m := row.metrics["true_info"])]
+def intervals_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
+    """Return a meter's figure of every row with its interval; the unedited model's is a line.
+
+    Ticks are a control's draws, which rows keep of the main meter.
+    """
+    shown, times = [(row, m.estimate) for row in rows if (m := row.metrics[meter.name])], scale(meter)
     figure, axes = new_figure(8, 0.9 + 0.34 * max(1, len(shown)))
     style = styles([row.method for row in rows])
     for place, (row, value) in enumerate(reversed(shown)):
         look = style[row.method]
-        axes.plot([100 * value.low, 100 * value.high], [place, place], color=look["color"], linewidth=2)
-        axes.plot([100 * drawn for drawn in row.draws], [place] * len(row.draws), "|", color="grey", markersize=9)
+        axes.plot([times * value.low, times * value.high], [place, place], color=look["color"], linewidth=2)
+        axes.plot([times * drawn for drawn in row.draws], [place] * len(row.draws), "|", color="grey", markersize=9)
         face = look["color"] if row.variant == "best" else "white"
-        axes.plot(100 * value, place, **look, markerfacecolor=face, markersize=8, linestyle="")
+        axes.plot(times * value, place, **look, markerfacecolor=face, markersize=8, linestyle="")
         if row.method == BASELINE:
-            axes.axvline(100 * value, color="grey", linestyle="--", linewidth=1)
+            axes.axvline(times * value, color="grey", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
-    axes.set(xlabel="True*Info (%)", xlim=WHOLE, ylim=(-0.7, max(1, len(shown)) - 0.3))
+    axes.set(xlabel=axis_label(meter), **limits(meter, "x"), ylim=(-0.7, max(1, len(shown)) - 0.3))
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -64,31 +84,40 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def pareto_figure(rows: Sequence[ResultRow]) -> Figure:
-    """Return True*Info against KL and against the seconds to make it, each with its Pareto front."""
+def pareto_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
+    """Return a meter's figure against KL and against the seconds to make it, each with its Pareto front."""
     figure, (left, right) = new_figure(10, 4.6, columns=2)
-    _pareto(left, rows, lambda r: r.metrics["kl"].estimate if r.metrics["kl"] else 0.0, linear=1e-3)
-    left.set(xlabel="KL(unedited || edited), nats per token (prompting: 0)", ylabel="True*Info (%)", ylim=WHOLE)
-    _pareto(right, rows, lambda r: r.costs["seconds"], linear=0.1)
-    right.set(xlabel="seconds to make", ylim=WHOLE)
+    _pareto(left, rows, meter, _drift, linear=1e-3)
+    label = "KL(unedited || edited), nats per token (prompting: 0)"
+    left.set(xlabel=label, ylabel=axis_label(meter), **limits(meter, "y"))
+    _pareto(right, rows, meter, lambda r: r.costs["seconds"], linear=0.1)
+    right.set(xlabel="seconds to make", **limits(meter, "y"))
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
-def _pareto(axes: Any, rows: Sequence[ResultRow], cost: Callable[[ResultRow], float | None], *, linear: float) -> None:
+def _drift(row: ResultRow) -> float:
+    drift = row.metrics.get("kl")
+    return drift.estimate if drift else 0.0
+
+
+def _pareto(
+    axes: Any, rows: Sequence[ResultRow], meter: Meter, cost: Callable[[ResultRow], float | None], *, linear: float
+) -> None:
     """Draw the points and their front; costs below `linear` stand on a linear scale, the rest on a logarithmic one."""
     style, shown, points = styles([r.method for r in rows]), [], []
+    sign = -1 if meter.better == "down" else 1
     for row in rows:
-        gain, x = row.metrics["true_info"], cost(row)
+        gain, x = row.metrics[meter.name], cost(row)
         if gain is not None and x is not None:
             shown.append(row)
-            points.append((float(x), 100 * float(gain.estimate)))
+            points.append((float(x), scale(meter) * float(gain.estimate)))
     for row, (x, y) in zip(shown, points, strict=True):
         face = style[row.method]["color"] if row.variant == "best" else "white"
         axes.plot(x, y, **style[row.method], markerfacecolor=face, linestyle="", markersize=8, label=row.name)
     edge = 2 * max([linear, *(x for x, _ in points)])
-    front = [points[i] for i in pareto_front(points)]
+    front = [points[i] for i in pareto_front([(x, sign * y) for x, y in points])]
     front += [(edge, y) for _, y in front[-1:]]  # so that a front of one row is seen too
     axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=1, zorder=0, drawstyle="steps-post")
     axes.set_xscale("symlog", linthresh=linear)
@@ -97,26 +126,28 @@ def _pareto(axes: Any, rows: Sequence[ResultRow], cost: Callable[[ResultRow], fl
 
 
 def low_data_figure(comparison: Comparison) -> Figure | None:
-    """Return True*Info against the number of training questions, or None if only one number was run."""
+    """Return the main figure against the number of training questions, or None if only one number was run."""
     if len(comparison.sizes) < 2:
         return None
     figure, axes = new_figure(8, 4.6)
+    meter, times = comparison.main, scale(comparison.main)
     whole = max((t["n"]["train"] + t["n"]["validation"] for t in comparison.tests if t["status"] == "done"), default=0)
     curves: dict[str, list[tuple[int, Any]]] = {}
     for size in comparison.sizes:
         for row in comparison.rows(size):
-            if row.variant == "best" and (value := row.metrics["true_info"]):
+            if row.variant == "best" and (value := row.metrics[meter.name]):
                 curves.setdefault(row.method, []).append((size or whole, value.estimate))
     style = styles(comparison.methods)
     for name, curve in curves.items():
         look = style[name]
         curve.sort(key=lambda point: point[0])
-        x, y = [n for n, _ in curve], [100 * v for _, v in curve]
+        x, y = [n for n, _ in curve], [times * v for _, v in curve]
         axes.plot(x, y, **look, label=name)
         axes.fill_between(
-            x, [100 * v.low for _, v in curve], [100 * v.high for _, v in curve], color=look["color"], alpha=0.08
+            x, [times * v.low for _, v in curve], [times * v.high for _, v in curve], color=look["color"], alpha=0.08
         )
-    axes.set(xlabel="training questions, validation part included", ylabel="True*Info (%)", xscale="log", ylim=WHOLE)
+    label = "training questions, validation part included"
+    axes.set(xlabel=label, ylabel=axis_label(meter), xscale="log", **limits(meter, "y"))
     axes.set_xticks(sorted({n for c in curves.values() for n, _ in c}), minor=False)
     axes.get_xaxis().set_major_formatter("{x:.0f}")
     axes.minorticks_off()

@@ -6,20 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trimtab.cells import MISSING, figure, number, settings_text, table_lines
 from trimtab.compare.comparison import Comparison
 from trimtab.compare.rows import ResultRow
+from trimtab.compare.run_records import RunRecords
 from trimtab.compare.statistics import PairedDifference, Spread
-from trimtab.evaluate.judges.verdicts import judge_line
+from trimtab.evaluate.cost import SPEED, making
+from trimtab.protocols import Meter
+from trimtab.report.settings import SETTINGS, tried
 
-PERCENT = {"true_info": "True*Info", "true": "True", "info": "Info", "mc1": "MC1", "mc2": "MC2"}
-NATS = {"ce": "CE", "kl": "KL"}
-QUALITY = ("", *PERCENT.values(), *NATS.values(), "KL budget", "measured")
-DIFFERENCES = ("", "True*Info − baseline", "p", "p (Holm)", "MC1 − baseline", "p", "p (Holm)", "questions")
-COSTS = ("", "fitted or stored numbers", "on disk", "seconds to make", "peak memory", "ms per token", "chosen settings")
+MINUS = "\N{MINUS SIGN}"
 HOW_TO_READ = {
-    "True*Info": "mean(True) x mean(Info), in %. True, Info, MC1 and MC2 are in %, CE and KL in nats per token on "
-    "neutral text, against the unedited model; prompting, which leaves the model as it is, has neither.",
-    "[low, high] and ±": "95 % interval over questions (of CE and KL over texts), seeds averaged inside; ± is the "
+    "Figures": "shares in %. True*Info is mean(True) x mean(Info); CE and KL are in nats per token on neutral text, "
+    "against the unedited model; prompting, which leaves the model as it is, has neither.",
+    "[low, high] and ±": "95 % interval over questions (of drift over texts), seeds averaged inside; ± is the "
     "standard deviation between seeds.",
     "p": "of a sign-flip test, paired by question; p (Holm) is corrected over the rows of the table.",
     "Settings": "every method tried its own on the same validation questions, up to the same number, drawn once for "
@@ -45,58 +45,76 @@ CAVEATS = (
 )
 
 
-def quality_cells(row: ResultRow) -> list[str]:
+def quality_headings(run: RunRecords) -> list[str]:
+    """Return the headings of what the methods do."""
+    return ["", *(m.heading for m in run.summed), "KL budget", "measured"]
+
+
+def quality_cells(row: ResultRow, run: RunRecords) -> list[str]:
     """Return a row's measurements as text."""
-    percent = [_spread(row.metrics[m], percent=True) for m in PERCENT]
-    nats = (_spread(row.metrics[m], percent=False) for m in NATS)
+    figures = [spread_text(row.metrics[m.name], m) for m in run.summed]
     draws = f", {len(row.draws)} draws" if row.draws else ""
-    return [row.name, *percent, *nats, _budget(row), f"{row.n_done} of {row.n_units}{draws}"]
+    return [row.name, *figures, _budget(row), f"{row.n_done} of {row.n_units}{draws}"]
+
+
+def spread_text(value: Spread | None, meter: Meter) -> str:
+    """Return a figure with its interval, and its spread between seeds if there are several."""
+    if value is None:
+        return MISSING
+    seeds = "" if value.between_seeds is None else f" ± {number(value.between_seeds, meter.unit)}"
+    return figure(value.estimate, meter.unit) + seeds
 
 
 def _budget(row: ResultRow) -> str:
     if row.variant == "within":
         return "chosen within it" if row.n_done else "none within"
     if row.n_kept is None:
-        return "-"
+        return MISSING
     return "kept" if row.n_kept == row.n_done else f"kept in {row.n_kept} of {row.n_done}"
 
 
-def difference_cells(row: ResultRow) -> list[str]:
+def _tested(run: RunRecords) -> list[Meter]:
+    return [m for m in run.summed if m.tested and m.better != "neither"]
+
+
+def difference_headings(run: RunRecords) -> list[str]:
+    """Return the headings of the differences to the unedited model."""
+    return ["", *(h for m in _tested(run) for h in (f"{m.heading} {MINUS} baseline", "p", "p (Holm)")), "questions"]
+
+
+def difference_cells(row: ResultRow, run: RunRecords) -> list[str]:
     """Return a row's paired differences to the unedited model as text."""
     parts = [row.name]
-    for metric in ("true_info", "mc1"):
-        parts += _difference(row.differences.get(metric))
-    return [*parts, str(row.differences["true_info"].n) if row.differences else "-"]
+    for meter in _tested(run):
+        parts += _difference(row.differences.get(meter.name), meter)
+    return [*parts, str(next(iter(row.differences.values())).n) if row.differences else MISSING]
 
 
-def cost_cells(row: ResultRow) -> list[str]:
-    """Return a row's costs as text."""
-    c = row.costs
+def _difference(value: PairedDifference | None, meter: Meter) -> list[str]:
+    if value is None:
+        return [MISSING] * 3
+    return [figure(value.difference, meter.unit, signed=True), f"{value.p:.4f}", f"{value.p_holm:.4f}"]
+
+
+def _costs(run: RunRecords) -> list[Meter]:
+    return [*making(), SPEED, *run.valued]
+
+
+def cost_headings(run: RunRecords) -> list[str]:
+    """Return the headings of the costs."""
+    return ["", *(m.heading for m in _costs(run)), "chosen settings"]
+
+
+def cost_cells(row: ResultRow, run: RunRecords) -> list[str]:
+    """Return a row's costs as text; times say how many processes shared the device."""
     crowd = {None: " (?)", 0: "", 1: ""}.get(row.n_at_once, f" ({row.n_at_once} at once)")
-    return [
-        row.name,
-        "-" if c["trainable_parameters"] is None else f"{c['trainable_parameters']:,.0f}",
-        size(c["bytes_on_disk"]),
-        "-" if c["seconds"] is None else f"{_three_digits(c['seconds'])}{crowd}",
-        size(c["peak_bytes"]),
-        "-" if c["ms_per_token"] is None else f"{_three_digits(c['ms_per_token'])}{crowd}",
-        "; ".join(f"{knobs_text(json.loads(s))} ({n}x)" for s, n in row.settings) or "-",
-    ]
-
-
-def _three_digits(value: float | int) -> str:
-    # 1,234 rather than 1.23e+03
-    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def size(n_bytes: float | int | None) -> str:
-    """Return a number of bytes for reading."""
-    if n_bytes is None:
-        return "-"
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= scale:
-            return f"{_three_digits(n_bytes / scale)} {unit}"
-    return f"{n_bytes:.0f} B"
+    cells = []
+    for meter in _costs(run):
+        value = row.costs.get(meter.name)
+        told = crowd if value is not None and meter.unit in ("s", "ms") else ""
+        cells.append(figure(value, meter.unit) + told)
+    chosen = "; ".join(f"{settings_text(json.loads(s))} ({n}x)" for s, n in row.settings)
+    return [row.name, *cells, chosen or MISSING]
 
 
 def status(comparison: Comparison) -> str:
@@ -112,7 +130,7 @@ def status(comparison: Comparison) -> str:
 def facts(comparison: Comparison) -> dict[str, str]:
     """Return what was run and on what, for reading."""
     specification = comparison.specification
-    s, design, meters, model = specification, specification["design"], specification["meters"], specification["model"]
+    s, design, model = specification, specification["design"], specification["model"]
     questions = f"{s['questions']['n']} of {s['questions']['name']} (hash {s['questions']['fingerprint']})"
     test = s["test"] and f"{s['test']['n']} of {s['test']['name']} (hash {s['test']['fingerprint']})"
     return {
@@ -121,15 +139,26 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "Test questions": test or "each fold's held-out part",
         "Design": f"{design['folds']} fold(s), seeds {', '.join(map(str, design['seeds']))}, up to {design['trials']} "
         f"trials per method, {100 * design['validation']:.0f} % of a training fold to choose on",
-        "Chosen by": f"{meters['metric']} on validation questions; KL budget {design['kl_budget']} nats per token",
-        "Judge": f"{_judge(meters)}, answers of up to {meters['max_new_tokens']} tokens, greedy; multiple choice "
-        f"{meters['convention']}",
-        "Neutral texts": f"hash {meters['texts']}",
+        "Chosen by": f"{comparison.chooser.heading} on validation questions; KL budget {design['kl_budget']} nats per "
+        "token",
+        **{_measured(comparison, name): text for name, text in _instruments(s["meters"]).items()},
         "Peak memory": "; ".join(f"{kind}: {n} records" for kind, n in comparison.peak_kinds.items()) or "not told",
         "Hardware": "; ".join(f"{name}: {n} records" for name, n in comparison.machines.items()) or "nothing run yet",
         "Processes that shared a device": "; ".join(f"{n}: {count} records" for n, count in comparison.crowds.items()),
         "Versions of the process that began the run": ", ".join(f"{k} {v}" for k, v in s["versions"].items()),
     }
+
+
+def _instruments(meters: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    about = {m["instrument"]: m["measured_by"] for m in meters}
+    return {
+        name: ", ".join(f"{k} {v}" for k, v in said.items() if v is not None and not isinstance(v, dict | list))
+        for name, said in about.items()
+    }
+
+
+def _measured(comparison: Comparison, instrument: str) -> str:
+    return ", ".join(m.heading for m in comparison.meters if comparison.instrument(m) == instrument)
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -141,28 +170,20 @@ def notes(comparison: Comparison) -> list[str]:
     return found
 
 
-def _judge(meters: Mapping[str, Any]) -> str:
-    return judge_line({"name": meters["judge"], **meters.get("judge_record", {})}).removeprefix("judge: ")
-
-
 def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     """Return status, tables, notes and facts as Markdown; pictures and answers are in the page alone."""
-    from trimtab.report.knobs import SETTINGS, tried
-
     rows = comparison.rows(comparison.sizes[-1])
+    quality = quality_headings(comparison)
     lines = [f"# {title}", "", status(comparison), ""]
-    lines += ["## What it does", "", *table_lines(QUALITY, map(quality_cells, rows)), ""]
-    lines += [
-        *(f"- **{term}**: {meaning}" for term, meaning in HOW_TO_READ.items()),
-        "",
-        "## Against the unedited model",
-        "",
-    ]
-    lines += [*table_lines(DIFFERENCES, map(difference_cells, (r for r in rows if r.differences))), ""]
-    lines += ["## What it costs", "", *table_lines(COSTS, map(cost_cells, rows)), ""]
+    lines += ["## What it does", "", *table_lines(quality, (quality_cells(r, comparison) for r in rows)), ""]
+    lines += [*(f"- **{term}**: {meaning}" for term, meaning in HOW_TO_READ.items()), ""]
+    tested = (difference_cells(r, comparison) for r in rows if r.differences)
+    lines += ["## Against the unedited model", "", *table_lines(difference_headings(comparison), tested), ""]
+    costs = (cost_cells(r, comparison) for r in rows)
+    lines += ["## What it costs", "", *table_lines(cost_headings(comparison), costs), ""]
     for smaller in comparison.sizes[:-1]:
-        lines += [f"## {smaller or 'All'} training questions", ""]
-        lines += [*table_lines(QUALITY, map(quality_cells, comparison.rows(smaller))), ""]
+        fewer = (quality_cells(r, comparison) for r in comparison.rows(smaller))
+        lines += [f"## {smaller or 'All'} training questions", "", *table_lines(quality, fewer), ""]
     lines += ["## Settings tried", "", *table_lines(SETTINGS, tried(comparison)), ""]
     noted = [f"- {note}" for note in notes(comparison)]
     lines += ["## Notes", "", *(noted or ["- none"]), "", "## Caveats", "", *(f"- {c}" for c in CAVEATS), ""]
@@ -170,34 +191,3 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     lines += [f"- {key}: {value}" for key, value in facts(comparison).items()]
     lines += [f"- {name}: `{text}`" for name, text in comparison.specification["methods"].items()]
     return "\n".join(lines) + "\n"
-
-
-def table_lines(heads: Sequence[str], rows: Any) -> list[str]:
-    """Return a Markdown table's lines."""
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    return lines + ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-
-
-def _spread(value: Spread | None, *, percent: bool) -> str:
-    if value is None:
-        return "-"
-    scale, digits = (100, 1) if percent else (1, 3)
-    e = value.estimate
-    seeds = "" if value.between_seeds is None else f" ± {scale * value.between_seeds:.{digits}f}"
-    return f"{scale * e:.{digits}f} [{scale * e.low:.{digits}f}, {scale * e.high:.{digits}f}]{seeds}"
-
-
-def _difference(value: PairedDifference | None) -> list[str]:
-    if value is None:
-        return ["-", "-", "-"]
-    d = value.difference
-    return [f"{100 * d:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", f"{value.p:.4f}", f"{value.p_holm:.4f}"]
-
-
-def knobs_text(knobs: Mapping[str, Any]) -> str:
-    """Return a setting for reading."""
-    parts = (
-        f"{k}: {knobs_text(v)}" if isinstance(v, Mapping) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
-        for k, v in knobs.items()
-    )
-    return ", ".join(parts) or "no knobs"

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from trimtab.activations.captured import Head, HeadActivations
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate.multiple_choice import MultipleChoice
 from trimtab.intervals import Estimate, bootstrap_mean

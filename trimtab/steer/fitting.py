@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.activations.captured import Head, HeadActivations
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.labelled import Head
 from trimtab.activations.shards import ActivationStore
 from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadDataset, BadValue, ShapeError

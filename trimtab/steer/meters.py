@@ -9,10 +9,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from trimtab.datasets.questions import QuestionSet
 from trimtab.errors import BadValue
 from trimtab.evaluate.generation import generate_answers_many
-from trimtab.evaluate.judges import Judge, exact_judge
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.multiple_choice import multiple_choice_many
 from trimtab.evaluate.pairs import Scorer, contrast, score_texts
@@ -75,7 +74,7 @@ class ScoreMeter(Meter):
         return [Measured(value=value, record=record) for value in self.scores(model, tokenizer, items, edits)]
 
 
-def generated_true_info(judge: Judge = exact_judge) -> Meter:
+def generated_true_info(judge: Any = exact_judge) -> Meter:
     """Return True*Info of generated answers, as a meter."""
 
     def scores(model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit]) -> list[float]:
@@ -105,7 +104,7 @@ def function_meter(score: Metric, record: Mapping[str, Any] | None = None) -> Me
     return ScoreMeter(name, scores, record or getattr(score, "record", None))
 
 
-def pair_probability(model: Any, tokenizer: Any, pairs: QuestionSet, edit: Edit) -> float:
+def pair_probability(model: Any, tokenizer: Any, pairs: Any, edit: Edit) -> float:
     """Return the mean probability of the pairs' positive sides, as a metric for `choose_strength`."""
     return float(contrast(model, tokenizer, pairs, edit).probability)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.datasets.questions import Question, QuestionSet
+from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.disk import load_edit
 from trimtab.edits.vectors import VectorEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
@@ -103,7 +103,7 @@ class ShiftSpec:
 def fit(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
+    questions: ItemSet[Any],
     spec: ShiftSpec | None = None,
     *,
     metric: str | Metric | Meter | None = None,
@@ -140,9 +140,9 @@ def fit(
 
 
 def metric_of(
-    questions: QuestionSet,
+    questions: ItemSet[Any],
     metric: str,
-    judge: Callable[[Question, str], Any] | None,
+    judge: Callable[[Any, str], Any] | None,
     strength: float | int | None = None,
 ) -> str | Metric | Meter:
     """Return what chooses a strength by a metric's name and a judge of answers, or a scorer of pairs' continuations.
@@ -160,7 +160,7 @@ def metric_of(
     return metric if judge is None else generated_true_info(judge)
 
 
-def require_something_to_judge(questions: QuestionSet, metric: str, strength: float | int | None) -> None:
+def require_something_to_judge(questions: ItemSet[Any], metric: str, strength: float | int | None) -> None:
     """Raise `BadValue` if the strength is chosen without generated answers, or is not chosen at all."""
     if strength is not None:
         raise BadValue(f"the strength is given as {strength}, so there is nothing to judge; leave one of the two out")
@@ -168,12 +168,12 @@ def require_something_to_judge(questions: QuestionSet, metric: str, strength: fl
         raise BadValue("mc1 scores the listed answers, so there is nothing to judge; leave the judge or mc1 out")
 
 
-def are_pairs(questions: QuestionSet) -> bool:
+def are_pairs(questions: ItemSet[Any]) -> bool:
     """Return whether these are contrast pairs rather than questions with answers."""
-    return questions.default_format == "bare"
+    return questions.measured_by == "pairs"
 
 
-def unseen(questions: QuestionSet, shift: Edit) -> QuestionSet:
+def unseen(questions: ItemSet[Any], shift: Edit) -> ItemSet[Any]:
     """Return the questions that the shift was not made with.
 
     Raises:
@@ -189,6 +189,6 @@ def unseen(questions: QuestionSet, shift: Edit) -> QuestionSet:
         ) from cause
 
 
-def data_record(questions: QuestionSet) -> dict[str, Any]:
+def data_record(questions: ItemSet[Any]) -> dict[str, Any]:
     """Return name, size and hash of a set of questions, for records."""
     return {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.datasets.questions import Format, QuestionSet
+from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.questions import Format
 from trimtab.edits.vectors import VectorEdit
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
@@ -43,8 +44,8 @@ class SiteProbes(NamedTuple):
 def read_sites(
     model: Any,
     tokenizer: Any,
-    train: QuestionSet,
-    ranking: QuestionSet,
+    train: ItemSet[Any],
+    ranking: ItemSet[Any],
     *,
     site: Site = "heads",
     form: StatementForm = None,
@@ -78,7 +79,7 @@ class SteeringMethod(Method):
         """Return the shift of strength 1 at the sites that the knobs name."""
 
     def fit(
-        self, model: Any, tokenizer: Any, train: QuestionSet, *, knobs: Knobs | None = None, seed: int = 0
+        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, knobs: Knobs | None = None, seed: int = 0
     ) -> VectorEdit:
         """Return the shift fitted on the training questions' statements.
 
@@ -89,7 +90,7 @@ class SteeringMethod(Method):
         return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
 
     def fitter(
-        self, model: Any, tokenizer: Any, train: QuestionSet, *, seed: int = 0
+        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, seed: int = 0
     ) -> Callable[[Mapping[str, Any]], VectorEdit]:
         """Return a function from knobs to shifts that all use one capture and one set of probes.
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, product
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.prose import validation_texts
-from trimtab.datasets.questions import QuestionSet
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.drift import drifts
@@ -63,7 +63,7 @@ class Sweep:
             raise BadValue(f"alphas must hold finite strengths, at least one of them not 0, got {list(self.alphas)}")
         return alphas
 
-    def questions(self, given: QuestionSet, edit: Edit) -> QuestionSet:
+    def questions(self, given: ItemSet[Any], edit: Edit) -> ItemSet[Any]:
         """Return the questions to choose on."""
         ranked = set(edit.validated_on) if self.validated_only else set()
         held = [i for i, question in enumerate(given) if question.key in ranked]
@@ -73,7 +73,7 @@ class Sweep:
 def choose_strength(
     model: Any,
     tokenizer: Any,
-    questions: QuestionSet,
+    questions: ItemSet[Any],
     shift: Chosen,
     *,
     kl_budget: float | int = 0.1,

@@ -1,14 +1,16 @@
 """Judges: is a generated answer true, and does it say anything?"""
 
 from trimtab.evaluate.judges.endpoint import EndpointJudge
-from trimtab.evaluate.judges.exact import ABSTENTIONS, exact_judge, normalised
+from trimtab.evaluate.judges.exact import ABSTENTIONS, ExactJudge, exact_judge, normalised
 from trimtab.evaluate.judges.local import LocalJudge
 from trimtab.evaluate.judges.tfidf import TfidfJudge
-from trimtab.evaluate.judges.verdicts import Judge, Verdict, judge_line, judge_record
+from trimtab.evaluate.judges.verdicts import judge_line, judge_record
+from trimtab.protocols import Judge, Verdict
 
 __all__ = [
     "ABSTENTIONS",
     "EndpointJudge",
+    "ExactJudge",
     "Judge",
     "LocalJudge",
     "TfidfJudge",

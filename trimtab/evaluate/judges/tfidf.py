@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.questions import Question
 from trimtab.errors import BadDataset
-from trimtab.evaluate.judges.verdicts import Verdict
 from trimtab.intervals import Estimate, bootstrap
+from trimtab.protocols import Judge, Verdict
 
 FILES = {"true": "finetune_truth.jsonl", "informative": "finetune_info.jsonl"}
 HELD_OUT = 0.2
@@ -27,7 +28,7 @@ class Graded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TfidfJudge:
+class TfidfJudge(Judge):
     """Two logistic regressions on word and word-pair frequencies of question and answer.
 
     It knows words, not facts: read its figures as indicative, and beside its agreement with people on questions that
@@ -42,6 +43,7 @@ class TfidfJudge:
     intervals over questions."""
     majority: dict[str, float]
     """The same for always saying what is commoner in the training part."""
+    name: ClassVar[str] = "TF-IDF"
 
     @classmethod
     def train(cls, folder: str | Path, *, seed: int = 0) -> TfidfJudge:
@@ -69,10 +71,11 @@ class TfidfJudge:
         agreement = {kind: value.as_dict() for kind, value in self.agreement.items()}
         return {"name": "TF-IDF", "indicative": True, "agreement": agreement, "majority": self.majority}
 
-    def __call__(self, question: Question, answer: str) -> Verdict:
-        """Return the verdict: for each part whether "yes" is the likelier label."""
-        text = f"Q: {question.question}\nA: {answer}"
-        return Verdict(float(self.true.predict([text])[0]), float(self.informative.predict([text])[0]))
+    def verdicts(self, question: Question, answers: Sequence[str]) -> list[Verdict]:
+        """Return the verdicts: for each part whether "yes" is the likelier label."""
+        texts = [f"Q: {question.question}\nA: {answer}" for answer in answers]
+        both = zip(self.true.predict(texts), self.informative.predict(texts), strict=True)
+        return [Verdict(float(true), float(informative)) for true, informative in both]
 
 
 class _Trained(NamedTuple):

@@ -1,29 +1,32 @@
-"""What a judge is and what it says."""
+"""What a judge said, checked, and what must stand beside its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
-from trimtab.datasets.questions import Question
-
-
-class Verdict(NamedTuple):
-    """What a judge says of one answer; probabilities are as good as truth values."""
-
-    true: float
-    informative: float
-    matched: bool = True
-    """False if an exact judge does not know the answer (it then counts as neither true nor informative)."""
+from trimtab.errors import BadValue
+from trimtab.protocols import Judge, Verdict, as_judge
 
 
-Judge: TypeAlias = Callable[[Question, str], Verdict]
-"""Judges an answer to a question. Any callable of this kind will do; a `record` attribute goes into results."""
+def judge_record(judge: Any) -> dict[str, Any]:
+    """Return a judge's (or a scoring function's) name and what it says of itself."""
+    judge = as_judge(judge)
+    return {"name": judge.name, **judge.record}
 
 
-def judge_record(judge: Callable[..., Any]) -> dict[str, Any]:
-    """Return the judge's name and what it says of itself in its `record` attribute."""
-    return {"name": getattr(judge, "__name__", type(judge).__name__), **getattr(judge, "record", {})}
+def checked_verdict(verdict: Any, judge: Judge) -> Verdict:
+    """Return what a judge said as a `Verdict`; raises `BadValue` naming the judge if it is none."""
+    name = judge.name
+    try:
+        if isinstance(verdict, str):
+            raise TypeError("a text is not a pair of numbers")
+        true, informative = float(verdict[0]), float(verdict[1])
+        matched = bool(verdict[2]) if len(verdict) > 2 else True
+    except (TypeError, ValueError, LookupError, RuntimeError) as cause:
+        raise BadValue(f"judge {name} returned {verdict!r:.80}; expected Verdict(true, informative)") from cause
+    if not (0 <= true <= 1 and 0 <= informative <= 1):
+        raise BadValue(f"judge {name} returned {verdict!r:.80}; true and informative must lie between 0 and 1")
+    return Verdict(true, informative, matched)
 
 
 def judge_line(record: dict[str, Any]) -> str:

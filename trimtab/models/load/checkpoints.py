@@ -6,13 +6,13 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from trimtab.devices import available_device
+from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
 from trimtab.models.load.hub import hub_advice
 from trimtab.models.load.quantization import (
@@ -24,7 +24,6 @@ from trimtab.models.load.quantization import (
 )
 from trimtab.models.processes import plain_launch
 
-EMBEDDED = "embedded"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -110,7 +109,7 @@ def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> 
 
 def embedded_folder() -> Path:
     """Return the folder that holds the embedded model's weights, tokenizer and training record."""
-    return Path(str(files("trimtab.embedded").joinpath("weights")))
+    return EMBEDDED_FOLDER
 
 
 def _resolve(name: str | Path) -> tuple[str, bool]:

@@ -12,13 +12,18 @@ from typing import Any
 
 import peft as hf_peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible, first_line
 from trimtab.models.anatomy import base_of
-from trimtab.peft.methods.attaching import require_whole
-from trimtab.peft.methods.base import Attached, HubAdapter, Trained, TuningMethod, copy_strictly
-from trimtab.peft.methods.snapshot import Snapshot, seeded
+from trimtab.models.plain import skeleton
+from trimtab.models.seeds import seeded
+from trimtab.peft.methods.base import TuningMethod
+from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
+from trimtab.peft.parts.attaching import require_whole
+from trimtab.peft.parts.snapshot import Snapshot
+from trimtab.peft.tunable import HubAdapter
 
 NAME = "default"
 
@@ -101,9 +106,13 @@ class AttachedAdapter(Attached):
     def merged(self) -> nn.Module:
         """Return the base with the adapter's update in its weights."""
         self.model.eval()  # dropout must not be worked in
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                for weight in module.get_base_layer().parameters(recurse=False):
+                    weight.data = weight.data.clone()  # a twin's memory is the model's
         try:
             return self.model.merge_and_unload()
-        except (NotImplementedError, ValueError) as cause:  # every class has the function, not every method can
+        except (NotImplementedError, ValueError, RuntimeError) as cause:  # every class has it, not every method can
             raise BadValue(f"{self.what} cannot be merged: PEFT says {first_line(cause)!r}; use it as it is") from cause
 
     @torch.no_grad()
@@ -174,18 +183,6 @@ def _plain(value: Any) -> Any:
 def scaled_lora(tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
     """Return LoRA's tensors with each update B A multiplied: B takes the factor."""
     return {k: v * factor if "lora_B" in k or "lora_embedding_B" in k else v for k, v in tensors.items()}
-
-
-def skeleton(model_or_config: Any) -> Any:
-    """Return the model of a config without weights (on the meta device)."""
-    from transformers import AutoModelForCausalLM
-
-    config = model_or_config if not isinstance(model_or_config, nn.Module) else base_of(model_or_config).config
-    config = copy.deepcopy(config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def require_modules(model: nn.Module, targets: Iterable[str], what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,10 @@ from torch.nn import functional
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, text_config
 from trimtab.models.hooks import on_outputs
-from trimtab.peft.methods.attaching import Parts, empty_linear, frozen_base, hold, master_dtype
-from trimtab.peft.methods.base import Capabilities, TuningMethod
-from trimtab.peft.methods.sublayers import attention_blocks, config_of, feed_forward
+from trimtab.peft.methods.base import TuningMethod
+from trimtab.peft.parts.attaching import Parts, empty_linear, frozen_base, hold, master_dtype
+from trimtab.peft.parts.sublayers import attention_blocks, config_of, feed_forward
+from trimtab.peft.tunable import Capabilities
 
 Style = Literal["houlsby", "pfeiffer", "lin"]
 STYLES = ("houlsby", "pfeiffer", "lin")
@@ -37,6 +38,11 @@ class Bottleneck(TuningMethod):
         BadValue: an unknown style, or a width below 1.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities("function composition", mergeable=False)
+    """Works on any weights, packed or not; not linear, so it cannot be merged."""
+    learning_rate: ClassVar[float] = 1e-3
+    """As in the published recipes, between LoRA's and prompt tuning's."""
+
     style: Style = "pfeiffer"
     width: int = 16
     """Of the bottleneck: hidden units of each adapter."""
@@ -51,18 +57,6 @@ class Bottleneck(TuningMethod):
     def name(self) -> str:
         """Style and width."""
         return f"{self.style.capitalize()} adapter w={self.width}"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Works on any weights, packed or not; not linear, so it cannot be merged."""
-        return Capabilities(
-            "function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        """As in the published recipes, between LoRA's and prompt tuning's."""
-        return 1e-3
 
     def attach(self, model: Any, *, seed: int) -> Parts:
         """Return the adapters on the model, in float32 if the model is in half precision.

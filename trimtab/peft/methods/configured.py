@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import peft as hf_peft
 import torch
@@ -15,8 +15,9 @@ from trimtab.errors import BadValue, first_line
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.calling import inference
 from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, plain_config, scaled_lora
-from trimtab.peft.methods.base import Capabilities, HubAdapter
 from trimtab.peft.methods.full import require_float_weights
+from trimtab.peft.recipe import Recipe
+from trimtab.peft.tunable import Capabilities, HubAdapter
 
 PACKABLE = ("LORA", "IA3", "VERA", "LOHA", "LOKR", "OFT", "LN_TUNING")
 """Types known to act on each position by itself, so that several examples may stand in one row."""
@@ -47,6 +48,8 @@ class Adapter(HubBased):
         BadValue: no configuration of PEFT, or one for virtual tokens, for what trimtab's loop or padded rows would make
             something else of (AdaLoRA, Lily), or for a start of LoRA that overwrites weights of the model (PiSSA).
     """
+
+    learning_rate: ClassVar[float] = 3e-4
 
     hub_config: Any
 
@@ -90,12 +93,8 @@ class Adapter(HubBased):
         # activated LoRA acts from a sequence of tokens on, which a packed row would carry into the next example
         packing = self._type in PACKABLE and not getattr(self.hub_config, "alora_invocation_tokens", None)
         four_bit, split = self._type in FOUR_BIT, self._type in SPLIT
-        return Capabilities(family, mergeable, four_bit, packing, checkpointing=True, sharding=split)
-
-    @property
-    def learning_rate(self) -> float:
-        """3e-4."""
-        return 3e-4
+        scaling = self._type == "LORA" and not self.hub_config.use_dora
+        return Capabilities(family, mergeable, four_bit, packing, sharding=split, scaling=scaling)
 
     def config(self, model: Any) -> Any:  # noqa: ARG002
         """Return the configuration as given."""
@@ -119,15 +118,24 @@ class Adapter(HubBased):
         except Exception as cause:
             raise BadValue(f"{self.name} does not run on the model: PEFT stops with {first_line(cause)!r}") from cause
 
+    def require_scalable(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise `BadValue` unless there is nothing but LoRA's updates in the tensors."""
+        super().require_scalable(tensors)
+        if not all(".lora_" in name for name in tensors):
+            raise BadValue(f"{self.name} cannot be scaled: it stores more than LoRA's updates; use it as it is")
+
     def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
-        """Return LoRA's tensors with the update multiplied, if there is nothing but updates in them."""
-        if self._type != "LORA" or self.hub_config.use_dora or not all(".lora_" in name for name in tensors):
-            return super().scaled_tensors(tensors, factor)
+        """Return LoRA's tensors with the update multiplied."""
         return scaled_lora(tensors, factor)
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration as plain values."""
         return {"method": "Adapter", "hub_config": plain_config(self.hub_config)}
+
+    @classmethod
+    def from_plain(cls, own: Mapping[str, Any], recipe: Recipe) -> Any:
+        """Return the method from its configuration's plain values, leaving out what this version of PEFT lacks."""
+        return cls(hf_peft.PeftConfig.from_peft_type(**{**own["hub_config"], "inference_mode": False}), recipe=recipe)
 
     def to_hub(self, tensors: Mapping[str, Tensor], base_name: str) -> HubAdapter:
         """Return the adapter in PEFT's format."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from trimtab.devices import free_bytes, in_bytes
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_layers
-from trimtab.peft.methods.attaching import Parts, frozen_base
-from trimtab.peft.methods.base import Capabilities, TuningMethod
-from trimtab.peft.train.memory import require_room_on_cpu
-from trimtab.peft.train.sharding import is_twin
+from trimtab.models.plain import skeleton
+from trimtab.models.twin import is_twin
+from trimtab.peft.methods.base import TuningMethod
+from trimtab.peft.parts.attached import Attached
+from trimtab.peft.parts.attaching import Parts, frozen_base
+from trimtab.peft.tunable import Capabilities
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ class FullFineTuning(TuningMethod):
         BadValue: `layers` is neither "all" nor a number of layers.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities("full", mergeable=True, four_bit=False)
+    """Needs the weights themselves."""
+    learning_rate: ClassVar[float] = 2e-5
+    """A usual step for whole models."""
+    scales_from_start: ClassVar[bool] = True
+
     layers: int | Literal["all"] = "all"
 
     def __post_init__(self) -> None:
@@ -39,16 +48,6 @@ class FullFineTuning(TuningMethod):
     def name(self) -> str:
         """All, or which part."""
         return "Full fine-tuning" if self.layers == "all" else f"FT-Top{self.layers}"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Needs the weights themselves."""
-        return Capabilities("full", mergeable=True, four_bit=False, packing=True, checkpointing=True, sharding=True)
-
-    @property
-    def learning_rate(self) -> float:
-        """A usual step for whole models."""
-        return 2e-5
 
     def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - tuning starts from the weights
         """Return the chosen weights as what is trained.
@@ -69,6 +68,18 @@ class FullFineTuning(TuningMethod):
                 parameter.requires_grad_(True)
             return Parts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
 
+    def load(self, attached: Attached, tensors: Mapping[str, Tensor], strength: float | int) -> None:
+        """Put the weights in place, at a share of their way from the untuned ones (Ilharco et al. 2023, section 2).
+
+        Raises:
+            Incompatible: they are another model's.
+        """
+        if strength != 1:
+            untuned = attached.tensors()
+            alike = {name for name, t in tensors.items() if name in untuned and untuned[name].shape == t.shape}
+            tensors = {k: _between(untuned[k], t, strength) if k in alike else t for k, t in tensors.items()}
+        attached.load(tensors)
+
     def _chosen(self, model: Any) -> dict[str, nn.Parameter]:
         base = base_of(model)
         if self.layers == "all":
@@ -81,8 +92,6 @@ class FullFineTuning(TuningMethod):
 
     def parameter_count(self, model_or_config: Any) -> int:
         """Return the number of weights; tied ones count once."""
-        from trimtab.peft.methods.adapters import skeleton  # which loads Hugging Face PEFT
-
         return sum(p.numel() for p in self._chosen(skeleton(model_or_config)).values())
 
 
@@ -94,6 +103,22 @@ def require_float_weights(model: Any, name: str) -> None:
                 f"{name} cannot run on quantised weights ({key} is {parameter.dtype}): it works on the weights "
                 "themselves; load the model without quantization, or choose a method that leaves them alone"
             )
+
+
+def require_room_on_cpu(wanted: int, free: int | None = None) -> None:
+    """Raise `BadValue` if the CPU's memory has no room for `wanted` bytes of weights kept as they were."""
+    free = free_bytes(torch.device("cpu")) if free is None else free
+    if wanted > free:
+        raise BadValue(
+            f"keeping the untuned weights takes {in_bytes(wanted)} of the CPU's memory, {in_bytes(free)} are free; "
+            "tune fewer of the topmost layers, or take a method that leaves the weights alone (see trimtab methods)"
+        )
+
+
+def _between(untuned: Tensor, tuned: Tensor, strength: float | int) -> Tensor:
+    wide = torch.promote_types(untuned.dtype, torch.float32)
+    start = untuned.to(wide)
+    return start + strength * (tuned.to(start) - start)
 
 
 @torch.no_grad()

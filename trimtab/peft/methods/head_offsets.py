@@ -6,24 +6,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.activations.captured import Head
+from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.hooks import on_inputs
-from trimtab.peft.methods.attaching import Parts, frozen_base, hold, master_dtype, require_uncompiled
-from trimtab.peft.methods.base import Capabilities, TuningMethod
-from trimtab.peft.methods.sublayers import config_of, head_width
-from trimtab.peft.train.trackers import require_lasting
-
-if TYPE_CHECKING:
-    from trimtab.peft.edit import TunedEdit
+from trimtab.peft.edit import TunedEdit
+from trimtab.peft.methods.base import TuningMethod
+from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype, require_no_compiled_graph
+from trimtab.peft.parts.sublayers import config_of, head_width
+from trimtab.peft.recipe import Recipe
+from trimtab.peft.tunable import Capabilities
+from trimtab.protocols import Knobs
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class HeadOffsets(TuningMethod):
     Raises:
         BadValue: a head that is given twice, or `top_k` below 1.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities("function composition", mergeable=False)
+    """Works on any weights, packed or not; merging would need biases that many architectures lack."""
+    learning_rate: ClassVar[float] = 1e-2
+    """As in LoFiT's TruthfulQA recipe, offsets learn with larger steps than matrices."""
 
     top_k: int = 8
     """How many heads `fit` chooses, if `heads` are not given."""
@@ -56,18 +61,6 @@ class HeadOffsets(TuningMethod):
         """How many heads."""
         return f"Head offsets k={len(self.heads) or self.top_k}"
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Works on any weights, packed or not; merging would need biases that many architectures lack."""
-        return Capabilities(
-            "function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        """As in LoFiT's TruthfulQA recipe, offsets learn with larger steps than matrices."""
-        return 1e-2
-
     def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - offsets start at zero whatever the seed
         """Return the offsets on the model.
 
@@ -82,10 +75,6 @@ class HeadOffsets(TuningMethod):
         """Return heads times their width."""
         return (len(self.heads) or self.top_k) * head_width(config_of(model_or_config))
 
-    def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
-        """Return the offsets multiplied, like the strength of a shift."""
-        return {name: t * factor for name, t in tensors.items()}
-
     def offsets_by_head(self, tensors: Mapping[str, Tensor]) -> dict[Head, Float[Tensor, " d_head"]]:
         """Return each head's vector, as `add_to_heads` takes them."""
         return dict(zip(self.heads, _rows(self.heads, tensors), strict=True))
@@ -96,30 +85,34 @@ class HeadOffsets(TuningMethod):
         tokenizer: Any,
         train: Any,
         *,
-        knobs: Mapping[str, Any] | None = None,
+        knobs: Knobs | None = None,
         seed: int = 0,
         out: str | Path | None = None,
         resume: bool = True,
     ) -> TunedEdit:
         """Return the edit tuned on the training questions, after choosing heads if none were given."""
         method = self.with_knobs(knobs)
-        assert isinstance(method, HeadOffsets)
-        if not method.heads:
-            from trimtab.peft.train.runs import RunFolder
+        if method.heads:
+            return super(HeadOffsets, method).fit(model, tokenizer, train, seed=seed, out=out, resume=resume)
+        from trimtab.peft.train.runs import RunFolder, require_lasting
 
-            require_lasting(method.recipe.report_to, out)
-            # trackers follow one run: some would draw the steps of both as one curve
-            scalings = HeadScalings(recipe=replace(method.recipe, report_to=()))
-            both = {"method": method.describe(), "recipe": method.recipe.as_dict(), "seed": seed}
-            with RunFolder.opened(out, both, resume=resume) as folder:
-                first, second = (folder.path / name if out else None for name in ("scalings", "offsets"))
-                scaled = scalings.fit(model, tokenizer, train, seed=seed, out=first, resume=resume)
-                method = method.on(scalings.strongest(scaled.tensors, method.top_k))
-                edit = TuningMethod.fit(method, model, tokenizer, train, seed=seed, out=second, resume=resume)
-            seconds = {**edit.record["seconds"], "choose heads": scaled.cost.seconds}
-            cost = replace(edit.cost, seconds=edit.cost.seconds + scaled.cost.seconds)
-            return replace(edit.with_record(seconds=seconds), cost=cost)
-        return TuningMethod.fit(method, model, tokenizer, train, seed=seed, out=out, resume=resume)
+        require_lasting(method.recipe.report_to, out)
+        # trackers follow one run: some would draw the steps of both as one curve
+        scalings = HeadScalings(recipe=replace(method.recipe, report_to=()))
+        both = {"method": method.describe(), "recipe": method.recipe.as_dict(), "seed": seed}
+        with RunFolder.opened(out, both, resume=resume) as folder:
+            first, second = (folder.path / name if out else None for name in ("scalings", "offsets"))
+            scaled = scalings.fit(model, tokenizer, train, seed=seed, out=first, resume=resume)
+            chosen = method.on(scalings.strongest(scaled.tensors, method.top_k))
+            edit = chosen.fit(model, tokenizer, train, seed=seed, out=second, resume=resume)
+        seconds = {**edit.record["seconds"], "choose heads": scaled.cost.seconds}
+        cost = replace(edit.cost, seconds=edit.cost.seconds + scaled.cost.seconds)
+        return replace(edit.with_record(seconds=seconds), cost=cost)
+
+    @classmethod
+    def from_plain(cls, own: Mapping[str, Any], recipe: Recipe) -> Any:
+        """Return the method from the fields that `describe` gave."""
+        return cls(own["top_k"], tuple(Head(*head) for head in own["heads"]), recipe=recipe)
 
     def on(self, heads: Sequence[Head]) -> HeadOffsets:
         """Return the method on these heads."""
@@ -133,26 +126,13 @@ class HeadScalings(TuningMethod):
     The first step of LoFiT (Yin et al. 2024, section 3.1), which chooses heads.
     """
 
-    @property
-    def name(self) -> str:
-        """The method's name."""
-        return "Head scalings"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Works on any weights, packed or not."""
-        return Capabilities(
-            "function composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        """That of the offsets."""
-        return 1e-2
+    name: ClassVar[str] = "Head scalings"
+    capabilities: ClassVar[Capabilities] = Capabilities("function composition", mergeable=False)
+    learning_rate: ClassVar[float] = 1e-2
 
     def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - scalings start at one whatever the seed
         """Return a scaling of every head on the model."""
-        require_uncompiled(model)
+        require_no_compiled_graph(model)
         heads = [Head(site.layer, head) for site in find_heads(model) for head in range(site.n_heads)]
         return _attach(model, heads, lambda x, scale: x * (1 + scale), "scalings", "the head scalings")
 
@@ -176,7 +156,7 @@ class HeadScalings(TuningMethod):
 def _attach(
     model: Any, heads: Iterable[Head], change: Callable[[Tensor, Tensor], Tensor], kind: str, what: str
 ) -> Parts:
-    require_uncompiled(model)
+    require_no_compiled_graph(model)
     layers, sites = decoder_layers(model), {site.layer: site for site in find_heads(model)}
     chosen = _by_layer(heads, sites)
     dtype, places = master_dtype(base_of(model).dtype), {}

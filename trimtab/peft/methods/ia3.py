@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import peft as hf_peft
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import text_config
 from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, require_modules
-from trimtab.peft.methods.base import Capabilities, HubAdapter
-from trimtab.peft.methods.fused import fused_rows, fused_width, is_fused
+from trimtab.peft.parts.fused import fused_rows, fused_width, is_fused
+from trimtab.peft.tunable import Capabilities, HubAdapter
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class IA3(HubBased):
         BadValue: a feed-forward module that is not among the targets.
     """
 
+    name: ClassVar[str] = "IA3"
+    capabilities: ClassVar[Capabilities] = Capabilities("function composition", mergeable=True)
+    learning_rate: ClassVar[float] = 5e-3
+    """Factors around one take larger steps than weights."""
+
     targets: tuple[str, ...] = ()
     """Modules to scale; PEFT's list for the model's type if empty."""
     feedforward: tuple[str, ...] = ()
@@ -40,23 +45,6 @@ class IA3(HubBased):
         stray = set(self.feedforward) - set(self.targets)
         if stray:
             raise BadValue(f"feedforward names {sorted(stray)[0]!r}, which is not among targets; add it there")
-
-    @property
-    def name(self) -> str:
-        """`IA3`."""
-        return "IA3"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Everything."""
-        return Capabilities(
-            "function composition", mergeable=True, four_bit=True, packing=True, checkpointing=True, sharding=True
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        """5e-3: factors around one take larger steps than weights."""
-        return 5e-3
 
     def config(self, model: Any) -> hf_peft.IA3Config:
         """Return PEFT's configuration."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,12 @@ from torch.nn.utils import parametrize
 
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_layers
-from trimtab.peft.methods.attaching import Parts, frozen_base, hold, master_dtype
-from trimtab.peft.methods.base import Capabilities, TuningMethod
+from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.full import require_float_weights
-from trimtab.peft.methods.projection import Lift
-from trimtab.peft.methods.sublayers import config_of
+from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype
+from trimtab.peft.parts.projection import Lift
+from trimtab.peft.parts.sublayers import config_of
+from trimtab.peft.tunable import Capabilities
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class IntrinsicDimension(TuningMethod):
         BadValue: `d` below 1.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities("parameter composition", mergeable=True, four_bit=False)
+    """Needs the weights themselves."""
+    learning_rate: ClassVar[float] = 1e-2
+    """Large: a step of z is spread over all weights (P's columns have unit length)."""
+
     d: int = 1000
     """How many numbers are trained, scales included."""
     structure_aware: bool = False
@@ -45,18 +51,6 @@ class IntrinsicDimension(TuningMethod):
     def name(self) -> str:
         """The kind and the dimension."""
         return f"{'SAID' if self.structure_aware else 'Intrinsic dimension'} d={self.d}"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Needs the weights themselves."""
-        return Capabilities(
-            "parameter composition", mergeable=True, four_bit=False, packing=True, checkpointing=True, sharding=True
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        """Large: a step of z is spread over all weights (P's columns have unit length)."""
-        return 1e-2
 
     def attach(self, model: Any, *, seed: int) -> Parts:
         """Return z (and the scales) on the model, whose weights become functions of them.

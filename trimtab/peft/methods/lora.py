@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import peft as hf_peft
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import output_width, text_config
 from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, require_modules, scaled_lora
-from trimtab.peft.methods.base import Capabilities, HubAdapter
-from trimtab.peft.methods.fused import fused_rows, fused_width, is_fused
+from trimtab.peft.parts.fused import fused_rows, fused_width, is_fused
+from trimtab.peft.tunable import Capabilities, HubAdapter
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class LoRA(HubBased):
     Raises:
         BadValue: a rank below 1, an alpha that is not above 0, a dropout that is no share, or unknown targets.
     """
+
+    learning_rate: ClassVar[float] = 5e-4
+    """Low-rank updates take larger steps than full fine-tuning."""
 
     r: int = 8
     alpha: float | int | None = None
@@ -63,15 +66,8 @@ class LoRA(HubBased):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything."""
-        return Capabilities(
-            "parameter composition", mergeable=True, four_bit=True, packing=True, checkpointing=True, sharding=True
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        """5e-4: low-rank updates take larger steps than full fine-tuning."""
-        return 5e-4
+        """Everything; DoRA's update is not a product, so that it has no strength."""
+        return Capabilities("parameter composition", mergeable=True, scaling=not self.dora)
 
     def config(self, model: Any) -> hf_peft.LoraConfig:
         """Return PEFT's configuration. A fused projection gets one block of rank r for each of q and v."""
@@ -128,9 +124,7 @@ class LoRA(HubBased):
         return mask
 
     def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
-        """Return the tensors with the update multiplied; DoRA's update is not a product and is refused."""
-        if self.dora:
-            return super().scaled_tensors(tensors, factor)
+        """Return the tensors with the update multiplied."""
         return scaled_lora(tensors, factor)
 
     def to_hub(self, tensors: Mapping[str, Tensor], base_name: str) -> HubAdapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.anatomy import base_of, decoder_of
 from trimtab.models.calling import inference
-from trimtab.peft.methods.attaching import empty_linear, frozen_base, hold, master_dtype
-from trimtab.peft.methods.base import Attached, Capabilities, HubAdapter, TuningMethod, copy_strictly
+from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.prompt_tuning import PROMPT, hub_config, require_tokens
-from trimtab.peft.methods.sublayers import config_of, key_value_sizes
-from trimtab.peft.methods.virtual_tokens import KeysValues, VirtualTokens, keys_and_values, vocabulary_embeddings
+from trimtab.peft.parts.attached import Attached, copy_strictly
+from trimtab.peft.parts.attaching import empty_linear, frozen_base, hold, master_dtype
+from trimtab.peft.parts.sublayers import config_of, key_value_sizes
+from trimtab.peft.parts.virtual_tokens import KeysValues, VirtualTokens, keys_and_values, vocabulary_embeddings
+from trimtab.peft.tunable import Capabilities, HubAdapter
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class PrefixTuning(TuningMethod):
     Raises:
         BadValue: fewer than one token or unit.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities("input composition", mergeable=False, scaling=False)
+    """Runs on any weights; the prefix stands before each example of a packed row."""
 
     n_tokens: int = 10
     """Virtual tokens."""
@@ -49,13 +54,6 @@ class PrefixTuning(TuningMethod):
     def name(self) -> str:
         """How many tokens, and whether through a network."""
         return f"Prefix tuning n={self.n_tokens}{' (MLP)' if self.reparameterised else ''}"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Runs on any weights; the prefix stands before each example of a packed row."""
-        return Capabilities(
-            "input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True, sharding=True
-        )
 
     @property
     def learning_rate(self) -> float:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_of
-from trimtab.peft.methods.attaching import Parts, frozen_base, hold, master_dtype
-from trimtab.peft.methods.base import Capabilities, HubAdapter, TuningMethod
-from trimtab.peft.methods.sublayers import config_of
-from trimtab.peft.methods.virtual_tokens import VirtualTokens, keys_and_values, vocabulary_embeddings
+from trimtab.peft.methods.base import TuningMethod
+from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype
+from trimtab.peft.parts.sublayers import config_of
+from trimtab.peft.parts.virtual_tokens import VirtualTokens, keys_and_values, vocabulary_embeddings
+from trimtab.peft.tunable import Capabilities, HubAdapter
 
 PROMPT = "prompt_embeddings"  # PEFT's name
 
@@ -29,6 +30,14 @@ class PromptTuning(TuningMethod):
         BadValue: fewer than one token.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "input composition", mergeable=False, sharding=False, scaling=False
+    )
+    """FSDP gathers a layer's weights again for the backward of its output, and the prompt's own pass through the layers
+    is read at their keys and values."""
+    learning_rate: ClassVar[float] = 3e-2
+    """Large: prompts learn slowly."""
+
     n_tokens: int = 20
     """Virtual tokens."""
 
@@ -39,20 +48,6 @@ class PromptTuning(TuningMethod):
     def name(self) -> str:
         """How many tokens."""
         return f"Prompt tuning n={self.n_tokens}"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Runs on any whole weights; virtual tokens stand before each example of a packed row.
-
-        FSDP gathers a layer's weights again for the backward of its output, and the prompt's own pass through the
-        layers is read at their keys and values.
-        """
-        return Capabilities("input composition", mergeable=False, four_bit=True, packing=True, checkpointing=True)
-
-    @property
-    def learning_rate(self) -> float:
-        """Large: prompts learn slowly."""
-        return 3e-2
 
     def attach(self, model: Any, *, seed: int) -> Parts:
         """Return the prompt on the model; raises `UnsupportedModel` if some layer has no attention."""

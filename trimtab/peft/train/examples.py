@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.prose import prose
 from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.errors import BadDataset, BadValue
 from trimtab.models.tokens import context_length, tokenize_answer
-from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.recipe import Recipe
 from trimtab.plain_values import hash_of
 
 IGNORED = -100
@@ -61,7 +62,7 @@ class Examples(Dataset):
         return hash_of(rows)[:16]
 
 
-def encode(model: Any, tokenizer: Any, train: QuestionSet | Sequence[SftExample], recipe: Recipe) -> Examples:
+def encode(model: Any, tokenizer: Any, train: QuestionSet | PairSet | Sequence[SftExample], recipe: Recipe) -> Examples:
     """Return the training examples as tokens.
 
     The completion and the end token after it are learned, by position: a pad token that is the end token too hides
@@ -71,7 +72,7 @@ def encode(model: Any, tokenizer: Any, train: QuestionSet | Sequence[SftExample]
     Raises:
         BadDataset: no examples; one without a token to learn, or longer than fits, by its place and text.
     """
-    if isinstance(train, QuestionSet):
+    if isinstance(train, QuestionSet | PairSet):
         signed = [(e, 1) for e in train.sft_examples()]
         if recipe.objective == "true_and_false":
             false = (s for s in train.statements() if not s.label)
@@ -162,6 +163,16 @@ class Collator:
         batch["labels"][row, place + start - 1 : end - 1] = ids[start:]
         batch["sign"][row, place + start - 1 : end - 1] = example["sign"]
         return end
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Where a run takes its batches from."""
+
+    data: Examples
+    collator: Collator
+    seed: int = 0
+    """Of their order."""
 
 
 def bucketed(lengths: Sequence[int], size: int, *, seed: int, epoch: int = 0) -> list[int]:

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.questions import QuestionSet, SftExample
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue, Incompatible
+from trimtab.evaluate.cost import milliseconds_per_token, peak_memory
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.hooks import is_compiled
 from trimtab.models.identity import fingerprint
@@ -34,20 +37,19 @@ from trimtab.models.processes import (
     rank_and_count,
 )
 from trimtab.models.tokens import pad_id
+from trimtab.models.twin import twin_of
 from trimtab.peft.edit import TunedEdit
-from trimtab.peft.methods.attaching import require_whole
-from trimtab.peft.methods.base import Attached, TuningMethod
-from trimtab.peft.methods.snapshot import Snapshot
-from trimtab.peft.train.examples import Collator, Examples, encode
-from trimtab.peft.train.memory import PeakMemory
+from trimtab.peft.parts.attached import Attached
+from trimtab.peft.parts.attaching import require_whole
+from trimtab.peft.parts.snapshot import Snapshot
+from trimtab.peft.recipe import Recipe
+from trimtab.peft.train.examples import Batches, Collator, Examples, encode
 from trimtab.peft.train.packing import packs_exactly
 from trimtab.peft.train.plan import Plan, make_plan
-from trimtab.peft.train.recipe import Recipe
 from trimtab.peft.train.running import cast_once, checkpointed, make_trainer, n_steps, run_trainer
-from trimtab.peft.train.runs import RunFolder
-from trimtab.peft.train.sharding import Sharding, twin_of
-from trimtab.peft.train.speed import ms_per_token
-from trimtab.peft.train.trackers import require_lasting
+from trimtab.peft.train.runs import RunFolder, require_lasting
+from trimtab.peft.train.sharding import Sharding
+from trimtab.peft.tunable import Tunable
 from trimtab.protocols import Cost
 
 PLANS = logging.getLogger(__name__)
@@ -55,10 +57,10 @@ PLANS = logging.getLogger(__name__)
 
 
 def fit_method(
-    method: TuningMethod,
+    method: Tunable,
     model: Any,
     tokenizer: Any,
-    train: QuestionSet | Sequence[SftExample],
+    train: QuestionSet | PairSet | Sequence[SftExample],
     *,
     seed: int,
     out: str | Path | None,
@@ -72,9 +74,8 @@ def fit_method(
     start, sharding = time.perf_counter(), Sharding.asked()
     device = sharding.device if sharding else input_device(base_of(model))
     _require_launched_for(device, method.recipe)
-    peak = PeakMemory(device)
     data = encode(model, tokenizer, train, method.recipe)
-    made_on, untuned = fingerprint(model), ms_per_token(model)
+    made_on = fingerprint(model)
     if sharding:
         sharding.require_runs_on(method, model, made_on)
     specification = {
@@ -89,7 +90,8 @@ def fit_method(
     if launch_asks(DEEPSPEED):  # its checkpoints are of its own, one file a process
         specification["deepspeed"] = True
     run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
-    learned = run.on(model)
+    with peak_memory(device) as peak:
+        untuned, learned = _speed(model, tokenizer), run.on(model)
     size = sum(t.numel() * t.element_size() for t in learned.tensors.values())
     record = {
         **specification,
@@ -101,7 +103,8 @@ def fit_method(
         "tokens_seen": learned.tokens_seen,
         "steps": learned.steps,
         "losses": learned.losses,
-        "peak_bytes": peak.read(),
+        "peak_bytes": {peak.kind: peak.bytes},
+        "questions": [q.key for q in train] if isinstance(train, QuestionSet) else [],
         "ms_per_token": {"untuned": untuned, "tuned": learned.ms_per_token},
     }
     cost = Cost(time.perf_counter() - start, learned.plan.n_trainable, size)
@@ -127,7 +130,7 @@ class _Learned:
 class _Run:
     """One training run, from attaching to what was learned."""
 
-    method: TuningMethod
+    method: Tunable
     tokenizer: Any
     data: Examples
     specification: dict[str, Any]
@@ -143,27 +146,26 @@ class _Run:
         if self.sharding is None:
             with _attached(self.method, model, self.seed) as attached:
                 learned = self._trained(attached, packing)
-                return replace(learned, ms_per_token=ms_per_token(attached.model))
+                return replace(learned, ms_per_token=_speed(attached.model, self.tokenizer))
         learned = self._trained(self.method.attach(twin_of(model), seed=self.seed), packing)
         gc.collect()  # the twin, whose modules and shards refer to each other
         edit = TunedEdit(self.method, learned.tensors, record={"seed": self.seed})
         with edit.applied(model) as tuned:
-            return replace(learned, ms_per_token=ms_per_token(tuned))
+            return replace(learned, ms_per_token=_speed(tuned, self.tokenizer))
 
     def _trained(self, attached: Attached, packing: bool) -> _Learned:
         method, recipe, data = self.method, self.method.recipe, self.data
-        made = partial(make_plan, method, attached, self.tokenizer, data, steps=n_steps(len(data), recipe))
+        batches = Batches(data, Collator(pad_id(self.tokenizer), packing), self.seed)
+        made = partial(make_plan, method, attached, self.tokenizer, batches, steps=n_steps(len(data), recipe))
         # one process alone may have too little memory, and the others would wait for it
-        plan = all_or_none(partial(made, packing=packing, seed=self.seed, sharding=self.sharding))
+        plan = all_or_none(partial(made, sharding=self.sharding))
         if rank_and_count()[0] == 0:
             _tell(plan.to_text())
         with RunFolder.opened(self.out, self.specification, resume=self.resume) as folder, plain_launch():
             if self.sharding:
                 self.sharding.apply(attached)
-            collator, keep = Collator(pad_id(self.tokenizer), packing), self.out is not None
-            trainer = make_trainer(
-                attached, method, data, collator, seed=self.seed, folder=folder.path, keep=keep, device=self.device
-            )
+            kept = {"folder": folder.path, "keep": self.out is not None}
+            trainer = make_trainer(attached, method, batches, **kept, device=self.device)
             prepared = time.perf_counter()
             with checkpointed(attached.model, recipe), cast_once(attached, recipe):
                 run_trainer(trainer, folder.checkpoint)
@@ -180,6 +182,10 @@ class _Run:
             losses=[round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
             ms_per_token=math.nan,
         )
+
+
+def _speed(model: Any, tokenizer: Any) -> float:
+    return milliseconds_per_token(model, tokenizer, ("What is snow?",) * 3, NoEdit(), new_tokens=8)
 
 
 def _require_launched_for(device: torch.device, recipe: Recipe) -> None:
@@ -203,7 +209,7 @@ def _require_launched_for(device: torch.device, recipe: Recipe) -> None:
         )
 
 
-def _packing(method: TuningMethod, model: Any) -> bool:
+def _packing(method: Tunable, model: Any) -> bool:
     asked = method.recipe.packing
     if asked and not method.capabilities.packing:
         raise BadValue(
@@ -218,7 +224,7 @@ def _packing(method: TuningMethod, model: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _attached(method: TuningMethod, model: Any, seed: int) -> Iterator[Attached]:
+def _attached(method: Tunable, model: Any, seed: int) -> Iterator[Attached]:
     modes = Snapshot(base_of(model))
     attached = method.attach(model, seed=seed)
     try:

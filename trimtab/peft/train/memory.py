@@ -1,24 +1,21 @@
-"""Memory: what a step will take by estimate, what is there, and what was taken at the peak."""
+"""The memory that a step will take, by estimate, beside what is there."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
+from trimtab.devices import free_bytes, in_bytes
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_layers, input_device, text_config
 from trimtab.models.stored_bits import stored_quantised
-from trimtab.peft.methods.base import Trained
-from trimtab.peft.train.recipe import Recipe
-from trimtab.posix import posix_module
+from trimtab.peft.parts.attached import Trained
+from trimtab.peft.recipe import Recipe
 
 if TYPE_CHECKING:
     from trimtab.peft.train.sharding import Sharding
@@ -116,54 +113,6 @@ def stored_bytes(tensor: Any) -> int:
     return tensor.nbytes if quantised is None else quantised[0] // 8
 
 
-def require_room_on_cpu(wanted: int, free: int | None = None) -> None:
-    """Raise `BadValue` if the CPU's memory has no room for `wanted` bytes of weights kept as they were."""
-    free = free_on_cpu() if free is None else free
-    if wanted > free:
-        raise BadValue(
-            f"keeping the untuned weights takes {_gb(wanted)} of the CPU's memory, {_gb(free)} are free; tune fewer of "
-            "the topmost layers, or take a method that leaves the weights alone (trimtab methods lists them)"
-        )
-
-
-def available(device: torch.device) -> int:
-    """Return the bytes free on a device."""
-    if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
-    return free_on_cpu()
-
-
-def free_on_cpu(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the bytes of the CPU's memory that this process may still take: a container's or a job's limit counts.
-
-    Limits are those of the process's control groups (Linux, both versions; a limit holds for all groups inside).
-    """
-    free = psutil.virtual_memory().available
-    for line in own.read_text().splitlines() if own.is_file() else ():
-        _, kinds, place = line.split(":", 2)
-        if kinds not in ("", "memory"):
-            continue
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
-        # in a container the path may be the host's, of which only the root is seen
-        for group in (Path(place), *Path(place).parents):
-            free = min(free, _free_in(groups / kinds / group.relative_to("/"), *names))
-    return free
-
-
-def _free_in(group: Path, limit: str, taken: str) -> int:
-    """Return what a control group may still take; cached files give way, so they count as free."""
-    try:
-        most, now = ((group / name).read_text().strip() for name in (limit, taken))
-        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # the group is not seen from here, or has no limit
-        return sys.maxsize
-    if most == "max":
-        return sys.maxsize
-    cached = sum(int(held.get(f"total_{name}", held.get(name, 0))) for name in ("inactive_file", "active_file"))
-    return max(0, int(most) - int(now) + cached)
-
-
 def require_memory(
     model: Any,
     trained: Trained,
@@ -175,14 +124,14 @@ def require_memory(
     sharding: Sharding | None = None,
 ) -> Estimate:
     """Return the estimate; raises `BadValue`, saying what would fit, if it is more than there is."""
-    free = available(sharding.device if sharding else input_device(model)) if free is None else free
+    free = free_bytes(sharding.device if sharding else input_device(model)) if free is None else free
     of_recipe = partial(estimate, model, trained, length=length, columns=columns, sharding=sharding)
     wanted = of_recipe(recipe)
     if wanted.added <= free:
         return wanted
     beyond = "with this process's part of the weights" if sharding else "beyond the weights"
     raise BadValue(
-        f"a step would take about {_gb(wanted.added)} {beyond}, {_gb(free)} are free; "
+        f"a step would take about {in_bytes(wanted.added)} {beyond}, {in_bytes(free)} are free; "
         + _what_fits(of_recipe, recipe, free)
     )
 
@@ -200,37 +149,3 @@ def _what_fits(of_recipe: Callable[[Recipe], Estimate], recipe: Recipe, free: in
         "no smaller micro_batch would fit either: shorten the examples, take a method with fewer trainable parameters, "
         "a 4-bit model or an 8-bit optimizer"
     )
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"
-
-
-class PeakMemory:
-    """Measures the peak from its creation on, in bytes."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        try:  # Linux: 5 resets the high-water mark of the resident set
-            Path("/proc/self/clear_refs").write_text("5")
-            self._resettable = True
-        except OSError:
-            self._resettable = False
-
-    def read(self) -> dict[str, int]:
-        """Return the peaks: `rss`, and on a GPU `cuda_allocated` and `cuda_reserved`."""
-        found = {"rss": self._rss()}
-        if self._device.type == "cuda":
-            found["cuda_allocated"] = torch.cuda.max_memory_allocated(self._device)
-            found["cuda_reserved"] = torch.cuda.max_memory_reserved(self._device)
-        return found
-
-    def _rss(self) -> int:
-        if self._resettable:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        resource = posix_module("resource", "measuring the peak of memory")
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

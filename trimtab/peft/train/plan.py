@@ -10,11 +10,12 @@ from typing import Any
 from trimtab.models.anatomy import base_of, input_width
 from trimtab.models.calling import logits_limit
 from trimtab.models.processes import rank_and_count
-from trimtab.models.tokens import pad_id
-from trimtab.peft.methods.base import Attached, TuningMethod
-from trimtab.peft.train.examples import Collator, Examples, bucketed, forward_size
+from trimtab.models.tied import has_tied_embeddings
+from trimtab.peft.parts.attached import Attached
+from trimtab.peft.train.examples import Batches, Examples, bucketed, forward_size
 from trimtab.peft.train.memory import Estimate, require_memory
 from trimtab.peft.train.sharding import Sharding
+from trimtab.peft.tunable import Tunable
 
 
 @dataclass(frozen=True)
@@ -69,26 +70,24 @@ class Plan:
 
 
 def make_plan(
-    method: TuningMethod,
+    method: Tunable,
     attached: Attached,
     tokenizer: Any,
-    data: Examples,
+    batches: Batches,
     *,
     steps: int,
-    packing: bool,
-    seed: int = 0,
     sharding: Sharding | None = None,
 ) -> Plan:
-    """Return the plan; the seed orders the examples. Raises `BadValue` if the estimated memory is not there."""
-    base, recipe = base_of(attached.model), method.recipe
+    """Return the plan. Raises `BadValue` if the estimated memory is not there."""
+    base, recipe, data = base_of(attached.model), method.recipe, batches.data
     trainable = attached.trainable()
     trained = attached.trained()
     stored = attached.tensors()
     added = {id(p) for p in trainable.values()}
     lengths = [len(e.ids) for e in data.encoded]
-    order = bucketed(lengths, recipe.batch_size * rank_and_count()[1], seed=seed)
+    order = bucketed(lengths, recipe.batch_size * rank_and_count()[1], seed=batches.seed)
     rows = recipe.micro_batch or recipe.batch_size
-    length, columns = forward_size(data, Collator(pad_id(tokenizer), packing), order, rows)
+    length, columns = forward_size(data, batches.collator, order, rows)
     if not logits_limit(base, 1):
         columns = length
     memory = require_memory(base, trained, recipe, length=length, columns=columns, sharding=sharding)
@@ -103,7 +102,7 @@ def make_plan(
         bytes_on_disk=sum(t.numel() * t.element_size() for t in stored.values()),
         dtypes=(str(base.dtype).removeprefix("torch."), ", ".join(dtypes)),
         tied_embeddings=has_tied_embeddings(base),
-        packing=packing,
+        packing=batches.collator.packing,
         steps=steps,
         memory=memory,
         n_examples=len(data),
@@ -111,12 +110,6 @@ def make_plan(
         n_labelled=sum(e.n_labelled for e in data.encoded),
         example=_marked(tokenizer, data),
     )
-
-
-def has_tied_embeddings(model: Any) -> bool:
-    """Return whether the output embedding is the input embedding."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is embedding.weight
 
 
 def _numel(parameter: Any) -> int:

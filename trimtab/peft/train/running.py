@@ -14,14 +14,15 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging as hf_logging
 
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, first_line
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.processes import rank_and_count
-from trimtab.peft.methods.base import Attached, TuningMethod
+from trimtab.peft.parts.attached import Attached
+from trimtab.peft.recipe import Recipe
 from trimtab.peft.train import zero
-from trimtab.peft.train.examples import Collator, Examples
-from trimtab.peft.train.recipe import Recipe
+from trimtab.peft.train.examples import Batches
 from trimtab.peft.train.training import TuningTrainer
+from trimtab.peft.tunable import Tunable
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 OPTIMIZERS = {
@@ -79,11 +80,9 @@ def cast_once(attached: Attached, recipe: Recipe) -> Iterator[None]:
 
 def make_trainer(
     attached: Attached,
-    method: TuningMethod,
-    data: Examples,
-    collator: Collator,
+    method: Tunable,
+    batches: Batches,
     *,
-    seed: int,
     folder: Path,
     keep: bool,
     device: torch.device | None = None,
@@ -98,7 +97,7 @@ def make_trainer(
     recipe, device = method.recipe, device or input_device(base_of(attached.model))
     if recipe.precision == "fp16":
         _require_scalable(attached, device)
-    micro, steps = recipe.micro_batch or recipe.batch_size, n_steps(len(data), recipe)
+    micro, steps = recipe.micro_batch or recipe.batch_size, n_steps(len(batches.data), recipe)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
@@ -114,7 +113,7 @@ def make_trainer(
         optim=OPTIMIZERS[recipe.optimizer],
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
-        seed=seed,
+        seed=batches.seed,
         save_strategy="steps" if keep else "no",
         save_steps=recipe.save_every,
         save_total_limit=2,
@@ -131,8 +130,15 @@ def make_trainer(
     )
     # without a launcher, several visible GPUs would be used by DataParallel, which copies the model at every step
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    with _quiet():  # that it leaves the model where it is
-        return TuningTrainer(attached, device=device, args=arguments, train_dataset=data, data_collator=collator)
+    try:
+        with _quiet():  # that it leaves the model where it is
+            return TuningTrainer(
+                attached, device=device, args=arguments, train_dataset=batches.data, data_collator=batches.collator
+            )
+    except (ValueError, RuntimeError, ImportError) as cause:
+        if not recipe.report_to:
+            raise
+        raise BadValue(f"report_to={', '.join(recipe.report_to)} does not run here: {first_line(cause)}") from cause
 
 
 @contextlib.contextmanager

@@ -6,17 +6,29 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import Incompatible
+from trimtab.errors import BadValue, Incompatible
 from trimtab.models.processes import rank_and_count, wait
 from trimtab.peft.train.checks import COMPLETE, last_checkpoint
 from trimtab.storage import RECORD, check_writable, write_json
 
 KIND = "unfinished tuning run"
+
+
+BESIDE_CHECKPOINTS = {"tensorboard", "codecarbon"}
+"""The trackers that write into the folder of a run."""
+
+
+def require_lasting(trackers: Iterable[str], out: str | Path | None) -> None:
+    """Raise `BadValue` if what a tracker writes would vanish with a run that has no folder of its own."""
+    if out is None and (lost := sorted(BESIDE_CHECKPOINTS.intersection(trackers))):
+        raise BadValue(
+            f"{lost[0]} writes into the folder of the run, and without one its files would be lost: give fit(..., out=)"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Weights split over processes (FSDP2), on a twin of the model: the caller's own is left alone."""
+"""Weights split over processes (FSDP2), on a twin of the model."""
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,8 +13,11 @@ from torch import nn
 from trimtab.errors import BadValue, Incompatible, first_line
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.processes import FSDP, from_all, is_split, launch_asks, rank_and_count
-from trimtab.peft.methods.attaching import Parts
-from trimtab.peft.methods.base import Attached, TuningMethod, has_four_bit, has_separate_experts
+from trimtab.models.stored_bits import has_four_bit
+from trimtab.peft.parts.attached import Attached
+from trimtab.peft.parts.attaching import Parts
+from trimtab.peft.parts.sublayers import has_separate_experts
+from trimtab.peft.tunable import Tunable
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Sharding:
         device = PartialState().device or torch.device("cpu")
         return cls(processes, device, bool(plugin.reshard_after_forward), offload)
 
-    def require_runs_on(self, method: TuningMethod, model: Any, found: Any) -> None:
+    def require_runs_on(self, method: Tunable, model: Any, found: Any) -> None:
         """Raise unless the method can be trained on the model, whose fingerprint is `found`, split.
 
         Raises:
@@ -152,19 +154,6 @@ class Sharding:
             attached.places |= {name: split[name] for name in parts}
 
 
-def twin_of(model: nn.Module) -> nn.Module:
-    """Return a copy of the module tree whose parameters and buffers are new objects in the same memory.
-
-    Splitting the twin, attaching to it or moving it leaves the model as it is. What trains a weight in place must
-    give it memory of its own first.
-    """
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
-    memo |= {id(buffer): buffer.detach() for buffer in model.buffers()}
-    twin = copy.deepcopy(model, memo)
-    twin._is_twin = True  # pyright: ignore[reportArgumentType]
-    return twin
-
-
 def _on_device(module: nn.Module, device: torch.device, left: Collection[nn.Parameter]) -> None:
     """Put the module's weights that are not split yet on a device, as new objects.
 
@@ -177,8 +166,3 @@ def _on_device(module: nn.Module, device: torch.device, left: Collection[nn.Para
                 if weight not in moved:
                     moved[weight] = nn.Parameter(weight.detach().to(device), weight.requires_grad)
                 part._parameters[name] = moved[weight]
-
-
-def is_twin(model: Any) -> bool:
-    """Return whether the model was made by `twin_of`, and is dropped rather than restored."""
-    return getattr(model, "_is_twin", False)

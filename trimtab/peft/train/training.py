@@ -22,7 +22,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of
 from trimtab.models.calling import logits_limit
 from trimtab.models.processes import is_split, on_cpu, split_like, whole
-from trimtab.peft.methods.base import Attached
+from trimtab.peft.parts.attached import Attached
 from trimtab.peft.train import zero
 from trimtab.peft.train.checks import COMPLETE, CheckpointMark, GradientCheck
 from trimtab.peft.train.examples import IGNORED, bucketed

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trimtab.errors import BadValue
 from trimtab.models.processes import rank_and_count
-from trimtab.peft.methods.base import has_separate_experts
+from trimtab.peft.parts.sublayers import has_separate_experts
 from trimtab.peft.train.checks import GradientCheck
 
 if TYPE_CHECKING:

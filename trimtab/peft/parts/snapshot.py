@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 
@@ -53,25 +48,3 @@ class Snapshot:
 
 def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
     return [value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)]
-
-
-@contextlib.contextmanager
-def random_state_kept(model: Any) -> Iterator[None]:
-    """Leave the generators of torch, numpy and Python as they are: the Trainer seeds them all."""
-    python, numbers = random.getstate(), np.random.get_state()
-    try:
-        with seeded(None, model):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
-
-
-@contextlib.contextmanager
-def seeded(seed: int | None, model: Any) -> Iterator[None]:
-    """Run the block with random numbers that the seed decides; torch's generators are as before afterwards."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield

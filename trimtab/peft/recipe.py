@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trimtab.errors import BadValue
-from trimtab.peft.train.trackers import checked
 
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
@@ -55,7 +54,8 @@ class Recipe:
     once made. No part of what a run is: recipes that differ in it alone are equal, and resume each other's runs."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "report_to", checked(self.report_to))
+        asked = self.report_to or ()
+        object.__setattr__(self, "report_to", (asked,) if isinstance(asked, str) else tuple(dict.fromkeys(asked)))
         for name in ("epochs", "batch_size", "micro_batch", "max_steps", "learning_rate", "save_every", "max_length"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

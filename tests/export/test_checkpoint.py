@@ -1,4 +1,4 @@
-"""Baking: W_O times the shift as a bias, in a stock checkpoint that does what the live shift does, or a refusal."""
+"""Shifts as biases in a stock checkpoint that does what they do live, or a refusal, with what hangs on a model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
     GPTJConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -24,9 +26,11 @@ from transformers import (
 
 from tests.measuring import random_shift
 from tests.tiny import COMMON, FAMILIES, VOCAB, tiny_model, tiny_tokenizer
+from trimtab.edits.combined import NoEdit, Stacked
+from trimtab.edits.prompts import Prompted
 from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
-from trimtab.export.bake import bake
+from trimtab.export.checkpoint import checkpoint
 
 PROMPTS = ["Q: What is the colour of the sky?\nA:", "Q: Why?\nA:"]
 GQA = {**COMMON, "num_key_value_heads": 2}
@@ -58,7 +62,7 @@ def residual(model, strength: float = 1.0) -> ResidualShift:
 
 def outcome(model, shift, out) -> str:
     try:
-        return bake(model, tiny_tokenizer(), shift, out, prompts=PROMPTS).architecture
+        return checkpoint(model, tiny_tokenizer(), shift, out, prompts=PROMPTS).architecture
     except UnsupportedModel as refusal:
         return f"refused: {str(refusal).split(': ')[-1].split(';')[0]}"
 
@@ -79,7 +83,7 @@ def test_the_documented_table_is_what_happens(family, tmp_path):
 def test_plain_transformers_gives_the_live_logits_at_all_positions(family, tmp_path):
     model, ids = model_of(family), torch.randint(3, VOCAB, (2, 11), generator=torch.Generator().manual_seed(1))
     shift = random_shift(model, strength=0.7)
-    baked = bake(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
+    baked = checkpoint(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "baked")
     with torch.no_grad():
         plain = model(ids).logits
@@ -90,14 +94,14 @@ def test_plain_transformers_gives_the_live_logits_at_all_positions(family, tmp_p
     assert baked.relative < 1e-4
     assert baked.kl_all > 0 < baked.kl_generated
     record = json.loads((tmp_path / "baked" / "record.json").read_text())
-    assert record["kind"] == "baked model"
+    assert record["kind"] == "merged model"
     assert record["relative"] == baked.relative
 
 
 def test_the_bias_is_w_o_times_the_shift_and_the_others_are_zero(tmp_path):
     model = tiny_model("llama-gqa")
     shift = random_shift(model, strength=0.7)
-    bake(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
+    checkpoint(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "baked")
     for index, layer in enumerate(loaded.model.layers):
         whole = torch.zeros(4, 12)
@@ -122,14 +126,14 @@ def test_a_bake_that_does_not_do_what_the_shift_does_is_refused_and_leaves_nothi
     right = random_shift(model, strength=0.7)
     shift = Wrong(right.heads, right.directions, right.sigma, right.strength)
     with pytest.raises(Incompatible, match="does not do what the shift does live"):
-        bake(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
+        checkpoint(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_half_precision_is_baked_within_its_own_rounding(tmp_path):
     model = tiny_model(dtype=torch.bfloat16)
-    baked = bake(model, tiny_tokenizer(), random_shift(model), tmp_path / "baked", prompts=PROMPTS)
-    assert baked.relative < 0.1
+    baked = checkpoint(model, tiny_tokenizer(), random_shift(model), tmp_path / "baked", prompts=PROMPTS)
+    assert baked.relative < 0.1 and baked.dtype == "bfloat16"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "baked").dtype == torch.bfloat16
 
 
@@ -142,7 +146,7 @@ def test_four_bit_weights_are_dequantised(tmp_path):
     model, tokenizer = load_model(tmp_path / "m", quantization="nf4", dtype="float32", device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        bake(model, tokenizer, random_shift(model, strength=0.7), tmp_path / "baked", prompts=PROMPTS)
+        checkpoint(model, tokenizer, random_shift(model, strength=0.7), tmp_path / "baked", prompts=PROMPTS)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "baked")
     assert loaded.model.layers[0].self_attn.o_proj.weight.shape == (64, 64)
     assert model.is_quantized  # the caller's model stays as it was
@@ -151,14 +155,47 @@ def test_four_bit_weights_are_dequantised(tmp_path):
 def test_nothing_to_bake_adapters_and_other_folders_are_refused(tmp_path):
     model = tiny_model()
     shift = random_shift(model)
-    with pytest.raises(BadValue, match="nothing to bake"):
-        bake(model, tiny_tokenizer(), shift.scaled(0), tmp_path / "baked", prompts=PROMPTS)
+    with pytest.raises(BadValue, match="nothing to merge"):
+        checkpoint(model, tiny_tokenizer(), shift.scaled(0), tmp_path / "baked", prompts=PROMPTS)
     (tmp_path / "diary.txt").write_text("dear diary")
     with pytest.raises(Incompatible, match="something else"):
-        bake(model, tiny_tokenizer(), shift, tmp_path, prompts=PROMPTS)
+        checkpoint(model, tiny_tokenizer(), shift, tmp_path, prompts=PROMPTS)
     model.peft_config = {"default": None}
     with pytest.raises(UnsupportedModel, match="carries adapters"):
-        bake(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
+        checkpoint(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral"])
+def test_a_checkpoint_keeps_what_hangs_on_model_and_tokenizer(family, tmp_path):
+    model, tokenizer = model_of(family), tiny_tokenizer()
+    model.generation_config = GenerationConfig(
+        bos_token_id=1, eos_token_id=[2, 7], pad_token_id=0, do_sample=True, top_k=20
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    found = checkpoint(model, tokenizer, random_shift(model, strength=0.7), tmp_path / "c", prompts=PROMPTS)
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "c").generation_config
+    assert (kept.eos_token_id, kept.do_sample, kept.top_k) == ([2, 7], True, 20)
+    assert AutoTokenizer.from_pretrained(tmp_path / "c").chat_template == tokenizer.chat_template
+    assert found.same_continuation == 1
+
+
+def test_a_stack_is_one_checkpoint_and_edits_that_are_none_are_refused(tmp_path):
+    model, ids = model_of("llama-gqa"), torch.randint(3, VOCAB, (2, 11), generator=torch.Generator().manual_seed(1))
+    stack = Stacked((random_shift(model, strength=0.7), residual(model, 0.5)))
+    checkpoint(model, tiny_tokenizer(), stack, tmp_path / "c", prompts=PROMPTS)
+    with torch.no_grad(), stack.applied(model, "all") as both:
+        assert torch.allclose(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "c")(ids).logits, both(ids).logits, atol=1e-4
+        )
+    for edit, words in ((NoEdit(), "changes nothing"), (Prompted((), "Be brief."), "cannot be worked into weights")):
+        with pytest.raises(BadValue, match=words):
+            checkpoint(model, tiny_tokenizer(), edit, tmp_path / "d", prompts=PROMPTS)
+
+
+def test_what_an_edit_adds_is_declared_by_the_edit():
+    with pytest.raises(BadValue, match="adds no constant to what modules"):
+        NoEdit().constants(tiny_model())
+    assert list(residual(tiny_model()).constants(tiny_model())) == ["model.layers.1"]
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="limits the size of files as POSIX does")
@@ -169,15 +206,15 @@ sys.path[:0] = {sys.path!r}
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.errors import Incompatible
-from trimtab.export.bake import bake
+from trimtab.export.checkpoint import checkpoint
 model = tiny_model()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
-    bake(model, tiny_tokenizer(), random_shift(model), {str(tmp_path / "baked")!r}, prompts=["Q: Why?"])
+    checkpoint(model, tiny_tokenizer(), random_shift(model), {str(tmp_path / "baked")!r}, prompts=["Q: Why?"])
 except Incompatible as refusal:
     print(refusal)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "cannot write a baked model to" in ran.stdout, ran.stderr
+    assert "cannot write a merged model to" in ran.stdout, ran.stderr
     assert "nothing was left there, make room" in ran.stdout
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of, decoder_of, stored_weight
 from trimtab.models.hooks import held_by_this_thread, is_compiled
-from trimtab.peft.methods.base import Attached, Trained, copy_strictly
+from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 
 
 class Parts(Attached):
@@ -70,7 +70,7 @@ class Parts(Attached):
         self.detach()
         for module, name, value in owned:
             if name in module._parameters:  # the parts themselves are gone
-                getattr(module, name).copy_(value)
+                getattr(module, name).data = value  # and not written into, since a twin shares the model's memory
         return self.model
 
     def detach(self) -> None:
@@ -78,7 +78,7 @@ class Parts(Attached):
         self.undo.close()
 
 
-def require_uncompiled(model: Any) -> None:
+def require_no_compiled_graph(model: Any) -> None:
     """Raise `Incompatible` if a graph of the model was compiled already."""
     if is_compiled(model):
         raise Incompatible(
@@ -108,7 +108,7 @@ def frozen_base(model: Any) -> Iterator[ExitStack]:
         Incompatible: the model was compiled, so that what is attached would be ignored silently; another thread has
             an edit in place.
     """
-    require_uncompiled(model)
+    require_no_compiled_graph(model)
     require_whole(model)
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     with ExitStack() as stack:

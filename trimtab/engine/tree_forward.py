@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trimtab.engine.batching import Mode
 from trimtab.engine.token_tree import TokenTree
 from trimtab.models.anatomy import base_of, input_device, text_config
 from trimtab.models.calling import cache_name, logits_limit, takes_positions
-
-Mode: TypeAlias = Literal["packed", "padded", "plain"]
-"""`"packed"`: whole branches of the tree stand in one row, under a mask that shows each token its ancestors only.
-`"padded"`: one sequence a row, behind its prompt's cache. `"plain"`: one sequence a row, whole."""
+from trimtab.protocols import TokenMask
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,26 @@ class Past:
 
 
 class TreeForward:
-    """Runs a model over nodes of a tree, given the past that they follow."""
+    """Runs a model over nodes of a tree, given the past that they follow; an edit acts on the rows' own nodes."""
 
-    def __init__(self, model: Any, tree: TokenTree, mode: Mode, pad: int) -> None:
-        self.model, self.mode, self.pad = model, mode, pad
+    def __init__(self, model: Any, tree: TokenTree, mode: Mode, mask: TokenMask | None = None) -> None:
+        self.model, self.tree, self.mask = model, tree, mask or TokenMask()
+        self.mode: Mode = mode
         self.device = input_device(model)
-        self.tokens, self.depth, self.end = (sent(x, self.device) for x in (tree.tokens, tree.depth, tree.end))
+        self.tokens, self.depth, self.end = (to_device(x, self.device) for x in (tree.tokens, tree.depth, tree.end))
         self.positions = takes_positions(model)
         self.cache_name = cache_name(model)
         self.window, self.mixed = windows(model)
 
     def __call__(
-        self, model: Any, nodes: Int[Tensor, "batch seq"], past: Past | None, *, keep: int, remember: bool = False
+        self, model: Any, rows: Int[np.ndarray, "batch seq"], past: Past | None, *, keep: int, remember: bool = False
     ) -> tuple[Any, Past | None]:
-        """Return the model's output, with logits of the last `keep` places, and the longer past if it is wanted."""
+        """Return the output for padded rows of nodes, with logits of the last `keep` places, and the past with them.
+
+        The past is given back if it is to be remembered.
+        """
+        self.mask.value = to_device(self.tree.own[rows] & (rows >= 0), self.device)
+        nodes = to_device(rows, self.device)
         past = None if past is None else past.expanded(len(nodes))
         seen = nodes if past is None else torch.cat([past.nodes, nodes], 1)
         options = {"use_cache": False, **logits_limit(model, keep)}
@@ -72,23 +76,22 @@ class TreeForward:
             options["position_ids"] = self.depth[nodes.clamp(min=0)]
         if past is not None or remember:
             options |= {"use_cache": True, self.cache_name: as_cache(past)}
-        output = model(input_ids=self.ids(nodes), attention_mask=self._mask(nodes, seen), **options)
+        output = model(input_ids=self._ids(nodes), attention_mask=self._mask(nodes, seen), **options)
         if not remember:
             return output, None
         layers = tuple((layer.keys, layer.values) for layer in options[self.cache_name].layers)
         return output, Past(seen, layers)
 
-    def placed(self, rows: Sequence[np.ndarray]) -> Int[np.ndarray, "batch seq"]:
+    def padded(self, rows: Sequence[np.ndarray]) -> Int[np.ndarray, "batch seq"]:
         """Return rows of nodes as one batch, padded where the mode wants it: in front if packed, behind otherwise."""
         length = max(map(len, rows))
-        placed = np.full((len(rows), length), -1, dtype=np.int64)
-        for place, row in zip(placed, rows, strict=True):
+        padded = np.full((len(rows), length), -1, dtype=np.int64)
+        for place, row in zip(padded, rows, strict=True):
             place[slice(length - len(row), None) if self.mode == "packed" else slice(len(row))] = row
-        return placed
+        return padded
 
-    def ids(self, nodes: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-        """Return the nodes' tokens."""
-        return self.tokens[nodes.clamp(min=0)].masked_fill(nodes < 0, self.pad)
+    def _ids(self, nodes: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+        return self.tokens[nodes.clamp(min=0)].masked_fill(nodes < 0, self.tree.pad)
 
     def _mask(self, nodes: Int[Tensor, "batch seq"], seen: Int[Tensor, "batch all"]) -> Any:
         if self.mode != "packed":
@@ -110,7 +113,7 @@ class TreeForward:
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def sent(x: np.ndarray | Tensor, device: torch.device) -> Tensor:
+def to_device(x: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Return a small CPU array on the device, without waiting for what the device is computing."""
     tensor = torch.as_tensor(x)
     if device.type != "cuda" or tensor.device.type != "cpu":

@@ -1,0 +1,271 @@
+"""One list each of every edit, method, control and judge, small and quick: whoever stands here keeps every contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import peft as hf_peft
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tests.foreign import Nudge, Nudging, Shuffled
+from trimtab import NoEdit, Prompted, Stacked, peft
+from trimtab.activations import Head
+from trimtab.compare import Ready, Stack, Widened
+from trimtab.edits import HeadShift, ResidualShift, Retrieved
+from trimtab.models.identity import fingerprint
+from trimtab.peft import TunedEdit, TuningMethod
+from trimtab.prompting import FewShot, RetrievedFewShot, RetrievedPassages
+from trimtab.protocols import Control, Edit, Method
+from trimtab.steer import CAA, ITI, RandomDirection
+
+FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+# a step that tiny random models feel, few of them
+QUICK = peft.Recipe(max_steps=4, batch_size=8, learning_rate=0.02)
+HEADS = (Head(2, 3), Head(0, 1), Head(2, 0))
+
+TUNING: dict[str, TuningMethod] = {
+    "lora": peft.LoRA(r=4, recipe=QUICK),
+    "lora qv": peft.LoRA(r=4, targets="qv", recipe=QUICK),
+    "rslora": peft.LoRA(r=4, rslora=True, recipe=QUICK),
+    "dora": peft.LoRA(r=4, dora=True, recipe=QUICK),
+    "ia3": peft.IA3(recipe=QUICK),
+    "peft vera": peft.Adapter(hf_peft.VeraConfig(r=8, target_modules=["o_proj", "c_proj"]), recipe=QUICK),
+    "houlsby": peft.Bottleneck("houlsby", 4, recipe=QUICK),
+    "pfeiffer": peft.Bottleneck("pfeiffer", 4, recipe=QUICK),
+    "lin": peft.Bottleneck("lin", 4, recipe=QUICK),
+    "heads": peft.HeadOffsets(heads=HEADS, recipe=QUICK),
+    "head scalings": peft.HeadScalings(recipe=QUICK),
+    "prompt": peft.PromptTuning(5, recipe=QUICK),
+    "prefix": peft.PrefixTuning(5, recipe=QUICK),
+    "prefix mlp": peft.PrefixTuning(5, reparameterised=True, d_hidden=16, recipe=QUICK),
+    "intrinsic": peft.IntrinsicDimension(60, recipe=QUICK),
+    "said": peft.IntrinsicDimension(60, structure_aware=True, recipe=QUICK),
+    "full": peft.FullFineTuning(recipe=QUICK),
+    "top 2": peft.FullFineTuning(2, recipe=QUICK),
+}
+NO_STRENGTH = {name for name, method in TUNING.items() if not method.capabilities.scaling}
+"""Ways of tuning whose effect cannot be multiplied."""
+VARIANTS = {"lora qv", "rslora", "dora", "peft vera"}
+"""Settings of one implementation, PEFT's: laws over several architectures take them in the slow run."""
+
+METHODS: dict[str, Method] = {
+    "ITI": ITI(top_ks=(2, 4), alphas=(1, 4)),
+    "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
+    "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
+    "few-shot": FewShot(shots=(1, 2), draws=2),
+    "retrieved few-shot": RetrievedFewShot(shots=(1, 2)),
+    "passages": RetrievedPassages((__file__,), passages=(1, 2)),
+    "prompts and vectors": Stack((FewShot(shots=(1,)), ITI(top_ks=(2,), alphas=(1, 4)))),
+    "vectors on tuned": Stack((peft.LoRA(r=4, recipe=QUICK), ITI(top_ks=(2,), alphas=(1, 4)))),
+    "wider": Widened(peft.LoRA(r=4, recipe=QUICK), (("strength", (0.5, 1)),)),
+    "ready": Ready(FEW_SHOT),
+    "foreign": Nudging(),
+    **TUNING,
+}
+
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+RETRIEVED = Retrieved(
+    ("What is snow?", "What is coal?"), ("Q: What is snow?\nA: White.", "Q: What is coal?\nA: Black."), 1
+)
+
+
+def projections(model: Any) -> list[Any]:
+    """Name the attention output projections by hand, independently of how the product finds them."""
+    kind = model.config.model_type
+    if kind == "gpt2":
+        return [block.attn.c_proj for block in model.transformer.h]
+    if kind == "gpt_neox":
+        return [block.attention.dense for block in model.gpt_neox.layers]
+    return [block.self_attn.o_proj for block in model.model.layers]
+
+
+def one_shift(model: Any) -> HeadShift:
+    """Return a shift of two heads."""
+    return _shift(model, (Head(0, 1), Head(1, 3)), seed=1)
+
+
+def other_shift(model: Any) -> HeadShift:
+    """Return another one, which shares one head with the first, so that sums have something to add up."""
+    return _shift(model, (Head(1, 3), Head(2, 0)), seed=2)
+
+
+def _shift(model: Any, heads: tuple[Head, ...], seed: int) -> HeadShift:
+    generator = torch.Generator().manual_seed(seed)
+    d_head = projections(model)[0].weight.numel() // model.config.hidden_size // 4
+    directions = normalize(torch.randn(len(heads), d_head, generator=generator, dtype=torch.float64), dim=1)
+    sigma = 1 + torch.rand(len(heads), generator=generator, dtype=torch.float64)
+    return HeadShift(heads, directions, sigma, 2.0, record={"model": fingerprint(model)})
+
+
+def residual_shift(model: Any) -> ResidualShift:
+    """Return a shift of the residual stream after two layers."""
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(2, model.config.hidden_size, generator=generator, dtype=torch.float64)
+    return ResidualShift((1, 0), values, 0.5, record={"model": fingerprint(model)})
+
+
+def foreign_nudge(model: Any) -> Nudge:
+    """Return an edit of a user's own."""
+    values = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(4))
+    return Nudge(tuple(values.tolist()), 0.5)
+
+
+def vectors(shift: HeadShift, alpha: float = 1.0) -> dict[Head, Tensor]:
+    """Write out what a shift adds, times alpha (Li et al. 2023, eq. 3)."""
+    return {h: alpha * 2.0 * shift.sigma[i] * shift.directions[i] for i, h in enumerate(shift.heads)}
+
+
+def total(a: dict[Head, Tensor], b: dict[Head, Tensor]) -> dict[Head, Tensor]:
+    """Return the vectors of both added up."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return {h: a.get(h, zero) + b.get(h, zero) for h in a.keys() | b.keys()}
+
+
+def one_tuned(method: TuningMethod) -> Callable[[Any], TunedEdit]:
+    """Return what makes an edit of this method whose parts were moved at random instead of trained."""
+
+    def make(model: Any) -> TunedEdit:
+        attached, generator = method.attach(model, seed=0), torch.Generator().manual_seed(3)
+        try:
+            with torch.no_grad():
+                for parameter in attached.trainable().values():
+                    parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+            tensors = {name: t.clone() for name, t in attached.tensors().items()}
+        finally:
+            attached.detach()
+        return TunedEdit(method, tensors, record={"model": fingerprint(model)})
+
+    return make
+
+
+class EditCase(NamedTuple):
+    """How an edit is made for a model, what it ought to do, and which laws have a meaning for it."""
+
+    make: Callable[[Any], Edit]
+    adds: Callable[[Any], dict[Any, Tensor]] = lambda model: {}
+    """What it adds: by head, or by layer (a number) to the residual stream."""
+    tags: frozenset[str] = frozenset()
+    """"vectors": adds vectors at positions; "tunes": acts at all positions; "prompts"; "residual"; "saves": has a form
+    on disk; "scales": has a strength; "merges": can be worked into a plain model."""
+    at_zero: Callable[[Any], Edit] | None = None
+    """The same at strength 0, where `scaled(0)` is not it."""
+
+
+def tags(*names: str) -> frozenset[str]:
+    """Return the tags of a case."""
+    return frozenset(names)
+
+
+SHIFT = tags("vectors", "saves", "scales")
+EDITS: dict[str, EditCase] = {
+    "no edit": EditCase(lambda m: NoEdit(), tags=tags("scales", "merges")),
+    "few-shot": EditCase(lambda m: FEW_SHOT, tags=tags("prompts")),
+    "retrieved few-shot": EditCase(lambda m: RETRIEVED, tags=tags("prompts")),
+    "shift": EditCase(one_shift, lambda m: vectors(one_shift(m)), SHIFT),
+    "scaled": EditCase(lambda m: one_shift(m).scaled(2.5), lambda m: vectors(one_shift(m), 2.5), SHIFT),
+    "negative": EditCase(
+        lambda m: one_shift(m).scaled(-1),
+        lambda m: vectors(one_shift(m), -1.0),
+        SHIFT,
+        lambda m: one_shift(m).scaled(-0.0),
+    ),
+    "sum": EditCase(
+        lambda m: one_shift(m) + other_shift(m),
+        lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
+        SHIFT,
+    ),
+    "residual": EditCase(
+        residual_shift,
+        lambda m: {layer: 0.5 * residual_shift(m).vectors[i] for i, layer in enumerate((1, 0))},
+        SHIFT | {"residual"},
+    ),
+    "few-shot + shift": EditCase(
+        lambda m: Stacked((FEW_SHOT, one_shift(m))),
+        lambda m: vectors(one_shift(m)),
+        tags("vectors", "prompts"),
+        lambda m: Stacked((FEW_SHOT, one_shift(m).scaled(0))),
+    ),
+    "shift within a shift": EditCase(
+        lambda m: Stacked((one_shift(m), other_shift(m))),
+        lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
+        tags("vectors", "scales"),
+    ),
+    "foreign": EditCase(
+        foreign_nudge,
+        lambda m: {0: foreign_nudge(m).strength * torch.tensor(foreign_nudge(m).vector, dtype=torch.float64)},
+        SHIFT | {"residual", "foreign"},
+    ),
+    **{
+        name: EditCase(one_tuned(method), tags=tags("tunes", "saves", *(() if name in NO_STRENGTH else ("scales",))))
+        for name, method in TUNING.items()
+    },
+}
+QUICK_TUNED = {"lora", "ia3", "houlsby"}
+"""The tuned edits that laws over several architectures take in the default run."""
+UNLIKE = {"lora", "ia3", "houlsby", "heads", "prompt", "full"}
+"""Ways of tuning that no other one stands for: those that laws which train take in the default run."""
+
+
+def moves(name: str) -> bool:
+    """Return whether the edit changes what the model says to a prompt."""
+    return bool(EDITS[name].tags & {"vectors", "tunes"})
+
+
+def tagged(*wanted: str) -> list[str]:
+    """Return the edits that have one of these tags."""
+    return [name for name, case in EDITS.items() if case.tags & set(wanted)]
+
+
+# --- controls ---------------------------------------------------------------------------------------------------------
+
+
+class ControlCase(NamedTuple):
+    """A control, an edit whose counterparts it draws, and one of which it has none."""
+
+    control: Control
+    after: Callable[[Any], Edit]
+    none_of: Callable[[Any], Edit]
+
+
+CONTROLS: dict[str, ControlCase] = {
+    "random direction": ControlCase(RandomDirection(draws=3), one_shift, lambda m: FEW_SHOT),
+    "foreign": ControlCase(Shuffled(), foreign_nudge, lambda m: FEW_SHOT),
+}
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def slowly(names: Sequence[str], *slow: str) -> list[Any]:
+    """Return the names as a test's parameters, some of them for the slow run only."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+def left_to_mend(names: Sequence[Any], *left: str) -> list[Any]:
+    """Return the parameters, those that do not keep a law yet expected to break it: whoever mends one takes it out."""
+    broken = pytest.mark.xfail(strict=True, reason="left to mend")
+    return [pytest.param(name, marks=broken) if name in left else name for name in names]
+
+
+# grouped queries; Conv1D and learned positions; parallel attention and MLP; soft caps, sliding windows, wide heads
+FAMILIES = ("llama-gqa", "gpt2", "gpt-neox", "gemma2")
+every_edit = pytest.mark.parametrize("name", slowly(list(EDITS), *VARIANTS))
+every_edit_and_family = pytest.mark.parametrize(
+    "family, name",
+    [
+        pytest.param(family, name, marks=pytest.mark.slow if slow else ())
+        for family in FAMILIES
+        for name in EDITS
+        for slow in [name in TUNING and name not in QUICK_TUNED and (name not in UNLIKE or family != "gpt2")]
+    ],
+)
+every_method = pytest.mark.parametrize("name", slowly(list(METHODS), "vectors on tuned", *(TUNING.keys() - UNLIKE)))
+every_control = pytest.mark.parametrize("name", list(CONTROLS))
+every_tuning = pytest.mark.parametrize("name", slowly(list(TUNING), *VARIANTS))

@@ -1,0 +1,58 @@
+"""Widened: a method with more knobs to try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.errors import BadValue
+from trimtab.protocols import Edit, Knobs, Method, settings_of
+
+STRENGTH = "strength"
+
+
+@dataclass(frozen=True)
+class Widened(Method):
+    """A method with more knobs: its own space and these values, `strength` among them.
+
+    `strength` multiplies the finished edit (`edit.scaled`), so that a tuned edit has the knob that a shift has.
+    """
+
+    method: Method
+    knobs: tuple[tuple[str, tuple[Any, ...]], ...]
+    """(knob, values) pairs; a knob of the method's own has these values instead of its own."""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(values for _, values in self.knobs):
+            raise BadValue(f"{self.method.name}: every knob needs one value or more to try, got {self.knobs}")
+        if not self.name:
+            object.__setattr__(self, "name", self.method.name)
+
+    @property
+    def replaces_model(self) -> bool:
+        """As of the method."""
+        return self.method.replaces_model
+
+    @property
+    def changes_prompt_only(self) -> bool:
+        """As of the method."""
+        return self.method.changes_prompt_only
+
+    @property
+    def space(self) -> Mapping[str, Sequence[Any]]:
+        """The method's own knobs, then the added ones."""
+        added = dict(self.knobs)
+        return {**{knob: values for knob, values in self.method.space.items() if knob not in added}, **added}
+
+    def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Edit:
+        """Return the edit fitted with these knobs, at their strength.
+
+        Raises:
+            BadValue: the edit has no strength to set.
+        """
+        own = dict(knobs or settings_of(self)[0])
+        strength = own.pop(STRENGTH, 1)
+        edit = self.method.fit(model, tokenizer, train, knobs=own, seed=seed)
+        return edit if strength == 1 else edit.scaled(strength)

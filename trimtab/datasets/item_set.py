@@ -1,0 +1,126 @@
+"""ItemSet: what every data set is, a named sequence of items whose splits never part an item."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
+
+import numpy as np
+
+from trimtab.errors import BadDataset, BadValue
+from trimtab.intervals import number_held_out, seeded
+from trimtab.plain_values import hash_of
+
+if TYPE_CHECKING:
+    from typing import Self
+else:
+    # what checks annotations as the code runs knows no Self outside the classes that it decorates
+    Self = Any
+
+
+@runtime_checkable
+class Item(Protocol):
+    """One question, pair or meaning."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others of a set, also after a split; rows of measurements are found by it."""
+        ...
+
+    @property
+    def asked(self) -> str:
+        """What a model is asked or given to continue."""
+        ...
+
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+class ItemSet(Sequence[ItemT]):
+    """A sequence of items; slices, splits and folds are sets of the same kind.
+
+    A kind of data derives from it and gives `items` (a tuple), `with_items` and `texts`.
+    """
+
+    name: str
+    measured_by: ClassVar[str]
+    """Which meters speak of it if nobody says: a key of `trimtab.evaluate.defaults.DEFAULTS`."""
+
+    @property
+    @abstractmethod
+    def items(self) -> tuple[ItemT, ...]:
+        """The items in order."""
+
+    @abstractmethod
+    def with_items(self, items: tuple[ItemT, ...]) -> Self:
+        """Return a set of these items that is like this one otherwise."""
+
+    @abstractmethod
+    def texts(self, item: ItemT) -> Sequence[Any]:
+        """Return an item's texts, for the fingerprint."""
+
+    def statements(self, format: Any = None) -> list[Any]:  # noqa: ARG002
+        """Return every item's texts as labelled statements; raises `BadDataset` where items have no two sides."""
+        raise BadDataset(f"{self.name} has no true and false statements; give questions or contrast pairs")
+
+    def require_distinct(self, what: str, advice: str) -> None:
+        """Raise `BadDataset` if there are no items or one stands twice."""
+        if not self.items:
+            raise BadDataset(f"{self.name}: no {what}; at least one is needed")
+        for key, times in Counter(item.key for item in self.items).most_common(1):
+            if times > 1:
+                raise BadDataset(f"{self.name}: {key!r} stands {times} times; {advice}")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[ItemT]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ItemT: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> ItemT | Self:
+        """Return one item, or a set for a slice."""
+        return self.with_items(self.items[index]) if isinstance(index, slice) else self.items[index]
+
+    def select(self, indices: Iterable[SupportsIndex]) -> Self:
+        """Return the items at these places, in this order."""
+        return self.with_items(tuple(self.items[int(i)] for i in indices))
+
+    def where(self, keep: Callable[[ItemT], bool]) -> Self:
+        """Return the items for which `keep` is true; raises `BadDataset` if there is none."""
+        return self.with_items(tuple(item for item in self.items if keep(item)))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all texts, for records: equal sets in equal order have equal fingerprints."""
+        rows = [self.texts(item) for item in self.items]
+        return hash_of(json.dumps(rows, ensure_ascii=False))[:16]
+
+    def split(self, *, test: float = 0.5, seed: int = 0) -> tuple[Self, Self]:
+        """Return (train, test); `test` is the share of items held out. Order within a side is the set's own.
+
+        Raises:
+            BadDataset: one side would be empty.
+            BadValue: a seed that is no whole number of 0 or more.
+        """
+        n_test = number_held_out(test, len(self), f"{self.name}: ")
+        order = seeded(seed).permutation(len(self))
+        return self.select(sorted(order[n_test:])), self.select(sorted(order[:n_test]))
+
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Self, Self]]:
+        """Return n pairs (train, test) whose test parts cover every item once.
+
+        Raises:
+            BadValue: fewer than 2 folds or more than there are items; a seed that is no whole number of 0 or more.
+        """
+        if not 2 <= n <= len(self):
+            raise BadValue(f"{self.name}: cannot make {n} folds of {len(self)} questions; choose 2 to {len(self)}")
+        parts = np.array_split(seeded(seed).permutation(len(self)), n)
+        everything = set(range(len(self)))
+        return [(self.select(sorted(everything - set(p.tolist()))), self.select(sorted(p))) for p in parts]

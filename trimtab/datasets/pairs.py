@@ -1,0 +1,107 @@
+"""Contrast pairs of any behaviour: a prompt with texts that show the behaviour and texts that do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.questions import (
+    Format,
+    SftExample,
+    Statement,
+    bare,
+    format_of,
+    statement,
+    true_examples,
+    two_sides,
+)
+from trimtab.errors import BadDataset
+from trimtab.plain_values import hash_of
+
+
+@dataclass(frozen=True)
+class ContrastPair:
+    """A prompt, which may be empty, with the texts that continue it: positive and negative ones.
+
+    Raises:
+        BadDataset: no positive or no negative text, an empty one, or one that stands twice or on both sides.
+    """
+
+    prompt: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise BadDataset(f"a pair's prompt must be a text, got {self.prompt!r:.60}")
+        what = f"pair {self.prompt[:60]!r}" if self.prompt else "the pair"
+        positive, negative = two_sides(what, ("positive text", self.positive), ("negative text", self.negative))
+        object.__setattr__(self, "positive", positive)
+        object.__setattr__(self, "negative", negative)
+
+    @property
+    def key(self) -> str:
+        """What tells it from other pairs, also after a split: its prompt, or without one a hash of its texts."""
+        if self.prompt:
+            return self.prompt
+        texts = json.dumps([self.positive, self.negative], ensure_ascii=False)
+        return f"pair {hash_of(texts)[:12]}"
+
+    @property
+    def asked(self) -> str:
+        """The prompt."""
+        return self.prompt
+
+
+@dataclass(frozen=True)
+class PairSet(ItemSet[ContrastPair]):
+    """A sequence of contrast pairs; slices are sets of pairs too.
+
+    Raises:
+        BadDataset: there are no pairs, or one stands twice.
+    """
+
+    pairs: tuple[ContrastPair, ...]
+    name: str = "pairs"
+    measured_by: ClassVar[str] = "pairs"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", tuple(self.pairs))
+        self.require_distinct("contrast pairs", "keep it once")
+
+    @property
+    def items(self) -> tuple[ContrastPair, ...]:
+        """The pairs."""
+        return self.pairs
+
+    def with_items(self, items: tuple[ContrastPair, ...]) -> PairSet:
+        """Return these pairs under the set's name."""
+        return replace(self, pairs=items)
+
+    def texts(self, item: ContrastPair) -> Sequence[Any]:
+        """Return a pair's prompt and texts, as a set of questions with these answers has them."""
+        return [item.prompt, item.positive, item.negative, item.positive[0]]
+
+    def statements(self, format: str | Format | None = None) -> list[Statement]:
+        """Return every text as a statement that continues its pair's prompt, labelled true if it is a positive one.
+
+        `format` is a callable `(prompt, text) -> text`, or names one of questions; without it the two are joined by a
+        space.
+
+        Raises:
+            BadValue: an unknown name, or a callable that gives no text or loses the pair's.
+        """
+        join = format_of(format or bare)
+        return [
+            statement(join, pair.prompt, text, label, pair.key)
+            for pair in self.pairs
+            for label, texts in ((True, pair.positive), (False, pair.negative))
+            for text in texts
+        ]
+
+    def sft_examples(self, format: str | Format | None = None) -> list[SftExample]:
+        """Return every positive text as a (prompt, completion) pair to tune on; raises as `statements` does."""
+        return true_examples(self.statements(format))

@@ -1,0 +1,150 @@
+"""Which rows run together: groups that fill a packed row, and batches of groups that fill a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from trimtab.engine.token_tree import TokenTree
+from trimtab.errors import BadValue
+from trimtab.models.anatomy import base_of
+
+Mode: TypeAlias = Literal["packed", "padded", "plain"]
+"""`"packed"`: whole branches of the tree stand in one row, under a mask that shows each token its ancestors only.
+`"padded"`: one sequence a row, behind its prompt's cache. `"plain"`: one sequence a row, whole."""
+SMALLEST_BUDGET = 64
+LARGE, LENGTH = 1 / 4, 0.9
+"""A batch that fills this share of the budget is computed as fast as a larger one: groups shorter than this share of
+its longest begin another, which is padded less."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one forward may hold, as the caller says it; None leaves it to the device."""
+
+    tokens: int | None = None
+    """Tokens, cached ones included; halved whenever memory runs out."""
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("token_budget", self.tokens), ("batch_size", self.rows)):
+            if value is not None and value < 1:
+                raise BadValue(f"{name} must be at least 1, got {value}")
+
+
+@dataclass
+class Limits:
+    """What may be held at once; it shrinks when memory runs out."""
+
+    tokens: int
+    """In one forward, cached ones included."""
+    row_length: int
+    """A packed row grows up to this length: attention within it is dense, so longer rows cost more than they save."""
+    rows: int
+    cached: int
+    """Tokens of prompts' caches that wait for their rows."""
+
+    @classmethod
+    def of(cls, model: Any, budget: Budget) -> Limits:
+        """Return the limits to start with."""
+        on_gpu = base_of(model).device.type == "cuda"
+        tokens = budget.tokens or (16384 if on_gpu else 2048)
+        return cls(tokens, 512 if on_gpu else 256, budget.rows or 1 << 30, 8 * tokens)
+
+    def shrunk(self) -> bool:
+        """Halve what is held at once; return False where it is small already."""
+        if self.tokens <= SMALLEST_BUDGET:
+            return False
+        self.tokens, self.cached = self.tokens // 2, self.cached // 2
+        self.row_length = min(self.row_length, self.tokens)
+        return True
+
+
+Group: TypeAlias = tuple[int, ...]
+"""Rows of the tree that run in one row of a batch."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Groups and batches of a tree's rows in one mode."""
+
+    tree: TokenTree
+    mode: Mode
+    limits: Limits
+
+    @property
+    def n_root(self) -> int:
+        """How many nodes, which every row begins with, are computed before all others."""
+        return 0 if self.mode == "plain" else self.tree.n_root
+
+    def nodes(self, group: Group) -> Int[np.ndarray, " node"]:
+        """Return the group's nodes behind the root, each once."""
+        return merged_paths([self.tree.paths[row][self.n_root :] for row in group])
+
+    def groups(self, left: set[int]) -> list[Group]:
+        """Return the rows that are left in groups, longest first where the order is free."""
+        units = [unit for whole in self.tree.units if (unit := tuple(row for row in whole if row in left))]
+        if self.mode == "plain":
+            return [(row,) for row in sorted((r for u in units for r in u), key=lambda r: -len(self.tree.paths[r]))]
+        if self.mode == "padded":
+            return [(row,) for unit in units for row in unit]
+        groups: list[Group] = []
+        size = 0
+        for unit in (part for whole in units for part in self._parts(whole)):
+            new = len(self.nodes(unit))
+            fits = groups and size + new <= self.limits.row_length
+            if fits and len(groups[-1]) + len(unit) <= self.limits.rows:
+                groups[-1], size = (*groups[-1], *unit), size + new
+            else:
+                groups.append(unit)
+                size = new
+        return sorted(groups, key=lambda group: -len(self.nodes(group)))
+
+    def _parts(self, unit: Group) -> Iterator[Group]:
+        """Yield rows of one prompt together, or in parts where they are very many."""
+        limit = max(self.limits.row_length, self.tree.rows[unit[0]].split - self.n_root)
+        part: Group = ()
+        size = 0
+        for row in unit:
+            own = len(self.tree.rows[row].ids) - self.tree.rows[row].split
+            if part and (size + own > limit or len(part) == self.limits.rows):
+                yield part
+                part, size = (), 0
+            part, size = (*part, row), size + own
+        yield part
+
+    def cached_together(self, groups: Sequence[Group]) -> list[Group]:
+        """Return the first of the groups: those whose prompts' caches may be held at once."""
+        size, together = 0, []
+        for group in groups:
+            size += self.n_root + len(self.nodes(group))
+            if together and size > self.limits.cached:
+                break
+            together.append(group)
+        return together
+
+    def batches(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
+        """Yield the groups that go into one forward each: as many as may, unless shorter ones would be padded much."""
+        batch: list[Group] = []
+        width = n_rows = 0
+        for group in groups:
+            own = self.n_root + len(self.nodes(group))
+            wider = max(width, own)
+            full = (len(batch) + 1) * wider > self.limits.tokens or n_rows + len(group) > self.limits.rows
+            large = len(batch) * width >= self.limits.tokens * LARGE
+            if batch and (full or (large and own < LENGTH * width)):
+                yield batch
+                batch, wider, n_rows = [], own, 0
+            batch.append(group)
+            width, n_rows = wider, n_rows + len(group)
+        if batch:
+            yield batch
+
+
+def merged_paths(paths: Sequence[np.ndarray]) -> Int[np.ndarray, " node"]:
+    """Return the nodes of paths, each once and in order, as they stand in every single path."""
+    return paths[0] if len(paths) == 1 else np.unique(np.concatenate(paths))

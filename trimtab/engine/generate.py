@@ -1,0 +1,182 @@
+"""The one way to new tokens: greedy, sampled or by beams, one prompt or many, under one edit or several."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.engine.prompt_cache import prompt_cache
+from trimtab.engine.score import require_numbers
+from trimtab.errors import BadValue, UnsupportedModel, first_line
+from trimtab.models.anatomy import base_of, decoder_of, input_device
+from trimtab.models.calling import cache_name, entering, inference
+from trimtab.models.hooks import has_edits
+from trimtab.models.tokens import Batch, context_length, length_batches, pad_id, require_known, require_left_padding
+from trimtab.progress import progress
+from trimtab.protocols import Edit
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""What a checkpoint may say of sampling; it holds where sampling is asked for."""
+OF_THE_CHECKPOINT = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "transformers_version")
+"""What it alone says; anything else that it says of generation, such as a repetition penalty, does not hold."""
+NEUTRAL: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "early_stopping": False,
+    "return_dict_in_generate": False,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How new tokens are chosen, and when they end: greedily and at the end token, unless told otherwise."""
+
+    max_new_tokens: int = 50
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of transformers' `generate`, such as `do_sample`, `temperature` or `num_beams`."""
+    ends: Callable[[int], Any] | None = None
+    """Makes what stops a row before its end token, as `generate` takes it, from the length of the padded prompts."""
+    streamer: Any = None
+    """Gets the tokens as they come, as `generate` takes it."""
+    compiled: bool = False
+    """Whether steps are compiled (on a GPU), with a cache of fixed size: quicker once the first call has compiled."""
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    edits: Sequence[Edit | None],
+    decoding: Decoding,
+    *,
+    batch_size: int = 32,
+) -> list[list[str]]:
+    """Return, for every edit (None: none), the new text after every prompt (given as tokens), without special tokens.
+
+    Prompts are padded on the left. Edits that leave the prompt unedited share the cache of its forward, and what all
+    prompts of a batch begin with is computed once; a prompt's last token, which predicts the first new one, is run by
+    each edit.
+
+    Raises:
+        BadValue: prompt and new tokens do not fit the model's context; tokens that the model does not know; options
+            that `generate` refuses; logits that are not numbers.
+        UnsupportedModel: the model has no `generate`.
+        Incompatible: the model is in PEFT's prompt learning, which does not bear left padding.
+    """
+    _require_room(model, tokenizer, prompts, decoding.max_new_tokens)
+    ways = [entering(edit, model) for edit in edits]
+    sharing = [i for i, edit in enumerate(edits) if edit is None or edit.leaves_prompt_unedited]
+    # under an edit that the caller has in place, no prompt is unedited; beams need a cache for each
+    several = {"num_beams", "num_return_sequences"} & decoding.options.keys()
+    if decoding.compiled or several or has_edits(decoder_of(model)) or _has_own_positions(model):
+        sharing = []
+    pad, device = pad_id(tokenizer), input_device(model)
+    batches = list(length_batches(prompts, batch_size=batch_size, pad=pad, device=device, side="left"))
+    texts = [[""] * len(prompts) for _ in edits]
+    with progress("generating", len(batches) * len(edits)) as advance:
+
+        def run(index: int, edited: Any, batch: Batch, past: Any = None) -> None:
+            new = tokenizer.batch_decode(new_tokens(edited, tokenizer, batch, decoding, past), skip_special_tokens=True)
+            for place, text in zip(batch.indices, new, strict=True):
+                texts[index][place] = text
+            advance(1)
+
+        for batch in batches if sharing else ():
+            past = prompt_cache(model, batch, prompts, pad, several=len(sharing) > 1)
+            for index in sharing:
+                # generation writes into the cache that it is given
+                own = past if index == sharing[-1] else copy.deepcopy(past)
+                with ways[index]("generated") as edited, inference(edited):
+                    run(index, edited, batch, own)
+        for index in sorted(set(range(len(edits))) - set(sharing)):
+            compiling = compiled_steps(model) if decoding.compiled else contextlib.nullcontext()
+            with compiling, ways[index]("generated") as edited, inference(edited):
+                for batch in batches:
+                    run(index, edited, batch)
+    return texts
+
+
+def new_tokens(
+    model: Any, tokenizer: Any, batch: Batch, decoding: Decoding, past: Any = None
+) -> Int[Tensor, "row new"]:
+    """Return the tokens that follow each row of a left-padded batch, going on from its cache if one is given."""
+    length = batch.input_ids.shape[1]
+    cache = {"cache_implementation": "static"} if decoding.compiled else {}
+    try:
+        out = model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            stopping_criteria=[] if decoding.ends is None else [decoding.ends(length)],
+            logits_processor=[_refuse_nan],
+            streamer=decoding.streamer,
+            **{**_neutral(decoding), "pad_token_id": pad_id(tokenizer), **cache},
+            **({} if past is None else {cache_name(model): past}),
+        )
+    except ValueError as cause:  # what transformers raises over its options
+        raise BadValue(f"these generation options were refused: {first_line(cause)}") from cause
+    return out[:, length:]
+
+
+@contextlib.contextmanager
+def compiled_steps(model: Any) -> Iterator[None]:
+    """Let generation compile its steps inside the block; what transformers keeps of that on the model goes at its end.
+
+    Edits refuse a model that was compiled before they were applied: enter this first, and the edit inside.
+    """
+    try:
+        yield
+    finally:
+        for name in ("_compiled_call", "_last_compile_config"):
+            vars(base_of(model)).pop(name, None)
+
+
+def _neutral(decoding: Decoding) -> dict[str, Any]:
+    """Return a value for every option of `generate` there is: one that is left out would be the checkpoint's."""
+    from transformers import GenerationConfig
+
+    sampled = SAMPLING if decoding.options.get("do_sample") else ()
+    names = [n for n in GenerationConfig().to_dict() if n not in (*OF_THE_CHECKPOINT, *sampled) and n[0] != "_"]
+    return {**dict.fromkeys(names), **NEUTRAL, "max_new_tokens": decoding.max_new_tokens, **decoding.options}
+
+
+def _refuse_nan(input_ids: Tensor, scores: Float[Tensor, "row vocab"]) -> Tensor:  # noqa: ARG001
+    """Refuse logits of which the likeliest token would be whatever stands first."""
+    require_numbers(scores, "logits of the next token")
+    return scores
+
+
+def _has_own_positions(model: Any) -> bool:
+    """Return whether generation's positions come from more than the mask, such as the last call's images."""
+    from transformers import GenerationMixin
+
+    name = "_prepare_position_ids_for_generation"
+    return getattr(type(base_of(model)), name, None) is not getattr(GenerationMixin, name, None)
+
+
+def _require_room(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
+    if not hasattr(base_of(model), "generate"):
+        raise UnsupportedModel(
+            f"{type(base_of(model)).__name__} cannot generate; derive it from transformers' GenerationMixin too, or "
+            "measure it by multiple choice"
+        )
+    require_left_padding(model)
+    if new < 1:
+        raise BadValue(f"max_new_tokens must be at least 1, got {new}")
+    require_known(model, max(map(max, filter(None, prompts)), default=0))
+    context, longest = context_length(model), max(prompts, key=len, default=())
+    if context is not None and len(longest) + new > context:
+        begins = tokenizer.decode(longest, skip_special_tokens=True)[:60]
+        raise BadValue(
+            f"a prompt of {len(longest)} tokens and {new} new ones do not fit the model's context of {context}: "
+            f"{begins!r}...; shorten the prompt (in a chat: /new) or ask for fewer tokens"
+        )

@@ -1,0 +1,44 @@
+"""RetrievedFewShot: the training questions nearest to the question, with their best answers, before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.datasets.questions import QuestionSet
+from trimtab.edits.retrieval import Retrieved
+from trimtab.protocols import Cost, Knobs, Method
+
+
+@dataclass(frozen=True)
+class RetrievedFewShot(Method):
+    """The training questions nearest to the question (TF-IDF), with their best answers, before it."""
+
+    shots: tuple[int, ...] = (1, 2, 3, 5, 8)
+    name: str = "Retrieved few-shot"
+    changes_prompt_only = True
+
+    @property
+    def space(self) -> Mapping[str, Sequence[Any]]:
+        """Numbers of shots."""
+        return {"shots": self.shots}
+
+    def fit(
+        self,
+        model: Any,
+        tokenizer: Any,
+        train: QuestionSet,
+        *,
+        knobs: Knobs | None = None,
+        seed: int = 0,
+    ) -> Retrieved:
+        """Return the prompting edit over all training questions.
+
+        Raises:
+            BadValue: more shots asked for than there are training questions.
+        """
+        keys = tuple(q.question for q in train)
+        blocks = tuple(f"Q: {q.question}\nA: {q.best_answer}" for q in train)
+        cost = Cost(bytes_on_disk=sum(len(block.encode()) for block in blocks))
+        return Retrieved(keys, blocks, (knobs or self.grid[0])["shots"], name=self.name, cost=cost)
