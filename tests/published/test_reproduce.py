@@ -109,12 +109,14 @@ def test_questions_are_asked_after_the_instruction_and_the_primer(model):
 
     from trimtab.published import reproduce
 
-    original = reproduce.measured
+    original = reproduce.measurements_of
     try:
-        reproduce.measured = lambda m, t, q, edits, meters: seen.extend(edits) or original(m, t, q, edits, meters)
+        reproduce.measurements_of = lambda m, t, q, edits, meters: (
+            seen.extend(edits) or original(m, t, q, edits, meters)
+        )
         iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, numbers=PublishedIti(2, 1))
     finally:
-        reproduce.measured = original
+        reproduce.measurements_of = original
     prompt = seen[0].prompt("Why?")
     assert prompt == f"{INSTRUCTION}\n\n{QA_PRIMER}\n\nQ: Why?\nA:"
     assert {e.prompt("Why?") for e in seen} == {prompt}

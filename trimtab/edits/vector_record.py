@@ -60,8 +60,7 @@ def plain_sites(shift: VectorEdit) -> dict[str, list[Any]]:
 def save_vectors(shift: VectorEdit, path: str | Path) -> None:
     """Write a shift to a folder (safetensors and JSON), atomically; raises `Incompatible` where that cannot be."""
     made = {"strength": shift.strength, "name": shift.name, "seconds": shift.cost.seconds, "record": shift.record}
-    tensors = {name: getattr(shift, name) for name in shift.axes}
-    save_result(path, shift.kind, {**plain_sites(shift), **made}, tensors)
+    save_result(path, shift.kind, {**plain_sites(shift), **made}, shift.tensors)
 
 
 def load_vectors(kind: type[Shift], path: str | Path) -> Shift:

@@ -46,7 +46,7 @@ class VectorEdit(Edit):
     """How the shift was made; `MadeFrom` lists what is read again."""
 
     def __post_init__(self) -> None:
-        k, tensors = len(self.sites), {name: getattr(self, name) for name in self.axes}
+        k, tensors = len(self.sites), self.tensors
         if any(t.ndim != n or len(t) != k for t, n in zip(tensors.values(), self.axes.values(), strict=True)):
             shapes = " and ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
             raise ShapeError(f"{k} {self.place}s came with {shapes}; expected one row each")
@@ -63,6 +63,11 @@ class VectorEdit(Edit):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self)} {self.place}(s), strength {self.strength:g})"
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {name: getattr(self, name) for name in self.axes}
 
     @property
     def sites(self) -> tuple[Any, ...]:
@@ -120,11 +125,7 @@ class VectorEdit(Edit):
         return replace(self, record=record, **{name: getattr(self, name)[start:stop] for name in fields})
 
     def __add__(self: Own, other: Any) -> Own:
-        """Return the shift that adds both; a site in both gets the sum of the two vectors.
-
-        Raises:
-            Incompatible: they were made for different models.
-        """
+        """Return the shift that adds both; raises `Incompatible` if they were made for different models."""
         if type(other) is not type(self):
             return NotImplemented
         model, total = common_model(self, other), dict(self.deltas)
@@ -162,11 +163,7 @@ class VectorEdit(Edit):
         return self.prepared(model)(positions)
 
     def prepared(self, model: Any) -> EnterAt:
-        """Return what enters the shift on a model again and again: the model is checked here, its sites found once.
-
-        Raises:
-            Incompatible: the shift was made for another checkpoint or geometry.
-        """
+        """Return what enters the shift on a model again and again: it is checked here, its sites found once."""
         if "model" in self.record:
             require_same_model(self.record["model"], model, f"the shift {self.name!r}")
         if self.strength == 0:

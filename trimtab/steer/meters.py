@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trimtab.errors import BadValue
+from trimtab.evaluate.contrast import Scorer, contrast, score_texts
 from trimtab.evaluate.generation import generate_answers_many
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.multiple_choice import multiple_choice_many
-from trimtab.evaluate.pairs import Scorer, contrast, score_texts
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter
 

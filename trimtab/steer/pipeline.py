@@ -11,8 +11,8 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.disk import load_edit
 from trimtab.edits.vectors import VectorEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
+from trimtab.evaluate.contrast import require_prompts
 from trimtab.evaluate.multiple_choice import MultipleChoice
-from trimtab.evaluate.pairs import require_prompts
 from trimtab.probes.head_probes import HeadProbes
 from trimtab.protocols import Edit, Meter
 from trimtab.steer.agreement import Agreement, agreement
