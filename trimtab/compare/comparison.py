@@ -83,12 +83,8 @@ def merged(comparisons: Sequence[Comparison]) -> Comparison:
         if shared:
             raise Incompatible(f"both runs have a row {min(shared)!r}; name one of them differently and run it again")
         extra = [r for r in other.tests if r["method"] != BASELINE]
-        one = Comparison(
-            joint_specification(one.specification, other.specification),
-            one.trials + other.trials,
-            (*one.tests, *extra),
-            one.meters,
-        )
+        both = joint_specification(one.specification, other.specification)
+        one = Comparison(both, one.trials + other.trials, (*one.tests, *extra), one.meters)
     return one
 
 
