@@ -79,7 +79,7 @@ def columns_of(meter: Meter, rows: Mapping[str, Mapping[str, Any]]) -> Float[np.
         ) from cause
 
 
-def summed_up(meter: Meter, found: Measured | None) -> Estimate | float | None:
+def summed_up(meter: Meter, found: Measured | None) -> Estimate | float | int | None:
     """Return a meter's figure: with a 95 % interval over items where there are rows, else as it was measured."""
     if found is None:
         return None
