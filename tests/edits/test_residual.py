@@ -22,7 +22,6 @@ from trimtab.evaluate import contrast, score_texts
 from trimtab.models.adding import add_to_residual
 from trimtab.probes import fit_logistic
 from trimtab.steer import ShiftSpec, Sweep, choose_strength, fit, fit_residual_shift
-from trimtab.steer.meters import pair_probability
 from trimtab.steer.pipeline import unseen
 
 PAIRS = Path(__file__).parents[2] / "examples" / "formal_casual.jsonl"
@@ -192,10 +191,10 @@ def test_strength_is_chosen_by_a_callable_for_residual_shifts(pairs, captured):
     shift = fit_residual_shift(captured, fit_logistic(captured), top_k=2)
     texts = ["The river is wide and slow here."]
     chosen = choose_strength(
-        model, tokenizer, pairs[:4], shift, kl_budget=50, metric=pair_probability, sweep=Sweep((-1, 1), texts=texts)
+        model, tokenizer, pairs[:4], shift, kl_budget=50, metric="pair_probability", sweep=Sweep((-1, 1), texts=texts)
     )
     sweep = chosen.record["sweep"]
     best = max(sweep["trials"][1:], key=lambda t: t["score"])
     assert sweep["metric"] == "pair_probability"
     assert (chosen.strength, len(chosen)) == (best["strength"], best["top_k"])
-    assert best["score"] == pytest.approx(pair_probability(model, tokenizer, pairs[:4], chosen), abs=1e-6)
+    assert best["score"] == pytest.approx(float(contrast(model, tokenizer, pairs[:4], chosen).probability), abs=1e-6)

@@ -20,6 +20,7 @@ from trimtab.datasets import iti_folds, neutral_texts, truthfulqa
 from trimtab.errors import BadValue
 from trimtab.published.iti_run import ItiSettings, iti_run
 from trimtab.steer import CAA, ITI, RandomDirection
+from trimtab.steer.sites import RANKING
 
 
 def test_the_whole_of_truthfulqa_runs_through_fit_and_evaluate(shared_data):
@@ -135,7 +136,7 @@ def test_the_benchmark_averages_seeds_and_draws_inside_a_question(small_run):
     assert mean["Random direction"]["mc2"]["n"] == mean["ITI"]["mc2"]["n"] == 5
     assert mean["Random direction"]["kl"]["n"] == 3
     assert mean["ITI"]["mc2"]["low"] < mean["ITI"]["mc2"]["mean"] < mean["ITI"]["mc2"]["high"]
-    assert "| Other | " in benchmark.markdown(mean)
+    assert "| Other | " in benchmark.markdown(mean, one.meters)
 
 
 @pytest.mark.parametrize("method", [ITI(), CAA()])
@@ -150,8 +151,9 @@ def test_knobs_that_a_method_does_not_have_are_refused_by_name(method, knobs):
 def test_the_method_is_the_fit_by_hand_on_the_statements_of_its_questions(direction):
     model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(10)
     made = ITI(direction).fit(model, tokenizer, questions, knobs={"top_k": 4, "alpha": 2}, seed=1)
-    acts = tt.capture_heads(model, tokenizer, questions.statements())
-    probes = tt.probes.fit_logistic(acts, validation=0.2, seed=1)
+    train, ranking = questions.split(test=RANKING, seed=1)
+    acts, held = (tt.capture_heads(model, tokenizer, part.statements()) for part in (train, ranking))
+    probes = tt.probes.fit_logistic(acts, validation=held, seed=1)
     by_hand = tt.steer.fit_shift(acts, probes, top_k=4, direction=direction).scaled(2)
     assert (made.heads, made.strength) == (by_hand.heads, 2)
     torch.testing.assert_close(made.directions, by_hand.directions)

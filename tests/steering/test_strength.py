@@ -19,8 +19,8 @@ from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import HeadShift
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import drift, generate_answers, multiple_choice
+from trimtab.evaluate.generation import judged_meters
 from trimtab.steer import Sweep, choose_strength, sweep_figure
-from trimtab.steer.meters import generated_true_info
 
 ALPHAS = (1, 2, 4, 8)
 KS = (1, 2, 4)
@@ -38,7 +38,7 @@ def choose(world: World, shift: HeadShift | None = None, **options: Any) -> Head
     sweep = Sweep(**{name: options.pop(name) for name in ("alphas", "top_ks", "texts") if name in options})
     judge = options.pop("judge")
     if options["metric"] == "true_info":
-        options["metric"] = generated_true_info(judge)
+        options["metric"] = judged_meters(judge=judge)[0]
     return choose_strength(world.model, world.tokenizer, world.questions, shift, sweep=sweep, **options)
 
 

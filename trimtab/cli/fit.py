@@ -60,6 +60,7 @@ def fit(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
+    from trimtab.steer import meters
     from trimtab.steer import pipeline as recipe
     from trimtab.steer.fitting import DIRECTIONS
     from trimtab.storage import check_writable
@@ -74,9 +75,9 @@ def fit(
     one_of(by, "metric", ("true_info", "mc1"))
     judged = None
     if judging.judge != "exact":
-        recipe.require_something_to_judge(questions, by, strength)
+        meters.require_something_to_judge(questions, by, strength)
         judged = judging.open(questions, **loading.settings)
-    chosen_by = recipe.metric_of(questions, by, judged, strength)
+    chosen_by = meters.judged_metric(questions, by, judged)
     fitted = recipe.fit(*loading.open(), questions, spec, metric=chosen_by, kl_budget=kl_budget, seed=seed)
     fitted.save(out)
     if as_json:

@@ -7,7 +7,8 @@ from trimtab.steer.caa import CAA
 from trimtab.steer.directions import MassMean
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
 from trimtab.steer.iti import ITI
-from trimtab.steer.pipeline import Fitted, ShiftSpec, fit, metric_of
+from trimtab.steer.meters import judged_metric
+from trimtab.steer.pipeline import Fitted, ShiftSpec, fit
 from trimtab.steer.random import RandomDirection
 from trimtab.steer.strength import Sweep, choose_strength, sweep_figure
 
@@ -27,7 +28,7 @@ __all__ = [
     "fit",
     "fit_residual_shift",
     "fit_shift",
+    "judged_metric",
     "load_shift",
-    "metric_of",
     "sweep_figure",
 ]

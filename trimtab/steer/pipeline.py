@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.disk import load_edit
 from trimtab.edits.vectors import VectorEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.evaluate.contrast import require_prompts
 from trimtab.evaluate.multiple_choice import MultipleChoice
 from trimtab.probes.head_probes import HeadProbes
 from trimtab.protocols import Edit, Meter
 from trimtab.steer.agreement import Agreement, agreement
 from trimtab.steer.directions import MassMean
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
-from trimtab.steer.meters import Metric, generated_true_info, pair_probability, text_score
+from trimtab.steer.meters import Metric, judged_metric
 from trimtab.steer.sites import Site, SiteProbes, read_sites
 from trimtab.steer.strength import choose_strength
 from trimtab.storage import RECORD, kind_of, write_json, written_folder
@@ -118,7 +116,7 @@ def fit(
 
     Args:
         spec: the default shift of heads if not given.
-        metric: what chooses the strength, as in `choose_strength` (`metric_of` makes one of a judge). If not given:
+        metric: what chooses the strength, as in `choose_strength` (`judged_metric` makes one of a judge). If not given:
             true_info by the exact judge, which knows only the answers that are listed, for models that give those, as
             the embedded one does; of contrast pairs, the probability of the positive side.
         kl_budget: nats per token that the chosen strength may cost on neutral text.
@@ -127,7 +125,7 @@ def fit(
     Raises:
         BadDataset, BadValue, UnsupportedModel: as the steps do.
     """
-    spec, by = spec or ShiftSpec(), metric or (pair_probability if are_pairs(questions) else "true_info")
+    spec, by = spec or ShiftSpec(), metric or judged_metric(questions, "true_info", None)
     train, validation = questions.split(test=VALIDATION, seed=seed)
     found = read_sites(model, tokenizer, train, validation, site=spec.site, seed=seed)
     shift = spec.made(found)
@@ -139,47 +137,18 @@ def fit(
     return Fitted(made, found.probes, MassMean.of(found.acts))
 
 
-def metric_of(
-    questions: ItemSet[Any],
-    metric: str,
-    judge: Callable[[Any, str], Any] | None,
-    strength: float | int | None = None,
-) -> str | Metric | Meter:
-    """Return what chooses a strength by a metric's name and a judge of answers, or a scorer of pairs' continuations.
-
-    Raises:
-        BadValue: a judge where the strength is given or is chosen by MC1; pairs without prompts to continue.
-    """
-    if judge is not None:
-        require_something_to_judge(questions, metric, strength)
-    if are_pairs(questions):
-        if judge is None:
-            return pair_probability
-        require_prompts(questions)
-        return text_score(judge)
-    return metric if judge is None else generated_true_info(judge)
-
-
-def require_something_to_judge(questions: ItemSet[Any], metric: str, strength: float | int | None) -> None:
-    """Raise `BadValue` if the strength is chosen without generated answers, or is not chosen at all."""
-    if strength is not None:
-        raise BadValue(f"the strength is given as {strength}, so there is nothing to judge; leave one of the two out")
-    if metric == "mc1" and not are_pairs(questions):
-        raise BadValue("mc1 scores the listed answers, so there is nothing to judge; leave the judge or mc1 out")
-
-
 def are_pairs(questions: ItemSet[Any]) -> bool:
     """Return whether these are contrast pairs rather than questions with answers."""
     return questions.measured_by == "pairs"
 
 
-def unseen(questions: ItemSet[Any], shift: Edit) -> ItemSet[Any]:
-    """Return the questions that the shift was not made with.
+def unseen(questions: ItemSet[Any], edit: Edit) -> ItemSet[Any]:
+    """Return the questions that the edit was not made with.
 
     Raises:
         BadDataset: it was made with all of them.
     """
-    seen = set(shift.fitted_on)
+    seen = set(edit.fitted_on)
     try:
         return questions.where(lambda q: q.key not in seen)
     except BadDataset as cause:

@@ -13,9 +13,11 @@ from trimtab.datasets.prose import validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.drift import drifts
+from trimtab.evaluate.table import summed_up
+from trimtab.probes.head_probes import measured
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, Meter
-from trimtab.steer.meters import Metric, figures, meter_for
+from trimtab.protocols import Edit, Measured, Meter
+from trimtab.steer.meters import Metric, meter_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +111,8 @@ def choose_strength(
     kls = _kls(model, tokenizer, edits, texts, kl_budget)
     within = [setting for setting, kl in kls.items() if kl <= kl_budget]
     tried = [NoEdit(), *(edits[setting] for setting in within)]
-    (unedited, *scores), said = figures(meter, model, tokenizer, validation, tried)
+    found = [of for one in measured(model, tokenizer, validation, tried, [meter]) for of in one.values()]
+    unedited, *scores = (_figure(meter, of, edit) for of, edit in zip(found, tried, strict=True))
     scored = dict(zip(within, scores, strict=True))
     trials = [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]
     best, sign = _best(trials, kl_budget, meter), -1 if meter.better == "down" else 1
@@ -121,7 +124,7 @@ def choose_strength(
         )
     record = {
         "metric": meter.name,
-        "judge": said.get("judge"),
+        "judge": next((of.record.get("judge") for of in found if of), None),
         "kl_budget": kl_budget,
         "n_validation": len(validation),
         "trials": [asdict(t) for t in (Trial(0, 0.0, 0.0, unedited), *trials)],
@@ -200,6 +203,13 @@ def _kls(
             if moved.kl > kl_budget:
                 over.add((setting[0], alpha > 0))
     return {setting: found[setting] for setting in edits if setting in found}
+
+
+def _figure(meter: Meter, found: Measured | None, edit: Edit) -> float:
+    value = summed_up(meter, found)
+    if value is None:
+        raise BadValue(f"{meter.name} says nothing of {edit.name}; choose its setting by another meter")
+    return float(value)
 
 
 def _best(trials: Sequence[Trial], kl_budget: float | int, meter: Meter) -> Trial:
