@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+
+import numpy as np
 
 from trimtab.errors import BadValue
 from trimtab.protocols import Control, Edit
@@ -40,5 +41,10 @@ class RandomDirection(Control):
 
 
 def one_seed(numbers: Sequence[int]) -> int:
-    """Return one seed of 64 bits for several numbers, which stand in it side by side with 16 bits each."""
-    return reduce(lambda whole, number: (whole << 16) + number, numbers) % 2**64
+    """Return one seed for several numbers, all of which decide it; a single number is its own seed.
+
+    torch's generator on the CPU reads 32 bits of a seed, so numbers side by side in it would not all count.
+    """
+    if len(numbers) == 1:
+        return numbers[0]
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
