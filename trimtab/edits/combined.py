@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from trimtab.edits.disk import load_edit
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.anatomy import base_of
 from trimtab.models.carriers import with_biases
 from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
@@ -198,8 +198,8 @@ class Stacked(Edit):
         """Return a plain model with every edit worked in: constants together, other edits one after another."""
         try:
             constants = self.constants(model)
-        except BadValue:
+            return with_biases(base_of(model), constants) if constants else base_of(model)
+        except (BadValue, UnsupportedModel):  # other than constants, or more of them than one switch of a config adds
             for edit in self.edits:
                 model = edit.merged(model)
             return model
-        return with_biases(base_of(model), constants) if constants else base_of(model)

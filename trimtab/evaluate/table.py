@@ -91,7 +91,7 @@ class Row:
     """One edit's figures by the meters' names: `row["mc1"]`, or `row.mc1`."""
 
     name: str
-    estimates: Mapping[str, Estimate | float | None]
+    estimates: Mapping[str, Estimate | float | int | None]
     """With 95 % intervals where they are over items; None where a meter has nothing to say (drift of prompting)."""
     edit: dict[str, Any]
     """The edit's description."""
