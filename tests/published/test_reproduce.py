@@ -42,7 +42,7 @@ def test_two_folds_run_whole_and_every_question_is_measured_once(model):
     assert float(result.rows["Baseline"]["kl"].estimate) == 0
     assert float(result.rows["ITI"]["kl"].estimate) > 0
     text = result.to_markdown()
-    assert "honest_llama, results.md and logs | - | 24.7 | 96.0 | 25.5 | 40.5 | 2.13 | 0.00" in text
+    assert "honest_llama, results.md and logs | - | 24.7 | 96.0 | - | 25.5 | 40.5 | 2.13 | 0.00" in text
     assert all(d in text for d in DEVIATIONS)
     assert json.loads(json.dumps(result.as_dict()))["setting"]["parts"] == [[3, 1, 4], [3, 1, 4]]
 
