@@ -118,7 +118,7 @@ class Row:
         return {"name": self.name, **figures, **rest}
 
 
-def plain_figure(value: Estimate | float | None) -> Any:
+def plain_figure(value: Estimate | float | int | None) -> Any:
     """Return a figure for JSON: with its interval if it has one."""
     return value.as_dict() if isinstance(value, Estimate) else value
 
