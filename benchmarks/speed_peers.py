@@ -255,8 +255,7 @@ JOBS: dict[str, dict[str, Callable[[Written], Job]]] = {
         "trimtab sweep of 20": sweep_trimtab,
     },
     "generation": {
-        mode: lambda w, mode=mode: generation(w, mode)
-        for mode in ("plain", "trimtab generated", "trimtab all", "trimtab constant")
+        mode: lambda w, mode=mode: generation(w, mode) for mode in ("plain", "trimtab generated", "trimtab all")
     },
     **{
         f"probes, {kind}": {

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import peft as hf_peft
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from trimtab.evaluate.pairs import TextScore
 
-from tests.foreign import Nudge, Nudging, Shuffled
+from tests.foreign import Nudge, Nudging, Shuffled, Surprise, Vowels
+from tests.tiny import tiny_questions
 from trimtab import NoEdit, Prompted, Stacked, peft
 from trimtab.activations import Head
 from trimtab.compare import Ready, Stack, Widened
+from trimtab.datasets.e2e import Meaning, MeaningSet
+from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits import HeadShift, ResidualShift, Retrieved
+from trimtab.engine.beam_search import BeamSettings
+from trimtab.evaluate import exact_judge
+from trimtab.evaluate.contrast import contrast_meters
+from trimtab.evaluate.cost import SPEED, making
+from trimtab.evaluate.drift import NeutralTexts, drift_meters
+from trimtab.evaluate.generation import judged_meters
+from trimtab.evaluate.multiple_choice import choice_meters
+from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.models.identity import fingerprint
 from trimtab.peft import TunedEdit, TuningMethod
 from trimtab.prompting import FewShot, RetrievedFewShot, RetrievedPassages
-from trimtab.protocols import Control, Edit, Method
+from trimtab.protocols import Control, Edit, Judge, Meter, Method, Verdict, as_judge
 from trimtab.steer import CAA, ITI, RandomDirection
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
@@ -164,7 +176,7 @@ def tags(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-SHIFT = tags("vectors", "saves", "scales")
+SHIFT = tags("vectors", "saves", "scales", "merges")
 EDITS: dict[str, EditCase] = {
     "no edit": EditCase(lambda m: NoEdit(), tags=tags("scales", "merges")),
     "few-shot": EditCase(lambda m: FEW_SHOT, tags=tags("prompts")),
@@ -196,15 +208,20 @@ EDITS: dict[str, EditCase] = {
     "shift within a shift": EditCase(
         lambda m: Stacked((one_shift(m), other_shift(m))),
         lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
-        tags("vectors", "scales"),
+        tags("vectors", "scales", "merges"),
     ),
     "foreign": EditCase(
         foreign_nudge,
         lambda m: {0: foreign_nudge(m).strength * torch.tensor(foreign_nudge(m).vector, dtype=torch.float64)},
-        SHIFT | {"residual", "foreign"},
+        tags("vectors", "saves", "scales", "residual", "foreign"),
     ),
     **{
-        name: EditCase(one_tuned(method), tags=tags("tunes", "saves", *(() if name in NO_STRENGTH else ("scales",))))
+        name: EditCase(
+            one_tuned(method),
+            tags=tags("tunes", "saves")
+            | tags(*(["scales"] if method.capabilities.scaling else []))
+            | tags(*(["merges"] if method.capabilities.mergeable else [])),
+        )
         for name, method in TUNING.items()
     },
 }
@@ -240,6 +257,60 @@ CONTROLS: dict[str, ControlCase] = {
     "foreign": ControlCase(Shuffled(), foreign_nudge, lambda m: FEW_SHOT),
 }
 
+# --- meters and judges ------------------------------------------------------------------------------------------------
+
+TEXTS = ("The sky was grey and the road was long.", "Snow fell.", "Nobody came to the house by the lake that day.")
+PAIRS = PairSet(
+    (
+        ContrastPair("Is the sea deep?", (" Yes, it is.",), (" No.", " It is not.")),
+        ContrastPair("Is snow black?", (" No.",), (" Yes.",)),
+        ContrastPair("Do leaves fall in autumn?", (" They do.",), (" They do not fall.",)),
+    )
+)
+MEANINGS = MeaningSet(
+    (
+        Meaning("name : Blue Spice | area : riverside", ("Blue Spice is by the river.", "By the river is Blue Spice.")),
+        Meaning("name : Aromi", ("Aromi is a place.",)),
+    )
+)
+
+
+def length_judge(question: Any, answer: str) -> Verdict:
+    """Judge by the answer's length, so that different answers get different verdicts."""
+    return Verdict(float(len(answer) % 2), float(len(answer) % 3 > 0))
+
+
+JUDGES: dict[str, Judge] = {
+    "exact": exact_judge,
+    "a function": as_judge(length_judge),
+    "foreign": Vowels(),
+}
+
+
+class MeterCase(NamedTuple):
+    """A meter, the items that it speaks of, and what its rows are of."""
+
+    meter: Meter
+    items: Any
+    rows: Literal["items", "texts", "none"] = "items"
+
+
+QUESTIONS = tiny_questions(3)
+METERS: dict[str, MeterCase] = {
+    **{m.name: MeterCase(m, QUESTIONS) for m in judged_meters(judge=length_judge, max_new_tokens=3)},
+    "foreign judge": MeterCase(judged_meters(judge=Vowels(), max_new_tokens=3)[0], QUESTIONS),
+    **{m.name: MeterCase(m, QUESTIONS) for m in choice_meters()},
+    **{m.name: MeterCase(m, QUESTIONS, "texts") for m in drift_meters(NeutralTexts(TEXTS[1:], TEXTS[:1]))},
+    **{m.name: MeterCase(m, PAIRS) for m in contrast_meters()},
+    "score": MeterCase(TextScore(lambda pair, text: len(text) % 5 / 4, max_new_tokens=3), PAIRS),
+    **{
+        m.name: MeterCase(m, MEANINGS)
+        for m in reference_meters(settings=BeamSettings(beams=2, max_new_tokens=4), java=False)
+    },
+    **{m.name: MeterCase(m, QUESTIONS, "none") for m in (*making(), SPEED)},
+    "foreign": MeterCase(Surprise(), QUESTIONS),
+}
+
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 
@@ -268,4 +339,6 @@ every_edit_and_family = pytest.mark.parametrize(
 )
 every_method = pytest.mark.parametrize("name", slowly(list(METHODS), "vectors on tuned", *(TUNING.keys() - UNLIKE)))
 every_control = pytest.mark.parametrize("name", list(CONTROLS))
+every_meter = pytest.mark.parametrize("name", list(METERS))
+every_judge = pytest.mark.parametrize("name", list(JUDGES))
 every_tuning = pytest.mark.parametrize("name", slowly(list(TUNING), *VARIANTS))

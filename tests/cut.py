@@ -23,8 +23,7 @@ def cut_data(monkeypatch: pytest.MonkeyPatch, *, development: int = 40, final: i
     monkeypatch.setattr(import_module("trimtab.export.checkpoint"), "folklore", lambda: whole[:8])
     for module, names in {
         "trimtab.steer.strength": ("validation_texts",),
-        "trimtab.evaluate.drift": ("neutral_texts",),
-        "trimtab.compare.design": ("validation_texts", "neutral_texts"),
+        "trimtab.evaluate.drift": ("validation_texts", "neutral_texts"),
     }.items():
         for name in names:
             monkeypatch.setattr(import_module(module), name, few[name])

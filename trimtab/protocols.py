@@ -384,7 +384,7 @@ class Meter(ABC):
             seed: of whatever is drawn.
         """
 
-    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
+    def summary(self, means: Float[np.ndarray, "... column"]) -> Any:
         """Return the figure from the means of its columns; intervals and tests resample items and go through it."""
         return means[..., 0]
 
@@ -427,8 +427,8 @@ class Judge(ABC):
     def verdicts(self, question: Any, answers: Sequence[str]) -> list[Verdict]:
         """Return the verdict on each answer to the question, from 0 to 1."""
 
-    def __call__(self, question: Any, answer: str) -> Verdict:
-        """Return the verdict on one answer."""
+    def __call__(self, question: Any, answer: str) -> Any:
+        """Return the verdict on one answer, as it was given."""
         return self.verdicts(question, [answer])[0]
 
 

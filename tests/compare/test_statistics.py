@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trimtab.compare.statistics import first, holm, paired, question_means, spread
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.figures import SUMMARIES
+from trimtab.evaluate.figure import SUMMARIES
 from trimtab.intervals import bootstrap_mean
 
 

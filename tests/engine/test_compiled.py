@@ -15,6 +15,7 @@ from trimtab.engine.generate import Decoding, compiled_steps, continuations
 from trimtab.errors import Incompatible
 from trimtab.models.hooks import is_compiled
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 IDS = torch.randint(5, 290, (2, 7), generator=torch.Generator().manual_seed(1))
 EVERYWHERE = CompileConfig(backend="eager")
 EVERYWHERE._compile_all_devices = True  # generation compiles on GPUs only unless told
@@ -44,7 +45,6 @@ def test_a_compiled_step_holds_the_shift(family: str) -> None:
     assert (found[1] - plain).abs().max() > 0.1
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_the_shift_is_part_of_one_whole_graph() -> None:
     model = tiny_model("llama")
     shift = random_shift(model)

@@ -19,7 +19,7 @@ from trimtab.edits.prompts import Prompted
 from trimtab.errors import BadValue
 from trimtab.evaluate import multiple_choice
 from trimtab.evaluate.multiple_choice import QA_PRIMER
-from trimtab.protocols import Cost
+from trimtab.protocols import Cost, Edit
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
@@ -45,7 +45,7 @@ def both(model, tokenizer, questions, edit=None):
 
 
 @dataclass(frozen=True)
-class AskedAs:
+class AskedAs(Edit):
     """An edit that asks in a context of any form."""
 
     form: str

@@ -125,7 +125,7 @@ def test_a_bake_that_does_not_do_what_the_shift_does_is_refused_and_leaves_nothi
     model = tiny_model()
     right = random_shift(model, strength=0.7)
     shift = Wrong(right.heads, right.directions, right.sigma, right.strength)
-    with pytest.raises(Incompatible, match="does not do what the shift does live"):
+    with pytest.raises(Incompatible, match="does not do what the edit does live"):
         checkpoint(model, tiny_tokenizer(), shift, tmp_path / "baked", prompts=PROMPTS)
     assert list(tmp_path.iterdir()) == []
 

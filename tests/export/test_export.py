@@ -24,17 +24,10 @@ class Everywhere(Edit):
     """A shift that acts at all positions whatever the measurement asks for, as a baked model does."""
 
     def __init__(self, shift):
-        self.shift, self.name, self.cost = shift, shift.name, shift.cost
-        self.leaves_prompt_unedited = False
+        self.shift, self.name = shift, shift.name
 
     def applied(self, model, positions="generated"):
         return self.shift.applied(model, "all")
-
-    def prompt(self, question):
-        return None
-
-    def describe(self):
-        return self.shift.describe()
 
 
 @pytest.mark.parametrize("kind", ["heads", "residual"])

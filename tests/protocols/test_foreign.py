@@ -15,9 +15,9 @@ from tests.foreign import Nudge, Nudging, Shuffled, Surprise, Vowels
 from tests.observing import generated, logits, tokens
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab import NoEdit, Stacked
-from trimtab.compare import Meters, run
+from trimtab.compare import Comparison, run
 from trimtab.edits import ResidualShift
-from trimtab.evaluate import drift, generate_answers, multiple_choice
+from trimtab.evaluate import answer_meters, drift, generate_answers, multiple_choice
 from trimtab.evaluate.cost import milliseconds_per_token
 from trimtab.evaluate.table import table
 from trimtab.protocols import as_entrant
@@ -97,21 +97,30 @@ def test_a_saved_foreign_edit_takes_the_bytes_of_its_folder(tmp_path):
     assert Nudge.load(tmp_path / "mine") == mine
 
 
-@LEFT
-def test_a_comparison_of_foreign_methods_controls_and_ready_edits_is_run_and_reported(tmp_path):
-    meters = Meters(texts=TEXTS, max_new_tokens=4)
+@pytest.mark.parametrize("choose_by", ["true_info", "surprise"])
+def test_a_comparison_of_foreign_methods_controls_meters_and_judges_is_run_and_reported(choose_by, tmp_path):
+    meters = [*answer_meters(judge=Vowels(), texts=TEXTS, max_new_tokens=4, divide_texts=True), Surprise()]
     entrants = [Nudging(), Shuffled(), Nudge(foreign_nudge(the_model()).vector, 0.5, "Mine")]
-    arguments = {"folds": 2, "seeds": (0,), "trials": 2, "meters": meters}
+    arguments = {"folds": 2, "seeds": (0,), "trials": 2, "meters": meters, "choose_by": choose_by}
     result = run(the_model(), tiny_tokenizer(), tiny_questions(12), entrants, **arguments, out=tmp_path / "run")
-    assert [row.method for row in result.rows() if row.variant == "best"] == [
-        "Baseline", "Nudging", "Shuffled", "Mine",
-    ]  # fmt: skip
-    assert all(row.complete for row in result.rows() if row.variant == "best")
-    assert float(result.row("Nudging").metrics["kl"].estimate) > 0
+    best = [row for row in result.rows() if row.variant == "best"]
+    assert [row.method for row in best] == ["Baseline", "Nudging", "Shuffled", "Mine"]
+    assert all(row.complete for row in best)
     tried = [trial["knobs"] for trial in result.trials if trial["method"] == "Nudging"]
     assert {"size": 0.5} in tried and {"size": 2.0} in tried
+    row, baseline = result.row("Nudging"), result.row("Baseline")
+    assert float(row.metrics["kl"].estimate) > 0
+    # a meter whose figure is better the lower it is: measured, tested against the baseline, and drawn
+    own = row.differences["surprise"].difference
+    assert float(own) == pytest.approx(
+        float(row.metrics["surprise"].estimate) - float(baseline.metrics["surprise"].estimate), abs=1e-6
+    )
+    for test in (t for t in result.tests if t["method"] == "Nudging"):
+        scores = [trial["validation"]["score"] for trial in result.trials_of(test)]
+        assert scores[test["best"]] == (min(scores) if choose_by == "surprise" else max(scores))
     for page in (to_markdown(result), to_html(result)):
-        assert all(name in page for name in ("Nudging", "Shuffled", "Mine"))
+        assert all(name in page for name in ("Nudging", "Shuffled", "Mine", "surprise", "vowels"))
+    assert Comparison.load(tmp_path / "run").row("Nudging").metrics == row.metrics  # without the user's code at hand
 
 
 def test_what_is_no_entrant_is_refused():

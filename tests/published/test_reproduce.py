@@ -42,7 +42,7 @@ def test_two_folds_run_whole_and_every_question_is_measured_once(model):
     assert float(result.rows["Baseline"]["kl"].estimate) == 0
     assert float(result.rows["ITI"]["kl"].estimate) > 0
     text = result.to_markdown()
-    assert "honest_llama, results.md and logs | - | 24.7 | 96.0 | 25.5 | 40.5 | 2.13 | 0.00" in text
+    assert "honest_llama, results.md and logs | - | 24.7 | 96.0 | - | 25.5 | 40.5 | 2.13 | 0.00" in text
     assert all(d in text for d in DEVIATIONS)
     assert json.loads(json.dumps(result.as_dict()))["setting"]["parts"] == [[3, 1, 4], [3, 1, 4]]
 
@@ -109,12 +109,14 @@ def test_questions_are_asked_after_the_instruction_and_the_primer(model):
 
     from trimtab.published import reproduce
 
-    original = reproduce.measured
+    original = reproduce.measurements_of
     try:
-        reproduce.measured = lambda m, t, q, edits, meters: seen.extend(edits) or original(m, t, q, edits, meters)
+        reproduce.measurements_of = lambda m, t, q, edits, meters: (
+            seen.extend(edits) or original(m, t, q, edits, meters)
+        )
         iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, numbers=PublishedIti(2, 1))
     finally:
-        reproduce.measured = original
+        reproduce.measurements_of = original
     prompt = seen[0].prompt("Why?")
     assert prompt == f"{INSTRUCTION}\n\n{QA_PRIMER}\n\nQ: Why?\nA:"
     assert {e.prompt("Why?") for e in seen} == {prompt}

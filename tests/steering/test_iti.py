@@ -135,7 +135,7 @@ def test_the_benchmark_averages_seeds_and_draws_inside_a_question(small_run):
     assert mean["Random direction"]["mc2"]["n"] == mean["ITI"]["mc2"]["n"] == 5
     assert mean["Random direction"]["kl"]["n"] == 3
     assert mean["ITI"]["mc2"]["low"] < mean["ITI"]["mc2"]["mean"] < mean["ITI"]["mc2"]["high"]
-    assert "| Other | " in benchmark.markdown(mean)
+    assert "| Other | " in benchmark.markdown(mean, one.meters)
 
 
 @pytest.mark.parametrize("method", [ITI(), CAA()])
@@ -150,8 +150,9 @@ def test_knobs_that_a_method_does_not_have_are_refused_by_name(method, knobs):
 def test_the_method_is_the_fit_by_hand_on_the_statements_of_its_questions(direction):
     model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(10)
     made = ITI(direction).fit(model, tokenizer, questions, knobs={"top_k": 4, "alpha": 2}, seed=1)
-    acts = tt.capture_heads(model, tokenizer, questions.statements())
-    probes = tt.probes.fit_logistic(acts, validation=0.2, seed=1)
+    parts = questions.split(test=0.2, seed=1)
+    acts, ranking = (tt.capture_heads(model, tokenizer, part.statements()) for part in parts)
+    probes = tt.probes.fit_logistic(acts, validation=ranking)
     by_hand = tt.steer.fit_shift(acts, probes, top_k=4, direction=direction).scaled(2)
     assert (made.heads, made.strength) == (by_hand.heads, 2)
     torch.testing.assert_close(made.directions, by_hand.directions)

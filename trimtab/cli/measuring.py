@@ -30,14 +30,14 @@ def meters_for(
     items: Any, judge: Any = None, *, convention: Any = "plain", batch_size: int = 16, choices_only: bool = False
 ) -> "tuple[Meter, ...]":
     """Return what `trimtab evaluate` measures of questions or of contrast pairs."""
+    from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.generation import judged_meters
     from trimtab.evaluate.multiple_choice import choice_meters
-    from trimtab.evaluate.pairs import TextScore, contrast_meters
 
     drift = drift_meters(NeutralTexts(batch_size=batch_size))
     if items.measured_by == "pairs":
-        scores = () if judge is None else (TextScore(judge, batch_size=batch_size),)
+        scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)
     form = "iti" if convention == "iti" else "plain"
     said = () if choices_only else judged_meters(judge=judge, convention=form, batch_size=batch_size)

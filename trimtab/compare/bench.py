@@ -15,7 +15,7 @@ from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder
 from trimtab.datasets.item_set import ItemSet
 from trimtab.evaluate.cost import SPEED
-from trimtab.evaluate.table import instruments, measured, summed_up
+from trimtab.evaluate.table import instruments, measurements_of, summed_up
 from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Measured, Meter
 
@@ -82,7 +82,7 @@ class Bench:
     def _measured(self, unit: Unit, edit: Edit, items: Any, meters: Sequence[Meter]) -> dict[str, Measured | None]:
         kept: Path = self.folder.answers(unit)
         own = [meter.kept_in(kept) for meter in meters]
-        (found,) = measured(self.model, self.tokenizer, items, [edit], own, seed=unit.seed)
+        (found,) = measurements_of(self.model, self.tokenizer, items, [edit], own, seed=unit.seed)
         return found
 
     def last_measurement(self, unit: Unit, edit: Edit, test: ItemSet[Any]) -> dict[str, Any]:

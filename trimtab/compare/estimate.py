@@ -16,7 +16,7 @@ from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
 from trimtab.errors import TrimtabError
-from trimtab.evaluate.table import instruments, measured
+from trimtab.evaluate.table import instruments, measurements_of
 from trimtab.models.seeds import random_state_kept
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Meter
@@ -146,7 +146,7 @@ def _measuring(bench: Bench, edit: Edit, meters: Sequence[Meter], items: Any, n:
     seconds = 0.0
     for _, instrument, _ in instruments(meters):
         started = time.perf_counter()
-        (found,) = measured(bench.model, bench.tokenizer, items, [edit], [instrument])
+        (found,) = measurements_of(bench.model, bench.tokenizer, items, [edit], [instrument])
         (one,) = found.values()
         grows = one is not None and len(one.rows) == len(items)
         seconds += (time.perf_counter() - started) * (n / len(items) if grows else 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.errors import Incompatible
-from trimtab.evaluate.figures import SUMMARIES, Figure
+from trimtab.evaluate.figure import SUMMARIES, Figure
 from trimtab.evaluate.table import instruments
 from trimtab.protocols import Meter
 

@@ -108,9 +108,7 @@ class Question:
         return self.question
 
 
-def two_sides(
-    what: str, one: tuple[str, Sequence[str]], other: tuple[str, Sequence[str]]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def two_sides(what: str, one: tuple[str, Any], other: tuple[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the texts of two sides, each given with the kind's name, such as "true answer".
 
     Raises:

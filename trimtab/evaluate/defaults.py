@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
 from trimtab.evaluate.drift import NeutralTexts, divided, drift_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import choice_meters
-from trimtab.evaluate.pairs import TextScore, contrast_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.protocols import Meter
 
@@ -48,7 +48,7 @@ def pair_meters(
         texts, divide_texts: as for `answer_meters`.
         max_new_tokens: of a generated text.
     """
-    scores = () if judge is None else (TextScore(judge, max_new_tokens),)
+    scores = () if judge is None else (ScoredTexts(judge, max_new_tokens),)
     return (*scores, *contrast_meters(), *_drift(texts, divide_texts))
 
 

@@ -16,7 +16,7 @@ from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import last_logits, require_numbers
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.figures import Figure
+from trimtab.evaluate.figure import Figure
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.anatomy import input_device
 from trimtab.models.calling import inference

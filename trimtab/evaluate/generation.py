@@ -13,7 +13,7 @@ from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import completions
 from trimtab.errors import BadDataset, BadValue, TrimtabError
-from trimtab.evaluate.figures import Figure
+from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers

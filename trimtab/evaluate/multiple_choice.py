@@ -12,7 +12,7 @@ from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.figures import Figure
+from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trimtab.engine.beam_search import BeamSettings, beam_texts
-from trimtab.evaluate.figures import Figure
+from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.text_overlap import BLEU_COLUMNS, NIST_COLUMNS, overlap_rows
 from trimtab.protocols import Edit, Measured, Meter
 

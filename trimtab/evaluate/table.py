@@ -49,7 +49,7 @@ def instruments(meters: Sequence[Meter]) -> list[Instrument]:
     return [Instrument(name, meter, tuple(sums)) for name, (meter, sums) in zip(taken, found, strict=True)]
 
 
-def measured(
+def measurements_of(
     model: Any,
     tokenizer: Any,
     items: Any,
@@ -184,7 +184,7 @@ def table(
         raise BadValue(f"a table needs edits of different names, got {', '.join(names) or 'none'}")
     meters = default_meters(items, **options) if meters is None else meters
     own = [meter if keep is None else meter.kept_in(keep) for meter in meters]
-    found = measured(model, tokenizer, items, edits, own)
+    found = measurements_of(model, tokenizer, items, edits, own)
     rows = []
     for edit, one in zip(edits, found, strict=True):
         figures = {m.name: summed_up(m, one[i.name]) for i in instruments(own) for m in i.sums}

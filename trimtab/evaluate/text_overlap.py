@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.figures import nist_of
+from trimtab.evaluate.figure import nist_of
 
 MAX_NGRAM = 5
 BLEU_COLUMNS = (

@@ -90,11 +90,13 @@ def _adding(model: Any, places: Mapping[int, Place], positions: Positions) -> It
         raise BadValue(f"positions must be 'generated', 'all' or a mask (batch, seq), got {positions!r}")
     decoder, switch = decoder_of(model), Switch()
     adders: dict[int, _Adder] = {}
-    forwards = 0
+    ran = False
 
-    def count(output: Any) -> None:  # noqa: ARG001
-        nonlocal forwards
-        forwards += not switch.suspended
+    def note(output: Any) -> None:  # noqa: ARG001
+        nonlocal ran
+        # written and never read in a forward: a compiled one would be traced again for every other value
+        if not switch.suspended:
+            ran = True
 
     with contextlib.ExitStack() as stack:
         switches = stack.enter_context(held_by_this_thread(decoder))
@@ -103,14 +105,15 @@ def _adding(model: Any, places: Mapping[int, Place], positions: Positions) -> It
         if isinstance(positions, str) and positions == "generated":
             checks = [(decoder, _require_one_position), (base_of(model), _require_one_prediction)]
             stack.enter_context(on_arguments((module, _unless(switch, check)) for module, check in checks))
-        stack.enter_context(on_outputs([(decoder, count)]))
+        stack.enter_context(on_outputs([(decoder, note)]))
         for layer, (hooked, module, vector) in places.items():
             if bool(vector.any()):
                 adders[layer] = _Adder(vector, positions, switch)
+                adders[layer].place(_home(module), base_of(model).dtype)
                 stack.enter_context(hooked([(module, adders[layer])]))
         yield
     silent = [layer for layer, adder in adders.items() if not adder.fired]
-    if forwards and silent:
+    if ran and silent:
         raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
 
 
@@ -136,15 +139,18 @@ class _Adder:
         self.placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.fired = False
 
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Keep a copy of the vector there; a compiled forward that finds it need not be traced a second time."""
+        # a small copy to the device need not wait for what the device is computing
+        self.placed[device, dtype] = self.vector.to(device=device, dtype=dtype, non_blocking=True)
+
     def __call__(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"] | None:
         if self.switch.suspended:
             return None
         self.fired = True
-        place = (x.device, x.dtype)
-        if place not in self.placed:
-            # a small copy to the device need not wait for what the device is computing
-            self.placed[place] = self.vector.to(device=x.device, dtype=x.dtype, non_blocking=True)
-        vector = self.placed[place]
+        if (x.device, x.dtype) not in self.placed:
+            self.place(x.device, x.dtype)
+        vector = self.placed[x.device, x.dtype]
         if isinstance(self.positions, str):
             if self.positions == "all" or x.shape[1] == 1:
                 return x + vector
@@ -153,6 +159,12 @@ class _Adder:
         if mask.dtype == torch.bool:
             return torch.where(mask[..., None], x + vector, x)
         return x + mask[..., None].to(x.dtype) * vector
+
+
+def _home(module: nn.Module) -> torch.device:
+    """Return where a module's weights are; offloaded ones are on the CPU until they are wanted."""
+    weight = next(module.parameters(), None)
+    return torch.device("cpu") if weight is None or weight.is_meta else weight.device
 
 
 def _mask_for(positions: Tensor | TokenMask, x: Float[Tensor, "batch seq width"]) -> Tensor:

@@ -19,7 +19,7 @@ from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
 from trimtab.evaluate.defaults import answer_meters
 from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
-from trimtab.evaluate.table import measured
+from trimtab.evaluate.table import measurements_of
 from trimtab.models.identity import fingerprint
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Meter, Method
@@ -186,7 +186,7 @@ def _asked(edit: Edit) -> Edit:
 def _measured(
     model: Any, tokenizer: Any, test: ItemSet[Any], edits: Mapping[str, Edit], meters: Sequence[Meter]
 ) -> Run:
-    found = measured(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
+    found = measurements_of(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
     return dict(zip(edits, found, strict=True))
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from trimtab.datasets.item_set import ItemSet
 from trimtab.errors import BadValue
+from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, require_prompts
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
-from trimtab.evaluate.pairs import TextScore, contrast_meters, require_prompts
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Judge, Measured, Meter
 
@@ -78,7 +78,7 @@ def judged_metric(items: ItemSet[Any], metric: str, judge: Judge | Callable[[Any
     if not pairs:
         return judged_meters(judge=judge)[0]
     require_prompts(items)  # pyright: ignore[reportArgumentType]
-    return TextScore(judge)
+    return ScoredTexts(judge)
 
 
 def require_something_to_judge(items: ItemSet[Any], metric: str, strength: float | int | None = None) -> None:

@@ -12,7 +12,7 @@ from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import answer_logprobs
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.figures import Figure
+from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
@@ -139,7 +139,7 @@ class TextScores:
 
 
 @dataclass(frozen=True)
-class TextScore(Meter):
+class ScoredTexts(Meter):
     """Mean score of what the edited model says after the pairs' prompts, by a function of pair and text."""
 
     scorer: Scorer

@@ -17,7 +17,7 @@ Means = Float[np.ndarray, "... column"]
 """The means of a meter's columns, over items or over resampled ones."""
 
 
-def bleu_of(means: Means) -> Float[np.ndarray, "..."]:
+def bleu_of(means: Means) -> Any:
     """Return BLEU-4 (Papineni et al. 2002) from the mean numbers of matching and given n-grams and the mean lengths.
 
     Without smoothing: 0 where no n-gram of a length matches.
@@ -28,7 +28,7 @@ def bleu_of(means: Means) -> Float[np.ndarray, "..."]:
         return np.exp(np.log(precision).mean(-1) + np.minimum(0.0, 1 - reference / length))
 
 
-def nist_of(means: Means) -> Float[np.ndarray, "..."]:
+def nist_of(means: Means) -> Any:
     """Return NIST-5 (Doddington 2002) from the mean information of n-grams, their numbers and the mean lengths."""
     info, given, length, reference = means[..., :5], means[..., 5:10], means[..., 10], means[..., 11]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -92,6 +92,6 @@ class Figure(Meter):
             raise BadValue(f"meter {self.name} is a record of one; give the meter itself to measure with")
         return self.source.measure(model, tokenizer, items, edits, **how)
 
-    def summary(self, means: Float[np.ndarray, "... column"]) -> Float[np.ndarray, "..."]:
+    def summary(self, means: Float[np.ndarray, "... column"]) -> Any:
         """Return the figure from the means of its columns."""
         return SUMMARIES[self.sums_up](means)
