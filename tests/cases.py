@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from trimtab.evaluate.pairs import TextScore
 
 from tests.foreign import Nudge, Nudging, Shuffled, Surprise, Vowels
 from tests.tiny import tiny_questions
@@ -22,7 +21,7 @@ from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits import HeadShift, ResidualShift, Retrieved
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
-from trimtab.evaluate.contrast import contrast_meters
+from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.generation import judged_meters
@@ -302,7 +301,7 @@ METERS: dict[str, MeterCase] = {
     **{m.name: MeterCase(m, QUESTIONS) for m in choice_meters()},
     **{m.name: MeterCase(m, QUESTIONS, "texts") for m in drift_meters(NeutralTexts(TEXTS[1:], TEXTS[:1]))},
     **{m.name: MeterCase(m, PAIRS) for m in contrast_meters()},
-    "score": MeterCase(TextScore(lambda pair, text: len(text) % 5 / 4, max_new_tokens=3), PAIRS),
+    "score": MeterCase(ScoredTexts(lambda pair, text: len(text) % 5 / 4, max_new_tokens=3), PAIRS),
     **{
         m.name: MeterCase(m, MEANINGS)
         for m in reference_meters(settings=BeamSettings(beams=2, max_new_tokens=4), java=False)

@@ -310,7 +310,7 @@ class Measured:
 
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Item (question, pair, text, fact) -> column -> value; numbers in the columns that meters sum up."""
-    value: float | None = None
+    value: float | int | None = None
     """For a meter without rows, such as a cost."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """What must stand beside the figures: a judge's agreement with people, the form of the questions."""
@@ -390,8 +390,18 @@ class Meter(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return plain values that tell one meter from another."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        own = {f.name: _plain(getattr(self, f.name)) for f in fields(self)} if is_dataclass(self) else {}
         return {"meter": type(self).__name__, "name": self.name, **own}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Meter):
+        return value.describe()
+    if isinstance(value, Judge):
+        return {"name": value.name, **value.record}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
 def as_meter(value: Any) -> Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_the_report_says_what_the_row_is(done):
     low, high = (100 * f(result.row("Random direction").draws) for f in (min, max))
     note = f"12 random draws with ITI's heads and norms, True*Info {low:.0f} to {high:.0f} %"
     for text in (to_html(result), to_markdown(result)):
-        assert note in text.replace("&#x27;", "'")
+        assert note in html.unescape(text)
     tested = to_markdown(result).split("| questions |")[1].split("fitted or stored")[0]
     assert "ITI" in tested and "Random direction" not in tested
 

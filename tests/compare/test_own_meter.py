@@ -76,7 +76,7 @@ def test_it_chooses_the_smallest_and_is_tested_as_the_others_are(done):
     _, result = done
     row = result.row("Spy")
     assert row.settings == (('{"strength": 1.0}', 2),)
-    assert 10 <= float(row.metrics["words"].estimate) <= 12
+    assert 30 <= float(row.metrics["words"].estimate) <= 32
     assert row.differences["words"].p < 0.01 and row.differences["words"].n == 12
     assert set(row.differences) == {"true_info", "mc1", "words"}
     assert row.costs["size"] == 2000.0

@@ -19,7 +19,6 @@ from tests.cases import (
     VARIANTS,
     every_edit,
     every_edit_and_family,
-    left_to_mend,
     moves,
     one_shift,
     other_shift,
@@ -201,13 +200,7 @@ def test_hooks_and_weights_are_as_before_on_exit(family, name):
     assert random_state() == draws
 
 
-LEAVES_NOTHING = {"no edit", "few-shot", "retrieved few-shot", "residual", "foreign"}
-LEAVES_NOTHING |= {"lora", "ia3", "intrinsic", "said", "full", "top 2"}
-
-
-@pytest.mark.parametrize(
-    "name", left_to_mend(slowly(list(EDITS), *VARIANTS), *(EDITS.keys() - LEAVES_NOTHING - VARIANTS))
-)
+@pytest.mark.parametrize("name", slowly(list(EDITS), *VARIANTS))
 def test_no_attribute_is_left_on_the_model_or_a_module(name):
     model = tiny_model("llama-gqa")
     generated(model, tokens())  # what generation itself leaves there

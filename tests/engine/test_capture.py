@@ -18,9 +18,10 @@ from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import ContrastPair, PairSet, Statement
 from trimtab.engine import sharing as prefix_mode
-from trimtab.engine.capture import _Gather, capture_heads
+from trimtab.engine.capture import Places, Site, _Gather, capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
 from trimtab.models.adding import add_to_heads
+from trimtab.models.hooks import on_inputs
 from trimtab.models.identity import fingerprint
 from trimtab.models.tokens import tokenize_answer
 
@@ -327,11 +328,33 @@ def test_what_are_no_statements_is_refused_by_name(given: Any, name: str) -> Non
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("options", [{"position": "first"}, {"site": "mlp"}])
-def test_an_unknown_position_or_site_is_refused_with_the_known_ones(options: dict[str, str]) -> None:
-    words = "position must be 'last' or 'mean_answer' and site 'heads' or 'residual', got .*'(first|mlp)'"
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"position": "first"}, "position must be 'last' or 'mean_answer', got 'first'"),
+        ({"site": "mlp"}, "site must be 'heads' or 'residual', named heads or a Site, got 'mlp'"),
+    ],
+)
+def test_an_unknown_position_or_site_is_refused_with_the_known_ones(options: dict[str, str], words: str) -> None:
     with pytest.raises(BadValue, match=words):
         capture(**options)
+
+
+def test_a_site_of_ones_own_is_captured_like_the_known_ones() -> None:
+    model = tiny_model("llama")
+    projections = [layer.mlp.down_proj for layer in model.model.layers]
+
+    def places(_: Any) -> Places:
+        return Places((0, 1, 2), tuple(projections), (1, projections[0].in_features))
+
+    found = capture_heads(model, tiny_tokenizer(), statements(), site=Site("mlp keys", on_inputs, places))
+    seen: list[Tensor] = []
+    with on_inputs([(module, lambda x: seen.append(x[0, -1].clone())) for module in projections]), torch.no_grad():
+        for statement in statements():
+            model(torch.tensor([tiny_tokenizer()(statement.text)["input_ids"]]))
+    expected = torch.stack(seen).reshape(len(statements()), 3, 1, -1)
+    torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=1e-5)
+    assert found.record["site"] == "mlp keys"
 
 
 def test_a_statement_longer_than_the_context_is_refused_by_name() -> None:

@@ -54,7 +54,7 @@ def layer_runs() -> Iterator[Counter[type]]:
     handle.remove()
 
 
-def measurements_of(model: Any, edits: list[Any]) -> list[Any]:
+def measured(model: Any, edits: list[Any]) -> list[Any]:
     return [d.per_text for d in drifts(model, tiny_tokenizer(), list[Any](edits), texts=TEXTS, batch_size=3)]
 
 
@@ -62,7 +62,7 @@ def measurements_of(model: Any, edits: list[Any]) -> list[Any]:
 def test_the_drift_is_the_same_to_the_bit(family: str) -> None:
     model = tiny_model(family)
     edits = [last_layer_shift(model), last_layer_residual(model), last_layer_shift(model, -2.0)]
-    found, expected = measurements_of(model, edits), measurements_of(model, [Secretive(edit) for edit in edits])
+    found, expected = measured(model, edits), measured(model, [Secretive(edit) for edit in edits])
     assert found == expected
     assert len({kl for pairs in found for _, kl in pairs}) == 12  # the control: every edit moves every text
 
@@ -74,7 +74,7 @@ def test_the_layers_below_run_once_for_all_edits(layer_runs: Counter[type]) -> N
 
     def count(edits: list[Any]) -> int:
         layer_runs.clear()
-        measurements_of(model, edits)
+        measured(model, edits)
         return layer_runs[attention]
 
     shifts = [last_layer_shift(model, strength) for strength in (1.0, 2.0, 3.0)]
@@ -115,7 +115,7 @@ def test_a_layer_that_takes_more_than_the_output_below_is_noticed() -> None:
     last.forward = looks_back
     edits = [last_layer_shift(model)]
     assert SharedLayers(model, [last_layer_shift(model).unchanged_layers]).starts == set()
-    assert measurements_of(model, edits) == measurements_of(model, [Secretive(edit) for edit in edits])
+    assert measured(model, edits) == measured(model, [Secretive(edit) for edit in edits])
 
 
 def test_forwards_are_as_before_also_after_an_error() -> None:

@@ -22,7 +22,7 @@ TOLERANCE = 1e-6
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
 
 
-def measurements_of(model, edit=None, *, texts=TEXTS, **options):
+def measured(model, edit=None, *, texts=TEXTS, **options):
     return drift(model, tiny_tokenizer(), edit, texts=texts, **options)
 
 
@@ -61,7 +61,7 @@ def test_ce_of_the_unedited_model_is_transformers_own_loss(family):
     for text in TEXTS:
         ids = torch.tensor([ids_of(text)])
         losses.append(model(input_ids=ids, labels=ids).loss.item())
-    result = measurements_of(model)
+    result = measured(model)
     assert [ce for ce, _ in result.per_text] == pytest.approx(losses, rel=TOLERANCE)
     assert float(result.ce) == pytest.approx(sum(losses) / len(losses), rel=TOLERANCE)
 
@@ -70,7 +70,7 @@ def test_ce_of_the_unedited_model_is_transformers_own_loss(family):
 def test_ce_and_kl_equal_a_hand_computation_with_the_shift_at_all_positions(family):
     model = tiny_model(family, dtype=torch.float64)
     shift = random_shift(model)
-    result = measurements_of(model, shift)
+    result = measured(model, shift)
     expected = by_hand(model, shift)
     assert flat(result.per_text) == pytest.approx(flat(expected), rel=TOLERANCE)
     assert float(result.kl) == pytest.approx(sum(kl for _, kl in expected) / len(TEXTS), rel=TOLERANCE)
@@ -85,7 +85,7 @@ def test_kl_is_of_the_unedited_distribution_from_the_edited_one():
     with shifted_from(model, shift, 0):
         edited = text_logprobs(model, ids)
     plain = text_logprobs(model, ids)
-    kl = measurements_of(model, shift, texts=TEXTS[1:2]).kl
+    kl = measured(model, shift, texts=TEXTS[1:2]).kl
     assert float(kl) == pytest.approx(hand_kl(plain, edited), rel=TOLERANCE)
     assert float(kl) != pytest.approx(hand_kl(edited, plain), rel=1e-2)
 
@@ -93,36 +93,36 @@ def test_kl_is_of_the_unedited_distribution_from_the_edited_one():
 @pytest.mark.parametrize("edit", [None, NoEdit(), FEW_SHOT], ids=["default", "no edit", "few-shot"])
 def test_kl_is_exactly_zero_where_the_model_is_unchanged(edit):
     model = tiny_model()
-    result = measurements_of(model, edit)
+    result = measured(model, edit)
     assert [kl for _, kl in result.per_text] == [0.0] * len(TEXTS)
     assert (float(result.kl), result.kl.low, result.kl.high) == (0.0, 0.0, 0.0)
-    assert result.ce == measurements_of(model).ce
+    assert result.ce == measured(model).ce
     # control: an edit that does change it
-    assert float(measurements_of(model, random_shift(model)).kl) > 0.01
+    assert float(measured(model, random_shift(model)).kl) > 0.01
 
 
 def test_a_stack_drifts_as_its_shifts_do():
     model = tiny_model(dtype=torch.float64)
     shift = random_shift(model)
-    assert measurements_of(model, Stacked((FEW_SHOT, shift))).per_text == measurements_of(model, shift).per_text
+    assert measured(model, Stacked((FEW_SHOT, shift))).per_text == measured(model, shift).per_text
 
 
 def test_stronger_shifts_drift_further():
     model = tiny_model(dtype=torch.float64)
-    kls = [float(measurements_of(model, random_shift(model, strength=s)).kl) for s in (0.0, 0.1, 1.0, 10.0)]
+    kls = [float(measured(model, random_shift(model, strength=s)).kl) for s in (0.0, 0.1, 1.0, 10.0)]
     assert kls[0] == 0.0
     assert kls == sorted(kls)
     # near zero, KL grows with the square of the strength
-    assert measurements_of(model, random_shift(model, strength=0.01)).kl == pytest.approx(kls[1] / 100, rel=0.1)
+    assert measured(model, random_shift(model, strength=0.01)).kl == pytest.approx(kls[1] / 100, rel=0.1)
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
 def test_padding_and_batch_size_do_not_matter(family):
     model = tiny_model(family, dtype=torch.float64)
     shift = random_shift(model)
-    alone = measurements_of(model, shift, batch_size=1)
+    alone = measured(model, shift, batch_size=1)
     for batch_size in (2, 3, 100):
-        together = measurements_of(model, shift, batch_size=batch_size)
+        together = measured(model, shift, batch_size=batch_size)
         assert flat(together.per_text) == pytest.approx(flat(alone.per_text), rel=TOLERANCE)
 
 
@@ -130,12 +130,12 @@ def test_a_tokenizer_without_padding_token_measures_the_same():
     model = tiny_model(dtype=torch.float64)
     shift = random_shift(model)
     without = drift(model, tiny_tokenizer(pad=False), shift, texts=TEXTS)
-    assert flat(without.per_text) == pytest.approx(flat(measurements_of(model, shift).per_text), rel=TOLERANCE)
+    assert flat(without.per_text) == pytest.approx(flat(measured(model, shift).per_text), rel=TOLERANCE)
 
 
 def test_every_text_weighs_the_same_and_intervals_are_over_texts():
     model = tiny_model(dtype=torch.float64)
-    result = measurements_of(model)
+    result = measured(model)
     assert result.ce.n == len(TEXTS)
     assert float(result.ce) == pytest.approx(sum(ce for ce, _ in result.per_text) / len(TEXTS), rel=1e-12)
     assert min(ce for ce, _ in result.per_text) <= result.ce.low < float(result.ce) < result.ce.high
@@ -144,14 +144,14 @@ def test_every_text_weighs_the_same_and_intervals_are_over_texts():
 def test_float32_models_are_measured_to_float32_accuracy():
     model, exact = tiny_model(), tiny_model(dtype=torch.float64)
     shift = random_shift(model)
-    assert flat(measurements_of(model, shift).per_text) == pytest.approx(flat(by_hand(exact, shift)), rel=1e-4)
+    assert flat(measured(model, shift).per_text) == pytest.approx(flat(by_hand(exact, shift)), rel=1e-4)
 
 
 def test_half_precision_models_are_normalised_in_float32():
     model = tiny_model(dtype=torch.bfloat16)
     ids = ids_of(TEXTS[1])
     logprobs = text_logprobs(model, ids)  # the same bfloat16 logits, in float64 from there
-    assert float(measurements_of(model, texts=TEXTS[1:2]).ce) == pytest.approx(hand_ce(logprobs, ids), rel=1e-6)
+    assert float(measured(model, texts=TEXTS[1:2]).ce) == pytest.approx(hand_ce(logprobs, ids), rel=1e-6)
     # control: a log-softmax in bfloat16 is off by far more
     assert hand_ce(logprobs.bfloat16(), ids) != pytest.approx(hand_ce(logprobs, ids), rel=1e-4)
 
@@ -159,7 +159,7 @@ def test_half_precision_models_are_normalised_in_float32():
 def test_only_the_first_max_tokens_of_each_text_count():
     model = tiny_model(dtype=torch.float64)
     shift = random_shift(model)
-    result = measurements_of(model, shift, max_tokens=4)
+    result = measured(model, shift, max_tokens=4)
     for (ce, kl), text in zip(result.per_text, TEXTS, strict=True):
         ids = ids_of(text)[:4]
         plain = text_logprobs(model, ids)
@@ -171,14 +171,14 @@ def test_only_the_first_max_tokens_of_each_text_count():
 def test_texts_are_cut_to_a_model_of_a_short_context():
     model = tiny_model("gpt2", context=12, dtype=torch.float64)
     assert max(len(ids_of(t)) for t in TEXTS) > 12
-    assert measurements_of(model).per_text == measurements_of(model, max_tokens=12).per_text
+    assert measured(model).per_text == measured(model, max_tokens=12).per_text
 
 
 def test_texts_of_one_token_are_left_out():
     model = tiny_model(dtype=torch.float64)
     assert len(ids_of("")) == 1
-    with_empty = measurements_of(model, texts=["", TEXTS[0], "", *TEXTS[1:]])
-    assert flat(with_empty.per_text) == pytest.approx(flat(measurements_of(model).per_text), rel=1e-12)
+    with_empty = measured(model, texts=["", TEXTS[0], "", *TEXTS[1:]])
+    assert flat(with_empty.per_text) == pytest.approx(flat(measured(model).per_text), rel=1e-12)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])
@@ -204,9 +204,9 @@ def test_the_default_texts_are_the_neutral_ones(monkeypatch):
     # fewer of them, since type checks make their composition slow
     monkeypatch.setattr(module, "neutral_texts", lambda: neutral_texts(5))
     default = drift(model, tiny_tokenizer())
-    assert default == measurements_of(model, texts=neutral_texts(5), max_tokens=128)
+    assert default == measured(model, texts=neutral_texts(5), max_tokens=128)
     # control: fewer tokens of them give other numbers
-    assert default != measurements_of(model, texts=neutral_texts(5), max_tokens=127)
+    assert default != measured(model, texts=neutral_texts(5), max_tokens=127)
 
 
 def test_neutral_texts_fill_the_default_length():
@@ -216,7 +216,7 @@ def test_neutral_texts_fill_the_default_length():
 
 def test_the_record_is_json():
     model = tiny_model()
-    result = measurements_of(model, random_shift(model))
+    result = measured(model, random_shift(model))
     record = json.loads(json.dumps(result.as_dict()))
     assert record["kl"] == result.kl.as_dict()
     assert record["ce"]["mean"] == float(result.ce)

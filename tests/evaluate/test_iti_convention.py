@@ -84,6 +84,7 @@ def test_the_whole_answer_is_summed_and_none_of_its_tokens_dropped():
         assert abs(first) > 0.1  # dropping it would show
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_generated_answers_are_asked_and_cut_as_published():
     said = generate_answers(
         tiny_model(context=2000), tiny_tokenizer(), tiny_questions(1), convention="iti", max_new_tokens=3

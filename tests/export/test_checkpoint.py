@@ -216,5 +216,5 @@ except Incompatible as refusal:
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "cannot write a merged model to" in ran.stdout, ran.stderr
-    assert "nothing was left there, make room" in ran.stdout
+    assert "make room or name another disk" in ran.stdout
     assert list(tmp_path.iterdir()) == []

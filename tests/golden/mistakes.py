@@ -206,9 +206,9 @@ def _acts(tt, made, loaded, head_shift, residual_shift, folder):
         "texts for statements": lambda: tt.capture_heads(model, tokenizer, ["a"]),
         "position": lambda: tt.capture_heads(model, tokenizer, questions.statements(), position="first"),
         "site": lambda: tt.capture_heads(model, tokenizer, questions.statements(), site="mlp"),
-        "named heads": lambda: tt.capture_heads(model, tokenizer, questions.statements(), heads={0: ("nothing", 4)}),
+        "named heads": lambda: tt.capture_heads(model, tokenizer, questions.statements(), site={0: ("nothing", 4)}),
         "named number": lambda: tt.capture_heads(
-            model, tokenizer, questions.statements(), heads={0: ("model.layers.0.self_attn.o_proj", 5)}
+            model, tokenizer, questions.statements(), site={0: ("model.layers.0.self_attn.o_proj", 5)}
         ),
         "heads of no model": lambda: tt.find_heads(torch.nn.Linear(2, 2)),
         "long": lambda: tt.capture_heads(model, tokenizer, Set((Question("why " * 400, ("a",), ("b",)),)).statements()),

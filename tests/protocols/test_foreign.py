@@ -25,7 +25,6 @@ from trimtab.report.html import to_html
 from trimtab.report.markdown import to_markdown
 
 QUESTIONS = tiny_questions(4)
-LEFT = pytest.mark.xfail(strict=True, reason="left to mend")
 
 
 @cache
@@ -57,7 +56,6 @@ def test_a_foreign_edit_does_what_its_twin_does(positions):
     assert not torch.equal(found, run_on(model))
 
 
-@LEFT
 @pytest.mark.parametrize("shares_prompt", [True, False])
 def test_every_measurement_finds_of_a_foreign_edit_what_it_finds_of_its_twin(shares_prompt):
     model, tokenizer = the_model(), tiny_tokenizer()
@@ -75,7 +73,6 @@ def test_every_measurement_finds_of_a_foreign_edit_what_it_finds_of_its_twin(sha
     assert milliseconds_per_token(model, tokenizer, ["Who?"], mine) > 0
 
 
-@LEFT
 def test_a_table_has_its_row_and_stacks_hold_it():
     model, tokenizer, mine = the_model(), tiny_tokenizer(), foreign_nudge(the_model())
     with_prompt, with_shift = Stacked((FEW_SHOT, mine)), Stacked((mine, one_shift(model)))

@@ -133,7 +133,7 @@ def test_entries_of_a_file_are_methods():
         ("folds: 2.5", "field 'folds' is 2.5, expected a valid integer"),
         ("folds: true", "field 'folds' is True, expected a valid integer"),
         ("convention: foo", "field 'convention' is 'foo', expected 'plain', 'lm-eval' or 'iti'"),
-        ("metric: bleu", "field 'metric' is 'bleu', expected 'true_info' or 'mc1'"),
+        ("metric: bleu", "settings cannot be chosen by 'bleu'; choose true_info, true, info, mc1, mc2"),
         ("max_new_tokens: 0", "field 'max_new_tokens' is 0, expected greater than or equal to 1"),
         ("seeds: []", "field 'seeds' is []; value should have at least 1 item"),
         ("seeds: 3", "field 'seeds' is 3, expected a valid array"),
@@ -173,9 +173,11 @@ def test_a_file_names_the_judge_and_runs_of_two_judges_are_two_comparisons(tmp_p
     for model in ("grader", "other"):
         (tmp_path / "c.yaml").write_text(f"judge: http://127.0.0.1:9/v1\njudge_model: {model}\n")
         meters = job_of(read_comparison_file(tmp_path / "c.yaml")).meters
-        assert meters.judge.key == "secret"
-        said.append(meters.as_dict())
-    assert said[0]["judge"] == "grader at http://127.0.0.1:9/v1" and said[0] != said[1]
+        judge = meters[0].instrument.judge
+        assert judge.key == "secret"
+        said.append([meter.describe() for meter in meters])
+        assert judge.name == f"{model} at http://127.0.0.1:9/v1"
+    assert said[0] != said[1]
     assert "secret" not in str(said)
 
 

@@ -326,7 +326,7 @@ def test_json_keeps_the_rows_that_the_figures_were_made_of(few_texts, tiny):
     assert {name: len(rows) for name, rows in details.items()} == {"generated": 3, "multiple_choice": 3, "drift": 6}
     for figure, rows, key in (("True", "generated", "true"), ("MC2", "multiple_choice", "mc2")):
         assert row[figure]["mean"] == pytest.approx(np.mean([r[key] for r in details[rows]]))
-    assert row["CE"]["mean"] == pytest.approx(np.mean([ce for ce, _ in details["drift"]]))
+    assert row["CE"]["mean"] == pytest.approx(np.mean([r["ce"] for r in details["drift"]]))
     assert {"text", "label", "logprob"} == set(details["multiple_choice"][0]["answers"][0])
 
 

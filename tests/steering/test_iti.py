@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from trimtab.datasets import iti_folds, neutral_texts, truthfulqa
 from trimtab.errors import BadValue
 from trimtab.published.iti_run import ItiSettings, iti_run
 from trimtab.steer import CAA, ITI, RandomDirection
+from trimtab.steer.random import one_seed
+from trimtab.steer.sites import RANKING
 
 
 def test_the_whole_of_truthfulqa_runs_through_fit_and_evaluate(shared_data):
@@ -94,6 +97,15 @@ def test_the_random_row_is_the_control_of_the_chosen_shift(small_run):
     assert not torch.allclose(one.directions, other.directions)
 
 
+def test_every_seed_fold_and_draw_has_a_seed_of_its_own_within_what_torch_reads():
+    numbers = [*product((0, 1, 2, 42, 20_241_231), range(10), range(50))]
+    seeds = [one_seed(three) for three in numbers]
+    assert len(set(seeds)) == len(numbers) and max(seeds) < 2**32
+    assert [one_seed((0, i)) for i in range(3)] == [0, 1, 2]
+    drawn = [torch.randn(4, generator=torch.Generator().manual_seed(s)) for s in seeds[:200]]
+    assert len({tuple(d.tolist()) for d in drawn}) == 200
+
+
 @pytest.mark.parametrize("method", [ITI(top_ks=(2,), alphas=(1,)), CAA(ranks=(1,), alphas=(1,))])
 def test_vectors_come_from_questions_that_ranked_nothing(method):
     model, tokenizer, train = tiny_model(), tiny_tokenizer(), tiny_questions(10)
@@ -150,9 +162,9 @@ def test_knobs_that_a_method_does_not_have_are_refused_by_name(method, knobs):
 def test_the_method_is_the_fit_by_hand_on_the_statements_of_its_questions(direction):
     model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(10)
     made = ITI(direction).fit(model, tokenizer, questions, knobs={"top_k": 4, "alpha": 2}, seed=1)
-    parts = questions.split(test=0.2, seed=1)
-    acts, ranking = (tt.capture_heads(model, tokenizer, part.statements()) for part in parts)
-    probes = tt.probes.fit_logistic(acts, validation=ranking)
+    train, ranking = questions.split(test=RANKING, seed=1)
+    acts, held = (tt.capture_heads(model, tokenizer, part.statements()) for part in (train, ranking))
+    probes = tt.probes.fit_logistic(acts, validation=held, seed=1)
     by_hand = tt.steer.fit_shift(acts, probes, top_k=4, direction=direction).scaled(2)
     assert (made.heads, made.strength) == (by_hand.heads, 2)
     torch.testing.assert_close(made.directions, by_hand.directions)

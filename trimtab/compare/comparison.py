@@ -12,7 +12,7 @@ from trimtab.compare.recorded_meters import meters_of
 from trimtab.compare.records import RunFolder
 from trimtab.compare.rows import ResultRow, corrected, row_of
 from trimtab.compare.run_records import RunRecords, Variant
-from trimtab.compare.specification import joined, planned
+from trimtab.compare.specification import joint_specification, planned
 from trimtab.errors import BadValue, Incompatible
 from trimtab.protocols import Meter
 
@@ -83,9 +83,8 @@ def merged(comparisons: Sequence[Comparison]) -> Comparison:
         if shared:
             raise Incompatible(f"both runs have a row {min(shared)!r}; name one of them differently and run it again")
         extra = [r for r in other.tests if r["method"] != BASELINE]
-        one = Comparison(
-            joined(one.specification, other.specification), one.trials + other.trials, (*one.tests, *extra), one.meters
-        )
+        both = joint_specification(one.specification, other.specification)
+        one = Comparison(both, one.trials + other.trials, (*one.tests, *extra), one.meters)
     return one
 
 

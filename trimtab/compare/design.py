@@ -15,7 +15,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.defaults import default_meters
 from trimtab.evaluate.drift import drift_meters
 from trimtab.evaluate.table import instruments
-from trimtab.protocols import Control, Edit, Meter, Method, Ready, as_entrant, methods_and_controls, settings_of
+from trimtab.protocols import Control, Meter, Method, Ready, as_entrant, methods_and_controls, settings_of
 
 BASELINE = NoEdit().name
 
@@ -208,9 +208,7 @@ class Job:
         return [grid[i] for i in sorted(order)]
 
 
-def named(
-    methods: Sequence[Method | Edit | Control] | Mapping[str, Method | Edit | Control],
-) -> dict[str, Method | Control]:
+def named(methods: Sequence[Any] | Mapping[str, Any]) -> dict[str, Method | Control]:
     """Return methods by name, ready edits made into methods, and the unedited model first.
 
     Raises:

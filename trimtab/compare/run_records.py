@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trimtab.compare.design import Unit
@@ -22,7 +22,7 @@ class RunRecords:
     specification: dict[str, Any]
     trials: tuple[dict[str, Any], ...]
     tests: tuple[dict[str, Any], ...]
-    meters: tuple[Meter, ...]
+    meters: tuple[Meter, ...] = field(compare=False)
 
     @property
     def methods(self) -> list[str]:

@@ -72,12 +72,12 @@ def grown(held: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str, A
     changed |= {
         name for name, follows in {**held.get("controls", {}), **ours["controls"]}.items() if follows in changed
     }
-    both = joined(held, ours)
+    both = joint_specification(held, ours)
     both["design"] = {**held["design"], "train_sizes": list(planned(both))}
     return both, changed
 
 
-def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def joint_specification(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first specification with the second one's methods, at the sizes that they are planned at."""
     both = {**one, **{key: {**one.get(key, {}), **other.get(key, {})} for key in GROWS}}
     both["planned"] = {_key(size): names for size, names in planned(one).items()}

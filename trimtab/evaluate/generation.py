@@ -70,7 +70,7 @@ class JudgedAnswers(Meter):
 
     judge: Any = exact_judge
     """A `Judge`, or a function `(question, answer) -> Verdict`."""
-    convention: AnswerForm | None = None
+    convention: str | None = None
     """`"plain"` or `"iti"`; as the table asks if not given."""
     max_new_tokens: int = 50
     batch_size: int = 32

@@ -19,7 +19,7 @@ from trimtab.fields import fault
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count
 from trimtab.protocols import Edit, Judge, Verdict
-from trimtab.storage import RECORD, load_result, save_result, write_errors
+from trimtab.storage import RECORD, load_record, save_result, write_errors
 
 KIND = "answers"
 VERDICTS = "verdicts.jsonl"
@@ -64,7 +64,7 @@ class KeptAnswers:
             Incompatible: they cannot be written, or what stands here is damaged.
         """
         if self.there:
-            return load_result(self.folder, KIND, fields=_Answers)[0]["answers"]
+            return load_record(self.folder, KIND, fields=_Answers)["answers"]
         texts = generate()
         save_result(self.folder, KIND, {**self.record, "answers": texts}, {})
         return texts

@@ -124,7 +124,7 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return scorer.corpus_score(list(texts), streams).score / 100  # pyright: ignore[reportArgumentType]
 
 
-def _bleu_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+def _bleu_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float | int, ...]]:
     from sacrebleu.metrics.bleu import BLEU
 
     scorer = BLEU(lowercase=True, tokenize="13a", force=True)
@@ -144,7 +144,7 @@ def nist(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return float(nist_of(np.array(nist_counts(texts, references)).mean(0)))
 
 
-def nist_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+def nist_counts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float | int, ...]]:
     """Return for every text the columns `NIST_COLUMNS`; n-grams weigh what they do in all references."""
     tokenize = _thirteen_a()
     words = [tokenize(text) for text in texts]
