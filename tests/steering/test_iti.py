@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from trimtab.datasets import iti_folds, neutral_texts, truthfulqa
 from trimtab.errors import BadValue
 from trimtab.published.iti_run import ItiSettings, iti_run
 from trimtab.steer import CAA, ITI, RandomDirection
+from trimtab.steer.random import one_seed
 from trimtab.steer.sites import RANKING
 
 
@@ -93,6 +95,15 @@ def test_the_random_row_is_the_control_of_the_chosen_shift(small_run):
             assert float(delta.norm()) == pytest.approx(float(shift.deltas[head].norm()), rel=1e-5)
     one, other, _ = small_run.controls
     assert not torch.allclose(one.directions, other.directions)
+
+
+def test_every_seed_fold_and_draw_has_a_seed_of_its_own_within_what_torch_reads():
+    numbers = [*product((0, 1, 2, 42, 20_241_231), range(10), range(50))]
+    seeds = [one_seed(three) for three in numbers]
+    assert len(set(seeds)) == len(numbers) and max(seeds) < 2**32
+    assert [one_seed((0, i)) for i in range(3)] == [0, 1, 2]
+    drawn = [torch.randn(4, generator=torch.Generator().manual_seed(s)) for s in seeds[:200]]
+    assert len({tuple(d.tolist()) for d in drawn}) == 200
 
 
 @pytest.mark.parametrize("method", [ITI(top_ks=(2,), alphas=(1,)), CAA(ranks=(1,), alphas=(1,))])

@@ -101,8 +101,8 @@ class Stacked(Edit):
 
     @property
     def changes_prompt_only(self) -> bool:
-        """Whether no edit of the stack changes the model."""
-        return all(e.changes_prompt_only or e.unchanged_layers == ALL_LAYERS for e in self.edits)
+        """Whether every edit of the stack only prompts: beside the unedited model, drift is measured, and is 0."""
+        return all(e.changes_prompt_only for e in self.edits)
 
     @property
     def leaves_prompt_unedited(self) -> bool:

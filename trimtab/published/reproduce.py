@@ -180,17 +180,7 @@ def _asked(edit: Edit) -> Edit:
     if edit.prompt("?") is not None:
         return edit
     pairs = tuple((q.removeprefix("Q: "), a) for q, a in (block.split("\nA: ") for block in QA_PRIMER.split("\n\n")))
-    return _Asked((Prompted(pairs, INSTRUCTION), edit), name=edit.name)
-
-
-@dataclass(frozen=True)
-class _Asked(Stacked):
-    """An edit behind the published context; its drift is the edit's own, as the protocol measures it."""
-
-    @property
-    def changes_prompt_only(self) -> bool:
-        """As of the edit that is asked."""
-        return self.edits[-1].changes_prompt_only
+    return Stacked((Prompted(pairs, INSTRUCTION), edit), name=edit.name)
 
 
 def _measured(

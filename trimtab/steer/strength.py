@@ -13,7 +13,7 @@ from trimtab.datasets.prose import validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.drift import drifts
-from trimtab.evaluate.table import measurements_of, summed_up
+from trimtab.evaluate.table import summed_up
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter
 from trimtab.steer.meters import Metric, meter_for
@@ -110,7 +110,7 @@ def choose_strength(
     kls = _kls(model, tokenizer, edits, texts, kl_budget)
     within = [setting for setting, kl in kls.items() if kl <= kl_budget]
     tried = [NoEdit(), *(edits[setting] for setting in within)]
-    found = [of for one in measurements_of(model, tokenizer, validation, tried, [meter]) for of in one.values()]
+    found = meter.instrument.measure(model, tokenizer, validation, tried)
     unedited, *scores = (_figure(meter, of, edit) for of, edit in zip(found, tried, strict=True))
     scored = dict(zip(within, scores, strict=True))
     trials = [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]
