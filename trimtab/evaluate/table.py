@@ -79,7 +79,7 @@ def columns_of(meter: Meter, rows: Mapping[str, Mapping[str, Any]]) -> Float[np.
         ) from cause
 
 
-def summed_up(meter: Meter, found: Measured | None) -> Estimate | float | None:
+def summed_up(meter: Meter, found: Measured | None) -> Estimate | float | int | None:
     """Return a meter's figure: with a 95 % interval over items where there are rows, else as it was measured."""
     if found is None:
         return None
@@ -91,7 +91,7 @@ class Row:
     """One edit's figures by the meters' names: `row["mc1"]`, or `row.mc1`."""
 
     name: str
-    estimates: Mapping[str, Estimate | float | None]
+    estimates: Mapping[str, Estimate | float | int | None]
     """With 95 % intervals where they are over items; None where a meter has nothing to say (drift of prompting)."""
     edit: dict[str, Any]
     """The edit's description."""
@@ -118,7 +118,7 @@ class Row:
         return {"name": self.name, **figures, **rest}
 
 
-def plain_figure(value: Estimate | float | None) -> Any:
+def plain_figure(value: Estimate | float | int | None) -> Any:
     """Return a figure for JSON: with its interval if it has one."""
     return value.as_dict() if isinstance(value, Estimate) else value
 
