@@ -330,7 +330,7 @@ def merging() -> Iterator[Any]:
             if (name, family) == (
                 "residual",
                 "gemma2",
-            ):  # whose MLP no stock class gives a bias: see test_checkpoint.py
+            ):  # no stock class gives its MLP a bias
                 continue
             slow = name in VARIANTS or (name in TUNING and family in ("gpt-neox", "gemma2"))
             # the second shift takes the model that carries the first for another checkpoint
