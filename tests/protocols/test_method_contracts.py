@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import CONTROLS, METHODS, TUNING, every_control, every_method
+from tests.cases import CONTROLS, METHODS, TUNING, UNLIKE, every_control, every_method, left_to_mend, slowly
 from tests.observing import logits, random_state, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.errors import BadValue
 from trimtab.protocols import Control, Cost, Edit, Method
 
 QUESTIONS = tiny_questions(8)
+PROMPTING = ("few-shot", "retrieved few-shot", "passages", "prompts and vectors", "vectors on tuned")
 
 
 @cache
@@ -70,12 +71,12 @@ def test_a_seed_and_a_setting_decide_the_edit_however_it_is_asked_for(name):
 
 
 # a way of tuning that is given no knobs takes those of its recipe
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in {*TUNING, "vectors on tuned"}])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in TUNING and name != "vectors on tuned"])
 def test_the_first_setting_of_the_space_is_the_default(name):
     assert_same(fitted(name), fitted(name, next(iter(METHODS[name].grid))))
 
 
-@every_method
+@pytest.mark.parametrize("name", left_to_mend(slowly(list(METHODS), *(TUNING.keys() - UNLIKE)), *PROMPTING, "ready"))
 def test_knobs_that_a_method_does_not_have_are_refused_in_one_sentence(name):
     before = state_of(the_model())
     with pytest.raises(BadValue) as refused:

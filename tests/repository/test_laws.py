@@ -149,7 +149,6 @@ def test_functions_take_few_parameters(only, left):
     "require_modules",
     "seeded",
     "spread",
-    "tried",
 )
 def test_a_public_name_means_one_thing(only, left):
     homes = defaultdict(list)

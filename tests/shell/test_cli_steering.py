@@ -344,7 +344,7 @@ def test_a_function_of_the_user_s_judges_answers_and_generated_texts(few_texts, 
     assert len(kept.read_text().splitlines()) == 3
     scored = ran("evaluate", "--model", tiny, "--data", PAIRS, "--limit", "2", "--judge", "mine.py:length", "--json")
     (row,) = json.loads(scored)["rows"]
-    lengths = [min(len(r["text"]), 40) / 40 for r in row["details"]["generated"]]
+    lengths = [min(len(r["text"]), 40) / 40 for r in row["details"]["score"]]
     assert row["score"]["mean"] == pytest.approx(np.mean(lengths))
     assert len(row["details"]["pairs"]) == 2
 
@@ -360,7 +360,7 @@ def test_a_function_of_the_user_s_chooses_the_strength(data, judge, metric, few_
     name = f"mine.py:{judge}"
     command = ("fit", "--model", tiny, "--data", data, "--limit", "20", "--kl-budget", "50", "--top-k", "1")
     sweep = json.loads(ran(*command, "--judge", name, "--json"))["sweep"]
-    assert (sweep["metric"], sweep["judge"]["name"]) == (metric, name)
+    assert (sweep["metric"], sweep["judge"]["name"]) == (metric if metric == "true_info" else "score", name)
     assert sweep["judge"]["sha256"]
     assert sweep["chosen"]["score"] == max(t["score"] for t in sweep["trials"][1:])
     scores = {t["score"] for t in sweep["trials"]}

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from trimtab.edits.disk import load_edit
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, UnsupportedModel
+from trimtab.models.anatomy import base_of
+from trimtab.models.carriers import with_biases
 from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
 from trimtab.storage import RECORD, load_record, save_result, versions, write_json, written_folder
 
@@ -183,8 +186,20 @@ class Stacked(Edit):
         parts = [path / Path(part).name for part in record["edits"]]
         return cls(tuple(load_edit(part, kinds=kinds) for part in parts), record["name"])
 
-    def merged(self, model: Any) -> Any:
-        """Return a plain model with every edit worked in, one after another."""
+    def constants(self, model: Any) -> dict[str, Tensor]:
+        """Return what all of them add; raises `BadValue` if one does anything else."""
+        total: dict[str, Tensor] = {}
         for edit in self.edits:
-            model = edit.merged(model)
-        return model
+            for name, vector in edit.constants(model).items():
+                total[name] = total[name] + vector if name in total else vector
+        return total
+
+    def merged(self, model: Any) -> Any:
+        """Return a plain model with every edit worked in: constants together, other edits one after another."""
+        try:
+            constants = self.constants(model)
+            return with_biases(base_of(model), constants) if constants else base_of(model)
+        except (BadValue, UnsupportedModel):  # other than constants, or more of them than one switch of a config adds
+            for edit in self.edits:
+                model = edit.merged(model)
+            return model

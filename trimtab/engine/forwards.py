@@ -96,7 +96,7 @@ def run_tree(
     limits, computed = Limits.of(model, budget or Budget()), Computed()
 
     def run(model: Any, entries: Mapping[int, Enter], mask: TokenMask) -> None:
-        computed.mode, note = chosen_mode(model, tree, len(entries), partial(tried, model, tree.pad, mask))
+        computed.mode, note = chosen_mode(model, tree, len(entries), partial(trial_logits, model, tree.pad, mask))
         if note is not None:
             computed.notes.append(note)
         _Run(model, TreeForward(model, tree, computed.mode, mask), limits, read, computed, logits).run(entries, task)
@@ -113,7 +113,7 @@ def run_tree(
 
 
 @torch.inference_mode()
-def tried(model: Any, pad: int, mask: TokenMask, mode: Mode, max_rows: int) -> Float[Tensor, "place vocab"]:
+def trial_logits(model: Any, pad: int, mask: TokenMask, mode: Mode, max_rows: int) -> Float[Tensor, "place vocab"]:
     """Return the wanted logits of a few short sequences in this mode, at most so many of them in one forward."""
     found: dict[int, Tensor] = {}
 

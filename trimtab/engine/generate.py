@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.engine.prompt_cache import prompt_cache
-from trimtab.engine.score import require_numbers
 from trimtab.errors import BadValue, UnsupportedModel, first_line
 from trimtab.models.anatomy import base_of, decoder_of, input_device
-from trimtab.models.calling import cache_name, entering, inference
+from trimtab.models.calling import cache_name, entering, inference, require_numbers
 from trimtab.models.hooks import has_edits
 from trimtab.models.tokens import Batch, context_length, length_batches, pad_id, require_known, require_left_padding
 from trimtab.progress import progress

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.engine.forwards import tried
+from trimtab.engine.forwards import trial_logits
 from trimtab.engine.sharing import chosen_mode, worthwhile
 from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
 from trimtab.engine.tree_forward import TreeForward, as_cache
@@ -43,7 +43,7 @@ def _from_common_beginning(model: Any, ids: Sequence[list[int]], pad: int) -> An
     if not worthwhile(model, n_all, n_all - n_shared * (len(ids) - 1)):
         return None
     tree = TokenTree.of([TreeRow(row, len(row), len(row)) for row in ids], pad)
-    mode, _ = chosen_mode(model, tree, 1, partial(tried, model, pad, TokenMask()))
+    mode, _ = chosen_mode(model, tree, 1, partial(trial_logits, model, pad, TokenMask()))
     if mode == "plain":
         return None
     forward = TreeForward(model, tree, mode)

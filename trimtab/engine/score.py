@@ -14,8 +14,7 @@ from trimtab.engine.batching import Budget
 from trimtab.engine.forwards import Step, run_tree
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.engine.tree_forward import to_device
-from trimtab.errors import BadValue
-from trimtab.models.calling import logits_limit
+from trimtab.models.calling import logits_limit, require_numbers
 from trimtab.models.processes import spread
 from trimtab.models.tokens import AnswerTokens, Batch, pad_id
 from trimtab.protocols import Edit
@@ -121,15 +120,6 @@ def token_logprobs(
     # in slices, since a float32 copy of all logits of a large vocabulary would be the largest tensor of all
     slices = [_exact(logits[some]).logsumexp(-1) for some in unique.split(1024)]
     return _exact(logits[places, targets]) - torch.cat(slices)[back]
-
-
-def require_numbers(values: Tensor, what: str) -> None:
-    """Raise `BadValue` if some value is not a number."""
-    if bool(values.isnan().any()):
-        raise BadValue(
-            f"{what} came out as NaN: check the model's weights, load it in float32 or bfloat16, or lower the edit's "
-            "strength"
-        )
 
 
 def _exact(logits: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.edits.combined import NoEdit
-from trimtab.engine.score import last_logits, require_numbers
+from trimtab.engine.score import last_logits
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.anatomy import input_device
-from trimtab.models.calling import inference
+from trimtab.models.calling import inference, require_numbers
 from trimtab.models.processes import spread
 from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id
 from trimtab.plain_values import hash_of

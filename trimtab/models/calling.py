@@ -1,4 +1,4 @@
-"""How a model is called: in evaluation mode and without gradients, with the arguments that it takes."""
+"""How a model is called: in evaluation mode and without gradients, with the arguments that it takes, giving numbers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of
 from trimtab.protocols import Edit, EnterAt
 
@@ -46,3 +47,12 @@ def takes_positions(model: Any) -> bool:
 def entering(edit: Edit | None, model: Any) -> EnterAt:
     """Return what enters the edit on the model again and again; None stands for no edit."""
     return (lambda _: contextlib.nullcontext(model)) if edit is None else edit.prepared(model)
+
+
+def require_numbers(values: Tensor, what: str) -> None:
+    """Raise `BadValue` if some value is not a number."""
+    if bool(values.isnan().any()):
+        raise BadValue(
+            f"{what} came out as NaN: check the model's weights, load it in float32 or bfloat16, or lower the edit's "
+            "strength"
+        )
