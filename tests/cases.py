@@ -165,7 +165,8 @@ class EditCase(NamedTuple):
     """What it adds: by head, or by layer (a number) to the residual stream."""
     tags: frozenset[str] = frozenset()
     """"vectors": adds vectors at positions; "tunes": acts at all positions; "prompts"; "residual"; "saves": has a form
-    on disk; "scales": has a strength; "merges": can be worked into a plain model."""
+    on disk; "scales": has a strength; "merges": can be worked into a plain model; "constants": is what vectors added to
+    modules' outputs do, and has random counterparts; "foreign": of a user's own."""
     at_zero: Callable[[Any], Edit] | None = None
     """The same at strength 0, where `scaled(0)` is not it."""
 
@@ -175,11 +176,11 @@ def tags(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-SHIFT = tags("vectors", "saves", "scales", "merges")
+SHIFT = tags("vectors", "saves", "scales", "merges", "constants")
 EDITS: dict[str, EditCase] = {
-    "no edit": EditCase(lambda m: NoEdit(), tags=tags("scales", "merges")),
-    "few-shot": EditCase(lambda m: FEW_SHOT, tags=tags("prompts")),
-    "retrieved few-shot": EditCase(lambda m: RETRIEVED, tags=tags("prompts")),
+    "no edit": EditCase(lambda m: NoEdit(), tags=tags("scales", "saves", "merges")),
+    "few-shot": EditCase(lambda m: FEW_SHOT, tags=tags("prompts", "saves")),
+    "retrieved few-shot": EditCase(lambda m: RETRIEVED, tags=tags("prompts", "saves")),
     "shift": EditCase(one_shift, lambda m: vectors(one_shift(m)), SHIFT),
     "scaled": EditCase(lambda m: one_shift(m).scaled(2.5), lambda m: vectors(one_shift(m), 2.5), SHIFT),
     "negative": EditCase(
@@ -201,13 +202,13 @@ EDITS: dict[str, EditCase] = {
     "few-shot + shift": EditCase(
         lambda m: Stacked((FEW_SHOT, one_shift(m))),
         lambda m: vectors(one_shift(m)),
-        tags("vectors", "prompts"),
+        tags("vectors", "prompts", "saves"),
         lambda m: Stacked((FEW_SHOT, one_shift(m).scaled(0))),
     ),
     "shift within a shift": EditCase(
         lambda m: Stacked((one_shift(m), other_shift(m))),
         lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
-        tags("vectors", "scales", "merges"),
+        tags("vectors", "scales", "saves", "merges"),
     ),
     "foreign": EditCase(
         foreign_nudge,

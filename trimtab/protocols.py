@@ -242,6 +242,14 @@ class Method(ABC):
         """Every setting of the space. A class that overrides it is read for one version more: see `settings_of`."""
         return settings(self.space)
 
+    def setting(self, knobs: Knobs | None) -> dict[str, Any]:
+        """Return the first setting of the space with these knobs in it; raises `BadValue` for one that it lacks."""
+        unknown = [knob for knob in knobs or {} if knob not in self.space]
+        if unknown:
+            known = f"its knobs are {', '.join(self.space)}" if self.space else "it has none"
+            raise BadValue(f"{self.name} has no knob {unknown[0]!r}; {known}")
+        return {**settings(self.space)[0], **(knobs or {})}
+
     @abstractmethod
     def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Edit:
         """Return the edit fitted on the training questions, with the first setting of the space if no knobs are given.
@@ -508,7 +516,8 @@ class Ready(Method):
         return self.edit.changes_prompt_only
 
     def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Edit:  # noqa: ARG002
-        """Return the edit."""
+        """Return the edit; raises `BadValue` for any knob."""
+        self.setting(knobs)
         return self.edit
 
 

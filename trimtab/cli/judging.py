@@ -1,6 +1,6 @@
 """`--judge` and its relatives: from a word on the command line to a judge."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,7 +84,8 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
             raise BadValue(f"the judge at {name} needs a model to ask for: give {how}")
         return EndpointJudge(name, model, key)
     if is_user_code(name):
-        return as_judge(open_object(name))
+        found = open_object(name, "judge")
+        return as_judge(replace(found, value=found.value()) if isinstance(found.value, type) else found)
     if name.count(",") == 1:
         return LocalJudge.load(*name.split(","), **loading)
     known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")

@@ -49,8 +49,11 @@ class Stack(Method):
         return {f"{m.name}.{knob}": values for m in self.methods for knob, values in m.space.items()}
 
     def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Stacked:
-        """Return the stacked edit."""
+        """Return the stacked edit; raises `BadValue` for a knob that no one of the methods has."""
         knobs, made = knobs or {}, []
+        unknown = [knob for knob in knobs if not any(knob.startswith(f"{m.name}.") for m in self.methods)]
+        if unknown:
+            raise BadValue(f"{self.name} has no knob {unknown[0]!r}; its knobs are {', '.join(self.space)}")
         with contextlib.ExitStack() as stack:
             for i, method in enumerate(self.methods):
                 own = {

@@ -43,11 +43,11 @@ class FewShot(Method):
         Raises:
             BadValue: more shots asked for than there are training questions.
         """
-        knobs = knobs or self.grid[0]
-        k = knobs["shots"]
+        setting = self.setting(knobs)
+        k = setting["shots"]
         if not 1 <= k <= len(train):
             raise BadValue(f"{k} shots asked for; there are {len(train)} training questions")
-        order = np.random.default_rng([seed, knobs.get("draw", 0)]).permutation(len(train))[:k]
+        order = np.random.default_rng([seed, setting["draw"]]).permutation(len(train))[:k]
         examples = tuple((q.question, q.best_answer) for q in train.select(order))
         size = sum(len(f"{question}{answer}".encode()) for question, answer in examples)
         return Prompted(examples, name=self.name, cost=Cost(bytes_on_disk=size))

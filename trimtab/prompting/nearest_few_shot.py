@@ -41,4 +41,4 @@ class RetrievedFewShot(Method):
         keys = tuple(q.question for q in train)
         blocks = tuple(f"Q: {q.question}\nA: {q.best_answer}" for q in train)
         cost = Cost(bytes_on_disk=sum(len(block.encode()) for block in blocks))
-        return Retrieved(keys, blocks, (knobs or self.grid[0])["shots"], name=self.name, cost=cost)
+        return Retrieved(keys, blocks, self.setting(knobs)["shots"], name=self.name, cost=cost)

@@ -35,4 +35,4 @@ class RetrievedPassages(Method):
         """
         found = read_passages([Path(p) for p in self.paths])
         cost = Cost(bytes_on_disk=sum(len(passage.encode()) for passage in found))
-        return Retrieved(found, found, (knobs or self.grid[0])["passages"], name=self.name, cost=cost)
+        return Retrieved(found, found, self.setting(knobs)["passages"], name=self.name, cost=cost)
