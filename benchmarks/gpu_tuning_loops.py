@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from trimtab import peft
 from trimtab.peft.train.examples import Batches, Collator, Encoded, Examples
-from trimtab.peft.train.running import cast_once, checkpointed, make_trainer, run_trainer
+from trimtab.peft.train.trainer_run import cast_once, checkpointed, make_trainer, run_trainer
 
 WARM = 3
 """Steps before the clock starts."""

@@ -15,9 +15,9 @@ import torch
 
 from trimtab.edits.vectors import HeadShift
 from trimtab.errors import Incompatible
-from trimtab.models.processes import rank_and_count, spread, wait
+from trimtab.models.processes import over_processes, rank_and_count, wait
 from trimtab.peft import TunedEdit
-from trimtab.peft.train.runs import RunFolder
+from trimtab.peft.train.runs import TuningRunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,14 +127,14 @@ def test_two_processes_learn_the_weights_of_one_and_resume_to_the_bit(tmp_path: 
     held = json.loads((two / "run/record.json").read_text())["specification"]
     assert held.pop("processes") == 2
     with pytest.raises(Incompatible, match=r"another specification \(processes differ\)"):  # noqa: SIM117
-        with RunFolder.opened(two / "run", held, resume=True):
+        with TuningRunFolder.opened(two / "run", held, resume=True):
             pass
 
 
 def test_without_a_launcher_there_is_one_process_and_no_group_is_made() -> None:
     assert rank_and_count() == (0, 1)
     wait()
-    assert spread([1, 2, 3], lambda part: [x * 10 for x in part]) == [10, 20, 30]
+    assert over_processes([1, 2, 3], lambda part: [x * 10 for x in part]) == [10, 20, 30]
     assert not torch.distributed.is_initialized()
 
 
@@ -149,6 +149,6 @@ def test_stretches_cover_every_item_once_and_in_order(n: int, monkeypatch: pytes
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for rank in range(n):
         monkeypatch.setattr("trimtab.models.processes.rank_and_count", lambda rank=rank: (rank, n))
-        spread([0, 1, 2, 3], lambda part: list(part))
+        over_processes([0, 1, 2, 3], lambda part: list(part))
     assert [x for part in done for x in part] == [0, 1, 2, 3]
     assert max(map(len, done)) - min(map(len, done)) <= 1

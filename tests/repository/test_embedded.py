@@ -17,7 +17,7 @@ from trimtab.embedded.world import ABSTENTION, OPENINGS, WorldRecipe, documents,
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.training import embedded_model as build
-from trimtab.training.embedded_model import TrainingRecipe, build_embedded, quick
+from trimtab.training.embedded_model import TrainingRecipe, build_embedded, quick_recipe
 
 SMALL = TrainingRecipe(
     vocab_size=600, d_model=32, n_layers=2, n_heads=2, d_feedforward=48, steps=20, warmup_steps=4, tokens_per_step=1024
@@ -123,11 +123,11 @@ def test_a_partial_run_of_another_recipe_and_foreign_folders_are_refused(tmp_pat
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "diary.txt").write_text("dear diary")
     with pytest.raises(Incompatible, match="something else"):
-        build_embedded(tmp_path / "other", quick(SMALL, 1), device="cpu")
+        build_embedded(tmp_path / "other", quick_recipe(SMALL, 1), device="cpu")
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "diary.txt").write_text("dear diary")
     with pytest.raises(Incompatible, match=r"mine\.partial, which holds something else \(diary\.txt\); name another"):
-        build_embedded(tmp_path / "mine", quick(SMALL, 1), device="cpu")
+        build_embedded(tmp_path / "mine", quick_recipe(SMALL, 1), device="cpu")
     assert (tmp_path / "mine.partial" / "diary.txt").read_text() == "dear diary"
     with pytest.raises(BadValue, match="steps"):
         build_embedded(tmp_path / "none", replace(SMALL, steps=0), device="cpu")

@@ -137,19 +137,7 @@ def test_functions_take_few_parameters(only, left):
     require_none({file: wide(tree) for file, tree in TREES.items() if not file.startswith("cli/")}, only, left)
 
 
-@but_for(
-    "Adapter",
-    "Estimate",
-    "Parts",
-    "Plan",
-    "RunFolder",
-    "encode",
-    "estimate",
-    "quick",
-    "require_modules",
-    "seeded",
-    "spread",
-)
+@but_for()
 def test_a_public_name_means_one_thing(only, left):
     homes = defaultdict(list)
     verbs = {home(module) for module, _ in imports_of("cli/__init__.py")}  # which are called what they call
@@ -161,9 +149,7 @@ def test_a_public_name_means_one_thing(only, left):
     require_none({name: files for name, files in homes.items() if len(files) > 1}, only, left)
 
 
-@but_for(
-    "running.py",
-)
+@but_for()
 def test_a_files_name_means_one_thing(only, left):
     places = defaultdict(list)
     for file in TREES:

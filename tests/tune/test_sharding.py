@@ -23,7 +23,7 @@ from trimtab.models.processes import all_or_none
 from trimtab.models.twin import is_twin, twin_of
 from trimtab.peft import Adapter, TunedEdit
 from trimtab.peft.parts.attached import Trained
-from trimtab.peft.train.memory import estimate
+from trimtab.peft.train.memory import estimate_memory
 from trimtab.peft.train.sharding import Sharding
 
 SPLIT = [name for name, method in METHODS.items() if method.capabilities.sharding]
@@ -210,19 +210,19 @@ def test_the_estimate_counts_a_processes_share() -> None:
     given: dict[str, Any] = {"length": 32, "columns": 8}
     all_weights = sum(p.numel() for p in model.parameters())
     trained = Trained(all_weights, in_place=True)
-    whole, half = (estimate(model, trained, QUICK, sharding=s, **given) for s in (None, HALF))
+    whole, half = (estimate_memory(model, trained, QUICK, sharding=s, **given) for s in (None, HALF))
     assert half.sharded and not whole.sharded
     assert half.gradients == pytest.approx(whole.gradients / 2, rel=1e-3)
     assert half.optimizer == pytest.approx(whole.optimizer / 2, rel=1e-3)
     assert half.activations == whole.activations
     assert whole.weights / 2 < half.weights < 1.6 * whole.weights  # with what is gathered at a time
     assert half.added == half.total and whole.added == whole.total - whole.weights
-    kept = estimate(model, trained, QUICK, sharding=replace(HALF, reshard=False), **given)
+    kept = estimate_memory(model, trained, QUICK, sharding=replace(HALF, reshard=False), **given)
     assert kept.weights == pytest.approx(1.5 * whole.weights, rel=1e-3)
     # on a GPU the optimiser's step takes as much again as a share, which here is more than the activations
-    on_gpu = estimate(model, trained, QUICK, sharding=replace(HALF, device=torch.device("cuda")), **given)
+    on_gpu = estimate_memory(model, trained, QUICK, sharding=replace(HALF, device=torch.device("cuda")), **given)
     assert on_gpu.step == half.gradients and half.step == 0
     assert on_gpu.added - half.added == max(0, on_gpu.step - half.activations - half.logits)
     # parts beside the weights are whole in every process
-    beside = estimate(model, Trained(1000), QUICK, sharding=HALF, **given)
+    beside = estimate_memory(model, Trained(1000), QUICK, sharding=HALF, **given)
     assert beside.gradients == 4000

@@ -11,7 +11,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tuning import QUICK
 from trimtab.datasets import SftExample
 from trimtab.peft import LoRA
-from trimtab.peft.train.examples import Collator, bucketed, encode, forward_size
+from trimtab.peft.train.examples import Collator, bucketed, encode_examples, forward_size
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -19,7 +19,7 @@ def test_the_plan_counts_every_position_at_which_some_row_of_a_forward_has_a_lab
     """Short and long prompts in one batch: no row has as many labels as there are positions with one."""
     pairs = [SftExample("word " * (1 + 3 * i) + "A:", " said") for i in range(8)]
     model, recipe = tiny_model(), replace(QUICK, batch_size=4, max_steps=2)
-    data = encode(model, tiny_tokenizer(), pairs, recipe)
+    data = encode_examples(model, tiny_tokenizer(), pairs, recipe)
     seen, call = [], Collator.__call__
 
     def watched(self, examples):

@@ -26,18 +26,18 @@ from trimtab.evaluate import multiple_choice
 from trimtab.peft.methods.full import require_room_on_cpu
 from trimtab.peft.parts.attached import Trained
 from trimtab.peft.train.checks import GradientCheck
-from trimtab.peft.train.examples import IGNORED, Batches, Collator, encode, first_fit
-from trimtab.peft.train.memory import estimate, require_memory
+from trimtab.peft.train.examples import IGNORED, Batches, Collator, encode_examples, first_fit
+from trimtab.peft.train.memory import estimate_memory, require_memory
 from trimtab.peft.train.packing import packs_exactly
 from trimtab.peft.train.plan import make_plan
-from trimtab.peft.train.running import _require_scalable, n_steps
+from trimtab.peft.train.trainer_run import _require_scalable, n_steps
 from trimtab.peft.train.training import Tuned, signed_loss
 
 PAIRS = [SftExample(f"Q: What is {i}?\nA:", " " + "yes " * (1 + 3 * i % 7)) for i in range(8)]
 
 
 def batch_of(model, recipe=QUICK, *, packing=False, pairs=PAIRS):
-    data = encode(model, tiny_tokenizer(), pairs, recipe)
+    data = encode_examples(model, tiny_tokenizer(), pairs, recipe)
     return Collator(0, packing)([data[i] for i in range(len(data))])
 
 
@@ -84,7 +84,7 @@ def test_labels_are_the_completion_and_the_end_token_by_position():
 
 def test_a_pad_token_that_is_the_end_token_hides_no_label():
     tokenizer = tiny_tokenizer(pad=False)
-    data = encode(tiny_model(), tokenizer, PAIRS, QUICK)
+    data = encode_examples(tiny_model(), tokenizer, PAIRS, QUICK)
     labels = Collator(tokenizer.eos_token_id, packing=False)([data[i] for i in range(len(data))])["labels"]
     assert [int((row == tokenizer.eos_token_id).sum()) for row in labels] == [1] * len(PAIRS)
 
@@ -98,7 +98,7 @@ def test_answers_are_learned_in_the_form_in_which_they_are_measured():
         for answer in row.answers
         if answer.label
     ]
-    learned = encode(model, tokenizer, questions, QUICK).encoded
+    learned = encode_examples(model, tokenizer, questions, QUICK).encoded
     assert [(tokenizer.decode(e.ids[: e.start]), tokenizer.decode(e.ids[e.start :])) for e in learned] == measured
 
 
@@ -118,12 +118,12 @@ def test_no_examples_and_too_long_ones_are_refused():
 
 def test_the_sft_of_the_iti_paper_takes_false_answers_with_their_sign_and_plain_text():
     recipe = replace(QUICK, objective="true_and_false")
-    data = encode(tiny_model(), tiny_tokenizer(), tiny_questions(3), recipe)
+    data = encode_examples(tiny_model(), tiny_tokenizer(), tiny_questions(3), recipe)
     signs = [e.sign for e in data.encoded]
     assert (signs.count(1), signs.count(-1)) == (6 + 3, 6)
     assert [e.start for e in data.encoded[-3:]] == [1, 1, 1]
     with pytest.raises(BadValue, match="needs questions with false answers"):
-        encode(tiny_model(), tiny_tokenizer(), PAIRS, recipe)
+        encode_examples(tiny_model(), tiny_tokenizer(), PAIRS, recipe)
 
 
 def test_the_sft_of_the_iti_paper_moves_towards_true_and_away_from_false_answers():
@@ -274,7 +274,7 @@ def test_the_same_seed_gives_the_same_edit_and_another_seed_another():
 
 def test_the_plan_says_what_will_be_trained_on_what():
     model, method = tiny_model("llama-gqa"), METHODS["lora qv"]
-    data = encode(model, tiny_tokenizer(), tiny_questions(6), QUICK)
+    data = encode_examples(model, tiny_tokenizer(), tiny_questions(6), QUICK)
     attached = method.attach(model, seed=0)
     plan = make_plan(
         method, attached, tiny_tokenizer(), Batches(data, Collator(0, True)), steps=n_steps(len(data), QUICK)
@@ -296,25 +296,25 @@ def test_the_estimate_of_memory_is_the_arithmetic_of_its_parts():
     config = model.config
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     given = {"length": 64, "columns": 16}
-    found = estimate(model, Trained(1000), recipe, **given)
+    found = estimate_memory(model, Trained(1000), recipe, **given)
     assert found.weights == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert (found.gradients, found.optimizer) == (4 * 1000, 2 * 4 * 1000)
     assert found.activations == layers * 8 * 64 * (8 * width + 4 * inner) * 4
     assert found.logits == 8 * 16 * config.vocab_size * (4 + 4 + 4)
     assert found.total == found.weights + found.added and found.untuned == 0
-    half = estimate(model, Trained(1000), replace(recipe, micro_batch=4, precision="bf16"), **given)
+    half = estimate_memory(model, Trained(1000), replace(recipe, micro_batch=4, precision="bf16"), **given)
     cast = found.weights // 2  # autocast's copies of the weights
     assert (half.activations - cast) * 4 == found.activations and half.weights == found.weights
     both = replace(recipe, micro_batch=4, precision="bf16", checkpointing=True)
-    assert estimate(model, Trained(1000), both, **given).activations < half.activations - cast
-    checkpointed = estimate(model, Trained(1000), replace(recipe, checkpointing=True), **given)
+    assert estimate_memory(model, Trained(1000), both, **given).activations < half.activations - cast
+    checkpointed = estimate_memory(model, Trained(1000), replace(recipe, checkpointing=True), **given)
     assert checkpointed.activations == found.activations // layers + layers * 8 * 64 * width * 4
-    eight = estimate(model, Trained(1000), replace(recipe, optimizer="paged_adamw_8bit"), **given)
+    eight = estimate_memory(model, Trained(1000), replace(recipe, optimizer="paged_adamw_8bit"), **given)
     assert eight.optimizer == 2 * 1000
 
 
 def test_weights_that_are_held_twice_are_counted():
-    model, data = tiny_model(), encode(tiny_model(), tiny_tokenizer(), tiny_questions(6), QUICK)
+    model, data = tiny_model(), encode_examples(tiny_model(), tiny_tokenizer(), tiny_questions(6), QUICK)
     weights = sum(p.nbytes for p in model.parameters())
     top = sum(p.nbytes for layer in model.model.layers[-2:] for p in layer.parameters())
     plans = {}
@@ -344,13 +344,13 @@ def test_gradients_and_adam_take_the_dtype_of_what_is_trained():
     optimizer.step()
     moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.ndim)
     attached.detach()
-    found = estimate(half, trained, QUICK, length=8, columns=4)
+    found = estimate_memory(half, trained, QUICK, length=8, columns=4)
     assert (found.gradients, found.optimizer) == (gradients, moments)
 
 
 def test_the_estimate_counts_the_scales_of_quantised_weights(tmp_path):
     model = quantised(tmp_path / "m", "llama", "nf4")
-    found = estimate(model, Trained(1000), QUICK, length=8, columns=4).weights
+    found = estimate_memory(model, Trained(1000), QUICK, length=8, columns=4).weights
     stored = sum(
         p.nbytes + (p.quant_state.absmax.nbytes if hasattr(p, "quant_state") else 0) for p in model.parameters()
     )
@@ -373,15 +373,15 @@ def test_the_estimate_of_activations_and_logits_is_near_what_autograd_keeps():
         loss_and_gradients(attached, batch)
     attached.detach()
     length, columns = batch["input_ids"].shape[1], len(batch["columns"])
-    wanted = estimate(model, Trained(1000), recipe, length=length, columns=columns)
+    wanted = estimate_memory(model, Trained(1000), recipe, length=length, columns=columns)
     assert 0.5 < (wanted.activations + wanted.logits) / sum(kept.values()) < 2
 
 
 def test_too_little_memory_says_what_would_fit():
     model = tiny_model()
     recipe = replace(QUICK, batch_size=16)
-    wanted = estimate(model, Trained(1000), recipe, length=64, columns=16)
-    quarter = estimate(model, Trained(1000), replace(recipe, micro_batch=4), length=64, columns=16)
+    wanted = estimate_memory(model, Trained(1000), recipe, length=64, columns=16)
+    quarter = estimate_memory(model, Trained(1000), replace(recipe, micro_batch=4), length=64, columns=16)
     given = {"length": 64, "columns": 16}
     assert require_memory(model, Trained(1000), recipe, free=wanted.added, **given) == wanted
     with pytest.raises(BadValue, match=r"about .* are free; micro_batch=4 would fit"):
@@ -416,12 +416,12 @@ def test_a_launch_under_an_engine_of_its_own_is_refused(monkeypatch):
 
 
 def test_weight_decay_leaves_the_models_norms_and_biases_alone(tmp_path):
-    from trimtab.peft.train.running import make_trainer
+    from trimtab.peft.train.trainer_run import make_trainer
 
     model = tiny_model("gpt2")
     method = peft.FullFineTuning(recipe=replace(QUICK, weight_decay=0.1))
     attached = method.attach(model, seed=0)
-    data = encode(model, tiny_tokenizer(), PAIRS, method.recipe)
+    data = encode_examples(model, tiny_tokenizer(), PAIRS, method.recipe)
     trainer = make_trainer(attached, method, Batches(data, Collator(0, False)), folder=tmp_path, keep=False)
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, spared = ([names[id(p)] for p in g["params"]] for g in trainer.create_optimizer().param_groups)
@@ -511,10 +511,10 @@ def test_a_run_too_short_for_the_check_warns_of_what_had_no_gradient_and_refuses
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_the_learning_rate_rises_over_the_warm_up_and_one_step_is_not_all_warm_up(schedule, tmp_path):
-    from trimtab.peft.train.running import make_trainer
+    from trimtab.peft.train.trainer_run import make_trainer
 
     model = tiny_model()
-    data = encode(model, tiny_tokenizer(), PAIRS, QUICK)
+    data = encode_examples(model, tiny_tokenizer(), PAIRS, QUICK)
     rates = {}
     for steps in (1, 8):
         recipe = replace(QUICK, schedule=schedule, warmup=0.5, max_steps=steps)

@@ -23,13 +23,13 @@ def build_embedded(
 
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
-    from trimtab.training.embedded_model import TrainingRecipe, quick
+    from trimtab.training.embedded_model import TrainingRecipe, quick_recipe
     from trimtab.training.embedded_model import build_embedded as build
 
     quiet()
     recipe = TrainingRecipe()
     recipe = recipe if seed is None else replace(recipe, seed=seed)
-    record = build(out, recipe if steps is None else quick(recipe, steps), device=device)
+    record = build(out, recipe if steps is None else quick_recipe(recipe, steps), device=device)
     if as_json:
         print_json(record)
     else:

@@ -34,7 +34,7 @@ def generate(
     Example: trimtab generate "What happens if you swallow gum?" --edit runs/shift --compare
     """
     from trimtab.engine.conversation import answers
-    from trimtab.models.seeds import seeded
+    from trimtab.models.seeds import torch_seeded
 
     asked = _asked(prompts, file)
     edit = editing.open(*["--compare"] * compare)
@@ -42,7 +42,7 @@ def generate(
     options = {"template": False if sampling.plain else None, "settings": sampling.settings(), "batch_size": batch_size}
     columns = {}
     for name in (["unedited"] if compare or edit is None else []) + (["edited"] if edit is not None else []):
-        with seeded(seed):
+        with torch_seeded(seed):
             columns[name] = answers(*loaded, asked, edit if name == "edited" else None, **options)
     for i, question in enumerate(asked):
         given = {name: column[i] for name, column in columns.items()}

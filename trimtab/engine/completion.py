@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trimtab.engine.generate import Decoding, continuations
-from trimtab.models.processes import spread
+from trimtab.models.processes import over_processes
 from trimtab.models.tokens import encode
 from trimtab.protocols import Edit
 
@@ -62,7 +62,7 @@ def completions(
         found = continuations(model, tokenizer, ids, edits, decoding, batch_size=batch_size)
         return list(zip(*([cut(text, paragraphs=paragraphs) for text in texts] for texts in found), strict=True))
 
-    texts = spread([encode(tokenizer, prompt) for prompt in prompts], part)
+    texts = over_processes([encode(tokenizer, prompt) for prompt in prompts], part)
     return [list(of_edit) for of_edit in zip(*texts, strict=True)]
 
 

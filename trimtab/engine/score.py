@@ -15,7 +15,7 @@ from trimtab.engine.forwards import Step, run_tree
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.engine.tree_forward import to_device
 from trimtab.models.calling import logits_limit, require_numbers
-from trimtab.models.processes import spread
+from trimtab.models.processes import over_processes
 from trimtab.models.tokens import AnswerTokens, Batch, pad_id
 from trimtab.protocols import Edit
 
@@ -72,7 +72,7 @@ def score_answers(
         token_budget: how many tokens one forward may hold (see `run_tree`).
     """
     budget = Budget(token_budget, batch_size)
-    parts = spread(answers, lambda part: [_score(model, tokenizer, part, edits, budget)])
+    parts = over_processes(answers, lambda part: [_score(model, tokenizer, part, edits, budget)])
     return Scores(
         tuple(tuple(x for part in parts for x in part.logprobs[i]) for i in range(len(edits))),
         sum(part.tokens_computed for part in parts),

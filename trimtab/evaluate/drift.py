@@ -20,7 +20,7 @@ from trimtab.evaluate.figure import Figure
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.anatomy import input_device
 from trimtab.models.calling import inference, require_numbers
-from trimtab.models.processes import spread
+from trimtab.models.processes import over_processes
 from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id
 from trimtab.plain_values import hash_of
 from trimtab.progress import tracked
@@ -175,7 +175,7 @@ def drifts(
     ids = [i for i in ids if len(i) > 1]
     if not ids:
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
-    rows = spread(ids, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
+    rows = over_processes(ids, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
     pairs = list(zip(*rows, strict=True))
     # every text weighs the same: texts are cut to nearly equal length, and intervals resample texts
     return tuple(Drift(bootstrap_mean([c for c, _ in p]), bootstrap_mean([k for _, k in p]), tuple(p)) for p in pairs)

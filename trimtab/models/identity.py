@@ -153,7 +153,7 @@ def _quantization_name(config: Mapping[str, Any] | None) -> str | None:
         return "int8"
     if config.get("load_in_4bit"):
         return f"{config.get('bnb_4bit_quant_type')}{'-dq' if config.get('bnb_4bit_use_double_quant') else ''}"
-    return str(getattr(config.get("quant_method"), "value", config.get("quant_method")))
+    return str.__str__(config.get("quant_method") or "None")  # an enum's value, without its class's name
 
 
 _MEMORY: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = weakref.WeakKeyDictionary()

@@ -46,7 +46,7 @@ def wait() -> None:
         dist.barrier()
 
 
-def spread(items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+def over_processes(items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
     """Return `work(items)`, each process doing a stretch of the items and all getting every result.
 
     Stretches are consecutive, since neighbours (answers of one question) share computation.

@@ -12,7 +12,7 @@ import torch
 
 
 @contextlib.contextmanager
-def seeded(seed: int | None, model: Any = None) -> Iterator[None]:
+def torch_seeded(seed: int | None, model: Any = None) -> Iterator[None]:
     """Run the block from a seed, if one is given; torch's generators are afterwards as they were.
 
     Those of the CPU and of the GPUs that `model` is on, or of all GPUs.
@@ -29,7 +29,7 @@ def random_state_kept(model: Any) -> Iterator[None]:
     """Leave the generators of torch, numpy and Python as they are: the Trainer seeds them all."""
     python, numbers = random.getstate(), np.random.get_state()
     try:
-        with seeded(None, model):
+        with torch_seeded(None, model):
             yield
     finally:
         random.setstate(python)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from trimtab.errors import BadValue, Incompatible
@@ -39,7 +39,7 @@ def method_class(kind: str) -> Any:
         Incompatible: there is none.
     """
     if kind in HOMES:
-        return getattr(import_module(f"trimtab.peft.methods.{HOMES[kind]}"), kind)
+        return resolve_name(f"trimtab.peft.methods.{HOMES[kind]}:{kind}")
     for found in _subclasses(Tunable):
         if found.__name__ == kind:
             return found

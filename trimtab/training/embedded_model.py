@@ -294,6 +294,6 @@ def _write(folder: Path, model: Any, tokenizer: Any, record: dict[str, Any], run
     return record
 
 
-def quick(recipe: TrainingRecipe, steps: int) -> TrainingRecipe:
+def quick_recipe(recipe: TrainingRecipe, steps: int) -> TrainingRecipe:
     """Return the recipe cut to a number of steps, for tests and trials."""
     return replace(recipe, steps=steps, warmup_steps=min(recipe.warmup_steps, max(1, steps // 5)))

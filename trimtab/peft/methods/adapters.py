@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trimtab.errors import BadValue, Incompatible, first_line
 from trimtab.models.anatomy import base_of
 from trimtab.models.plain import skeleton
-from trimtab.models.seeds import seeded
+from trimtab.models.seeds import torch_seeded
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 from trimtab.peft.parts.attaching import require_whole
@@ -43,7 +43,7 @@ class AttachedAdapter(Attached):
         """Free numbers in parameters of which only some entries are trained."""
         self._undecayed: list[nn.Parameter] = []
         try:
-            with seeded(seed, base), warnings.catch_warnings():
+            with torch_seeded(seed, base), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|is_gradient_checkpointing).*")
                 # a copy, since get_peft_model writes into the configuration it is given
                 self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
@@ -185,7 +185,7 @@ def scaled_lora(tensors: Mapping[str, Tensor], factor: float | int) -> dict[str,
     return {k: v * factor if "lora_B" in k or "lora_embedding_B" in k else v for k, v in tensors.items()}
 
 
-def require_modules(model: nn.Module, targets: Iterable[str], what: str) -> None:
+def require_target_modules(model: nn.Module, targets: Iterable[str], what: str) -> None:
     """Raise `BadValue`, offering the nearest names, if a target is the end of no module's path."""
     names = [name for name, m in model.named_modules() if name and not isinstance(m, nn.ModuleList)]
     ends = sorted({name.split(".")[-1] for name in names})

@@ -16,7 +16,7 @@ from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, text_config
 from trimtab.models.hooks import on_outputs
 from trimtab.peft.methods.base import TuningMethod
-from trimtab.peft.parts.attaching import Parts, empty_linear, frozen_base, hold, master_dtype
+from trimtab.peft.parts.attaching import AttachedParts, empty_linear, frozen_base, hold, master_dtype
 from trimtab.peft.parts.sublayers import attention_blocks, config_of, feed_forward
 from trimtab.peft.tunable import Capabilities
 
@@ -58,7 +58,7 @@ class Bottleneck(TuningMethod):
         """Style and width."""
         return f"{self.style.capitalize()} adapter w={self.width}"
 
-    def attach(self, model: Any, *, seed: int) -> Parts:
+    def attach(self, model: Any, *, seed: int) -> AttachedParts:
         """Return the adapters on the model, in float32 if the model is in half precision.
 
         Raises:
@@ -72,13 +72,13 @@ class Bottleneck(TuningMethod):
         with frozen_base(model) as undo:
             hooks = []
             for name, layer, module in self._sites(model):
-                adapter = Adapter(d_model, self.width, self.style, generator)
+                adapter = BottleneckModule(d_model, self.width, self.style, generator)
                 adapter.to(device=next(module.parameters()).device, dtype=dtype)
                 hold(layer, f"adapter_{name.split('.')[-1]}", adapter, undo)
                 places |= {f"{name}.{key}": parameter for key, parameter in adapter.named_parameters()}
                 hooks.append((module, adapter))
             undo.enter_context(on_outputs(hooks))
-            return Parts(model, places, undo, f"the {self.name}")
+            return AttachedParts(model, places, undo, f"the {self.name}")
 
     def _sites(self, model: Any) -> list[tuple[str, nn.Module, nn.Module]]:
         """Return (name, layer, module whose output is adapted), in layer order."""
@@ -106,7 +106,7 @@ class Bottleneck(TuningMethod):
         return {name: t * factor if ".up." in name else t for name, t in tensors.items()}
 
 
-class Adapter(nn.Module):
+class BottleneckModule(nn.Module):
     """x + up(act(down(norm(x)))), with `up` zero at the start."""
 
     def __init__(self, d_model: int, width: int, style: Style, generator: torch.Generator) -> None:

@@ -16,7 +16,7 @@ from trimtab.models.plain import skeleton
 from trimtab.models.twin import is_twin
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.parts.attaching import Parts, frozen_base
+from trimtab.peft.parts.attaching import AttachedParts, frozen_base
 from trimtab.peft.tunable import Capabilities
 
 
@@ -49,7 +49,7 @@ class FullFineTuning(TuningMethod):
         """All, or which part."""
         return "Full fine-tuning" if self.layers == "all" else f"FT-Top{self.layers}"
 
-    def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - tuning starts from the weights
+    def attach(self, model: Any, *, seed: int) -> AttachedParts:  # noqa: ARG002 - tuning starts from the weights
         """Return the chosen weights as what is trained.
 
         Raises:
@@ -66,7 +66,7 @@ class FullFineTuning(TuningMethod):
                 undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
-            return Parts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
+            return AttachedParts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
 
     def load(self, attached: Attached, tensors: Mapping[str, Tensor], strength: float | int) -> None:
         """Put the weights in place, at a share of their way from the untuned ones (Ilharco et al. 2023, section 2).

@@ -19,7 +19,7 @@ from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.hooks import on_inputs
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.base import TuningMethod
-from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype, require_no_compiled_graph
+from trimtab.peft.parts.attaching import AttachedParts, frozen_base, hold, master_dtype, require_no_compiled_graph
 from trimtab.peft.parts.sublayers import config_of, head_width
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.tunable import Capabilities
@@ -61,7 +61,7 @@ class HeadOffsets(TuningMethod):
         """How many heads."""
         return f"Head offsets k={len(self.heads) or self.top_k}"
 
-    def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - offsets start at zero whatever the seed
+    def attach(self, model: Any, *, seed: int) -> AttachedParts:  # noqa: ARG002 - offsets start at zero whatever the seed
         """Return the offsets on the model.
 
         Raises:
@@ -94,13 +94,13 @@ class HeadOffsets(TuningMethod):
         method = self.with_knobs(knobs)
         if method.heads:
             return super(HeadOffsets, method).fit(model, tokenizer, train, seed=seed, out=out, resume=resume)
-        from trimtab.peft.train.runs import RunFolder, require_lasting
+        from trimtab.peft.train.runs import TuningRunFolder, require_lasting
 
         require_lasting(method.recipe.report_to, out)
         # trackers follow one run: some would draw the steps of both as one curve
         scalings = HeadScalings(recipe=replace(method.recipe, report_to=()))
         both = {"method": method.describe(), "recipe": method.recipe.as_dict(), "seed": seed}
-        with RunFolder.opened(out, both, resume=resume) as folder:
+        with TuningRunFolder.opened(out, both, resume=resume) as folder:
             first, second = (folder.path / name if out else None for name in ("scalings", "offsets"))
             scaled = scalings.fit(model, tokenizer, train, seed=seed, out=first, resume=resume)
             chosen = method.on(scalings.strongest(scaled.tensors, method.top_k))
@@ -130,7 +130,7 @@ class HeadScalings(TuningMethod):
     capabilities: ClassVar[Capabilities] = Capabilities("function composition", mergeable=False)
     learning_rate: ClassVar[float] = 1e-2
 
-    def attach(self, model: Any, *, seed: int) -> Parts:  # noqa: ARG002 - scalings start at one whatever the seed
+    def attach(self, model: Any, *, seed: int) -> AttachedParts:  # noqa: ARG002 - scalings start at one whatever the seed
         """Return a scaling of every head on the model."""
         require_no_compiled_graph(model)
         heads = [Head(site.layer, head) for site in find_heads(model) for head in range(site.n_heads)]
@@ -155,7 +155,7 @@ class HeadScalings(TuningMethod):
 
 def _attach(
     model: Any, heads: Iterable[Head], change: Callable[[Tensor, Tensor], Tensor], kind: str, what: str
-) -> Parts:
+) -> AttachedParts:
     require_no_compiled_graph(model)
     layers, sites = decoder_layers(model), {site.layer: site for site in find_heads(model)}
     chosen = _by_layer(heads, sites)
@@ -170,7 +170,7 @@ def _attach(
             places[f"layers.{layer}"] = vectors
             hooks.append((site.module, _OnHeads(vectors, indices, site, change)))
         undo.enter_context(on_inputs(hooks))
-        return Parts(model, places, undo, what)
+        return AttachedParts(model, places, undo, what)
 
 
 def _by_layer(heads: Iterable[Head], sites: Mapping[int, HeadSite]) -> dict[int, list[int]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import text_config
-from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, require_modules
+from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, require_target_modules
 from trimtab.peft.parts.fused import fused_rows, fused_width, is_fused
 from trimtab.peft.tunable import Capabilities, HubAdapter
 
@@ -54,7 +54,7 @@ class IA3(HubBased):
             raise BadValue(
                 f"PEFT lists no IA3 modules for model type {kind!r}; give targets=(...) and feedforward=(...)"
             )
-        require_modules(model, targets, self.name)
+        require_target_modules(model, targets, self.name)
         return self._config(list(targets), [t for t in inner if t in targets])
 
     def _config(self, targets: list[str], inner: list[str]) -> hf_peft.IA3Config:

@@ -15,7 +15,7 @@ from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.full import require_float_weights
-from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype
+from trimtab.peft.parts.attaching import AttachedParts, frozen_base, hold, master_dtype
 from trimtab.peft.parts.projection import Lift
 from trimtab.peft.parts.sublayers import config_of
 from trimtab.peft.tunable import Capabilities
@@ -52,7 +52,7 @@ class IntrinsicDimension(TuningMethod):
         """The kind and the dimension."""
         return f"{'SAID' if self.structure_aware else 'Intrinsic dimension'} d={self.d}"
 
-    def attach(self, model: Any, *, seed: int) -> Parts:
+    def attach(self, model: Any, *, seed: int) -> AttachedParts:
         """Return z (and the scales) on the model, whose weights become functions of them.
 
         Raises:
@@ -81,7 +81,7 @@ class IntrinsicDimension(TuningMethod):
                 parametrize.register_parametrization(module, name, move, unsafe=True)
                 undo.callback(_restore, module, name, order)
             remade = sum(w.nbytes for w in weights)
-            return Parts(model, places, undo, f"the {self.name}", remade=remade)
+            return AttachedParts(model, places, undo, f"the {self.name}", remade=remade)
 
     def _n_scales(self, n_layers: int) -> int:
         n_scales = n_layers + 1 if self.structure_aware else 0

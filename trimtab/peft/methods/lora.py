@@ -13,7 +13,13 @@ from torch import Tensor
 
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import output_width, text_config
-from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, require_modules, scaled_lora
+from trimtab.peft.methods.adapters import (
+    AttachedAdapter,
+    HubBased,
+    finished_config,
+    require_target_modules,
+    scaled_lora,
+)
 from trimtab.peft.parts.fused import fused_rows, fused_width, is_fused
 from trimtab.peft.tunable import Capabilities, HubAdapter
 
@@ -74,7 +80,7 @@ class LoRA(HubBased):
         if self.targets == "all":
             return self._config("all-linear")
         targets = query_and_value_names(model) if isinstance(self.targets, str) else list(self.targets)
-        require_modules(model, targets, self.name)
+        require_target_modules(model, targets, self.name)
         return self._config(targets, blocks=2 if self.targets == "qv" and len(targets) == 1 else 1)
 
     def _config(self, targets: str | list[str], blocks: int = 1) -> hf_peft.LoraConfig:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_of
 from trimtab.peft.methods.base import TuningMethod
-from trimtab.peft.parts.attaching import Parts, frozen_base, hold, master_dtype
+from trimtab.peft.parts.attaching import AttachedParts, frozen_base, hold, master_dtype
 from trimtab.peft.parts.sublayers import config_of
 from trimtab.peft.parts.virtual_tokens import VirtualTokens, keys_and_values, vocabulary_embeddings
 from trimtab.peft.tunable import Capabilities, HubAdapter
@@ -49,7 +49,7 @@ class PromptTuning(TuningMethod):
         """How many tokens."""
         return f"Prompt tuning n={self.n_tokens}"
 
-    def attach(self, model: Any, *, seed: int) -> Parts:
+    def attach(self, model: Any, *, seed: int) -> AttachedParts:
         """Return the prompt on the model; raises `UnsupportedModel` if some layer has no attention."""
         with frozen_base(model) as undo:
             start = vocabulary_embeddings(model, self.n_tokens, seed)
@@ -57,7 +57,7 @@ class PromptTuning(TuningMethod):
             tokens = VirtualTokens(model, self.n_tokens, lambda: keys_and_values(model, prompt.to(start.dtype)))
             hold(decoder_of(model), PROMPT, prompt, undo)
             undo.enter_context(tokens.present())
-            return Parts(model, {PROMPT: prompt}, undo, f"the {self.name}")
+            return AttachedParts(model, {PROMPT: prompt}, undo, f"the {self.name}")
 
     def parameter_count(self, model_or_config: Any) -> int:
         """Return tokens times the width of an embedding."""

@@ -18,7 +18,7 @@ from trimtab.models.hooks import held_by_this_thread, is_compiled
 from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 
 
-class Parts(Attached):
+class AttachedParts(Attached):
     """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them.
 
     A method that moves the weights themselves says how many bytes of them stand in memory twice (see `Trained`).
@@ -101,7 +101,7 @@ def require_whole(model: Any) -> None:
 
 @contextlib.contextmanager
 def frozen_base(model: Any) -> Iterator[ExitStack]:
-    """Freeze the model and yield a stack to hang further undoing on; all is undone unless `Parts` take it over.
+    """Freeze the model and yield a stack to hang further undoing on; all is undone unless `AttachedParts` takes it.
 
     Raises:
         BadValue: weights are offloaded.

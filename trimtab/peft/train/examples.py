@@ -62,7 +62,9 @@ class Examples(Dataset):
         return hash_of(rows)[:16]
 
 
-def encode(model: Any, tokenizer: Any, train: QuestionSet | PairSet | Sequence[SftExample], recipe: Recipe) -> Examples:
+def encode_examples(
+    model: Any, tokenizer: Any, train: QuestionSet | PairSet | Sequence[SftExample], recipe: Recipe
+) -> Examples:
     """Return the training examples as tokens.
 
     The completion and the end token after it are learned, by position: a pad token that is the end token too hides

@@ -43,12 +43,12 @@ from trimtab.peft.parts.attached import Attached
 from trimtab.peft.parts.attaching import require_whole
 from trimtab.peft.parts.snapshot import Snapshot
 from trimtab.peft.recipe import Recipe
-from trimtab.peft.train.examples import Batches, Collator, Examples, encode
+from trimtab.peft.train.examples import Batches, Collator, Examples, encode_examples
 from trimtab.peft.train.packing import packs_exactly
-from trimtab.peft.train.plan import Plan, make_plan
-from trimtab.peft.train.running import cast_once, checkpointed, make_trainer, n_steps, run_trainer
-from trimtab.peft.train.runs import RunFolder, require_lasting
+from trimtab.peft.train.plan import TuningPlan, make_plan
+from trimtab.peft.train.runs import TuningRunFolder, require_lasting
 from trimtab.peft.train.sharding import Sharding
+from trimtab.peft.train.trainer_run import cast_once, checkpointed, make_trainer, n_steps, run_trainer
 from trimtab.peft.tunable import Tunable
 from trimtab.protocols import Cost
 
@@ -74,7 +74,7 @@ def fit_method(
     start, sharding = time.perf_counter(), Sharding.asked()
     device = sharding.device if sharding else input_device(base_of(model))
     _require_launched_for(device, method.recipe)
-    data = encode(model, tokenizer, train, method.recipe)
+    data = encode_examples(model, tokenizer, train, method.recipe)
     made_on = fingerprint(model)
     if sharding:
         sharding.require_runs_on(method, model, made_on)
@@ -116,7 +116,7 @@ class _Learned:
     """What a run gives; two of its times on the clock of `time.perf_counter`."""
 
     tensors: dict[str, Tensor]
-    plan: Plan
+    plan: TuningPlan
     prepared: float
     trained: float
     tokens_seen: int
@@ -161,7 +161,7 @@ class _Run:
         plan = all_or_none(partial(made, sharding=self.sharding))
         if rank_and_count()[0] == 0:
             _tell(plan.to_text())
-        with RunFolder.opened(self.out, self.specification, resume=self.resume) as folder, plain_launch():
+        with TuningRunFolder.opened(self.out, self.specification, resume=self.resume) as folder, plain_launch():
             if self.sharding:
                 self.sharding.apply(attached)
             kept = {"folder": folder.path, "keep": self.out is not None}

@@ -25,7 +25,7 @@ OPTIMIZER_BYTES = {"adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes by what holds them, on the model's device; `untuned` is in the CPU's memory wherever the model is."""
 
     weights: int
@@ -58,9 +58,9 @@ class Estimate:
         return made + self.gradients + self.optimizer + max(self.activations + self.logits, self.step)
 
 
-def estimate(
+def estimate_memory(
     model: Any, trained: Trained, recipe: Recipe, *, length: int, columns: int, sharding: Sharding | None = None
-) -> Estimate:
+) -> MemoryEstimate:
     """Return an estimate for forwards of `recipe.micro_batch` rows of `length` tokens, `columns` of which have logits.
 
     Activations a layer and token: eight vectors of the model's width and four of the MLP's (attention by SDPA keeps
@@ -83,7 +83,7 @@ def estimate(
         n_trained = math.ceil(n_trained / sharding.processes) if trained.in_place else n_trained
     device = sharding.device if sharding else input_device(base)
     foreach = device.type == "cuda" and recipe.optimizer == "adamw"
-    return Estimate(
+    return MemoryEstimate(
         weights=weights,
         untuned=trained.untuned,
         gradients=trained.itemsize * n_trained,
@@ -122,10 +122,10 @@ def require_memory(
     columns: int,
     free: int | None = None,
     sharding: Sharding | None = None,
-) -> Estimate:
+) -> MemoryEstimate:
     """Return the estimate; raises `BadValue`, saying what would fit, if it is more than there is."""
     free = free_bytes(sharding.device if sharding else input_device(model)) if free is None else free
-    of_recipe = partial(estimate, model, trained, length=length, columns=columns, sharding=sharding)
+    of_recipe = partial(estimate_memory, model, trained, length=length, columns=columns, sharding=sharding)
     wanted = of_recipe(recipe)
     if wanted.added <= free:
         return wanted
@@ -136,7 +136,7 @@ def require_memory(
     )
 
 
-def _what_fits(of_recipe: Callable[[Recipe], Estimate], recipe: Recipe, free: int) -> str:
+def _what_fits(of_recipe: Callable[[Recipe], MemoryEstimate], recipe: Recipe, free: int) -> str:
     rows = recipe.micro_batch or recipe.batch_size
     sizes = [n for n in range(rows, 0, -1) if recipe.batch_size % n == 0]
     for checkpointing in (recipe.checkpointing, True):

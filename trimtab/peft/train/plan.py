@@ -13,13 +13,13 @@ from trimtab.models.processes import rank_and_count
 from trimtab.models.tied import has_tied_embeddings
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.train.examples import Batches, Examples, bucketed, forward_size
-from trimtab.peft.train.memory import Estimate, require_memory
+from trimtab.peft.train.memory import MemoryEstimate, require_memory
 from trimtab.peft.train.sharding import Sharding
 from trimtab.peft.tunable import Tunable
 
 
 @dataclass(frozen=True)
-class Plan:
+class TuningPlan:
     """What will be trained on what, and what it will take."""
 
     method: str
@@ -36,7 +36,7 @@ class Plan:
     tied_embeddings: bool
     packing: bool
     steps: int
-    memory: Estimate
+    memory: MemoryEstimate
     n_examples: int
     n_tokens: int
     n_labelled: int
@@ -77,7 +77,7 @@ def make_plan(
     *,
     steps: int,
     sharding: Sharding | None = None,
-) -> Plan:
+) -> TuningPlan:
     """Return the plan. Raises `BadValue` if the estimated memory is not there."""
     base, recipe, data = base_of(attached.model), method.recipe, batches.data
     trainable = attached.trainable()
@@ -93,7 +93,7 @@ def make_plan(
     memory = require_memory(base, trained, recipe, length=length, columns=columns, sharding=sharding)
     family_full = method.capabilities.family == "full"
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in trainable.values()})
-    return Plan(
+    return TuningPlan(
         method=method.name,
         parts=dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in trainable)),
         coverage=_coverage(base, trainable),
@@ -136,11 +136,11 @@ def _marked(tokenizer: Any, data: Examples) -> str:
     return f"{tokenizer.decode(first.ids[: first.start])}⟦{tokenizer.decode(first.ids[first.start :])}⟧"
 
 
-def _where(memory: Estimate) -> str:
+def _where(memory: MemoryEstimate) -> str:
     return " in each process, beside the model it was given" if memory.sharded else ""
 
 
-def _by_holder(memory: Estimate) -> str:
+def _by_holder(memory: MemoryEstimate) -> str:
     flags = ("on_cpu", "sharded")
     held = {k: v for k, v in asdict(memory).items() if k not in flags and (v or k not in ("untuned", "step"))}
     apart = "" if memory.on_cpu or not memory.untuned else " (in the CPU's memory, not counted)"

@@ -32,7 +32,7 @@ def require_lasting(trackers: Iterable[str], out: str | Path | None) -> None:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class TuningRunFolder:
     """Where a run keeps its checkpoints."""
 
     path: Path
@@ -41,7 +41,9 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, out: str | Path | None, specification: Mapping[str, Any], *, resume: bool) -> Iterator[RunFolder]:
+    def opened(
+        cls, out: str | Path | None, specification: Mapping[str, Any], *, resume: bool
+    ) -> Iterator[TuningRunFolder]:
         """Yield the folder of a run of this specification; without `out`, a temporary one.
 
         Raises:

@@ -15,7 +15,7 @@ from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.processes import FSDP, from_all, is_split, launch_asks, rank_and_count
 from trimtab.models.stored_bits import has_four_bit
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.parts.attaching import Parts
+from trimtab.peft.parts.attaching import AttachedParts
 from trimtab.peft.parts.sublayers import has_separate_experts
 from trimtab.peft.tunable import Tunable
 
@@ -149,7 +149,7 @@ class Sharding:
             raise Incompatible(
                 f"torch cannot split this model over processes ({first_line(cause)}); launch the processes without FSDP"
             ) from cause
-        if isinstance(attached, Parts) and in_place:
+        if isinstance(attached, AttachedParts) and in_place:
             split = dict(base_of(attached.model).named_parameters())
             attached.places |= {name: split[name] for name in parts}
 
