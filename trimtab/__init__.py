@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trimtab.models.adding import add_to_heads
     from trimtab.models.heads import find_heads
     from trimtab.models.load.checkpoints import load_model
-    from trimtab.protocols import Cost, Edit, Method, TokenMask
+    from trimtab.protocols import Control, Cost, Edit, Judge, Measured, Meter, Method, TokenMask, Verdict
 
 _HOMES = {
     "compare": "",
@@ -61,11 +61,15 @@ _HOMES = {
     "Control": "protocols",
     "Cost": "protocols",
     "Edit": "protocols",
+    "Judge": "protocols",
+    "Measured": "protocols",
+    "Meter": "protocols",
     "Method": "protocols",
     "NoEdit": "edits.combined",
     "Prompted": "edits.prompts",
     "Stacked": "edits.combined",
     "TokenMask": "protocols",
+    "Verdict": "protocols",
     "BadDataset": "errors",
     "BadValue": "errors",
     "Incompatible": "errors",
@@ -84,11 +88,15 @@ __all__ = [
     "ActivationStore",
     "BadDataset",
     "BadValue",
+    "Control",
     "Cost",
     "Edit",
     "Head",
     "HeadActivations",
     "Incompatible",
+    "Judge",
+    "Measured",
+    "Meter",
     "Method",
     "NoEdit",
     "Prompted",
@@ -97,18 +105,24 @@ __all__ = [
     "TokenMask",
     "TrimtabError",
     "UnsupportedModel",
+    "Verdict",
     "add_to_heads",
     "capture_heads",
     "capture_to_store",
     "compare",
     "datasets",
+    "edits",
+    "engine",
     "evaluate",
+    "export",
     "find_heads",
     "load_edit",
     "load_model",
     "models",
     "peft",
     "probes",
+    "prompting",
+    "published",
     "steer",
 ]
 
