@@ -20,7 +20,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trimtab import compare, datasets, evaluate, models, peft, probes, steer
+    from trimtab import (
+        compare,
+        datasets,
+        edits,
+        engine,
+        evaluate,
+        export,
+        models,
+        peft,
+        probes,
+        prompting,
+        published,
+        steer,
+    )
     from trimtab.activations.captured import HeadActivations
     from trimtab.activations.labelled import Head
     from trimtab.activations.shards import ActivationStore
