@@ -166,7 +166,7 @@ class EditCase(NamedTuple):
     tags: frozenset[str] = frozenset()
     """"vectors": adds vectors at positions; "tunes": acts at all positions; "prompts"; "residual"; "saves": has a form
     on disk; "scales": has a strength; "merges": can be worked into a plain model; "constants": is what vectors added to
-    modules' outputs do, and has random counterparts; "foreign": of a user's own."""
+    modules' outputs do; "draws": has random counterparts; "foreign": of a user's own."""
     at_zero: Callable[[Any], Edit] | None = None
     """The same at strength 0, where `scaled(0)` is not it."""
 
@@ -176,7 +176,7 @@ def tags(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-SHIFT = tags("vectors", "saves", "scales", "merges", "constants")
+SHIFT = tags("vectors", "saves", "scales", "merges", "constants", "draws")
 EDITS: dict[str, EditCase] = {
     "no edit": EditCase(lambda m: NoEdit(), tags=tags("scales", "saves", "merges")),
     "few-shot": EditCase(lambda m: FEW_SHOT, tags=tags("prompts", "saves")),
@@ -208,7 +208,7 @@ EDITS: dict[str, EditCase] = {
     "shift within a shift": EditCase(
         lambda m: Stacked((one_shift(m), other_shift(m))),
         lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
-        tags("vectors", "scales", "saves", "merges"),
+        SHIFT - {"draws"},
     ),
     "foreign": EditCase(
         foreign_nudge,

@@ -170,8 +170,10 @@ def _prepare(folder, made, tt, loaded, head_shift, residual_shift):
     head_shift("llama").save(folder / "broken" / "x")
     (folder / "broken" / "x" / "record.json").replace(folder / "broken" / "record.json")
     model, tokenizer, _ = loaded("llama")
-    tt.steer.fit(model, tokenizer, made.questions_of(8), strength=1, top_k=2).save(folder / "all")
-    tt.steer.fit(model, tokenizer, made.questions_of(8), strength=1, site="residual").save(folder / "everything")
+    tt.steer.fit(model, tokenizer, made.questions_of(8), tt.steer.ShiftSpec(strength=1, top_k=2)).save(folder / "all")
+    tt.steer.fit(model, tokenizer, made.questions_of(8), tt.steer.ShiftSpec(strength=1, site="residual")).save(
+        folder / "everything"
+    )
     tt.peft.LoRA(r=2, recipe=tt.peft.Recipe(max_steps=1)).fit(model, tokenizer, made.questions_of(4)).save(
         folder / "tuned"
     )
@@ -255,15 +257,19 @@ def _acts(tt, made, loaded, head_shift, residual_shift, folder):
         "no answers": lambda: evaluate.answers(model, tokenizer, []),
         "template": lambda: evaluate.prompt_ids(tokenizer, "a", template=True),
         "strength metric": lambda: steer.choose_strength(model, tokenizer, questions, shift, metric="x"),
-        "strength alphas": lambda: steer.choose_strength(model, tokenizer, questions, shift, alphas=()),
-        "strength heads": lambda: steer.choose_strength(model, tokenizer, questions, shift, top_ks=(50,)),
+        "strength alphas": lambda: steer.choose_strength(
+            model, tokenizer, questions, shift, sweep=steer.Sweep(alphas=())
+        ),
+        "strength heads": lambda: steer.choose_strength(
+            model, tokenizer, questions, shift, sweep=steer.Sweep(top_ks=(50,))
+        ),
         "knobs": lambda: steer.ITI().fit(model, tokenizer, questions, knobs={"k": 1}),
         "caa rank": lambda: steer.CAA().fit(model, tokenizer, questions, knobs={"rank": 9, "alpha": 1}),
         "iti direction": lambda: steer.ITI(direction="random"),
         "load": lambda: steer.load_shift(folder / "model"),
         "load activations": lambda: tt.HeadActivations.load(folder / "nowhere"),
         "load edit": lambda: peft.TunedEdit.load(folder / "shift"),
-        "bake scaled 0": lambda: steer.bake(model, tokenizer, shift.scaled(0), folder / "b"),
+        "bake scaled 0": lambda: tt.export.checkpoint(model, tokenizer, shift.scaled(0), folder / "b"),
         "rank": lambda: peft.LoRA(r=0),
         "targets": lambda: peft.LoRA(targets="kv"),
         "dropout": lambda: peft.LoRA(dropout=1),
@@ -280,7 +286,7 @@ def _acts(tt, made, loaded, head_shift, residual_shift, folder):
         "methods": lambda: compare.run(model, tokenizer, questions, []),
         "control": lambda: compare.run(model, tokenizer, questions, [steer.RandomDirection()]),
         "draws": lambda: steer.RandomDirection(draws=1),
-        "meters": lambda: compare.Meters(texts=["a"]),
+        "meters": lambda: evaluate.answer_meters(texts=["a"]),
         "comparison": lambda: compare.Comparison.load(folder / "model"),
         "question": lambda: Question("Why?", (), ("b",)),
         "question best": lambda: Question("Why?", ("a",), ("b",), best_answer="c"),

@@ -259,7 +259,7 @@ def shifts(rec):
         }.items():
             rec.put(f"method {key}/grid", method.grid)
             _put_shift(rec, f"method {key}", method.fit(model, tokenizer, questions, knobs=method.grid[-3], seed=1))
-        drawn = tt().steer.RandomDirection(draws=2).draw(head_shift("gpt2"), seed=[1, 2, 3])
+        drawn = next(tt().steer.RandomDirection(draws=2).edits(head_shift("gpt2"), 1, seed=[1, 2, 3]))
         _put_shift(rec, "method random", drawn)
     with rec.tried("agreement"):
         other = tt().probes.fit_mass_mean(captured("embedded"), validation=0.4, seed=0)
@@ -337,12 +337,13 @@ def steering(rec):
         rec.put("scored texts", scored.as_dict())
     with rec.tried("strength"):
         chosen = tt().steer.choose_strength(
-            model, tokenizer, folklore(10), head_shift("embedded"), alphas=(1, 4, 8), top_ks=(2, 4), metric="mc1",
-            texts=made.TEXTS[:4], kl_budget=0.5,
+            model, tokenizer, folklore(10), head_shift("embedded"), metric="mc1", kl_budget=0.5,
+            sweep=tt().steer.Sweep(alphas=(1, 4, 8), top_ks=(2, 4), texts=made.TEXTS[:4]),
         )  # fmt: skip
         _put_shift(rec, "strength", chosen)
     with rec.tried("fit"):
-        fitted = tt().steer.fit(made.model_of("gpt2"), made.tokenizer_of(), made.questions_of(), strength=2.0, top_k=3)
+        spec = tt().steer.ShiftSpec(strength=2.0, top_k=3)
+        fitted = tt().steer.fit(made.model_of("gpt2"), made.tokenizer_of(), made.questions_of(), spec)
         _put_shift(rec, "fit", fitted.shift)
         rec.put("fit/mass mean", fitted.directions.values)
 
@@ -525,7 +526,7 @@ def _put_tuned(rec, key, family, method):
     except tt().BadValue as refused:
         rec.put(f"{key}/half", str(refused))
     try:
-        rec.put(f"{key}/merged logits", made.logits(edit.merge(model)))
+        rec.put(f"{key}/merged logits", made.logits(edit.merged(model)))
     except tt().BadValue as refused:
         rec.put(f"{key}/merged", str(refused))
 
@@ -537,7 +538,7 @@ def baking(rec):
         for key, shift in {"heads": head_shift(name).scaled(4), "residual": residual_shift(name)}.items():
             with rec.tried(f"{name}/{key}"), tempfile.TemporaryDirectory() as folder:
                 prompts = [f"Q: {q.question}\nA:" for q in folklore(3)]
-                baked = tt().steer.bake(model, tokenizer, shift, f"{folder}/baked", prompts=prompts)
+                baked = tt().export.checkpoint(model, tokenizer, shift, f"{folder}/baked", prompts=prompts)
                 rec.put(f"{name}/{key}/says", baked.as_dict())
                 plain_model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/baked").eval()
                 rec.put(f"{name}/{key}/logits", made.logits(plain_model))
@@ -546,7 +547,7 @@ def baking(rec):
                 rec.put(f"{name}/{key}/files", sorted(p.name for p in Path(folder, "baked").iterdir()))
             with rec.tried(f"{name}/{key}/lm-eval"), tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "steered.pt")
-                rec.put(f"{name}/{key}/hooks", tt().steer.to_lm_eval(model, shift, path))
+                rec.put(f"{name}/{key}/hooks", tt().export.to_lm_eval(model, shift, path))
                 rec.put(f"{name}/{key}/lm-eval", torch.load(path, weights_only=True))
 
 
@@ -558,7 +559,7 @@ def comparing(rec):
     def judge(question, answer):
         return tt().evaluate.Verdict(float(len(answer) % 2), float(len(answer) % 3 > 0))
 
-    meters = compare.Meters(judge=judge, texts=made.TEXTS, max_new_tokens=4)
+    meters = tt().evaluate.answer_meters(judge=judge, texts=made.TEXTS, max_new_tokens=4, divide_texts=True)
     with rec.tried("run"), tempfile.TemporaryDirectory() as folder:
         methods = [
             compare.FewShot(shots=(1, 2), draws=1),

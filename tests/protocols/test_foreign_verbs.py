@@ -117,7 +117,7 @@ methods:
   - few-shot: {{shots: [1]}}
 """
     )
-    text = said("compare", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    text = said("compare", "--config", tmp_path / "c.yaml", "--out", tmp_path / "run")
     assert "surprise" in text
     said("report", tmp_path / "run")
     pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "run").rglob("*.md")]

@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import CONTROLS, METHODS, TUNING, UNLIKE, every_control, every_method, left_to_mend, slowly
+from tests.cases import CONTROLS, METHODS, TUNING, UNLIKE, every_control, every_method, slowly
 from tests.observing import logits, random_state, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.errors import BadValue
 from trimtab.protocols import Control, Cost, Edit, Method
 
 QUESTIONS = tiny_questions(8)
-PROMPTING = ("few-shot", "retrieved few-shot", "passages", "prompts and vectors", "vectors on tuned")
 
 
 @cache
@@ -76,7 +75,7 @@ def test_the_first_setting_of_the_space_is_the_default(name):
     assert_same(fitted(name), fitted(name, next(iter(METHODS[name].grid))))
 
 
-@pytest.mark.parametrize("name", left_to_mend(slowly(list(METHODS), *(TUNING.keys() - UNLIKE)), *PROMPTING, "ready"))
+@pytest.mark.parametrize("name", slowly(list(METHODS), *(TUNING.keys() - UNLIKE)))
 def test_knobs_that_a_method_does_not_have_are_refused_in_one_sentence(name):
     before = state_of(the_model())
     with pytest.raises(BadValue) as refused:

@@ -376,7 +376,7 @@ def test_a_function_of_the_user_s_chooses_the_strength(data, judge, metric, few_
         ("mine.py:fails", PAIRS, "mine.py:fails failed in line 15: ZeroDivisionError (division by zero)"),
         ("mine.py:nonsense", "folklore", "judge mine.py:nonsense returned 'great'"),
         ("mine.py:nonsense", PAIRS, "scorer mine.py:nonsense returned 'great'"),
-        ("mine.py:verdikt", "folklore", "has no function 'verdikt'; did you mean verdict?"),
+        ("mine.py:verdikt", "folklore", "has no judge 'verdikt'; did you mean verdict?"),
         ("nowhere.py:verdict", "folklore", "nowhere.py cannot be read (No such file or directory)"),
         ("bad.py:verdict", "folklore", "bad.py cannot be run in line 2: SyntaxError"),
     ],

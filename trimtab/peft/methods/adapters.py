@@ -21,7 +21,7 @@ from trimtab.models.plain import skeleton
 from trimtab.models.seeds import torch_seeded
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
-from trimtab.peft.parts.attaching import require_whole
+from trimtab.peft.parts.attaching import require_no_compiled_graph, require_whole
 from trimtab.peft.parts.snapshot import Snapshot
 from trimtab.peft.tunable import HubAdapter
 
@@ -140,9 +140,10 @@ class HubBased(TuningMethod):
 
         Raises:
             BadValue: the method does not fit the model: unknown modules (the nearest are named), a rank too large.
-            Incompatible: the model carries an adapter already.
+            Incompatible: the model carries an adapter already, or was compiled.
         """
         self.require_runs_on(model)
+        require_no_compiled_graph(model)
         require_whole(model)
         attached = AttachedAdapter(model, self.config(base_of(model)), seed=seed, what=self.name)
         try:
