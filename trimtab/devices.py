@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -30,7 +32,37 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
-    return psutil.virtual_memory().available
+    return free_on_cpu()
+
+
+def free_on_cpu(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the bytes of the CPU's memory that this process may still take: a container's or a job's limit counts.
+
+    Limits are those of the process's control groups (Linux, both versions; a limit holds for all groups inside).
+    """
+    free = psutil.virtual_memory().available
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, kinds, place = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
+        # in a container the path may be the host's, of which only the root is seen
+        for group in (Path(place), *Path(place).parents):
+            free = min(free, _free_in(groups / kinds / group.relative_to("/"), *names))
+    return free
+
+
+def _free_in(group: Path, limit: str, taken: str) -> int:
+    """Return what a control group may still take; cached files give way, so they count as free."""
+    try:
+        most, now = ((group / name).read_text().strip() for name in (limit, taken))
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # the group is not seen from here, or has no limit
+        return sys.maxsize
+    if most == "max":
+        return sys.maxsize
+    cached = sum(int(held.get(f"total_{name}", held.get(name, 0))) for name in ("inactive_file", "active_file"))
+    return max(0, int(most) - int(now) + cached)
 
 
 def in_bytes(size: int) -> str:

@@ -66,12 +66,17 @@ def test_demo_prints_the_table_and_three_answers_and_writes_the_run_folder(small
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert [r["name"] for r in record["rows"]] == ROWS
     assert len(record["rows"][0]["details"]["generated"]) == 8
+    require_intervals(record["rows"])
 
 
+@pytest.mark.slow
 def test_demo_json_has_one_object_per_row_with_intervals(small_world, tmp_path):
     result = run("demo", "--out", str(tmp_path / "run"), "--draws", "1", "--json")
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)["rows"]
+    require_intervals(json.loads(result.stdout)["rows"])
+
+
+def require_intervals(rows):
     assert [r["name"] for r in rows] == ROWS
     for row in rows:
         for metric in ("true", "true_info", "info", "unmatched", "mc1", "mc2"):

@@ -1,0 +1,39 @@
+"""How much memory is free: a container's or a job's limit counts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from trimtab.devices import free_on_cpu
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "taken"),
+    [
+        (
+            "0::/job/step",
+            {"job/memory.max": "9000", "job/memory.current": "7000", "job/memory.stat": "inactive_file 30"},
+            2030,
+        ),
+        ("0::/elsewhere", {"memory.max": "9000", "memory.current": "9900", "memory.stat": "anon 1"}, 0),
+        (
+            "4:memory:/job",
+            {f"memory/{k}": v for k, v in {
+                "memory.limit_in_bytes": "9000", "memory.usage_in_bytes": "8000",
+                "memory.stat": "inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 100",
+            }.items()},
+            1600,
+        ),
+        ("0::/", {"memory.max": "max", "memory.current": "7000", "memory.stat": ""}, None),
+        ("4:cpu:/job", {"job/memory.max": "1"}, None),
+    ],
+)  # fmt: skip
+def test_a_containers_limit_counts_as_the_end_of_memory(tmp_path, monkeypatch, line, files, taken):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**6))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(f"7:pids:/\n{line}\n")
+    assert free_on_cpu(tmp_path, tmp_path / "own") == (10**6 if taken is None else taken)
