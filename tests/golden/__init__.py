@@ -1,1 +1,0 @@
-"""The golden record: what the package computed before it was rebuilt, and the check against it (see record.py)."""
