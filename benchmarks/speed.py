@@ -77,6 +77,7 @@ def write_world(folder: Path, options: argparse.Namespace) -> None:
         "choice": 3 if options.tiny else 60,
         "unshared": unshared(20 if options.tiny else 256, SIZES[size][4]),
         "new_tokens": 8 if options.tiny else 64,
+        "report": 20 if options.tiny else 817,
         "probes": [200, 4, 32] if options.tiny else [3200, 32, 128],
     }
     (folder / "spec.json").write_text(json.dumps(spec))

@@ -239,6 +239,21 @@ def probes(w: Written, kind: str, way: str) -> Job:
     return run
 
 
+def report_trimtab(w: Written) -> Job:
+    """Read a run of 20 units and write its page."""
+    from made_run import made_run
+
+    from trimtab.compare.comparison import Comparison
+    from trimtab.report.html import write_report
+
+    run = made_run(w.folder / "run", w.model, questions=w.spec["report"])
+
+    def job() -> None:
+        write_report(Comparison.load(run), w.folder / "report")
+
+    return job
+
+
 JOBS: dict[str, dict[str, Callable[[Written], Job]]] = {
     "capture": {
         "plain": capture_plain,
@@ -263,6 +278,7 @@ JOBS: dict[str, dict[str, Callable[[Written], Job]]] = {
         }
         for kind in ("embedded", "correlated")
     },
+    "report": {"trimtab": report_trimtab},
 }
 
 

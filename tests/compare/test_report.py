@@ -89,6 +89,13 @@ def test_the_page_is_one_file_that_asks_for_nothing_and_is_well_formed(done):
     assert REQUESTING.findall('<img src="https://x.org/a.png">') and REQUESTING.findall("url(https://x.org)")
 
 
+def test_what_the_page_asks_for_again_is_made_once(done):
+    _, result = done
+    again = zip(result.rows(), result.rows(), strict=True)
+    assert all(one is other for one, other in again)
+    assert result.rows() is not result.rows()  # a caller's changes to the list stay the caller's
+
+
 def test_names_and_answers_are_text_and_never_markup(done):
     page = to_html(done[1])
     assert "Few &lt;b&gt;&amp; shots&lt;/b&gt;" in page

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import permutation_test
 
 from trimtab.compare.statistics import first, holm, paired, question_means, spread
 from trimtab.errors import BadDataset, BadValue
@@ -106,6 +107,33 @@ def test_products_are_tested_by_swapping_whole_questions():
     assert float(difference) == pytest.approx(gaps[0])
     tails = np.mean([g >= gaps[0] - 1e-12 for g in gaps]), np.mean([g <= gaps[0] + 1e-12 for g in gaps])
     assert p == pytest.approx(min(1.0, 2 * min(tails)))
+
+
+@pytest.mark.parametrize("n, summary", [(30, "mean"), (30, "product"), (9, "product")])
+def test_the_p_value_is_that_of_scipys_permutation_test_with_the_same_seed(n, summary):
+    ours, theirs = np.random.default_rng(n).random((2, n, 2)) < [[[0.7]], [[0.4]]]
+    both, reduce = np.concatenate([ours, theirs]).astype(float), SUMMARIES[summary]
+
+    def statistic(a, b, axis=-1):
+        x, y = (reduce(both[side.astype(int)].mean(axis if axis >= 0 else axis - 1)) for side in (a, b))
+        return x - y
+
+    options = {"permutation_type": "samples", "vectorized": True, "n_resamples": 999, "rng": np.random.default_rng(5)}
+    expected = permutation_test((np.arange(n), np.arange(n) + n), statistic, **options).pvalue
+    assert 0.0 < expected < 1.0
+    assert paired(columns(*ours), columns(*theirs), reduce, resamples=999, seed=5)[1] == expected
+
+
+def test_what_is_equal_but_for_rounding_is_a_tie():
+    tenths = [1, 2, 3, -2, 4, -1, 3, 2]
+    sums = [abs(np.dot(tenths, signs)) for signs in every((1, -1), repeat=8)]  # of whole numbers: exact
+    expected = np.mean([s >= abs(sum(tenths)) for s in sums])
+    # 0.1 + 0.2 is not 0.3 in binary, and sums in another order differ in their last bits
+    assert paired(columns(*[0.1 * t + 0.7 for t in tenths]), columns(*[0.7] * 8))[1] == pytest.approx(expected)
+
+
+def test_one_question_says_nothing():
+    assert paired(columns(1), columns(0))[1] == 1.0
 
 
 def test_p_values_are_uniform_where_nothing_differs():

@@ -40,7 +40,7 @@ def evaluate(
     ] = False,
     meter: OwnMeters = [],  # noqa: B006 - typer copies it
     limit: Limit = None,
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the edited model: True*Info of its answers, multiple choice, and drift on neutral text.

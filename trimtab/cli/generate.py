@@ -24,7 +24,7 @@ def generate(
     compare: Annotated[bool, typer.Option("--compare", help="Answer without the edit too, side by side.")] = False,
     sampling: Sampling = Sampling(),
     seed: Seed = 0,
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = None,
     as_json: AsJsonLines = False,
 ) -> None:
     """Answer questions with the edited model.

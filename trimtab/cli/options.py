@@ -192,7 +192,10 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of splits and sam
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use the first so many questions only.", show_default="all")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts in one forward.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="At most so many texts in one forward.", show_default="as memory allows"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object an answer instead (JSONL).")]
 

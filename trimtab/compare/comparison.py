@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ class Comparison(RunRecords):
 
         A method has two rows where its best settings and its best ones within the KL budget differ anywhere.
         """
+        return list(self._rows_at(size))
+
+    @cached_property
+    def _rows_at(self) -> Callable[[int | None], list[ResultRow]]:
+        # tables, charts and notes ask for the same rows
+        return cache(self._made)
+
+    def _made(self, size: int | None) -> list[ResultRow]:
         rows = []
         for method in planned(self.specification).get(size, ()):
             done = [t for t in self.of(method, size) if t["status"] == "done"]

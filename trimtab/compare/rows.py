@@ -196,8 +196,8 @@ def values_of(run: RunRecords, tests: Sequence[Mapping[str, Any]], variant: Vari
     found: Values = {}
     for seed, rows in _rows_of(run, tests, variant, meter):
         items = found.setdefault(seed, {})
-        for item, columns in zip(rows, columns_of(meter, rows), strict=True):
-            items.setdefault(item, []).append(columns.tolist())
+        for item, columns in zip(rows, columns_of(meter, rows).tolist(), strict=True):
+            items.setdefault(item, []).append(columns)
     return found
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Int
 
+from trimtab.devices import free_bytes
 from trimtab.engine.token_tree import TokenTree
 from trimtab.errors import BadValue
-from trimtab.models.anatomy import base_of
+from trimtab.models.anatomy import base_of, text_config
 
+T = TypeVar("T")
 Mode: TypeAlias = Literal["packed", "padded", "plain"]
 """`"packed"`: whole branches of the tree stand in one row, under a mask that shows each token its ancestors only.
 `"padded"`: one sequence a row, behind its prompt's cache. `"plain"`: one sequence a row, whole."""
@@ -46,14 +50,15 @@ class Limits:
     """A packed row grows up to this length: attention within it is dense, so longer rows cost more than they save."""
     rows: int
     cached: int
-    """Tokens of prompts' caches that wait for their rows."""
+    """Tokens whose keys and values are held: of prompts that wait for their rows, of texts that are generated."""
 
     @classmethod
     def of(cls, model: Any, budget: Budget) -> Limits:
         """Return the limits to start with."""
         on_gpu = base_of(model).device.type == "cuda"
         tokens = budget.tokens or (16384 if on_gpu else 2048)
-        return cls(tokens, 512 if on_gpu else 256, budget.rows or 1 << 30, 8 * tokens)
+        cached = max(tokens, min(8 * tokens, _cache_room(model)))
+        return cls(tokens, 512 if on_gpu else 256, budget.rows or 1 << 30, cached)
 
     def shrunk(self) -> bool:
         """Halve what is held at once; return False where it is small already."""
@@ -62,6 +67,68 @@ class Limits:
         self.tokens, self.cached = self.tokens // 2, self.cached // 2
         self.row_length = min(self.row_length, self.tokens)
         return True
+
+
+def _cache_room(model: Any) -> int:
+    """Return how many tokens' keys and values half of the free memory holds, if no heads share them."""
+    config, base = text_config(model), base_of(model)
+    numbers = 2 * getattr(config, "hidden_size", 0) * getattr(config, "num_hidden_layers", 0)
+    return free_bytes(base.device) // 2 // max(1, numbers * base.dtype.itemsize)
+
+
+def attempted(work: Callable[[], None], shrink: Callable[[], bool]) -> bool:
+    """Return whether the work was done; where memory runs out, `shrink` makes the next try smaller, if it can."""
+    try:
+        work()
+        return True
+    except torch.OutOfMemoryError:
+        if not shrink():
+            raise
+    # outside of the except block, whose traceback would keep the tensors alive
+    torch.cuda.empty_cache()
+    return False
+
+
+def longest_first(widths: Sequence[int], limits: Limits, work: Callable[[list[int]], None]) -> None:
+    """Hand every place of `widths` to `work`, as many at once as may be held, and half of them where they cannot be.
+
+    Args:
+        widths: how many tokens each of them comes to hold.
+    """
+    left = sorted(range(len(widths)), key=lambda i: -widths[i])
+
+    def halve(n: int) -> bool:
+        limits.cached = n // 2 * widths[left[0]]
+        return n > 1
+
+    while left:
+        batch = next(filled(left, widths.__getitem__, lambda _: 1, limits.cached, limits.rows))
+        if attempted(partial(work, batch), partial(halve, len(batch))):
+            del left[: len(batch)]
+
+
+def filled(
+    items: Sequence[T], width: Callable[[T], int], n_rows: Callable[[T], int], tokens: int, rows: int
+) -> Iterator[list[T]]:
+    """Yield the items that go into one forward each: as many as may, unless shorter ones would be padded much.
+
+    Args:
+        width, n_rows: of an item; padded, all of a batch are as wide as its widest.
+        tokens, rows: what a batch may hold; one item goes alone where it is larger.
+    """
+    batch: list[T] = []
+    widest = held = 0
+    for item in items:
+        own, wider = width(item), max(widest, width(item))
+        full = (len(batch) + 1) * wider > tokens or held + n_rows(item) > rows
+        large = len(batch) * widest >= tokens * LARGE
+        if batch and (full or (large and own < LENGTH * widest)):
+            yield batch
+            batch, wider, held = [], own, 0
+        batch.append(item)
+        widest, held = wider, held + n_rows(item)
+    if batch:
+        yield batch
 
 
 Group: TypeAlias = tuple[int, ...]
@@ -128,21 +195,9 @@ class Batching:
         return together
 
     def batches(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
-        """Yield the groups that go into one forward each: as many as may, unless shorter ones would be padded much."""
-        batch: list[Group] = []
-        width = n_rows = 0
-        for group in groups:
-            own = self.n_root + len(self.nodes(group))
-            wider = max(width, own)
-            full = (len(batch) + 1) * wider > self.limits.tokens or n_rows + len(group) > self.limits.rows
-            large = len(batch) * width >= self.limits.tokens * LARGE
-            if batch and (full or (large and own < LENGTH * width)):
-                yield batch
-                batch, wider, n_rows = [], own, 0
-            batch.append(group)
-            width, n_rows = wider, n_rows + len(group)
-        if batch:
-            yield batch
+        """Yield the groups that go into one forward each."""
+        limits = self.limits
+        return filled(groups, lambda group: self.n_root + len(self.nodes(group)), len, limits.tokens, limits.rows)
 
 
 def merged_paths(paths: Sequence[np.ndarray]) -> Int[np.ndarray, " node"]:

@@ -32,7 +32,7 @@ def beam_texts(
     edit: Edit,
     *,
     settings: BeamSettings | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> list[str]:
     """Return the edited model's best continuation of every prompt, up to its first line break.
 

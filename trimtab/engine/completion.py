@@ -25,7 +25,7 @@ def complete(
     *,
     paragraphs: bool = False,
     max_new_tokens: int = 50,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> list[str]:
     """Return the greedy continuation of every prompt, up to the next question, paragraph or end token.
 
@@ -49,7 +49,7 @@ def completions(
     *,
     paragraphs: bool = False,
     max_new_tokens: int = 50,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> list[list[str]]:
     """Return `complete` of every edit; what the edits and prompts share is computed once, as in `continuations`.
 

@@ -67,7 +67,7 @@ def answers(
     *,
     template: bool | None = None,
     settings: Mapping[str, Any] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> list[str]:
     """Return the edited model's answers to single questions.
 

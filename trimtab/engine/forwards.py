@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.engine.batching import Batching, Budget, Group, Limits, Mode, merged_paths
+from trimtab.engine.batching import Batching, Budget, Group, Limits, Mode, attempted, merged_paths
 from trimtab.engine.sharing import TRIED, chosen_mode
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.engine.tree_forward import Past, TreeForward
@@ -154,24 +154,12 @@ class _Run:
         with progress(task, len(left)) as advance:
             while groups:
                 together = self.batching.cached_together(groups)
-                if self._fit(together, entries):
+                if attempted(partial(self._compute, together, entries), self.limits.shrunk):
                     del groups[: len(together)]
                     left -= {row for group in together for row in group}
                     advance(sum(map(len, together)))
                 else:
                     groups = self.batching.groups(left)
-
-    def _fit(self, groups: list[Group], entries: Mapping[int, Enter]) -> bool:
-        """Compute the groups; halve the limits and return False if memory runs out."""
-        try:
-            self._compute(groups, entries)
-            return True
-        except torch.OutOfMemoryError:
-            if not self.limits.shrunk():
-                raise
-        # outside of the except block, whose traceback would keep the tensors alive
-        torch.cuda.empty_cache()
-        return False
 
     def _compute(self, groups: list[Group], entries: Mapping[int, Enter]) -> None:
         prompts_first = self.mode == "padded" or (self.mode == "packed" and len(entries) > 1)

@@ -11,12 +11,13 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.engine.batching import Budget, Limits, longest_first
 from trimtab.engine.prompt_cache import prompt_cache
 from trimtab.errors import BadValue, UnsupportedModel, first_line
 from trimtab.models.anatomy import base_of, decoder_of, input_device
 from trimtab.models.calling import cache_name, entering, inference, require_numbers
 from trimtab.models.hooks import has_edits
-from trimtab.models.tokens import Batch, context_length, length_batches, pad_id, require_known, require_left_padding
+from trimtab.models.tokens import Batch, context_length, pad_id, padded_batch, require_known, require_left_padding
 from trimtab.progress import progress
 from trimtab.protocols import Edit
 
@@ -58,13 +59,17 @@ def continuations(
     edits: Sequence[Edit | None],
     decoding: Decoding,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> list[list[str]]:
     """Return, for every edit (None: none), the new text after every prompt (given as tokens), without special tokens.
 
     Prompts are padded on the left. Edits that leave the prompt unedited share the cache of its forward, and what all
     prompts of a batch begin with is computed once; a prompt's last token, which predicts the first new one, is run by
-    each edit.
+    each edit. Batches are as large as their cache may be (see `Limits`), halved where memory runs out; what was
+    generated before stays.
+
+    Args:
+        batch_size: at most so many prompts at once.
 
     Raises:
         BadValue: prompt and new tokens do not fit the model's context; tokens that the model does not know; options
@@ -79,30 +84,37 @@ def continuations(
     several = {"num_beams", "num_return_sequences"} & decoding.options.keys()
     if decoding.compiled or several or has_edits(decoder_of(model)) or _has_own_positions(model):
         sharing = []
-    pad, device = pad_id(tokenizer), input_device(model)
-    batches = list(length_batches(prompts, batch_size=batch_size, pad=pad, device=device, side="left"))
-    texts = [[""] * len(prompts) for _ in edits]
-    with progress("generating", len(batches) * len(edits)) as advance:
+    limits, pad = Limits.of(model, Budget(rows=batch_size)), pad_id(tokenizer)
+    beams = decoding.options.get("num_beams") or 1
+    widths = [beams * (len(prompt) + decoding.max_new_tokens) for prompt in prompts]
+    texts: dict[tuple[int, int], str] = {}
+    with progress("generating", len(prompts) * len(edits)) as advance:
 
         def run(index: int, edited: Any, batch: Batch, past: Any = None) -> None:
             new = tokenizer.batch_decode(new_tokens(edited, tokenizer, batch, decoding, past), skip_special_tokens=True)
-            for place, text in zip(batch.indices, new, strict=True):
-                texts[index][place] = text
-            advance(1)
+            texts.update({(index, place): text for place, text in zip(batch.indices, new, strict=True)})
+            advance(len(new))
 
-        for batch in batches if sharing else ():
-            past = prompt_cache(model, batch, prompts, pad, several=len(sharing) > 1)
-            for index in sharing:
+        def padded(chosen: list[int]) -> Batch:
+            return padded_batch(prompts, chosen, pad=pad, device=input_device(model), side="left")
+
+        def together(chosen: list[int]) -> None:
+            left = [index for index in sharing if any((index, place) not in texts for place in chosen)]
+            batch = padded(chosen)
+            past = prompt_cache(model, batch, prompts, pad, several=len(left) > 1)
+            for index in left:
                 # generation writes into the cache that it is given
-                own = past if index == sharing[-1] else copy.deepcopy(past)
+                own = past if index == left[-1] else copy.deepcopy(past)
                 with ways[index]("generated") as edited, inference(edited):
                     run(index, edited, batch, own)
+
+        if sharing:
+            longest_first(widths, limits, together)
         for index in sorted(set(range(len(edits))) - set(sharing)):
             compiling = compiled_steps(model) if decoding.compiled else contextlib.nullcontext()
             with compiling, ways[index]("generated") as edited, inference(edited):
-                for batch in batches:
-                    run(index, edited, batch)
-    return texts
+                longest_first(widths, limits, lambda chosen, i=index, m=edited: run(i, m, padded(chosen)))
+    return [[texts[index, place] for place in range(len(prompts))] for index in range(len(edits))]
 
 
 def new_tokens(

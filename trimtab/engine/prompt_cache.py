@@ -13,7 +13,7 @@ from trimtab.engine.forwards import trial_logits
 from trimtab.engine.sharing import chosen_mode, worthwhile
 from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
 from trimtab.engine.tree_forward import TreeForward, as_cache
-from trimtab.models.calling import cache_name, inference, takes_positions
+from trimtab.models.calling import cache_name, inference, logits_limit, takes_positions
 from trimtab.models.tokens import Batch
 from trimtab.protocols import TokenMask
 
@@ -33,7 +33,13 @@ def prompt_cache(model: Any, batch: Batch, ids: Sequence[Sequence[int]], pad: in
             return shared
         mask = batch.attention_mask[:, :-1]
         positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
-        out = model(input_ids=batch.input_ids[:, :-1], attention_mask=mask, use_cache=True, **positions)
+        out = model(
+            input_ids=batch.input_ids[:, :-1],
+            attention_mask=mask,
+            use_cache=True,
+            **positions,
+            **logits_limit(model, 1),
+        )
         return out[cache_name(model)]
 
 

@@ -144,7 +144,7 @@ class ScoredTexts(Meter):
 
     scorer: Scorer
     max_new_tokens: int = 50
-    batch_size: int = 32
+    batch_size: int | None = None
     name: ClassVar[str] = "score"
     shown: ClassVar[Sequence[str]] = ("text",)
 
@@ -182,7 +182,7 @@ def score_texts(
     *,
     scorer: Scorer,
     max_new_tokens: int = 50,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> TextScores:
     """Return how much of the behaviour the edited model's greedy continuations of the pairs' prompts show.
 

@@ -73,7 +73,7 @@ class JudgedAnswers(Meter):
     convention: str | None = None
     """`"plain"` or `"iti"`; as the table asks if not given."""
     max_new_tokens: int = 50
-    batch_size: int = 32
+    batch_size: int | None = None
     keep: str | Path | None = field(default=None, compare=False)
     """A folder in which the answers are written before they are judged, and each verdict once it is given, so that a
     judge's failure or an interruption loses nothing: the same call takes them up again. Answers of other models, edits

@@ -23,7 +23,7 @@ class ReferenceTexts(Meter):
     """Of beam search; the LoRA paper's for GPT-2 if not given."""
     java: bool | None = None
     """Whether to use Java; if it is found, when not given."""
-    batch_size: int = 8
+    batch_size: int | None = None
     name: ClassVar[str] = "references"
     columns: ClassVar[Sequence[str]] = (*BLEU_COLUMNS, *NIST_COLUMNS, "rouge_l", "cider")
     shown: ClassVar[Sequence[str]] = ("text",)

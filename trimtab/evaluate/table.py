@@ -71,7 +71,8 @@ def measurements_of(
 def columns_of(meter: Meter, rows: Mapping[str, Mapping[str, Any]]) -> Float[np.ndarray, "item column"]:
     """Return the columns that a meter sums up; raises `BadValue` where a row lacks one or holds no number in it."""
     try:
-        return np.array([[float(row[column]) for column in meter.columns] for row in rows.values()])
+        numbers = map(float, [row[column] for row in rows.values() for column in meter.columns])
+        return np.fromiter(numbers, np.float64).reshape(len(rows), len(meter.columns))
     except (KeyError, TypeError, ValueError) as cause:
         raise BadValue(
             f"meter {meter.name} sums up {', '.join(meter.columns)}, and a row that was measured has no number there: "

@@ -183,10 +183,17 @@ def length_batches(
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        rows = [torch.tensor(sequences[i], dtype=torch.long) for i in chosen]
-        ones = [torch.ones(len(r), dtype=torch.long) for r in rows]
-        yield Batch(
-            chosen,
-            pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side).to(device),
-            pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side).to(device),
-        )
+        yield padded_batch(sequences, chosen, pad=pad, device=device, side=side)
+
+
+def padded_batch(
+    sequences: Sequence[Sequence[int]], chosen: list[int], *, pad: int, device: torch.device, side: str = "right"
+) -> Batch:
+    """Return the chosen ones of the sequences, in this order."""
+    rows = [torch.tensor(sequences[i], dtype=torch.long) for i in chosen]
+    ones = [torch.ones(len(r), dtype=torch.long) for r in rows]
+    return Batch(
+        chosen,
+        pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side).to(device),
+        pad_sequence(ones, batch_first=True, padding_value=0, padding_side=side).to(device),
+    )

@@ -77,9 +77,15 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
 def svg(figure: Figure) -> str:
     """Return the figure as an SVG element with text as text."""
     import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trimtab"}):
+        # laid out here: `savefig` would draw the whole figure once more for that
+        FigureCanvasSVG(figure)
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue().split("?>", 1)[1].split('dtd">', 1)[-1].strip()
 
