@@ -20,7 +20,7 @@ from trimtab.cli import app
 
 FILE = str(Path(foreign.__file__))
 CLASS = ("--edit-class", f"{FILE}:Nudge")
-ASKED = tiny_questions(4)
+ASKED = tiny_questions(12)
 
 
 def trimtab(*arguments: Any, stdin: str | None = None) -> Any:
