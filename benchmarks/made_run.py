@@ -15,6 +15,7 @@ from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
 from trimtab.datasets import Question, QuestionSet, folklore
 from trimtab.evaluate.table import instruments
+from trimtab.protocols import settings_of
 
 METHODS = (
     "few-shot",
@@ -42,8 +43,8 @@ def made_run(folder: Path, model: Any, *, questions: int = 817, methods: Sequenc
     rng = np.random.default_rng(0)
     for unit in job.units:
         control = unit.method in job.controls
-        settings = job.settings(unit.method)
-        for step, knobs in enumerate(settings):
+        for step in range(job.n_tries(unit.method)):
+            knobs = {"draw": step} if control else settings_of(job.fitted[unit.method])[step]
             what = {"measured": _measured(job, unit, asked, rng)} if control else {"validation": _validation(job, rng)}
             run.write(unit, step, {"status": "done", "knobs": dict(knobs), "made": _made(unit, rng), **what, **WHERE})
         test = {"status": "done", "n": {"train": 100, "validation": 30, "test": questions}, "failed_trials": []}

@@ -29,7 +29,7 @@ from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.models.identity import fingerprint
 from trimtab.peft import TunedEdit, TuningMethod
-from trimtab.prompting import FewShot, RetrievedFewShot, RetrievedPassages
+from trimtab.prompting import FewShot, Instruction, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Edit, Judge, Meter, Method, Verdict, as_judge
 from trimtab.steer import CAA, ITI, RandomDirection
 
@@ -70,6 +70,7 @@ METHODS: dict[str, Method] = {
     "ITI": ITI(top_ks=(2, 4), alphas=(1, 4)),
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
+    "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
     "retrieved few-shot": RetrievedFewShot(shots=(1, 2)),
     "passages": RetrievedPassages((__file__,), passages=(1, 2)),

@@ -41,6 +41,8 @@ TUNING: Mapping[str, Named] = {
 METHODS: Mapping[str, Named] = {
     **TUNING,
     "none": Named("trimtab.edits.combined.NoEdit"),
+    "instruction": Named("trimtab.prompting.Instruction"),
+    "persona": Named("trimtab.prompting.Persona"),
     "few-shot": Named("trimtab.prompting.FewShot"),
     "retrieved few-shot": Named("trimtab.prompting.RetrievedFewShot"),
     "retrieved passages": Named("trimtab.prompting.RetrievedPassages"),

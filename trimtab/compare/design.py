@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trimtab.compare.search import Search
 from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
@@ -197,15 +198,15 @@ class Job:
             "and two to test on; give more questions or fewer folds"
         )
 
-    def settings(self, method: str) -> list[Mapping[str, Any]]:
-        """Return the settings that a method tries, or a control's draws: the same ones everywhere."""
+    def search(self, unit: Unit) -> Search:
+        """Return which settings a method tries in a fold under a seed."""
+        return Search.of(self.fitted[unit.method], self.design.trials, (unit.seed, unit.fold))
+
+    def n_tries(self, method: str) -> int:
+        """Return how many settings a method tries, or how many draws a control makes, in every fold and seed."""
         if method in self.controls:
-            return [{"draw": number} for number in range(self.controls[method].draws)]
-        grid = settings_of(self.fitted[method])
-        if len(grid) <= self.design.trials:
-            return list(grid)
-        order = np.random.default_rng(0).permutation(len(grid))[: self.design.trials]
-        return [grid[i] for i in sorted(order)]
+            return self.controls[method].draws
+        return min(self.design.trials, len(settings_of(self.fitted[method])))
 
 
 def named(methods: Sequence[Any] | Mapping[str, Any]) -> dict[str, Method | Control]:

@@ -90,7 +90,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
         there = {} if name in changed else _there(folder, job, name)
         units = [unit for unit in job.units if unit.method == name]
         missing = [unit for unit in units if (unit, TEST) not in there]
-        share = PlanRow(name, len(job.settings(name)), len(units), len(missing), 0.0, "finished")
+        share = PlanRow(name, job.n_tries(name), len(units), len(missing), 0.0, "finished")
         try:
             rows.append(_timed(bench, share, missing, there) if missing else share)
         except TrimtabError as why:  # the run goes on without a method that fails, and so does its plan
@@ -109,7 +109,7 @@ def _first(job: Job, method: str = "") -> Unit:
 
 
 def _there(folder: RunFolder, job: Job, name: str) -> dict[tuple[Unit, int | str], dict[str, Any]]:
-    steps = [TEST, *range(len(job.settings(name)))]
+    steps = [TEST, *range(job.n_tries(name))]
     found = {(u, step): folder.read(u, step) for u in job.units if u.method == name for step in steps}
     return {place: record for place, record in found.items() if record is not None}
 
@@ -134,7 +134,7 @@ def _seconds(bench: Bench, name: str) -> tuple[float, float, float]:
     job = bench.job
     parts = job.parts(_first(job, name))
     few, started = parts.train[:FEW], time.perf_counter()
-    edit = job.fitted[name].fit(bench.model, bench.tokenizer, few, knobs=job.settings(name)[0])
+    edit = job.fitted[name].fit(bench.model, bench.tokenizer, few, knobs=job.search(_first(job, name)).knobs(()))
     fit = (time.perf_counter() - started) * len(parts.train) / len(few)
     last = _measuring(bench, edit, job.meters, parts.validation, len(parts.test))
     by = [job.chooser] if job.chooser.instrument == job.budgeted.instrument else [job.chooser, job.budgeted]

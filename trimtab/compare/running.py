@@ -47,8 +47,8 @@ def run(
         meters: what is measured: those that speak of such questions if not given
             (`trimtab.evaluate.defaults.default_meters`), or a list of them with your own.
         out: run folder; running again does only what is missing. A temporary one if not given.
-        design: fields of `Design`: `folds`, `seeds`, `trials` (settings each method may try: the first ones of a fixed
-            shuffle of its space), `kl_budget`, `choose_by`, `validation`, `train_sizes`.
+        design: fields of `Design`: `folds`, `seeds`, `trials` (settings each method may try: spread over its space
+            at first, then beside the best so far), `kl_budget`, `choose_by`, `validation`, `train_sizes`.
 
     Raises:
         BadValue, BadDataset: the design is impossible on these questions, or the judge does not judge.

@@ -12,6 +12,7 @@ from trimtab.compare.design import Parts, Unit
 from trimtab.compare.draws import do_control
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import why
+from trimtab.compare.search import Tried
 from trimtab.evaluate.cost import costs, peak_memory
 from trimtab.models.anatomy import input_device
 from trimtab.protocols import Edit, Meter
@@ -36,14 +37,15 @@ class Worker(Bench):
             self._do_method(unit)
 
     def _do_method(self, unit: Unit) -> None:
-        parts, settings = self.job.parts(unit), self.job.settings(unit.method)
+        parts, search = self.job.parts(unit), self.job.search(unit)
         fit, kept = self.fitter(unit, parts), _Kept(self.job.chooser, self.job.design.kl_budget)
         records = []
-        for number, knobs in enumerate(settings):
+        for number in range(search.n):
             record = self.folder.read(unit, number)
             if record is None:
                 if self.late:
                     return
+                knobs = search.knobs([self._tried(record) for record in records])
                 record, edit = self._trial(unit, fit, parts, knobs)
                 self.write(unit, number, record)
                 kept.offer(number, record, edit)
@@ -51,6 +53,12 @@ class Worker(Bench):
         if not self.late:
             self.write(unit, TEST, self._test(unit, fit, parts, records, kept))
             self.tidy(unit)
+
+    def _tried(self, record: Mapping[str, Any]) -> Tried:
+        found = record.get("validation", {"score": None, "kl": None})
+        better = -1 if self.job.chooser.better == "down" else 1
+        score = None if found["score"] is None else better * found["score"]
+        return Tried(score, (found["kl"] or 0.0) <= self.job.design.kl_budget)
 
     def _trial(
         self, unit: Unit, fit: Fitter, parts: Parts, knobs: Mapping[str, Any]

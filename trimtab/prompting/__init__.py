@@ -1,7 +1,8 @@
-"""Prompting as methods: few-shot, the nearest questions, passages of text."""
+"""Prompting as methods: an instruction or a persona, few-shot, the nearest questions, passages of text."""
 
 from trimtab.prompting.few_shot import FewShot
+from trimtab.prompting.instruction import Instruction, Persona
 from trimtab.prompting.nearest_few_shot import RetrievedFewShot
 from trimtab.prompting.passages import RetrievedPassages
 
-__all__ = ["FewShot", "RetrievedFewShot", "RetrievedPassages"]
+__all__ = ["FewShot", "Instruction", "Persona", "RetrievedFewShot", "RetrievedPassages"]

@@ -1,0 +1,91 @@
+"""The tries of a method: the middle first, spread over the space, then beside the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from trimtab.compare.search import Search, Tried
+from trimtab.protocols import Method
+
+SPACE = {"top_k": (4, 8, 16, 32, 64), "alpha": (1, 2, 4, 8, 15, 30), "rate": (1, 3, 10)}
+
+
+@dataclass(frozen=True)
+class Spaced(Method):
+    name: str = "spaced"
+    space: dict = field(default_factory=lambda: SPACE)
+
+    def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
+        raise NotImplementedError
+
+
+def tries(search, score, within=lambda knobs: True):
+    """Return the settings that a search tries where a setting's score is this function's."""
+    settings, tried = [], []
+    for _ in range(search.n):
+        settings.append(dict(search.knobs(tried)))
+        tried.append(Tried(score(settings[-1]), within(settings[-1])))
+    return settings
+
+
+def surface(seed):
+    """Return a smooth score over the space with one peak, and the best that there is."""
+    drawn = np.random.default_rng(seed)
+    peak = {knob: drawn.uniform(0, len(values) - 1) for knob, values in SPACE.items()}
+
+    def score(knobs):
+        off = [(SPACE[k].index(v) - peak[k]) / (len(SPACE[k]) - 1) for k, v in knobs.items()]
+        return float(np.exp(-3 * np.square(off).sum()))
+
+    return score, max(score(dict(knobs)) for knobs in Spaced().grid)
+
+
+def test_a_space_that_is_no_larger_is_tried_whole_and_in_order():
+    search = Search.of(Spaced(space={"a": (1, 2), "b": (3, 4, 5)}), 8, (0, 0))
+    assert tries(search, lambda knobs: 0.5) == list(search.grid)
+
+
+def test_the_middle_comes_first_and_nothing_is_tried_twice():
+    search = Search.of(Spaced(), 20, (0, 1))
+    found = tries(search, lambda knobs: -knobs["alpha"])
+    assert found[0] == {"top_k": 16, "alpha": 4, "rate": 3}
+    assert len({tuple(knobs.items()) for knobs in found}) == 20
+
+
+def test_the_same_scores_lead_to_the_same_tries_and_folds_differ():
+    score, _ = surface(3)
+    one, again, other = (tries(Search.of(Spaced(), 8, seed), score) for seed in ((0, 0), (0, 0), (0, 1)))
+    assert one == again
+    assert one[0] == other[0] and one != other
+
+
+@pytest.mark.parametrize("n", [8, 12])
+def test_it_comes_nearer_to_the_best_than_as_many_random_settings(n):
+    ours, by_chance = [], []
+    for seed in range(60):
+        score, best = surface(seed)
+        ours.append(best - max(map(score, tries(Search.of(Spaced(), n, (seed,)), score))))
+        drawn = np.random.default_rng(seed).choice(len(Spaced().grid), n, replace=False)
+        by_chance.append(best - max(score(Spaced().grid[i]) for i in drawn))
+    assert np.mean(ours) < 0.6 * np.mean(by_chance)
+
+
+def test_the_last_tries_stand_beside_the_best_overall_and_the_best_within_the_budget():
+    def within(knobs):
+        return knobs["alpha"] <= 2
+
+    search = Search.of(Spaced(), 16, (5,))
+    found = tries(search, lambda knobs: float(knobs["alpha"]), within)
+    late = found[10:]
+    assert any(knobs["alpha"] <= 4 for knobs in late) and any(knobs["alpha"] >= 15 for knobs in late)
+    assert max(knobs["alpha"] for knobs in found) == 30
+
+
+def test_tries_that_failed_are_passed_over():
+    found = tries(Search.of(Spaced(), 8, (1,)), lambda knobs: None if knobs["rate"] == 10 else 1.0 / knobs["alpha"])
+    assert len(found) == 8
+    nothing = tries(Search.of(Spaced(), 8, (1,)), lambda knobs: None)
+    assert len({tuple(knobs.items()) for knobs in nothing}) == 8
