@@ -22,6 +22,7 @@ from trimtab.models.calling import inference
 from trimtab.models.identity import fingerprint
 from trimtab.models.plain import dequantized
 from trimtab.models.tokens import Batch, context_length, encode
+from trimtab.noise import without_bars_in_pipes
 from trimtab.protocols import Edit, Positions, TokenMask
 from trimtab.storage import RECORD, check_writable, versions, write_json, written_folder
 
@@ -35,6 +36,10 @@ REWRITTEN = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torc
 """Largest relative difference of logits between two copies of the same weights."""
 DEQUANTISED = 0.1
 """The same between quantised weights and plain ones; LLM.int8() rounds activations too."""
+
+
+TOKENISED = "Où est-ce? 你好 1,234\n\n\tdef f(x):  # 🙂"
+"""A text that tokenizers with other rules cut otherwise."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ def checkpoint(
             alike = max(REWRITTEN[wanted], REWRITTEN.get(base.dtype, 0))  # rotary frequencies may be rounded as well
             _require_same(merged, loaded, probes[0], alike, "what was written is another model")
             _require_kept(merged, loaded, tokenizer, folder)
+            _require_continued(merged, loaded, tokenizer, probes[: min(CONTINUED, len(prompts))], alike)
             found = live.compared(loaded, tokenizer, wanted, allowed)
             _require_close(found)
             record = {"kind": KIND, "edit": edit.describe(), "model": fingerprint(model), **found.as_dict()}
@@ -226,8 +232,9 @@ def _continued(model: Any, tokenizer: Any, ids: Tensor) -> list[int]:
 
 def _save(merged: Any, tokenizer: Any, folder: Path) -> None:
     try:
-        merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with without_bars_in_pipes():
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except ValueError as cause:  # generation defaults that contradict each other
         raise Incompatible(f"transformers cannot save the model: {first_line(cause)}") from cause
 
@@ -235,19 +242,22 @@ def _save(merged: Any, tokenizer: Any, folder: Path) -> None:
 def _loaded(folder: Path, merged: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    with without_bars_in_pipes():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return loaded.to(input_device(merged)).eval()
 
 
 def _require_kept(merged: Any, loaded: Any, tokenizer: Any, folder: Path) -> None:
     """Raise `Incompatible` unless what hangs on model and tokenizer was written with them."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     again: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for what, before, after in (
         ("generation defaults", _defaults(merged), _defaults(loaded)),
         ("special tokens", tokenizer.special_tokens_map, again.special_tokens_map),
         ("chat template", tokenizer.chat_template, again.chat_template),
+        ("dtype in its config", merged.dtype, AutoConfig.from_pretrained(folder, local_files_only=True).dtype),
+        ("tokens of a text", *(one(TOKENISED)["input_ids"] for one in (tokenizer, again))),
     ):
         if before != after:
             raise Incompatible(f"what was written has other {what}: {before} became {after}; nothing was written")
@@ -263,6 +273,19 @@ def _require_same(one: Any, other: Any, ids: Tensor, allowed: float, otherwise: 
     error = float((after - before).norm() / before.norm())
     if not error <= allowed:
         raise Incompatible(f"{otherwise}: its logits differ by {error:.2g} (relative), more than {allowed:.2g}")
+
+
+def _require_continued(merged: Any, loaded: Any, tokenizer: Any, probes: Sequence[Tensor], allowed: float) -> None:
+    """Raise `Incompatible` unless both continue prompts alike, but for tokens that rounding may exchange."""
+    for ids in probes:
+        one, other = ([*_continued(model, tokenizer, ids), None] for model in (merged, loaded))
+        at = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+        if at is None:
+            continue
+        said = torch.tensor([one[:at]], device=ids.device, dtype=ids.dtype)
+        likely = _logits(merged, torch.cat([ids, said], 1))[0, -1].topk(2).values
+        if None in (one[at], other[at]) or float(likely[0] - likely[1]) > allowed * float(likely.norm()):
+            raise Incompatible("what was written continues a prompt otherwise; nothing was written")
 
 
 def _require_close(found: Exported) -> None:
