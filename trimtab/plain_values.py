@@ -1,9 +1,10 @@
-"""Plain values as text: JSON read without repeated keys, and hashes that tell one value from another."""
+"""Plain values as text: JSON read without repeated keys, texts in one form, hashes that tell one value from another."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from typing import Any
 
 
@@ -22,6 +23,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
     return value
+
+
+def one_form(text: str) -> str:
+    """Return the text with its accents written in one way (Unicode's NFC); two ways look the same, and mean it."""
+    return unicodedata.normalize("NFC", text)
 
 
 def hash_of(value: Any) -> str:

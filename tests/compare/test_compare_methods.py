@@ -80,13 +80,13 @@ def test_ties_go_to_the_earlier_text_and_words_nobody_knows_are_no_error():
 
 
 def test_passages_are_paragraphs_of_files_and_of_a_folder_and_long_ones_are_cut(tmp_path):
-    (tmp_path / "b.txt").write_text("Bats eat\ninsects.\n\n\nThe moon is far.\n")
+    (tmp_path / "b.TXT").write_text("Bats eat\ninsects.\n\n\nThe moon is far.\n")
     (tmp_path / "a.md").write_text("word " * 300)
     (tmp_path / "c.bin").write_bytes(b"\xff\xfe\x00")
     found = read_passages([tmp_path])
     assert [len(p.split()) for p in found] == [120, 120, 60, 3, 4]
     assert found[3:] == ("Bats eat insects.", "The moon is far.")
-    made = RetrievedPassages((str(tmp_path / "b.txt"),)).fit(None, None, None, knobs={"passages": 1})
+    made = RetrievedPassages((str(tmp_path / "b.TXT"),)).fit(None, None, None, knobs={"passages": 1})
     assert made.prompt("What do bats eat?") == "Bats eat insects.\n\nQ: What do bats eat?\nA:"
     assert made.cost.bytes_on_disk == len("Bats eat insects.The moon is far.")
 

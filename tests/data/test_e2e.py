@@ -36,6 +36,11 @@ def official(shared_data):
 BOTH = pytest.mark.parametrize("name", ["example", "leave_one_out_200"])
 
 
+def test_a_line_separator_inside_a_text_does_not_end_its_line(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffname[Zoë]||Zoë is\u2028here\x85now.\n", encoding="utf-8")
+    assert [m.texts for m in e2e(tmp_path / "a.txt")] == [("Zoë is\u2028here\x85now.",)]
+
+
 @BOTH
 def test_bleu_and_nist_are_the_official_scores(official, name):
     texts, references, scores = official[name]

@@ -148,6 +148,21 @@ MALFORMED = {
         lines(ROW, {"question": "Q?", "correct": ["A"]}),
         "line 2: field 'incorrect' is missing; found question, correct",
     ),
+    "field twice": (
+        "a.jsonl",
+        lines(ROW) + '{"question": "Q?", "correct": ["A"], "correct": ["C"], "incorrect": ["B"]}\n',
+        "line 2: not valid JSON .the key 'correct' stands twice in one object",
+    ),
+    "accents in two ways": (
+        "a.jsonl",
+        lines({**ROW, "question": "Où est Zoë?"}, {**ROW, "question": "Ou\u0300 est Zoe\u0308?"}),
+        "line 2: '.*' stands in line 1 already",
+    ),
+    "true and false but for accents": (
+        "a.jsonl",
+        lines({**ROW, "correct": ["Malm\u00f6."], "incorrect": ["Malmo\u0308."]}),
+        "line 1: .* lists 'Malmö.' as true and as false",
+    ),
     "null": ("a.jsonl", lines({**ROW, "correct": None}), "line 1: field 'correct' is missing"),
     "empty object": ("a.jsonl", "{}\n", "line 1: field 'question' is missing; found none"),
     "no false answer": (

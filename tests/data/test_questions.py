@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import unicodedata
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tests.tiny import tiny_questions
 from trimtab.datasets import ContrastPair, PairSet, Question, QuestionSet, one_line, plain
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.intervals import seeded
 
 SKY = Question("Is the sky blue?", ("Yes.", "It is blue."), ("No.", "It is green."))
@@ -115,6 +117,21 @@ def test_a_question_set_is_a_sequence_of_its_questions():
 def test_an_empty_set_and_a_question_that_stands_twice_are_refused(make, words):
     with pytest.raises(BadDataset, match=words):
         make()
+
+
+def test_accents_written_in_two_ways_are_one_question_on_either_side_of_a_split():
+    composed, apart = "Où est Zoë?", unicodedata.normalize("NFD", "Où est Zoë?")
+    assert composed != apart
+    one, other = (Question(text, ("Ici.",), ("Là.",)) for text in (composed, apart))
+    assert one.key == other.key != Question("Ou est Zoe?", ("Ici.",), ("Là.",)).key
+    with pytest.raises(BadDataset, match="stands 2 times"):
+        QuestionSet((one, other))
+    with pytest.raises(BadDataset, match="stands 2 times"):
+        PairSet((ContrastPair(composed, ("a",), ("b",)), ContrastPair(apart, ("c",), ("d",))))
+    assert other.question == apart  # it is asked as it was written
+    where, said = Question("Où?", ("À Orléans.",), ("Là.",)), unicodedata.normalize("NFD", "à orléans")
+    known, unknown = exact_judge.verdicts(where, [said, "a orleans"])
+    assert (known.true, unknown.matched) == (1, False)
 
 
 def test_the_fingerprint_follows_texts_and_order_and_nothing_else():

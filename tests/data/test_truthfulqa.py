@@ -256,6 +256,7 @@ def test_a_byte_order_mark_before_the_multiple_choice_file_changes_nothing(tmp_p
         ("qa.csv", b"", r"qa\.csv: truthfulqa: no questions"),
         ("qa.csv", b"\xff\xfe\x00", r"qa\.csv is not UTF-8 text"),
         ("mc.json", b"", r"mc\.json cannot be read as JSON \(.*\); expected TruthfulQA's mc_task\.json"),
+        ("mc.json", b'[{"mc1_targets": {"Yes.": 1, "Yes.": 0}}]', r"mc\.json cannot .*the key 'Yes\.' stands twice"),
         ("mc.json", b"[{]", r"mc\.json cannot be read as JSON"),
         ("mc.json", b"\xff\xfe\x00", r"mc\.json cannot be read as JSON"),
         ("mc.json", None, r"mc\.json cannot be read as JSON"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -17,11 +19,19 @@ from trimtab.engine.conversation import answers, prompt_ids, reply
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.errors import BadValue
 from trimtab.evaluate.cost import milliseconds_per_token
+from trimtab.models.seeds import seeded
+
+
+def sampled(model: Any, tokenizer: Any, questions: list[str]) -> list[str]:
+    with seeded(0):
+        return answers(model, tokenizer, questions, settings={"do_sample": True})
+
 
 WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "measuring": lambda model, tokenizer: completions(model, tokenizer, ["Why?", "What is snow?"], [NoEdit()]),
     "answers": lambda model, tokenizer: answers(model, tokenizer, ["Why?", "What is snow?"]),
     "chat": lambda model, tokenizer: reply(model, tokenizer, prompt_ids(tokenizer, "Why?"), template=False),
+    "sampling": lambda model, tokenizer: sampled(model, tokenizer, ["Why?", "What is snow?"]),
     "beams": lambda model, tokenizer: beam_texts(
         model, tokenizer, ["Why?", "What is snow?"], NoEdit(), settings=BeamSettings(beams=2)
     ),
@@ -36,6 +46,26 @@ def test_what_is_not_a_number_is_refused(way: str) -> None:
         model.model.norm.weight[0] = float("nan")
     with pytest.raises(BadValue, match="logits of the next token came out as NaN"):
         WAYS[way](model, tiny_tokenizer())
+
+
+@every_way
+def test_logits_that_overflow_in_half_precision_are_refused_and_in_float32_answered(way: str) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    with torch.no_grad():
+        model.lm_head.weight *= 65504 / model.lm_head.weight.abs().max()  # fits in float16, and its products do not
+    assert WAYS[way](model, tokenizer)
+    with pytest.raises(BadValue, match=r"came out as (NaN|infinite): .* float32 or bfloat16"):
+        WAYS[way](model.half(), tokenizer)
+
+
+@every_way
+def test_an_end_token_that_the_tokenizer_appends_does_not_end_the_prompt(way: str) -> None:
+    ends = copy.deepcopy(tiny_tokenizer())
+    ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    assert ends("Why?")["input_ids"][-1] == 2
+    assert WAYS[way](tiny_model(), ends) == WAYS[way](tiny_model(), tiny_tokenizer())
 
 
 @every_way
@@ -61,14 +91,28 @@ def test_another_models_tokenizer_is_refused(way: str) -> None:
         {"bad_words_ids": [[i] for i in range(5, 200)]},
         {"forced_eos_token_id": 7, "max_time": 0.0},
         {"do_sample": True, "temperature": 9.0},
+        {"num_return_sequences": 3},
+        {"watermarking_config": {"bias": 5.0}, "sequence_bias": [[[5], 9.0]], "guidance_scale": 2.0},
+        {"output_logits": True, "cache_implementation": "static", "stop_strings": ["a"]},
+        {"prefill_chunk_size": 2, "token_healing": True, "dola_layers": "low"},
     ],
     ids=lambda d: "+".join(d),
 )
-def test_of_a_checkpoints_generation_defaults_none_holds(way: str, defaults: dict[str, Any]) -> None:
+def test_of_a_checkpoints_generation_defaults_none_holds(
+    way: str, defaults: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     expected = WAYS[way](model, tokenizer)
-    model.generation_config.update(**defaults)
+    if way == "sampling":
+        defaults.pop("temperature", None)
+    for name, value in defaults.items():  # as a file may say, which nothing checks
+        setattr(model.generation_config, name, value)
+    given = model.generation_config
+    before = given.to_dict()
     assert WAYS[way](model, tokenizer) == expected
+    assert model.generation_config is given
+    assert given.to_dict() == before
+    assert capfd.readouterr().err == ""
 
 
 def test_sampling_defaults_of_the_checkpoint_hold_where_sampling_is_asked_for() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import re
 import resource
@@ -32,6 +34,7 @@ from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel
 from trimtab.export.checkpoint import checkpoint
 
+export = sys.modules["trimtab.export.checkpoint"]  # the package exports a function of the same name
 PROMPTS = ["Q: What is the colour of the sky?\nA:", "Q: Why?\nA:"]
 GQA = {**COMMON, "num_key_value_heads": 2}
 OTHERS = {
@@ -177,6 +180,64 @@ def test_a_checkpoint_keeps_what_hangs_on_model_and_tokenizer(family, tmp_path):
     assert (kept.eos_token_id, kept.do_sample, kept.top_k) == ([2, 7], True, 20)
     assert AutoTokenizer.from_pretrained(tmp_path / "c").chat_template == tokenizer.chat_template
     assert found.same_continuation == 1
+
+
+def without_opening(folder: Path) -> None:
+    said = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**said, "post_processor": None}), encoding="utf-8")
+
+
+def with_other(file: str, **entries: object):
+    def tamper(folder: Path) -> None:
+        said = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps({**said, **entries}), encoding="utf-8")
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    ("tamper", "words"),
+    [
+        (with_other("generation_config.json", eos_token_id=2), "other generation defaults"),
+        (with_other("generation_config.json", suppress_tokens=[3]), "other generation defaults"),
+        (with_other("config.json", dtype="float16"), "other dtype in its config: torch.float32 became torch.float16"),
+        (with_other("tokenizer_config.json", pad_token="<eos>"), "other special tokens"),
+        (without_opening, "other tokens of a text"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "other chat template"),
+    ],
+)  # fmt: skip
+def test_what_is_lost_on_the_way_to_a_checkpoint_is_noticed(tamper, words, tmp_path, monkeypatch):
+    model, tokenizer = tiny_model(), copy.deepcopy(tiny_tokenizer())
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[2, 9], pad_token_id=0)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    save = export._save
+    monkeypatch.setattr(
+        export, "_save", lambda merged, tokenizer, folder: (save(merged, tokenizer, folder), tamper(folder))
+    )
+    with pytest.raises(Incompatible, match=words):
+        checkpoint(model, tokenizer, random_shift(model), tmp_path / "c", prompts=PROMPTS)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_that_goes_on_otherwise_is_refused(tmp_path, monkeypatch):
+    model, load = tiny_model(), export._loaded
+
+    def forgetful(*given):
+        loaded = load(*given)
+        forward = loaded.forward
+
+        @functools.wraps(forward)
+        def stepped(*args, **options):  # wrong where a cache is gone on from, which no single forward shows
+            out = forward(*args, **options)
+            out.logits = out.logits.roll(1, -1) if out.logits.shape[1] == 1 else out.logits
+            return out
+
+        loaded.forward = stepped
+        return loaded
+
+    monkeypatch.setattr(export, "_loaded", forgetful)
+    with pytest.raises(Incompatible, match="continues a prompt otherwise; nothing was written"):
+        checkpoint(model, tiny_tokenizer(), random_shift(model), tmp_path / "c", prompts=PROMPTS)
 
 
 def test_a_stack_is_one_checkpoint_and_edits_that_are_none_are_refused(tmp_path):

@@ -180,8 +180,10 @@ def test_a_missing_folder_is_refused_with_what_may_be_given(tmp_path: Path) -> N
 def test_a_file_in_place_of_a_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     calls = spied(monkeypatch)
-    with pytest.raises(UnsupportedModel, match=r"no model folder at model/config\.json"):
-        load_model("model/config.json")
+    Path("model.Q8_0.gguf").write_bytes(b"GGUF")
+    for name in ("model/config.json", "model.Q8_0.gguf"):
+        with pytest.raises(UnsupportedModel, match=f"{name} is a file, and GGUF .* are not read; give a model folder"):
+            load_model(name)
     assert calls == []
 
 

@@ -36,6 +36,9 @@ class SlowTokenizer:
     def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
         return {"input_ids": self.fast(text, **options)["input_ids"]}
 
+    def decode(self, ids: list[int]) -> str:
+        return self.fast.decode(ids)
+
 
 def framed(template: str) -> PreTrainedTokenizerFast:
     """Return the tiny tokenizer with other special tokens around every text."""
@@ -74,8 +77,8 @@ def test_the_answers_span_is_every_token_that_holds_one_of_its_characters(which:
     prompt, space, answer, expected = ANSWERS[case]
     tokenizer, text = TOKENIZERS[which](), prompt + space + answer
     found = tokenize_answer(tokenizer, text, len(prompt + space))
-    # jointly tokenised: the very tokens of the whole text
-    assert found.ids == tokenizer(text)["input_ids"]
+    # jointly tokenised: the very tokens of the whole text, but for end tokens
+    assert found.ids == [token for token in tokenizer(text)["input_ids"] if token != 2]
     assert tiny_tokenizer().decode(found.ids[found.start : found.end]) == expected
     assert not set(found.ids[found.start : found.end]) & {0, 1, 2}
 
@@ -96,16 +99,34 @@ def test_a_border_inside_a_token_gives_other_tokens_than_the_parts_alone() -> No
 )
 def test_without_offsets_the_space_before_the_answer_may_belong_to_either_side(cut: dict[str, list[int]]) -> None:
     class Written(SlowTokenizer):
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            return {"input_ids": cut[text]}
+        def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            return {"input_ids": {**cut, "a": [5, 4]}[text][0 if add_special_tokens else 1 :]}
 
     found = tokenize_answer(Written(tiny_tokenizer()), "Q: sky", 3)
     assert (found.start, found.end) == (len(cut["Q: sky"]) - 1, len(cut["Q: sky"]))
 
 
-def test_special_tokens_around_the_text_are_kept_and_stand_outside_the_span() -> None:
-    found = tokenize_answer(framed("<bos> $A <eos> <eos>"), "Q: x A: blue", 8)
-    assert (found.ids[0], found.ids[-2:], found.end) == (1, [2, 2], len(found.ids) - 2)
+@pytest.mark.parametrize("template", ["<bos> $A <eos>", "<eos> <bos> $A <eos> <eos>", "$A <eos>"])
+def test_what_a_tokenizer_puts_before_a_text_is_kept_and_what_it_puts_behind_is_not(template: str) -> None:
+    opening = [{"<bos>": 1, "<eos>": 2}[word] for word in template.split("$A")[0].split()]
+    text = tiny_tokenizer()("Q: x A: blue")["input_ids"][1:]
+    found = tokenize_answer(framed(template), "Q: x A: blue", 8)
+    assert found.ids == encode(framed(template), "Q: x A: blue") == [*opening, *text]
+    assert found.end == len(found.ids)
+
+
+@pytest.mark.parametrize("written", ["<eos><bos>", " <eos><bos>", "\n\t<eos><bos>"])
+@pytest.mark.parametrize("slow", [False, True])
+def test_an_opening_of_several_tokens_stands_once_wherever_it_is_written_out(written: str, slow: bool) -> None:
+    tokenizer: Any = SlowTokenizer(framed("<eos> <bos> $A")) if slow else framed("<eos> <bos> $A")
+    text = f"{written}user\nA: blue"
+    ids = encode(tokenizer, text)
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert [token for token in ids if token in (1, 2)] == [2, 1]
+    found = tokenize_answer(tokenizer, text, text.index("blue"))
+    assert (found.ids, tiny_tokenizer().decode(ids[found.start : found.end])) == (ids, " blue")
+    # control: half of it is another text
+    assert encode(tokenizer, "<bos>user")[:3] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("which", TOKENIZERS)
@@ -116,8 +137,8 @@ def test_an_answer_that_is_empty_after_tokenisation_is_refused_with_the_text(whi
 
 def test_an_answer_that_the_tokenizer_drops_is_refused() -> None:
     class Dropping(SlowTokenizer):
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            return super().__call__(text.replace("☃", ""))
+        def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+            return super().__call__(text.replace("☃", ""), **options)
 
     with pytest.raises(BadValue, match="no answer token in 'Q: x A:☃'"):
         tokenize_answer(Dropping(tiny_tokenizer()), "Q: x A:☃", len("Q: x A:"))

@@ -22,7 +22,7 @@ from tests.repository.source import (
 # a room imports only rooms above it, and those of its own line only where that line is the ground
 ROOMS = [
     {"errors"},
-    {"fields", "plain_values", "posix"},
+    {"fields", "noise", "plain_values", "posix"},
     {"storage", "intervals", "progress", "devices"},
     {"cells"},
     {"protocols"},

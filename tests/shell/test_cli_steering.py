@@ -248,7 +248,7 @@ def test_a_judge_that_fails_half_way_leaves_answers_that_the_next_run_takes_up(f
     result = run(*command)
     assert result.exit_code == 2, result.output
     assert "mu'; 4 answers and 2 verdicts are kept in runs/answers/" in result.stderr
-    record = json.loads(ran(*command, "--overwrite", "--json"))
+    record = json.loads(ran(*command, "--json"))
     assert record["rows"][0]["True"]["mean"] == 1.0
     # one verdict before anything is generated, two and a failure; then one again and the two that were missing
     assert len(asked) == 4 + 1 + 2
@@ -409,6 +409,8 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
     assert "talk.jsonl holds a result already; give another name" in other.stdout
     assert len(Path("talk.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["talk.jsonl"]
+    marked = run("chat", "--model", tiny, "--max-new-tokens", "3", "--json", stdin="\ufeffWhy?\n")
+    assert json.loads(marked.stdout)["question"] == "Why?"
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,14 @@ def test_an_adapter_with_other_embeddings_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-@pytest.mark.parametrize(("text", "words"), [("{oops", "cannot be read"), ("[1]", "holds no settings of an adapter")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{oops", "cannot be read"),
+        ('{"r": 1, "r": 2}', "the key 'r' stands twice"),
+        ("[1]", "holds no settings of an adapter"),
+    ],
+)
 def test_a_damaged_adapter_config_is_refused(text, words, recorded, tuned, tmp_path):
     tuned("lora").save(tmp_path / "edit")
     (tmp_path / "edit/adapter_config.json").write_text(text)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from tests.observing import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
@@ -27,6 +28,7 @@ from trimtab.peft.methods.full import require_room_on_cpu
 from trimtab.peft.parts.attached import Trained
 from trimtab.peft.train.checks import GradientCheck
 from trimtab.peft.train.examples import IGNORED, Batches, Collator, encode_examples, first_fit
+from trimtab.peft.train.masters import Masters
 from trimtab.peft.train.memory import estimate_memory, require_memory
 from trimtab.peft.train.packing import packs_exactly
 from trimtab.peft.train.plan import make_plan
@@ -339,10 +341,13 @@ def test_gradients_and_adam_take_the_dtype_of_what_is_trained():
     attached = METHODS["full"].attach(half, seed=0)
     trained = attached.trained()
     optimizer = torch.optim.AdamW(attached.trainable().values())
+    masters = Masters(attached.trainable())
+    masters.take_over(optimizer)
     half(input_ids=torch.ones(1, 4, dtype=torch.long), use_cache=False).logits.float().sum().backward()
     gradients = sum(p.grad.nbytes for p in attached.trainable().values())
     optimizer.step()
-    moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.ndim)
+    moments = sum(t.nbytes for t in masters.tensors().values())
+    moments += sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.ndim)
     attached.detach()
     found = estimate_memory(half, trained, QUICK, length=8, columns=4)
     assert (found.gradients, found.optimizer) == (gradients, moments)
@@ -568,6 +573,60 @@ def _stop_after(monkeypatch, step):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(TuningTrainer, "training_step", stopped)
+
+
+def test_small_steps_of_16_bit_weights_add_up_as_in_float32():
+    start = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    half, other = nn.Parameter(start.bfloat16()), nn.Parameter(start.double())
+    exact = nn.Parameter(half.detach().float())
+    alone = nn.Parameter(half.detach().clone())
+    masters = Masters({"half": half, "other": other})
+    assert set(masters.tensors()) == {"half"}
+    optimizers = [torch.optim.AdamW([p], lr=2e-5) for p in (half, exact, alone)]
+    masters.take_over(optimizers[0])
+    gradient = torch.randn(64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for _ in range(200):
+        for parameter, optimizer in zip((half, exact, alone), optimizers, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+            optimizer.step()
+    assert torch.equal(masters.tensors()["half"], exact)
+    assert torch.equal(half, exact.bfloat16())
+    assert half.grad is None
+    large = start.abs() > 0.1
+    assert torch.equal(alone[large], start.bfloat16()[large])  # control: where no step is half of the spacing
+    assert not torch.equal(half[large], start.bfloat16()[large])
+
+
+def test_full_fine_tuning_of_16_bit_weights_learns():
+    options = {"max_steps": 12, "batch_size": 4, "learning_rate": 3e-5, "warmup": 0.0, "schedule": "constant"}
+    tuned = {dtype: fitted("full", tiny_model(dtype=dtype), **options) for dtype in (torch.float32, torch.bfloat16)}
+    before = tiny_model().state_dict()
+    moves = {
+        dtype: torch.cat([(t.float() - before[k].to(dtype).float()).flatten() for k, t in edit.tensors.items()])
+        for dtype, edit in tuned.items()
+    }
+    exact, half = moves[torch.float32], moves[torch.bfloat16]
+    assert float(half @ exact / exact.square().sum()) > 0.5
+
+
+def test_steps_that_are_lost_are_refused():
+    with pytest.raises(
+        BadValue, match=r"0 % of the trained numbers moved in step 3: .* raise the learning rate \(it was"
+    ):
+        fitted("full", tiny_model(), max_steps=4, learning_rate=1e-12)
+
+
+def test_a_resumed_run_of_16_bit_weights_equals_one_that_was_not_cut_off_to_the_bit(tmp_path, monkeypatch):
+    model = tiny_model(dtype=torch.bfloat16)
+    options = {"max_steps": 6, "save_every": 2, "batch_size": 4}
+    whole = fitted("full", model, **options)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 5)
+        with pytest.raises(Killed):
+            fitted("full", model, out=tmp_path / "run", **options)
+    resumed = fitted("full", model, out=tmp_path / "run", **options)
+    assert all(torch.equal(whole.tensors[k], resumed.tensors[k]) for k in whole.tensors)
+    assert resumed.record["losses"] == whole.record["losses"]
 
 
 @pytest.mark.parametrize("name", default_of("lora", "full"))

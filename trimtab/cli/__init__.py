@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -34,10 +33,10 @@ class _Guarded(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         from trimtab.errors import TrimtabError
+        from trimtab.noise import without_kernel_advice
 
-        logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_kernel_advice)
         try:
-            with warnings.catch_warnings():
+            with without_kernel_advice(), warnings.catch_warnings():
                 warnings.showwarning = _noted
                 return super().invoke(ctx)
         except TrimtabError as mistake:
@@ -56,11 +55,6 @@ class _Guarded(TyperGroup):
 
 def _noted(message: Any, *_: Any) -> None:
     typer.echo(f"trimtab: note: {message}", err=True)
-
-
-def _no_kernel_advice(record: logging.LogRecord) -> bool:
-    # said at import of a faster 4-bit kernel that is not installed, and that trimtab would not use (`keep_unpacked`)
-    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
 
 
 app = typer.Typer(

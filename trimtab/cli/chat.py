@@ -68,7 +68,8 @@ def _line(as_json: bool) -> str:
     """Return the next line of standard input; only a terminal is asked for it."""
     if sys.stdin.isatty() and as_json:
         typer.echo("> ", nl=False, err=True)
-    return input("> " if sys.stdin.isatty() and not as_json else "").strip()
+    # a file that is piped in may begin with a byte order mark
+    return input("> " if sys.stdin.isatty() and not as_json else "").strip().removeprefix("\ufeff")
 
 
 class _Talk:

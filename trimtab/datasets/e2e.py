@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.questions import SftExample
 from trimtab.errors import BadDataset
+from trimtab.plain_values import one_form
 
 SEPARATOR = "||"
 
@@ -32,8 +33,8 @@ class Meaning:
 
     @property
     def key(self) -> str:
-        """The meaning."""
-        return self.meaning
+        """The meaning, accents written in one way."""
+        return one_form(self.meaning)
 
     @property
     def asked(self) -> str:
@@ -70,7 +71,7 @@ def e2e(path: str | Path) -> MeaningSet:
         BadDataset: the file cannot be read, is empty, or a line lacks the separator, its meaning or its text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as cause:
         raise BadDataset(f"{path} cannot be read as UTF-8 text; expected lines `meaning{SEPARATOR}text`") from cause
     found: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ from trimtab.datasets.questions import (
     two_sides,
 )
 from trimtab.errors import BadDataset
-from trimtab.plain_values import hash_of
+from trimtab.plain_values import hash_of, one_form
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class ContrastPair:
 
     @property
     def key(self) -> str:
-        """What tells it from other pairs, also after a split: its prompt, or without one a hash of its texts."""
+        """What tells it from other pairs, also after a split: its prompt (see `Question.key`), or a hash."""
         if self.prompt:
-            return self.prompt
+            return one_form(self.prompt)
         texts = json.dumps([self.positive, self.negative], ensure_ascii=False)
         return f"pair {hash_of(texts)[:12]}"
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from trimtab.datasets.item_set import ItemSet
 from trimtab.errors import BadDataset, BadValue
+from trimtab.plain_values import one_form
 
 Format: TypeAlias = Callable[[str, str], str]
 """Turns (question, answer) into the whole text; the answer must occur in it. What follows the answer is cut off,
@@ -99,8 +100,8 @@ class Question:
 
     @property
     def key(self) -> str:
-        """What tells it from other questions, also after a split: its text."""
-        return self.question
+        """What tells it from other questions, also after a split: its text, accents written in one way."""
+        return one_form(self.question)
 
     @property
     def asked(self) -> str:
@@ -119,10 +120,11 @@ def two_sides(what: str, one: tuple[str, Any], other: tuple[str, Any]) -> tuple[
             raise BadDataset(f"{what}: the {kind}s must be a list of texts, got {texts!r}")
         if not texts or not all(a.strip() for a in texts):
             raise BadDataset(f"{what} has no {kind} or an empty one; give at least one of each kind")
-        if len(set(texts)) < len(texts):
-            again = next(a for i, a in enumerate(texts) if a in texts[:i])
+        alike = [one_form(a) for a in texts]
+        if len(set(alike)) < len(alike):
+            again = next(a for i, a in enumerate(alike) if a in alike[:i])
             raise BadDataset(f"{what} lists the {kind} {again!r} twice; keep it once")
-    both = set(one[1]) & set(other[1])
+    both = set(map(one_form, one[1])) & set(map(one_form, other[1]))
     if both:
         words = (kind.split()[0] for kind, _ in (one, other))
         raise BadDataset(f"{what} lists {both.pop()!r} as {' and as '.join(words)}; keep it on one side")

@@ -12,7 +12,7 @@ import numpy as np
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.errors import BadDataset, BadValue
-from trimtab.plain_values import hash_of
+from trimtab.plain_values import hash_of, json_value
 
 HUB_ID = "truthfulqa/truthful_qa"
 N_QUESTIONS = 817
@@ -121,7 +121,7 @@ def question_digest(question: str) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json_value(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as cause:
         raise BadDataset(f"{path} cannot be read as JSON ({cause}); expected TruthfulQA's mc_task.json") from cause
 

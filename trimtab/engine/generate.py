@@ -23,18 +23,8 @@ from trimtab.protocols import Edit
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What a checkpoint may say of sampling; it holds where sampling is asked for."""
-OF_THE_CHECKPOINT = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "transformers_version")
+OF_THE_CHECKPOINT = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 """What it alone says; anything else that it says of generation, such as a repetition penalty, does not hold."""
-NEUTRAL: Mapping[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "use_cache": True,
-    "early_stopping": False,
-    "return_dict_in_generate": False,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -122,17 +112,19 @@ def new_tokens(
 ) -> Int[Tensor, "row new"]:
     """Return the tokens that follow each row of a left-padded batch, going on from its cache if one is given."""
     length = batch.input_ids.shape[1]
-    cache = {"cache_implementation": "static"} if decoding.compiled else {}
     try:
-        out = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            stopping_criteria=[] if decoding.ends is None else [decoding.ends(length)],
-            logits_processor=[_refuse_nan],
-            streamer=decoding.streamer,
-            **{**_neutral(decoding), "pad_token_id": pad_id(tokenizer), **cache},
-            **({} if past is None else {cache_name(model): past}),
-        )
+        with _own_defaults(model, decoding, pad_id(tokenizer)):
+            out = model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                tokenizer=tokenizer,
+                stopping_criteria=[] if decoding.ends is None else [decoding.ends(length)],
+                logits_processor=[_refuse_nan],
+                streamer=decoding.streamer,
+                **decoding.options,
+                **({"cache_implementation": "static"} if decoding.compiled else {}),
+                **({} if past is None else {cache_name(model): past}),
+            )
     except ValueError as cause:  # what transformers raises over its options
         raise BadValue(f"these generation options were refused: {first_line(cause)}") from cause
     return out[:, length:]
@@ -151,17 +143,24 @@ def compiled_steps(model: Any) -> Iterator[None]:
             vars(base_of(model)).pop(name, None)
 
 
-def _neutral(decoding: Decoding) -> dict[str, Any]:
-    """Return a value for every option of `generate` there is: one that is left out would be the checkpoint's."""
+@contextlib.contextmanager
+def _own_defaults(model: Any, decoding: Decoding, pad: int) -> Iterator[None]:
+    """Give the model fresh generation defaults inside the block: `generate` takes what it is not told from there."""
     from transformers import GenerationConfig
 
-    sampled = SAMPLING if decoding.options.get("do_sample") else ()
-    names = [n for n in GenerationConfig().to_dict() if n not in (*OF_THE_CHECKPOINT, *sampled) and n[0] != "_"]
-    return {**dict.fromkeys(names), **NEUTRAL, "max_new_tokens": decoding.max_new_tokens, **decoding.options}
+    base = base_of(model)
+    before = base.generation_config
+    kept = (*OF_THE_CHECKPOINT, *(SAMPLING if decoding.options.get("do_sample") else ()))
+    said = {name: value for name in kept if (value := getattr(before, name, None)) is not None}
+    base.generation_config = GenerationConfig(**said, pad_token_id=pad, max_new_tokens=decoding.max_new_tokens)
+    try:
+        yield
+    finally:
+        base.generation_config = before
 
 
 def _refuse_nan(input_ids: Tensor, scores: Float[Tensor, "row vocab"]) -> Tensor:  # noqa: ARG001
-    """Refuse logits of which the likeliest token would be whatever stands first."""
+    """Refuse logits of which the likeliest token would be whatever stands first, NaN or infinite."""
     require_numbers(scores, "logits of the next token")
     return scores
 

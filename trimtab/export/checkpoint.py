@@ -15,12 +15,14 @@ from torch import Tensor
 from trimtab.datasets.folklore import folklore
 from trimtab.datasets.prose import neutral_texts
 from trimtab.edits.combined import NoEdit
+from trimtab.engine.generate import Decoding, new_tokens
 from trimtab.errors import BadValue, Incompatible, UnsupportedModel, first_line
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.calling import inference
 from trimtab.models.identity import fingerprint
 from trimtab.models.plain import dequantized
-from trimtab.models.tokens import context_length, encode
+from trimtab.models.tokens import Batch, context_length, encode
+from trimtab.noise import without_bars_in_pipes
 from trimtab.protocols import Edit, Positions, TokenMask
 from trimtab.storage import RECORD, check_writable, versions, write_json, written_folder
 
@@ -34,6 +36,10 @@ REWRITTEN = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torc
 """Largest relative difference of logits between two copies of the same weights."""
 DEQUANTISED = 0.1
 """The same between quantised weights and plain ones; LLM.int8() rounds activations too."""
+
+
+TOKENISED = "Où est-ce? 你好 1,234\n\n\tdef f(x):  # 🙂"
+"""A text that tokenizers with other rules cut otherwise."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def checkpoint(
         if getattr(base, "is_quantized", False):
             _require_same(base, exact, probes[0], DEQUANTISED, "dequantising changed the model")
         rounded = exact if wanted == base.dtype else dequantized(dequantized(exact, wanted), _wide(wanted))
-        live = _Live.of(exact, rounded, edit, probes, len(prompts))
+        live = _Live.of(exact, rounded, tokenizer, edit, probes, len(prompts))
         del exact, rounded
         if not live.effect:
             raise BadValue(f"{edit.name!r} (strength {edit.strength}) changes nothing: there is nothing to merge")
@@ -121,7 +127,8 @@ def checkpoint(
             alike = max(REWRITTEN[wanted], REWRITTEN.get(base.dtype, 0))  # rotary frequencies may be rounded as well
             _require_same(merged, loaded, probes[0], alike, "what was written is another model")
             _require_kept(merged, loaded, tokenizer, folder)
-            found = live.compared(loaded, wanted, allowed)
+            _require_continued(merged, loaded, tokenizer, probes[: min(CONTINUED, len(prompts))], alike)
+            found = live.compared(loaded, tokenizer, wanted, allowed)
             _require_close(found)
             record = {"kind": KIND, "edit": edit.describe(), "model": fingerprint(model), **found.as_dict()}
             write_json(folder / RECORD, {**record, "versions": versions()})
@@ -161,7 +168,9 @@ class _Live:
     continued: list[list[int]]
 
     @classmethod
-    def of(cls, exact: Any, rounded: Any, edit: Edit, probes: Sequence[Tensor], n_prompts: int) -> _Live:
+    def of(
+        cls, exact: Any, rounded: Any, tokenizer: Any, edit: Edit, probes: Sequence[Tensor], n_prompts: int
+    ) -> _Live:
         """Return it for probes of which the first are prompts; `rounded`: the unedited model as it could be written."""
         kept, squares, ends = [], 0.0, []
         for i, ids in enumerate(probes):
@@ -172,16 +181,15 @@ class _Live:
                 ends.append(_at_the_end(exact, ids, edit, unedited, everywhere))
         means = torch.tensor(ends or [(0.0,) * 4]).double().mean(0).tolist()
         with edit.applied(exact, "all") as edited:
-            continued = [_continued(edited, base_of(exact).generation_config, ids) for ids in probes[:CONTINUED]]
+            continued = [_continued(edited, tokenizer, ids) for ids in probes[:CONTINUED]]
         return cls(probes, kept, squares, means, continued)
 
-    def compared(self, loaded: Any, dtype: torch.dtype, allowed: float) -> Exported:
+    def compared(self, loaded: Any, tokenizer: Any, dtype: torch.dtype, allowed: float) -> Exported:
         """Return what a loaded checkpoint does beside it."""
         exact = dequantized(loaded, _wide(dtype))
         gaps = [_logits(exact, ids) - live for ids, live in zip(self.probes, self.logits, strict=True)]
         same = [
-            _continued(exact, exact.generation_config, ids) == live
-            for ids, live in zip(self.probes, self.continued, strict=False)
+            _continued(exact, tokenizer, ids) == live for ids, live in zip(self.probes, self.continued, strict=False)
         ]
         kl_generated, kl_all, kl_between, same_token = self.at_the_end
         return Exported(
@@ -216,21 +224,17 @@ def _at_the_end(exact: Any, ids: Tensor, edit: Edit, unedited: Tensor, everywher
     return kl(before, here), kl(before, after), kl(here, after), float(here.argmax() == after.argmax())
 
 
-def _continued(model: Any, defaults: Any, ids: Tensor) -> list[int]:
-    """Return what greedy decoding adds to a prompt, up to the end tokens that the defaults name."""
-    from transformers import GenerationConfig
-
-    ends = {"eos_token_id": defaults.eos_token_id, "pad_token_id": defaults.pad_token_id or 0}
-    greedy = GenerationConfig(max_new_tokens=4 * CONTINUED, do_sample=False, num_beams=1, **ends)
+def _continued(model: Any, tokenizer: Any, ids: Tensor) -> list[int]:
+    """Return what greedy decoding adds to a prompt, up to an end token."""
     with inference(model):
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
-    return out[0, ids.shape[1] :].tolist()
+        return new_tokens(model, tokenizer, Batch([0], ids, torch.ones_like(ids)), Decoding(4 * CONTINUED))[0].tolist()
 
 
 def _save(merged: Any, tokenizer: Any, folder: Path) -> None:
     try:
-        merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with without_bars_in_pipes():
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except ValueError as cause:  # generation defaults that contradict each other
         raise Incompatible(f"transformers cannot save the model: {first_line(cause)}") from cause
 
@@ -238,19 +242,22 @@ def _save(merged: Any, tokenizer: Any, folder: Path) -> None:
 def _loaded(folder: Path, merged: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    with without_bars_in_pipes():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return loaded.to(input_device(merged)).eval()
 
 
 def _require_kept(merged: Any, loaded: Any, tokenizer: Any, folder: Path) -> None:
     """Raise `Incompatible` unless what hangs on model and tokenizer was written with them."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     again: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for what, before, after in (
         ("generation defaults", _defaults(merged), _defaults(loaded)),
         ("special tokens", tokenizer.special_tokens_map, again.special_tokens_map),
         ("chat template", tokenizer.chat_template, again.chat_template),
+        ("dtype in its config", merged.dtype, AutoConfig.from_pretrained(folder, local_files_only=True).dtype),
+        ("tokens of a text", *(one(TOKENISED)["input_ids"] for one in (tokenizer, again))),
     ):
         if before != after:
             raise Incompatible(f"what was written has other {what}: {before} became {after}; nothing was written")
@@ -266,6 +273,19 @@ def _require_same(one: Any, other: Any, ids: Tensor, allowed: float, otherwise: 
     error = float((after - before).norm() / before.norm())
     if not error <= allowed:
         raise Incompatible(f"{otherwise}: its logits differ by {error:.2g} (relative), more than {allowed:.2g}")
+
+
+def _require_continued(merged: Any, loaded: Any, tokenizer: Any, probes: Sequence[Tensor], allowed: float) -> None:
+    """Raise `Incompatible` unless both continue prompts alike, but for tokens that rounding may exchange."""
+    for ids in probes:
+        one, other = ([*_continued(model, tokenizer, ids), None] for model in (merged, loaded))
+        at = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+        if at is None:
+            continue
+        said = torch.tensor([one[:at]], device=ids.device, dtype=ids.dtype)
+        likely = _logits(merged, torch.cat([ids, said], 1))[0, -1].topk(2).values
+        if None in (one[at], other[at]) or float(likely[0] - likely[1]) > allowed * float(likely.norm()):
+            raise Incompatible("what was written continues a prompt otherwise; nothing was written")
 
 
 def _require_close(found: Exported) -> None:

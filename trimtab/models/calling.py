@@ -50,9 +50,10 @@ def entering(edit: Edit | None, model: Any) -> EnterAt:
 
 
 def require_numbers(values: Tensor, what: str) -> None:
-    """Raise `BadValue` if some value is not a number."""
-    if bool(values.isnan().any()):
+    """Raise `BadValue` if some value is NaN or above every number; -inf is a logarithm of 0."""
+    found = "NaN" if bool(values.isnan().any()) else "infinite" if bool(values.isposinf().any()) else None
+    if found:
         raise BadValue(
-            f"{what} came out as NaN: check the model's weights, load it in float32 or bfloat16, or lower the edit's "
-            "strength"
+            f"{what} came out as {found}: check the model's weights, load it in float32 or bfloat16, or lower the "
+            "edit's strength"
         )

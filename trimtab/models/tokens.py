@@ -38,34 +38,35 @@ def tokenize_answers(
     """Return prompts and answers tokenised jointly, each split at the character where the answer starts.
 
     Tokenizers may merge across the border: a token belongs to the answer if it holds any of its characters.
-    Special tokens are added as `encode` adds them. An answer's first token can be predicted only after another one;
-    `needs_prompt=False` does without (contrast pairs have no prompt, and some tokenizers put nothing first).
+    The opening is added as `encode` adds it, and nothing behind. An answer's first token can be predicted only after
+    another one; `needs_prompt=False` does without (contrast pairs have no prompt, and some tokenizers have no
+    opening).
 
     Raises:
         BadValue: an answer is empty after tokenisation, or no token stands before it.
     """
     offsets = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
-    written_out = [bool(unless_written_out(tokenizer, text)) for text in texts]
+    bare, first = encode_each(tokenizer, texts, [True] * len(texts), **offsets), _opening(tokenizer)
     found = []
-    for text, start, encoded in zip(
-        texts, answer_starts, encode_each(tokenizer, texts, written_out, **offsets), strict=True
-    ):
+    for text, start, encoded in zip(texts, answer_starts, bare, strict=True):
         ids = encoded["input_ids"]
         if tokenizer.is_fast:
             inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and b > a]
         else:
             inside = _inside_without_offsets(tokenizer, ids, text, start)
+        opened = _opened(tokenizer, ids, first)
+        inside = [i + len(opened) - len(ids) for i in inside]
         if not inside or (needs_prompt and inside[0] == 0):
             what = "no answer token" if not inside else "no prompt token before the answer"
             raise BadValue(f"{what} in {text[-60:]!r}; give a non-empty prompt and answer")
-        found.append(AnswerTokens(ids, inside[0], inside[-1] + 1))
+        found.append(AnswerTokens(opened, inside[0], inside[-1] + 1))
     return found
 
 
 def _inside_without_offsets(tokenizer: Any, ids: Sequence[int], text: str, answer_start: int) -> list[int]:
-    special, prompt = unless_written_out(tokenizer, text), text[:answer_start]
+    prompt = text[:answer_start]
     # the space before the answer may belong to the answer's first token or not
-    befores = (tokenizer(before, **special)["input_ids"] for before in (prompt, prompt.rstrip()))
+    befores = (tokenizer(before, add_special_tokens=False)["input_ids"] for before in (prompt, prompt.rstrip()))
     shared = max(_n_shared(ids, before) for before in befores)
     specials = set(tokenizer.all_special_ids)
     return [i for i in range(shared, len(ids)) if ids[i] not in specials]
@@ -93,18 +94,23 @@ def encode_each(
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the text's tokens, with the special tokens that the tokenizer adds by default.
+    """Return the text's tokens behind what the tokenizer puts before every text, ready for more to follow.
 
-    None are added to a text that starts with the begin token's own text, as chat templates write it: it would stand
-    twice.
+    A text that begins with those tokens itself, as chat templates write them, gets them once. What the tokenizer would
+    put behind a text, such as an end token, is left out: nothing could follow it.
     """
-    return tokenizer(text, **unless_written_out(tokenizer, text))["input_ids"]
+    return _opened(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], _opening(tokenizer))
 
 
-def unless_written_out(tokenizer: Any, text: str) -> dict[str, bool]:
-    """Return the tokenizer argument that keeps a begin token which the text already starts with from standing twice."""
-    begin = tokenizer.bos_token
-    return {"add_special_tokens": False} if begin and text.startswith(begin) else {}
+def _opening(tokenizer: Any) -> list[int]:
+    """Return the tokens that the tokenizer puts before every text: none, a begin token, or more."""
+    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    return whole[: next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)]
+
+
+def _opened(tokenizer: Any, ids: list[int], first: list[int]) -> list[int]:
+    written = next((i for i, token in enumerate(ids) if tokenizer.decode([token]).strip()), 0) if first else 0
+    return ids if ids[written : written + len(first)] == first else [*first, *ids]
 
 
 def _n_shared(ids: Sequence[int], before: Sequence[int]) -> int:

@@ -1,5 +1,10 @@
 """Tuning: each method fits to an Edit that is measured through the same door as a shift."""
 
+from trimtab.noise import without_kernel_advice
+
+with without_kernel_advice():  # it loads bitsandbytes
+    import peft as hf_peft  # noqa: F401
+
 from trimtab.models.stored_bits import bits_per_parameter
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.base import TuningMethod

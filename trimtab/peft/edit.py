@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import BadValue, Incompatible, first_line
 from trimtab.models.anatomy import base_of
 from trimtab.models.identity import require_same_model
 from trimtab.models.processes import on_cpu
@@ -23,6 +23,7 @@ from trimtab.models.twin import twin_of
 from trimtab.peft.names import method_from_record, method_of_hub
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.tunable import HubAdapter, Tunable
+from trimtab.plain_values import json_value
 from trimtab.protocols import Cost, Edit, Positions
 from trimtab.storage import RECORD, TENSORS, load_record, load_result, versions, write_json, written_folder
 
@@ -240,9 +241,11 @@ def _plain(value: Any) -> Any:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((path / HUB_CONFIG).read_text(encoding="utf-8"))
+        config = json_value((path / HUB_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
-        raise Incompatible(f"the {HUB_CONFIG} at {path} cannot be read: write the adapter again") from cause
+        raise Incompatible(
+            f"the {HUB_CONFIG} at {path} cannot be read ({first_line(cause)}): write the adapter again"
+        ) from cause
     if not isinstance(config, dict):
         raise Incompatible(f"the {HUB_CONFIG} at {path} holds no settings of an adapter: write the adapter again")
     return config

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from trimtab.datasets.questions import Question
+from trimtab.plain_values import one_form
 from trimtab.protocols import Judge, Verdict
 
 ABSTENTIONS = (
@@ -51,4 +52,4 @@ exact_judge = ExactJudge()
 
 def normalised(text: str) -> str:
     """Return the text in lower case, without punctuation and extra white space."""
-    return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
+    return " ".join(re.sub(r"[^\w\s]", "", one_form(text).lower()).split())

@@ -23,6 +23,7 @@ from trimtab.models.load.quantization import (
     require_read_rightly,
 )
 from trimtab.models.processes import plain_launch
+from trimtab.noise import without_bars_in_pipes, without_kernel_advice
 
 DTYPES = {
     "float32": torch.float32,
@@ -127,6 +128,8 @@ def _resolve(name: str | Path) -> tuple[str, bool]:
         return str(path), True
     if isinstance(name, str) and HUB_ID.fullmatch(name) and not path.exists():
         return name, False
+    if path.is_file():
+        raise UnsupportedModel(f"{name} is a file, and GGUF and other single files are not read; give a model folder")
     raise UnsupportedModel(
         f"no model folder at {name}; give an existing folder, a hub id such as organisation/model, or 'embedded'"
     )
@@ -228,7 +231,8 @@ def _check_weights(report: Mapping[str, Any], where: str) -> None:
 def _reading(failure: str, advice: str, path: str, source: Mapping[str, Any]) -> Iterator[None]:
     """Turn what transformers raises over unreadable files, or over the hub, into `UnsupportedModel`."""
     try:
-        yield
+        with without_bars_in_pipes(), without_kernel_advice():
+            yield
     except TrimtabError:
         raise
     except Exception as cause:  # the readers of many formats raise what they like

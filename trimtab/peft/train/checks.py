@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from trimtab.errors import BadValue
-from trimtab.models.processes import wait, whole
+from trimtab.models.processes import is_split, wait, whole
 from trimtab.storage import write_json
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COMPLETE = "complete.json"
 GRADIENT_STEPS = 3
 """By the end of this step every trainable tensor must have had a gradient; a shorter run warns at its end."""
+MOVED = 0.1
+"""The smallest share of numbers with a gradient that must move in a step."""
 FP16_GRADIENT_STEPS = 10
 """The same where the first steps may be skipped while the loss scale is found."""
 
@@ -89,6 +91,41 @@ class GradientCheck(TrainerCallback):
 
     def _silent(self) -> list[str]:
         return [name for name in self.silent if "expert" not in name]  # an expert may have been sent no token
+
+
+class MovementCheck(TrainerCallback):
+    """Stops a run whose steps are smaller than the spacing of the numbers that they are added to.
+
+    Looks at some numbers of each tensor in the step by which every tensor must have had a gradient.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], stepped: Mapping[str, Tensor]) -> None:
+        self.pairs = [(p, stepped.get(name, p)) for name, p in parameters.items()]
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Note numbers that have a gradient."""
+        if state.global_step + 1 == min(GRADIENT_STEPS, state.max_steps) and not args.fp16:  # whose scaler may skip it
+            graded = [(stepped, _some(p.grad) != 0) for p, stepped in self.pairs if p.grad is not None]
+            self._before = [(stepped, _some(stepped)[moves].clone(), moves) for stepped, moves in graded]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Raise `BadValue` if hardly any of them is another number now."""
+        moved = [_some(stepped)[moves] != before for stepped, before, moves in self._before]
+        self._before = []
+        looked = sum(m.numel() for m in moved)
+        share = sum(int(m.sum()) for m in moved) / looked if looked else 1
+        if share < MOVED:
+            raise BadValue(
+                f"{100 * share:.0f} % of the trained numbers moved in step {state.global_step + 1}: its steps are "
+                f"smaller than the spacing of the numbers; raise the learning rate (it was {args.learning_rate:g})"
+            )
+
+
+def _some(tensor: Any) -> Tensor:
+    # of this process's part
+    flat = (tensor.to_local() if is_split(tensor) else tensor).detach().flatten()
+    return flat[:: max(1, flat.numel() // 256)]
 
 
 class CheckpointMark(TrainerCallback):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from trimtab.peft.train.sharding import Sharding
 
 OPTIMIZER_BYTES = {"adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2}
-"""Of bitsandbytes' optimisers, a trained number; torch's AdamW keeps two numbers of the parameter's own dtype."""
+"""Of bitsandbytes' optimisers, a trained number; torch's AdamW keeps two numbers of the parameter's own dtype, which
+for 16-bit weights is that of their float32 copies."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class MemoryEstimate:
     logits: int
     step: int
     """What the optimiser takes for a moment, when activations and logits are gone: torch's AdamW on a GPU one number
-    more for each trained one."""
+    more for each trained one, and float32 copies of 16-bit weights their gradients."""
     on_cpu: bool
     """Whether the model is on the CPU, so that `untuned` counts towards the total."""
     sharded: bool = False
@@ -81,17 +82,19 @@ def estimate_memory(
     if sharding:
         weights = _held_of(model, weights, sharding)
         n_trained = math.ceil(n_trained / sharding.processes) if trained.in_place else n_trained
+    copies = 4 if trained.itemsize == 2 else 0
+    wide = max(4, trained.itemsize)
     device = sharding.device if sharding else input_device(base)
     foreach = device.type == "cuda" and recipe.optimizer == "adamw"
     return MemoryEstimate(
         weights=weights,
         untuned=trained.untuned,
         gradients=trained.itemsize * n_trained,
-        optimizer=OPTIMIZER_BYTES.get(recipe.optimizer, 2 * trained.itemsize) * n_trained,
+        optimizer=(OPTIMIZER_BYTES.get(recipe.optimizer, 2 * wide) + copies) * n_trained,
         activations=(layer + n_layers * kept if recipe.checkpointing else n_layers * layer) + trained.remade + cast,
         # in the model's precision, in float32, and the gradient
         logits=rows * columns * config.vocab_size * (size + 8),
-        step=trained.itemsize * n_trained if foreach else 0,
+        step=(wide * foreach + copies) * n_trained,
         on_cpu=device.type == "cpu",
         sharded=sharding is not None,
     )

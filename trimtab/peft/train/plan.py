@@ -58,7 +58,7 @@ class TuningPlan:
             ("modules", shown),
             ("trainable", f"{self.n_trainable:,} of {self.n_total:,} ({100 * self.n_trainable / self.n_total:.3f} %)"),
             ("on disk", _size(self.bytes_on_disk)),
-            ("dtype", f"model {self.dtypes[0]}, trained parts {self.dtypes[1]}"),
+            ("dtype", f"model {self.dtypes[0]}, trained parts {self.dtypes[1]}{_copies(self.dtypes[1])}"),
             ("memory", f"about {_size(self.memory.total)}{_where(self.memory)}: {_by_holder(self.memory)}"),
             ("data", f"{self.n_examples} examples, {self.n_tokens:,} tokens, {self.n_labelled:,} of them learned; "
              f"{self.steps} steps{', packed' if self.packing else ''}"),
@@ -134,6 +134,12 @@ def _coverage(base: Any, trainable: dict[str, Any]) -> dict[str, tuple[int, int]
 def _marked(tokenizer: Any, data: Examples) -> str:
     first = data.encoded[0]
     return f"{tokenizer.decode(first.ids[: first.start])}⟦{tokenizer.decode(first.ids[first.start :])}⟧"
+
+
+def _copies(dtypes: str) -> str:
+    return (
+        ", stepped on in float32 and rounded; a float32 model learns more of a short run" if "float16" in dtypes else ""
+    )
 
 
 def _where(memory: MemoryEstimate) -> str:

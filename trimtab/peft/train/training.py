@@ -24,8 +24,9 @@ from trimtab.models.calling import logits_limit
 from trimtab.models.processes import is_split, on_cpu, split_like, whole
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.train import zero
-from trimtab.peft.train.checks import COMPLETE, CheckpointMark, GradientCheck
+from trimtab.peft.train.checks import COMPLETE, CheckpointMark, GradientCheck, MovementCheck
 from trimtab.peft.train.examples import IGNORED, bucketed
+from trimtab.peft.train.masters import Masters
 from trimtab.storage import write_errors
 
 STATE = "trimtab.safetensors"
@@ -89,6 +90,9 @@ class TuningTrainer(Trainer):
             zero.configure(self, attached.trainable())
             self.check = zero.ZeroGradientCheck(attached.trainable(), self.accelerator.reduce)
         self.add_callback(self.check)
+        # DeepSpeed keeps copies of its own
+        self.masters = Masters({} if zero.under_deepspeed(self) else attached.trainable())
+        self.add_callback(MovementCheck(attached.trainable(), self.masters.tensors()))
         self.attached = attached
         self.tokens_seen = 0
         self.examples_seen = 0
@@ -158,7 +162,8 @@ class TuningTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what training goes on from; every process must come here."""
-        folder, tensors = Path(output_dir or self.args.output_dir or "."), on_cpu(self.attached.resume_tensors())
+        folder = Path(output_dir or self.args.output_dir or ".")
+        tensors = on_cpu({**self.attached.resume_tensors(), **self.masters.tensors()})
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / STATE)
@@ -166,6 +171,7 @@ class TuningTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Return the optimiser; what it keeps of split weights is whole in its state dict."""
         optimizer = super().create_optimizer(*args, **kwargs)
+        self.masters.take_over(optimizer)
         if self.split:
             optimizer.register_state_dict_post_hook(_whole_state)
             optimizer.register_load_state_dict_pre_hook(_split_state)
@@ -178,7 +184,9 @@ class TuningTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
         folder = Path(resume_from_checkpoint)
-        self.attached.load(load_file(folder / STATE))
+        held = load_file(folder / STATE)
+        self.attached.load(held)
+        self.masters.load(held)
         seen = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         if self.is_world_process_zero():  # the marks hold the sums over processes
             self.tokens_seen, self.examples_seen = seen["tokens"], seen["examples"]
