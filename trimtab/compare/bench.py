@@ -20,7 +20,8 @@ from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Measured, Meter
 
 Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 TOGETHER = 6
 """Edits that are measured at once: what the unedited model computes, and prompts, are computed once for all of them.
 More would save little more, and a process that dies loses what it has not written."""

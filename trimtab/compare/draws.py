@@ -52,9 +52,9 @@ def do_control(bench: Bench, unit: Unit, control: Control) -> None:
             return
         numbers = missing[start : start + TOGETHER]
         for number, said in zip(numbers, each(drawn, numbers), strict=True):
-            record = {"status": "failed", "why": why(said)} if isinstance(said, Exception) else said
-            records[number] = {"knobs": {**trial["knobs"], "draw": number}, **record}
-            bench.write(unit, number, records[number])
+            found = {"status": "failed", "why": why(said)} if isinstance(said, Exception) else said
+            record = records[number] = {"knobs": {**trial["knobs"], "draw": number}, **found}
+            bench.write(unit, number, record)
     done = [record for record in records.values() if record is not None]
     bench.write(unit, TEST, _summary(bench.about(parts), done, {"method": control.follows, "trial": theirs["best"]}))
     bench.tidy(unit)
