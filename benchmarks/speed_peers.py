@@ -239,6 +239,16 @@ def probes(w: Written, kind: str, way: str) -> Job:
     return run
 
 
+def answers(w: Written, batch_size: int | None) -> Job:
+    """Answers for measuring; the check is of their lengths."""
+    from trimtab.edits.combined import NoEdit
+    from trimtab.engine.completion import completions
+
+    prompts = [f"Q: {question.question}\nA:" for question in w.questions[: w.spec["choice"]]]
+    form = {"max_new_tokens": w.spec["new_tokens"], "batch_size": batch_size}
+    return lambda: list(map(len, completions(w.model, w.tokenizer, prompts, [NoEdit()], **form)[0]))
+
+
 def report_trimtab(w: Written) -> Job:
     """Read a run of 20 units and write its page."""
     from made_run import made_run
@@ -278,6 +288,7 @@ JOBS: dict[str, dict[str, Callable[[Written], Job]]] = {
         }
         for kind in ("embedded", "correlated")
     },
+    "answers": {"batches of 16": lambda w: answers(w, 16), "trimtab": lambda w: answers(w, None)},
     "report": {"trimtab": report_trimtab},
 }
 

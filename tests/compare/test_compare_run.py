@@ -78,12 +78,11 @@ def test_test_questions_are_seen_by_nothing_before_the_last_measurement():
         mine = log[start:]
         fitted = [i for i, (what, _) in enumerate(mine) if what == "fitted"][:3]
         assert [mine[i][1] for i in fitted] == [train] * 3
-        before = [q for what, q in mine[: fitted[-1]] if what == "judged"]
-        after = [q for what, q in mine[fitted[-1] :] if what == "judged"]
-        # two trials' validation questions, then the third's, and only then the test questions, first and last
-        assert Counter(before) == Counter(list(validation) * 2)
-        assert set(after[: len(validation)]) == set(validation)
-        assert set(after[len(validation) : len(validation) + len(test)]) == set(test)
+        judged = [q for what, q in mine if what == "judged"]
+        # three trials' validation questions, and only then the test questions
+        n = 3 * len(validation)
+        assert Counter(judged[:n]) == Counter(list(validation) * 3)
+        assert set(judged[n : n + len(test)]) == set(test)
         log[start : start + fitted[-1] + 1] = [("read", None)] * (fitted[-1] + 1)
 
 

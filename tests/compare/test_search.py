@@ -25,9 +25,9 @@ class Spaced(Method):
 def tries(search, score, within=lambda knobs: True):
     """Return the settings that a search tries where a setting's score is this function's."""
     settings, tried = [], []
-    for _ in range(search.n):
-        settings.append(dict(search.knobs(tried)))
-        tried.append(Tried(score(settings[-1]), within(settings[-1])))
+    for number in range(search.n):
+        settings.append(dict(search.knobs(number, tried)))
+        tried.append(Tried(settings[-1], score(settings[-1]), within(settings[-1])))
     return settings
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from trimtab.compare.design import Job, Parts, Unit
 from trimtab.compare.machine import hardware, place
@@ -20,6 +20,21 @@ from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Measured, Meter
 
 Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]
+T = TypeVar("T")
+R = TypeVar("R")
+TOGETHER = 6
+"""Edits that are measured at once: what the unedited model computes, and prompts, are computed once for all of them.
+More would save little more, and a process that dies loses what it has not written."""
+
+
+def each(work: Callable[[list[T]], list[R]], things: list[T]) -> list[R | Exception]:
+    """Return what the work gives of each of the things, or why it failed; where it fails on all, one by one."""
+    try:
+        return list(work(things))
+    except Exception as mistake:
+        if len(things) == 1:
+            return [mistake]
+        return [found for thing in things for found in each(work, [thing])]
 
 
 @dataclass
@@ -35,6 +50,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.machine, self.place = hardware(self.model), place(self.model)
         self.crowd = 1
+        self.chosen: dict[Unit, Edit] = {}
+        """The edits that were chosen in units whose methods a control follows: it need not make them again."""
 
     @property
     def late(self) -> bool:
@@ -64,30 +81,32 @@ class Bench:
 
         return fit
 
-    def scores(self, unit: Unit, edit: Edit, validation: ItemSet[Any]) -> dict[str, Any]:
+    def scores(self, unit: Unit, edits: Sequence[Edit], validation: ItemSet[Any]) -> list[dict[str, Any]]:
         """Return what settings are chosen by on the questions for it: the score, the drift, and what came with them."""
         chooser, budgeted = self.job.chooser, self.job.budgeted
         by = [meter for meter in (m.choosing for m in self.job.meters) if meter.instrument == chooser.instrument]
         drift = [m for m in (m.choosing for m in self.job.meters) if m.instrument == budgeted.instrument] or [budgeted]
         meters = [*by, *(meter for meter in drift if meter not in by)]
-        found = {
-            name: None if f is None else float(f) for name, f in self._figures(unit, edit, validation, meters).items()
-        }
-        return {"score": found[chooser.name], **found, "n": len(validation)}
+        scores = []
+        for found in self._measured(unit, edits, validation, meters):
+            figures = {m.name: summed_up(m, found[i.name]) for i in instruments(meters) for m in i.sums}
+            plain = {name: None if f is None else float(f) for name, f in figures.items()}
+            scores.append({"score": plain[chooser.name], **plain, "n": len(validation)})
+        return scores
 
-    def _figures(self, unit: Unit, edit: Edit, items: Any, meters: Sequence[Meter]) -> dict[str, Any]:
-        found = self._measured(unit, edit, items, meters)
-        return {m.name: summed_up(m, found[i.name]) for i in instruments(meters) for m in i.sums}
-
-    def _measured(self, unit: Unit, edit: Edit, items: Any, meters: Sequence[Meter]) -> dict[str, Measured | None]:
+    def _measured(
+        self, unit: Unit, edits: Sequence[Edit], items: Any, meters: Sequence[Meter]
+    ) -> list[dict[str, Measured | None]]:
         kept: Path = self.folder.answers(unit)
         own = [meter.kept_in(kept) for meter in meters]
-        (found,) = measurements_of(self.model, self.tokenizer, items, [edit], own, seed=unit.seed)
-        return found
+        return measurements_of(self.model, self.tokenizer, items, edits, own, seed=unit.seed)
 
-    def last_measurement(self, unit: Unit, edit: Edit, test: ItemSet[Any]) -> dict[str, Any]:
-        """Return an edit's record on the test questions: of rows, the columns that meters sum up or show."""
-        found = self._measured(unit, edit, test, self.job.meters)
+    def last_measurements(self, unit: Unit, edits: Sequence[Edit], test: ItemSet[Any]) -> list[dict[str, Any]]:
+        """Return edits' records on the test questions: of rows, the columns that meters sum up or show."""
+        found = self._measured(unit, edits, test, self.job.meters)
+        return [self._recorded(edit, one, test) for edit, one in zip(edits, found, strict=True)]
+
+    def _recorded(self, edit: Edit, found: Mapping[str, Measured | None], test: ItemSet[Any]) -> dict[str, Any]:
         rows, values, records = {}, {}, {}
         for name, instrument, sums in instruments(self.job.meters):
             one, columns = found[name], {*instrument.shown, *(c for meter in sums for c in meter.columns)}

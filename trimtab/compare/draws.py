@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from trimtab.compare.bench import Bench
-from trimtab.compare.design import Parts, Unit
+from trimtab.compare.bench import TOGETHER, Bench, each
+from trimtab.compare.design import Unit
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import why
 from trimtab.evaluate.cost import Peak, costs
-from trimtab.protocols import Control, Edit
+from trimtab.protocols import Control
 
 
 def do_control(bench: Bench, unit: Unit, control: Control) -> None:
@@ -30,33 +30,34 @@ def do_control(bench: Bench, unit: Unit, control: Control) -> None:
         return
     trial = bench.folder.read(followed, theirs["best"])
     assert trial is not None, f"{followed} has a measurement but not its trial"
-    parts, records = bench.job.parts(unit), []
-    make = cache(partial(bench.fitter(followed, parts), trial["knobs"]))
-    for number in range(control.draws):
-        record = bench.folder.read(unit, number)
-        if record is None:
-            if bench.late:
-                return
-            record = {"knobs": {**trial["knobs"], "draw": number}}
-            record |= _drawn(
-                bench, unit, parts, lambda n=number: [*control.edits(make(), n + 1, seed=(unit.seed, unit.fold))][n]
-            )
+    parts = bench.job.parts(unit)
+    # where another process, or a call before this one, chose it, it is made again: the same
+    make = cache(lambda: bench.chosen.get(followed) or bench.fitter(followed, parts)(trial["knobs"]))
+
+    def drawn(numbers: list[int]) -> list[dict[str, Any]]:
+        started = time.perf_counter()
+        every = [*control.edits(make(), numbers[-1] + 1, seed=(unit.seed, unit.fold))]
+        edits, made = [every[number] for number in numbers], time.perf_counter()
+        found, n = bench.last_measurements(unit, edits, parts.test), len(numbers)
+        seconds = {"fit": (made - started) / n, "measure": (time.perf_counter() - made) / n}
+        return [
+            {"status": "done", "made": costs(edit, Peak()), "seconds": seconds, "measured": one}
+            for edit, one in zip(edits, found, strict=True)
+        ]
+
+    records = {number: bench.folder.read(unit, number) for number in range(control.draws)}
+    missing = [number for number, record in records.items() if record is None]
+    for start in range(0, len(missing), TOGETHER):
+        if bench.late:
+            return
+        numbers = missing[start : start + TOGETHER]
+        for number, said in zip(numbers, each(drawn, numbers), strict=True):
+            found = {"status": "failed", "why": why(said)} if isinstance(said, Exception) else said
+            record = records[number] = {"knobs": {**trial["knobs"], "draw": number}, **found}
             bench.write(unit, number, record)
-        records.append(record)
-    bench.write(unit, TEST, _summary(bench.about(parts), records, {"method": control.follows, "trial": theirs["best"]}))
+    done = [record for record in records.values() if record is not None]
+    bench.write(unit, TEST, _summary(bench.about(parts), done, {"method": control.follows, "trial": theirs["best"]}))
     bench.tidy(unit)
-
-
-def _drawn(bench: Bench, unit: Unit, parts: Parts, make: Callable[[], Edit]) -> dict[str, Any]:
-    started = time.perf_counter()
-    try:
-        edit = make()
-        made = time.perf_counter()
-        found = bench.last_measurement(unit, edit, parts.test)
-    except Exception as mistake:
-        return {"status": "failed", "why": why(mistake)}
-    seconds = {"fit": made - started, "measure": time.perf_counter() - made}
-    return {"status": "done", "made": costs(edit, Peak()), "seconds": seconds, "measured": found}
 
 
 def _summary(about: dict[str, Any], records: Sequence[dict[str, Any]], follows: dict[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _seconds(bench: Bench, name: str) -> tuple[float, float, float]:
     job = bench.job
     parts = job.parts(_first(job, name))
     few, started = parts.train[:FEW], time.perf_counter()
-    edit = job.fitted[name].fit(bench.model, bench.tokenizer, few, knobs=job.search(_first(job, name)).knobs(()))
+    edit = job.fitted[name].fit(bench.model, bench.tokenizer, few, knobs=job.search(_first(job, name)).knobs(0, ()))
     fit = (time.perf_counter() - started) * len(parts.train) / len(few)
     last = _measuring(bench, edit, job.meters, parts.validation, len(parts.test))
     by = [job.chooser] if job.chooser.instrument == job.budgeted.instrument else [job.chooser, job.budgeted]

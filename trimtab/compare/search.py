@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import qmc
@@ -20,6 +21,7 @@ SPREAD = 5 / 8
 class Tried(NamedTuple):
     """What is known of a try."""
 
+    knobs: Knobs
     score: float | None
     """Higher is better; None if it failed."""
     within: bool
@@ -44,35 +46,40 @@ class Search:
         grid, shape = settings_of(method), tuple(len(values) for values in method.space.values())
         return cls(grid, shape if prod(shape) == len(grid) else (len(grid),), min(trials, len(grid)), tuple(seed))
 
-    def knobs(self, tried: Sequence[Tried]) -> Knobs:
-        """Return the setting to try after these tries."""
-        places: list[int] = []
-        for i in range(len(tried) + 1):
-            places.append(self._place(places, tried[:i]))
-        return self.grid[places[-1]]
+    @property
+    def _n_spread(self) -> int:
+        return self.n if self.n == len(self.grid) else ceil(SPREAD * self.n)
 
-    def _place(self, places: Sequence[int], tried: Sequence[Tried]) -> int:
+    def decided(self, number: int) -> bool:
+        """Return whether a try is the same whatever the tries before it came to."""
+        return number < self._n_spread
+
+    def knobs(self, number: int, tried: Sequence[Tried]) -> Knobs:
+        """Return the setting of a try, which may depend on those that were tried before."""
         if self.n == len(self.grid):
-            return len(places)
-        n_spread = ceil(SPREAD * self.n)
-        if len(places) < n_spread:
-            return self._spread(n_spread)[len(places)]
-        scored = [(t.score, place) for t, place in zip(tried, places, strict=True) if t.score is not None]
-        kept = [(t.score, place) for t, place in zip(tried, places, strict=True) if t.score is not None and t.within]
+            return self.grid[number]
+        if self.decided(number):
+            return self.grid[self._spread(self._n_spread)[number]]
+        places = {_key(knobs): place for place, knobs in enumerate(self.grid)}
+        taken = [places[_key(t.knobs)] for t in tried]
+        scored = [(t.score, place) for t, place in zip(tried, taken, strict=True) if t.score is not None]
+        kept = [(t.score, place) for t, place in zip(tried, taken, strict=True) if t.score is not None and t.within]
+        free = np.setdiff1d(np.arange(len(self.grid)), taken)
+        if not scored:
+            return self.grid[free[0]]
         # every second one looks beside the best within the budget, since that is a result of its own
-        among = kept if kept and len(places) % 2 else scored
-        free = np.setdiff1d(np.arange(len(self.grid)), places)
-        if not among:
-            return int(free[0])
-        at, free_at = (np.stack(np.unravel_index(np.array(p), self.shape), 1) for p in ([p for _, p in scored], free))
-        best = np.array(np.unravel_index(max(among)[1], self.shape))
-        beside = np.abs(free_at - best).sum(1) == 1
+        best = max(kept if kept and number % 2 else scored)[1]
+        at, free_at, best_at = (self._cells(p) for p in ([place for _, place in scored], free, [best]))
+        beside = np.abs(free_at - best_at).sum(1) == 1
         free, free_at = (free[beside], free_at[beside]) if beside.any() else (free, free_at)
         # what the tries so far let expect there: their mean, the nearer ones counting more (Shepard 1968)
         steps = (free_at[:, None] - at[None]) / np.maximum(np.array(self.shape) - 1, 1)
         weights = 1 / (steps**2).sum(-1)
         expected = (weights * np.array([score for score, _ in scored])).sum(1) / weights.sum(1)
-        return int(free[int(expected.argmax())])
+        return self.grid[free[expected.argmax()]]
+
+    def _cells(self, places: Any) -> Any:
+        return np.stack(np.unravel_index(np.array(places), self.shape), 1)
 
     def _spread(self, n: int) -> list[int]:
         """Return n places: the middle, and then a scrambled Halton sequence (Owen 2017) without repetitions."""
@@ -81,3 +88,7 @@ class Search:
         while len(cells) < n:
             cells |= {tuple((row * np.array(self.shape)).astype(int)): None for row in points.random(n)}
         return [int(np.ravel_multi_index(cell, self.shape)) for cell in islice(cells, n)]
+
+
+def _key(knobs: Knobs) -> str:
+    return json.dumps(dict(knobs), default=str)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from trimtab.compare.bench import Bench, Fitter
+from trimtab.compare.bench import TOGETHER, Bench, Fitter, each
 from trimtab.compare.design import Parts, Unit
 from trimtab.compare.draws import do_control
 from trimtab.compare.record_fields import TEST
@@ -39,46 +39,70 @@ class Worker(Bench):
     def _do_method(self, unit: Unit) -> None:
         parts, search = self.job.parts(unit), self.job.search(unit)
         fit, kept = self.fitter(unit, parts), _Kept(self.job.chooser, self.job.design.kl_budget)
-        records = []
+        records = {number: self.folder.read(unit, number) for number in range(search.n)}
+        waiting: list[_Fitted] = []
         for number in range(search.n):
-            record = self.folder.read(unit, number)
-            if record is None:
-                if self.late:
-                    return
-                knobs = search.knobs([self._tried(record) for record in records])
-                record, edit = self._trial(unit, fit, parts, knobs)
-                self.write(unit, number, record)
-                kept.offer(number, record, edit)
-            records.append(record)
-        if not self.late:
-            self.write(unit, TEST, self._test(unit, fit, parts, records, kept))
+            if records[number] is not None:
+                continue
+            if self.late:
+                break
+            knobs = search.knobs(number, [self._known(record) for record in records.values() if record is not None])
+            waiting.append(self._fitted(fit, number, knobs))
+            together = number + 1 < search.n and search.decided(number + 1) and not _alone(waiting[-1].edit)
+            if len(waiting) < TOGETHER and together:
+                continue
+            self._tried(unit, waiting, parts, records, kept)
+            waiting = []
+        self._tried(unit, waiting, parts, records, kept)
+        done = [record for record in records.values() if record is not None]
+        if len(done) == search.n and not self.late:
+            self.write(unit, TEST, self._test(unit, fit, parts, done, kept))
             self.tidy(unit)
 
-    def _tried(self, record: Mapping[str, Any]) -> Tried:
+    def _known(self, record: Mapping[str, Any]) -> Tried:
         found = record.get("validation", {"score": None, "kl": None})
         better = -1 if self.job.chooser.better == "down" else 1
         score = None if found["score"] is None else better * found["score"]
-        return Tried(score, (found["kl"] or 0.0) <= self.job.design.kl_budget)
+        return Tried(record["knobs"], score, (found["kl"] or 0.0) <= self.job.design.kl_budget)
 
-    def _trial(
-        self, unit: Unit, fit: Fitter, parts: Parts, knobs: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], Edit | None]:
+    def _fitted(self, fit: Fitter, number: int, knobs: Mapping[str, Any]) -> _Fitted:
         started = time.perf_counter()
         try:
             with peak_memory(input_device(self.model)) as peak:
-                edit = fit(knobs)
-            fitted = time.perf_counter()
-            scores = self.scores(unit, edit, parts.validation)
+                edit: Edit | Exception = fit(knobs)
         except Exception as mistake:
-            return {"status": "failed", "knobs": dict(knobs), "why": why(mistake)}, None
-        record = {
-            "status": "done",
-            "knobs": dict(knobs),
-            "validation": scores,
-            "made": costs(edit, peak),
-            "seconds": {"fit": fitted - started, "measure": time.perf_counter() - fitted},
-        }
-        return record, edit
+            return _Fitted(number, knobs, mistake)
+        return _Fitted(number, knobs, edit, costs(edit, peak), time.perf_counter() - started)
+
+    def _tried(
+        self,
+        unit: Unit,
+        fitted: Sequence[_Fitted],
+        parts: Parts,
+        records: dict[int, dict[str, Any] | None],
+        kept: _Kept,
+    ) -> None:
+        """Measure what was fitted on the validation questions, and write a record of each trial."""
+
+        def measured(edits: list[Edit]) -> list[dict[str, Any]]:
+            started = time.perf_counter()
+            scores = self.scores(unit, edits, parts.validation)
+            seconds = (time.perf_counter() - started) / len(edits)
+            return [{"validation": one, "measure": seconds} for one in scores]
+
+        edits = [one.edit for one in fitted if isinstance(one.edit, Edit)]
+        found = iter(each(measured, edits) if edits else ())
+        for one in fitted:
+            said = next(found) if isinstance(one.edit, Edit) else one.edit
+            record = {"status": "failed", "knobs": dict(one.knobs)}
+            if isinstance(said, Exception):
+                record |= {"why": why(said)}
+            else:
+                seconds = {"fit": one.seconds, "measure": said["measure"]}
+                record |= {"status": "done", "validation": said["validation"], "made": one.made, "seconds": seconds}
+            self.write(unit, one.number, record)
+            records[one.number] = record
+            kept.offer(one.number, record, one.edit)
 
     def _test(
         self, unit: Unit, fit: Fitter, parts: Parts, records: Sequence[dict[str, Any]], kept: _Kept
@@ -86,13 +110,14 @@ class Worker(Bench):
         best, within = (chosen(records, self.job.chooser, budget) for budget in (None, self.job.design.kl_budget))
         if best is None:
             return {"status": "failed", "why": f"every trial failed, the first one with: {records[0]['why']}"}
+        numbers = sorted({best, within} - {None})
         results: dict[int, dict[str, Any]] = {}
         try:
-            for number in {best, within} - {None}:
-                assert number is not None
-                edit = kept.edits.get(number) or fit(records[number]["knobs"])
-                results[number] = self.last_measurement(unit, edit, parts.test)
-                results[number]["refitted"] = number not in kept.edits
+            edits = [kept.edits.get(number) or fit(records[number]["knobs"]) for number in numbers]
+            if any(control.follows == unit.method for control in self.job.controls.values()):
+                self.chosen[unit] = edits[numbers.index(best)]
+            for number, found in zip(numbers, self.last_measurements(unit, edits, parts.test), strict=True):
+                results[number] = {**found, "refitted": number not in kept.edits}
         except Exception as mistake:
             return {"status": "failed", "why": f"the last measurement failed: {why(mistake)}"}
         return {
@@ -103,6 +128,21 @@ class Worker(Bench):
             "failed_trials": [r["why"] for r in records if r["status"] == "failed"],
             "measured": {str(number): result for number, result in results.items()},
         }
+
+
+class _Fitted(NamedTuple):
+    """A trial that waits to be measured, or why its edit could not be made."""
+
+    number: int
+    knobs: Mapping[str, Any]
+    edit: Edit | Exception
+    made: Mapping[str, Any] = {}
+    seconds: float = 0.0
+
+
+def _alone(edit: Edit | Exception) -> bool:
+    """Return whether an edit is measured at once: one that was trained took long to make, or holds a model."""
+    return isinstance(edit, Edit) and (edit.replaces_model or bool(edit.losses))
 
 
 @dataclass
@@ -116,9 +156,9 @@ class _Kept:
         self.edits: dict[int, Edit] = {}
         self.records: dict[int, dict[str, Any]] = {}
 
-    def offer(self, number: int, record: dict[str, Any], edit: Edit | None) -> None:
+    def offer(self, number: int, record: dict[str, Any], edit: Edit | Exception) -> None:
         """Keep the edit if it is the best so far, or the best so far within the budget."""
-        if edit is None:
+        if isinstance(edit, Exception) or record["status"] == "failed":
             return
         self.edits[number], self.records[number] = edit, record
         numbers, held = list(self.records), list(self.records.values())
