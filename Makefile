@@ -19,7 +19,7 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 demo: $(VENV)/.base
-	$(BIN)/trimtab demo
+	$(BIN)/trimtab demo --overwrite
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto

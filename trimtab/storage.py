@@ -151,6 +151,15 @@ def check_writable(path: str | Path, kind: str) -> None:
         raise Incompatible(f"cannot write {_a(kind)} to {path}: the folder holds {what}; name another folder")
 
 
+def require_free(path: str | Path, advice: str = "name another place, or say --overwrite to replace it") -> None:
+    """Refuse a place where anything stands, but for an empty folder; for whoever would lose it by a second run."""
+    path = Path(path)
+    with write_errors(path):
+        taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken:
+        raise Incompatible(f"{path} holds a result already; {advice}")
+
+
 def _try_beside(path: Path) -> None:
     # before hours of work, not after: a folder can be made where the result will be put together
     parent = next(p for p in path.parents if p.exists())

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from trimtab import cli
@@ -91,6 +92,51 @@ def test_demo_refuses_a_folder_that_holds_something_else_before_any_work(tmp_pat
     assert "name another folder" in result.stderr
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
     assert time.perf_counter() - started < 20
+
+
+WRITTEN = {
+    "demo": "demo run", "fit": "fit", "tune": "tuned edit", "bake": "merged model", "merge": "merged model",
+    "from-iti": "activations", "to-lm-eval": None, "build-embedded": "embedded model", "reproduce": None,
+}  # fmt: skip
+"""Verb -> the kind of folder that it writes, if it is one."""
+GIVEN = {"from-iti": ["none", "--heads", "2"], "to-lm-eval": ["none"], "reproduce": ["iti-2fold"]}
+GIVEN |= {verb: ["--edit", "none"] for verb in ("bake", "merge")}
+
+
+def verbs(group, path=()):
+    for name, command in group.commands.items():
+        yield from verbs(command, (*path, name)) if hasattr(command, "commands") else [((*path, name), command)]
+
+
+VERBS = dict(verbs(typer.main.get_command(cli.app)))
+
+
+def test_every_verb_that_writes_can_be_told_to_overwrite_or_goes_on_with_what_stands_there():
+    flags = {path[-1]: {o for p in command.params for o in p.opts} for path, command in VERBS.items()}
+    assert {verb for verb, known in flags.items() if "--overwrite" in known} == set(WRITTEN)
+    assert {verb for verb, known in flags.items() if "--out" in known} - set(WRITTEN) == {"compare", "report"}
+
+
+@pytest.mark.parametrize("path", [path for path in VERBS if path[-1] in WRITTEN], ids=lambda path: path[-1])
+def test_an_earlier_result_stays_unless_it_may_be_overwritten(path, tmp_path, monkeypatch):
+    verb, out = path[-1], tmp_path / "kept"
+    kind = WRITTEN[verb]
+    held = out / ("record.json" if kind else "iti-2fold.json") if verb != "to-lm-eval" else out
+    held.parent.mkdir(exist_ok=True)
+    held.write_text(json.dumps({"kind": kind}))
+
+    def worked(*args, **kwargs):
+        raise BadDataset("at work")
+
+    readers = ("cli.setup.read_data", "cli.options.open_edit", "cli.setup.open_edit")
+    for work in (*readers, "models.load.checkpoints.load_model", "training.embedded_model.build_embedded"):
+        monkeypatch.setattr(f"trimtab.{work}", worked)
+    monkeypatch.setattr("trimtab.datasets.iti_files.activations_from_iti", worked)
+    where = [str(out)] if verb == "build-embedded" else ["--out", str(out)]
+    refused = run(*path, *GIVEN.get(verb, []), *where)
+    assert (refused.exit_code, "--overwrite" in refused.stderr) == (2, True), refused.output
+    assert held.is_file()
+    assert run(*path, *GIVEN.get(verb, []), *where, "--overwrite").stderr == "trimtab: at work\n"
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_a_judge_that_fails_half_way_leaves_answers_that_the_next_run_takes_up(f
     result = run(*command)
     assert result.exit_code == 2, result.output
     assert "mu'; 4 answers and 2 verdicts are kept in runs/answers/" in result.stderr
-    record = json.loads(ran(*command, "--json"))
+    record = json.loads(ran(*command, "--overwrite", "--json"))
     assert record["rows"][0]["True"]["mean"] == 1.0
     # one verdict before anything is generated, two and a failure; then one again and the two that were missing
     assert len(asked) == 4 + 1 + 2
@@ -279,7 +279,7 @@ def test_bake_writes_a_checkpoint_and_says_what_positions_change(tiny, tmp_path,
     assert "loads as LlamaForCausalLM" in out
     assert "baked, at all positions" in out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.attention_bias
-    again = json.loads(ran(*command, "--json"))
+    again = json.loads(ran(*command, "--overwrite", "--json"))
     assert again["relative"] < 1e-3
 
 
@@ -391,7 +391,7 @@ def test_a_function_of_the_user_s_that_fails_is_named_with_its_line(verb, judge,
 
 def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = "Why?\n/off\nHow?\n/alpha 2\n/compare\n/sav\n/save talk.jsonl\n"
+    lines = "Why?\n/off\nHow?\n/alpha 2\n/compare\n/sav\n/save talk.jsonl\n/save talk.jsonl\n"
     result = run("chat", "--shift", shift, "--max-new-tokens", "3", "--json", stdin=lines)
     assert result.exit_code == 0, result.output
     first, second, compared = (json.loads(line) for line in result.stdout.splitlines())
@@ -405,6 +405,9 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
     plain = run("chat", "--model", tiny, "--max-new-tokens", "3", stdin="/save talk.jsonl\n")
     assert "nothing to save yet" in plain.stdout
     assert "> " not in plain.stdout
+    other = run("chat", "--model", tiny, "--max-new-tokens", "3", stdin="When?\n/save talk.jsonl\n")
+    assert "talk.jsonl holds a result already; give another name" in other.stdout
+    assert len(Path("talk.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["talk.jsonl"]
 
 

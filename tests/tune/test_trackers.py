@@ -116,7 +116,7 @@ def test_trimtab_tune_keeps_what_trackers_wrote_beside_the_edit(notebook, tmp_pa
     ]
     for said in (notebook, f"[{notebook}]"):
         settings = ["--set", "max_steps=4", "--set", "save_every=2", "--set", f"report_to={said}"]
-        made = CliRunner().invoke(app, [str(a) for a in ("tune", *given, *settings)])
+        made = CliRunner().invoke(app, [str(a) for a in ("tune", "--overwrite", *given, *settings)])
         assert made.exit_code == 0, made.output
         assert {p.name for p in (tmp_path / "new").iterdir()} == {"lora", "lora.trackers"}
         found = [p for p in (tmp_path / "new/lora.trackers").rglob("*") if p.is_file()]

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.options import AsJson, Editing, Loading, Out
+from trimtab.cli.options import AsJson, Editing, Loading, Output
 
 
 @verb
 def bake(
     editing: Editing = Editing(),
-    out: Out = Path("runs/baked"),
+    output: Output = Output(Path("runs/baked")),
     loading: Loading = Loading(),
     tolerance: Annotated[
         float | None,
@@ -31,11 +31,10 @@ def bake(
     """
     from trimtab.cli.printing import print_json
     from trimtab.export.checkpoint import KIND, checkpoint
-    from trimtab.storage import check_writable
 
+    out = output.checked(KIND)
     edit = editing.open("trimtab bake")
     assert edit is not None
-    check_writable(out, KIND)
     found = checkpoint(*loading.open(), edit, out, tolerance=tolerance)
     if as_json:
         print_json({"out": str(out), **found.as_dict()})

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from trimtab.cli.options import AsJson, Output, Overwrite
+
 
 def build_embedded(
     out: Annotated[Path, typer.Argument(help="Model folder to write.")],
@@ -13,7 +15,8 @@ def build_embedded(
         int | None, typer.Option(min=0, help="Seed of weights and documents; the shipped one if left out.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; the GPU if there is one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the training record as JSON.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the embedded model: minutes on a large GPU, hours on a CPU. Run it again to go on after an interruption.
 
@@ -23,10 +26,11 @@ def build_embedded(
 
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
-    from trimtab.training.embedded_model import TrainingRecipe, quick
+    from trimtab.training.embedded_model import KIND, TrainingRecipe, quick
     from trimtab.training.embedded_model import build_embedded as build
 
     quiet()
+    Output(out, overwrite).checked(KIND)
     recipe = TrainingRecipe()
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     record = build(out, recipe if steps is None else quick(recipe, steps), device=device)

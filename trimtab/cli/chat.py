@@ -78,6 +78,7 @@ class _Talk:
         self.loaded, self.edit, self.template, self.settings = loaded, edit, template, settings
         self.on, self.as_json = edit is not None, as_json
         self.turns: list[dict[str, Any]] = []
+        self.saved: set[Path] = set()
 
     def say(self, text: str) -> None:
         """Print what is no answer."""
@@ -166,21 +167,24 @@ class _Talk:
 
     def _save(self, text: str) -> None:
         from trimtab.errors import BadValue
-        from trimtab.storage import written_file
+        from trimtab.storage import require_free, written_file
 
         path = Path(text).expanduser()
+        talk = path.suffix.lower() == ".jsonl"
         if not text:
             raise BadValue("give a name: /save talk.jsonl (the conversation), /save runs/mine (the edit)")
-        if path.suffix != ".jsonl":
-            if self.edit is None:
-                raise BadValue("there is no edit to save; a conversation's name ends in .jsonl")
+        if talk and not self.turns:
+            raise BadValue("nothing to save yet: ask something first")
+        if not talk and self.edit is None:
+            raise BadValue("there is no edit to save; a conversation's name ends in .jsonl")
+        if path not in self.saved:  # what this conversation wrote it may write anew
+            require_free(path, "give another name")
+        if talk:
+            with written_file(path) as staging:
+                lines = [json.dumps(turn, ensure_ascii=False) + "\n" for turn in self.turns]
+                staging.write_text("".join(lines), encoding="utf-8")
+            self.say(f"{len(self.turns)} answers written to {path}")
+        elif self.edit is not None:
             self.edit.save(path)
             self.say(f"edit at alpha {self.edit.strength:g} written to {path}")
-            return
-        if not self.turns:
-            raise BadValue("nothing to save yet: ask something first")
-        with written_file(path) as staging:
-            staging.write_text(
-                "".join(json.dumps(turn, ensure_ascii=False) + "\n" for turn in self.turns), encoding="utf-8"
-            )
-        self.say(f"{len(self.turns)} answers written to {path}")
+        self.saved.add(path)

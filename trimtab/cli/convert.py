@@ -6,16 +6,17 @@ from typing import Annotated
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.options import AsJson, EditClasses, Loading, Strength
+from trimtab.cli.options import AsJson, EditClasses, Loading, Output, Strength
 
 convert = typer.Typer(no_args_is_help=True, help="Take ITI's activation files in, and hand edits to lm-eval.")
 
 
 @convert.command("from-iti")
+@verb
 def from_iti(
     folder: Annotated[Path, typer.Argument(help="A folder with ITI's .npy files: head-wise activations and labels.")],
     n_heads: Annotated[int, typer.Option("--heads", min=1, help="Attention heads in each layer.")],
-    out: Annotated[Path, typer.Option(help="Activations folder to write.")] = Path("runs/activations"),
+    output: Output = Output(Path("runs/activations")),
     data: Annotated[
         str | None, typer.Option(help="The questions they were made of, in order (mc_task.json), to group by question.")
     ] = None,
@@ -28,9 +29,8 @@ def from_iti(
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
     from trimtab.datasets.iti_files import KIND, activations_from_iti
-    from trimtab.storage import check_writable
 
-    check_writable(out, KIND)
+    out = output.checked(KIND)
     acts = activations_from_iti(folder, n_heads=n_heads, questions=None if data is None else read_data(data))
     acts.save(out)
     shape = dict(zip(("examples", "layers", "heads", "d_head"), acts.values.shape, strict=True))
@@ -47,7 +47,7 @@ def to_lm_eval(
     edit: Annotated[
         list[str], typer.Argument(metavar="DIR[:STRENGTH]", help="A folder of `trimtab fit`; several are a stack.")
     ],
-    out: Annotated[Path, typer.Option(help="The .pt file to write.")] = Path("steered.pt"),
+    output: Output = Output(Path("steered.pt")),
     alpha: Strength = None,
     edit_class: EditClasses = [],  # noqa: B006 - typer copies it
     loading: Loading = Loading(),
@@ -63,6 +63,7 @@ def to_lm_eval(
     from trimtab.cli.setup import open_edit
     from trimtab.export.lm_eval import to_lm_eval as written
 
+    out = output.checked()
     opened = open_edit(edit, alpha=alpha, classes=edit_class)
     hooks = written(loading.open().model, opened, out)  # pyright: ignore[reportArgumentType]
     if as_json:

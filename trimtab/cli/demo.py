@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.cli.options import AsJson
+from trimtab.cli.bundles import verb
+from trimtab.cli.options import AsJson, Output
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -15,10 +16,9 @@ if TYPE_CHECKING:
     from trimtab.published.iti_run import ItiRun
 
 
+@verb
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Run folder to write: record.json, table.md, heads.png, sweep.png, shift/.")
-    ] = Path("runs/demo"),
+    output: Output = Output(Path("runs/demo")),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split into training and validation questions.")] = 0,
     draws: Annotated[int, typer.Option(min=0, help="Random directions to draw for the control.")] = 10,
     kl_budget: Annotated[float, typer.Option(help="Largest KL (nats per token) that the chosen shift may cost.")] = 0.1,
@@ -40,10 +40,9 @@ def demo(
     from trimtab.peft.methods.lora import LoRA
     from trimtab.published.iti_run import RUN_KIND, ItiSettings, iti_run
     from trimtab.steer.strength import require_budget
-    from trimtab.storage import check_writable
 
     quiet()
-    check_writable(out, RUN_KIND)
+    out = output.checked(RUN_KIND)
     require_budget(kl_budget)
     model, tokenizer = load_model("embedded")
     train, validation = folklore("development").split(test=0.4, seed=seed)

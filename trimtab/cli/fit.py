@@ -7,7 +7,7 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.judging import Judging, print_judge
-from trimtab.cli.options import AsJson, Data, Limit, Loading, Out, Seed, one_of
+from trimtab.cli.options import AsJson, Data, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def fit(
     data: Data = "folklore",
     loading: Loading = Loading(),
-    out: Out = Path("runs/shift"),
+    output: Output = Output(Path("runs/shift")),
     site: Annotated[
         str, typer.Option(help="heads: shift attention heads (ITI); residual: shift the residual stream (CAA).")
     ] = "heads",
@@ -63,9 +63,8 @@ def fit(
     from trimtab.steer import meters
     from trimtab.steer import pipeline as recipe
     from trimtab.steer.fitting import DIRECTIONS
-    from trimtab.storage import check_writable
 
-    check_writable(out, recipe.KIND)
+    out = output.checked(recipe.KIND)
     questions = _without(read_data(data, part="development", limit=limit), data, held_out, seed)
     if recipe.are_pairs(questions):
         _check_pairs(questions.name, metric, judging)

@@ -159,7 +159,35 @@ Data = Annotated[
         autocompletion=_data_names,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; it must not hold anything else.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the earlier result that stands there.")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a result goes, and whether an earlier one may go for it."""
+
+    out: Annotated[Path, typer.Option("--out", help="What to write; an earlier result stays, unless --overwrite.")]
+    overwrite: Overwrite = False
+
+    def checked(self, kind: str | None = None) -> Path:
+        """Return the place, before any work.
+
+        Args:
+            kind: of the result, if it is a folder.
+
+        Raises:
+            Incompatible: something else stands there, or an earlier result that is not to be replaced; or it cannot be
+                written.
+        """
+        from trimtab.storage import check_writable, require_free
+
+        if kind is not None:
+            check_writable(self.out, kind)
+        if not self.overwrite:
+            require_free(self.out)
+        return self.out
+
+
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of splits and samples.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use the first so many questions only.", show_default="all")

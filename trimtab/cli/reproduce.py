@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.options import AsJson, Limit, Loading, one_of
+from trimtab.cli.options import AsJson, Limit, Loading, Output, Overwrite, one_of
 
 PROTOCOLS = ("iti-table-1", "iti-2fold")
 
@@ -26,6 +26,7 @@ def reproduce(
         Path | None, typer.Option(help="Neutral texts for CE and KL, one a line.", show_default="trimtab's own")
     ] = None,
     limit: Limit = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a published protocol and print its figures beside ours, with the known deviations.
@@ -48,6 +49,7 @@ def reproduce(
 
     one_of(protocol, "protocol", PROTOCOLS)
     one_of(judge, "judge", ("exact", "local"))
+    Output(out / f"{protocol}.json", overwrite).checked()
     questions = read_data(data, limit=limit)
     with write_errors(out):  # before hours of work, not after
         out.mkdir(parents=True, exist_ok=True)

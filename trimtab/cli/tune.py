@@ -10,7 +10,7 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.method_names import TUNING
-from trimtab.cli.options import AsJson, Data, Limit, Loading, Out, Seed, one_of
+from trimtab.cli.options import AsJson, Data, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
@@ -35,7 +35,7 @@ def tune(
     method: Method = "lora",
     loading: Loading = Loading(),
     data: Data = "folklore",
-    out: Out = Path("runs/tuned"),
+    output: Output = Output(Path("runs/tuned")),
     rank: Annotated[int | None, typer.Option("--rank", help="LoRA's rank.", show_default="8")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.", show_default="3")] = None,
     learning_rate: Annotated[
@@ -63,13 +63,12 @@ def tune(
     from trimtab.cli.setup import quiet, read_data
     from trimtab.peft.edit import KIND
     from trimtab.protocols import stopwatch
-    from trimtab.storage import check_writable
 
     quiet()
     given = {"r": rank, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     given = {**{name: value for name, value in given.items() if value is not None}, **_parsed(settings)}
     chosen = TUNING[one_of(method, "tuning method", list(TUNING))].made(given, f"the method {method!r}")
-    check_writable(out, KIND)
+    out = output.checked(KIND)
     questions = read_data(data, part="development", limit=limit)
     train, held = questions.split(test=test, seed=seed) if test else (questions, None)
     with stopwatch() as opening:
