@@ -37,6 +37,8 @@ class VectorEdit(Edit):
     axes: ClassVar[Mapping[str, int]]
     """Tensor -> number of axes, the directions first; each has one row for every site."""
     described_as: ClassVar[str]
+    site: ClassVar[str]
+    """What `capture_heads` calls the places."""
     leaves_prompt_unedited: ClassVar[bool] = True
 
     _: KW_ONLY
@@ -119,10 +121,21 @@ class VectorEdit(Edit):
 
     def ranked(self: Own, start: int, stop: int) -> Own:
         """Return the shift on the sites of these ranks, counted from 0."""
-        record, fields = dict(self.record), (f"{self.place}s", *self.axes)
+        return self.on(self.sites[start:stop])
+
+    def on(self: Own, sites: Sequence[Any]) -> Own:
+        """Return the shift on these of its sites, in this order; raises `BadValue` for one that it does not have."""
+        missing = [site for site in sites if site not in self.sites]
+        if missing:
+            raise BadValue(
+                f"no {self.place} {site_name(missing[0])} to shift; there are {self.place}s "
+                f"{site_name(min(self.sites))} to {site_name(max(self.sites))}"
+            )
+        ranks, record = [self.sites.index(site) for site in sites], dict(self.record)
         if "accuracy" in record:
-            record["accuracy"] = record["accuracy"][start:stop]
-        return replace(self, record=record, **{name: getattr(self, name)[start:stop] for name in fields})
+            record["accuracy"] = [record["accuracy"][rank] for rank in ranks]
+        tensors = {name: tensor[ranks] for name, tensor in self.tensors.items()}
+        return replace(self, record=record, **{f"{self.place}s": tuple(sites)}, **tensors)
 
     def __add__(self: Own, other: Any) -> Own:
         """Return the shift that adds both; raises `Incompatible` if they were made for different models."""
@@ -202,12 +215,18 @@ class VectorEdit(Edit):
         return load_vectors(cls, path)
 
 
+def site_name(site: Any) -> str:
+    """Return how a site is written: a layer as `14`, a head as `14.0`."""
+    return ".".join(map(str, site)) if isinstance(site, tuple) else str(site)
+
+
 @dataclass(frozen=True, repr=False)
 class HeadShift(VectorEdit):
     """Adds `strength * sigma * direction` to each chosen head's activation (Li et al. 2023, eq. 3)."""
 
     kind: ClassVar[str] = "shift"
     described_as: ClassVar[str] = "head shift"
+    site: ClassVar[str] = "heads"
     place: ClassVar[str] = "head"
     axes: ClassVar[Mapping[str, int]] = {"directions": 2, "sigma": 1}
 
@@ -259,6 +278,7 @@ class ResidualShift(VectorEdit):
 
     kind: ClassVar[str] = "residual shift"
     described_as: ClassVar[str] = "residual shift"
+    site: ClassVar[str] = "residual"
     place: ClassVar[str] = "layer"
     axes: ClassVar[Mapping[str, int]] = {"vectors": 2}
 

@@ -15,7 +15,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
+from trimtab.models.tokens import continuation_tokens, require_fits
 from trimtab.protocols import Edit, Measured, Meter
 
 Scorer: TypeAlias = Callable[[ContrastPair, str], float]
@@ -68,7 +68,7 @@ def contrast(
         raise BadDataset("no contrast pairs to score")
     statements = pairs.statements()
     # all that follows the prompt counts, so that no side gets its space for free where that is a token of its own
-    tokens = [_tokens(tokenizer, s.text, len(s.prompt)) for s in statements]
+    tokens = [continuation_tokens(tokenizer, s.text, len(s.prompt)) for s in statements]
     require_fits(model, [t.end for t in tokens], [s.text for s in statements])
     values = iter(answer_logprobs(model, tokenizer, tokens, edit, batch_size=batch_size))
     rows = []
@@ -220,13 +220,3 @@ def checked_score(scorer: Scorer, pair: ContrastPair, text: str) -> float:
     if not 0 <= score <= 1:
         raise BadValue(f"scorer {name} returned {given!r:.80}; expected a number from 0 to 1")
     return score
-
-
-def _tokens(tokenizer: Any, text: str, start: int) -> AnswerTokens:
-    tokens = tokenize_answer(tokenizer, text, start, needs_prompt=False)
-    if tokens.start > 0:
-        return tokens
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if first is None:
-        raise BadValue(f"no token can stand before {text[:60]!r}: the tokenizer has none of its own; give it a prompt")
-    return AnswerTokens([first, *tokens.ids], 1, tokens.end + 1)

@@ -5,6 +5,7 @@ from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.steer.agreement import Agreement, agreement
 from trimtab.steer.caa import CAA
 from trimtab.steer.directions import MassMean
+from trimtab.steer.effect import SiteRanking, rank_sites
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
 from trimtab.steer.iti import ITI
 from trimtab.steer.meters import judged_metric
@@ -22,6 +23,7 @@ __all__ = [
     "RandomDirection",
     "ResidualShift",
     "ShiftSpec",
+    "SiteRanking",
     "Sweep",
     "agreement",
     "choose_strength",
@@ -30,5 +32,6 @@ __all__ = [
     "fit_shift",
     "judged_metric",
     "load_shift",
+    "rank_sites",
     "sweep_figure",
 ]
