@@ -24,7 +24,7 @@ from trimtab.storage import load_result, save_result
 
 RankBy: TypeAlias = Literal["effect", "accuracy"]
 KIND = "site ranking"
-TEXTS, TOKENS = 12, 64
+TEXTS, TOKENS = 8, 48
 """Neutral texts, and tokens of each, on which the drift to come is estimated."""
 TINY = 1e-12
 """Stands for a drift of 0, which is that of a site where nothing happens."""
@@ -100,7 +100,7 @@ def rank_sites(
         items: questions or contrast pairs that the directions have not seen.
         shift: with every site that is to be ranked, such as `fit_shift(acts, probes, top_k=270)`.
         by: `"accuracy"` keeps the order of the shift; slopes and drift are measured all the same.
-        texts: neutral texts; the first twelve of trimtab's own for choosing if not given.
+        texts: neutral texts; the first eight of trimtab's own for choosing if not given.
         seed: of the tokens drawn.
 
     Raises:
