@@ -60,8 +60,8 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     pairs = ("fit", "--model", tiny, "--data", PAIRS, "--out", str(tmp_path / "s"), "--keep-anyway")
     record = json.loads(ran(*pairs, "--json"))
     assert record["kind"] == "residual shift"
-    assert record["sweep"]["metric"] == "pair_margin"
-    assert len(record["samples"]) == 6 and all(len(s["answers"]) == 3 for s in record["samples"])
+    assert record["sweep"]["metric"] == "reading"
+    assert all(len(t["answers"]) == 6 for t in record["sweep"]["trials"])
     assert record["data"] == {"name": "formal_casual", "n": 20, "fingerprint": record["data"]["fingerprint"]}
     assert {p.name for p in (tmp_path / "s").iterdir()} == {"record.json", "shift", "probes", "directions", "ranking"}
     text = ran("fit", "--model", tiny, "--data", PAIRS, "--site", "residual", "--strength", "0.5",
@@ -75,6 +75,33 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     (row,) = scored["rows"]
     assert set(row) == {"name", "P(positive)", "preferred", "CE", "KL", "details"}
     assert len(row["details"]["pairs"]) == 20
+
+
+def test_a_fit_that_does_not_work_is_told_and_not_written_unless_it_is_to_be_kept(
+    few_texts, tiny, tmp_path, monkeypatch
+):
+    from trimtab.steer.outcome import Outcome
+
+    told = Outcome("does not work", "does not work: try something else")
+    monkeypatch.setattr("trimtab.steer.pipeline.outcome_of", lambda *_: told)
+    command = ("fit", "--model", tiny, "--data", PAIRS, "--layers", "1-2", "--quick", "--out", str(tmp_path / "s"))
+    result = run(*command)
+    assert result.exit_code == 3 and not (tmp_path / "s").exists()
+    assert result.stdout.endswith("does not work: try something else\nnot written; --keep-anyway writes it\n")
+    assert "20 held back for `trimtab evaluate`" in result.stdout
+    tried = [line.split("\t")[0] for line in result.stdout.splitlines() if line.startswith(("layer ", "random "))]
+    assert set(tried) >= {"random directions"} and {"layer 1", "layer 2"} & set(tried) and "layer 0" not in tried
+    ran(*command, "--keep-anyway")
+    rows = json.loads(ran("heads", str(tmp_path / "s"), "--json"))
+    assert {row["layer"] for row in rows if "effect" in row} == {1, 2}
+
+
+def test_evaluate_leaves_drift_out_or_takes_so_many_texts(tiny):
+    command = ("evaluate", "--model", tiny, "--data", PAIRS, "--limit", "2", "--json")
+    (row,) = json.loads(ran(*command, "--no-drift"))["rows"]
+    assert "KL" not in row and "drift" not in row["details"]
+    (row,) = json.loads(ran(*command, "--texts", "3"))["rows"]
+    assert len(row["details"]["drift"]) == 3
 
 
 def test_heads_lists_the_best_and_draws_them(shift, tmp_path):
@@ -458,6 +485,10 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("chat", "--alpha", "2"), "--strength needs an edit"),
         (("evaluate", "--data", PAIRS, "--judge", "allenai"), "holds contrast pairs, scored by probability"),
         (("fit", "--site", "residual", "--top-k", "9", "--limit", "20"), "top 9 layers asked for; the model has 8"),
+        (("fit", "--layers", "12-"), "--layers takes numbers and ranges"),
+        (("fit", "--heads", "3"), "--heads takes layer.head"),
+        (("fit", "--layers", "1", "--heads", "1.1"), "not both"),
+        (("fit", "--layers", "99", "--limit", "20"), "no layer 99 to shift; the model has layers 0 to 7"),
         (("bake",), "needs an edit: give --edit DIR"),
         (("bake", "--shift", "SHIFT", "--out", "OTHER"), "holds something else"),
         (("bake", "--shift", "SHIFT", "--model", "TINY"), "made for another model"),

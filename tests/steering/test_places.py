@@ -13,10 +13,11 @@ from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import ContrastPair, PairSet
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import drift
-from trimtab.steer import rank_sites
+from trimtab.steer import ShiftSpec, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
-from trimtab.steer.pipeline import ShiftSpec, fit
+from trimtab.steer.pipeline import fit
 from trimtab.steer.places import Tries, choose_place
+from trimtab.steer.reading import Reader, read_texts
 from trimtab.steer.screen import screen
 
 
@@ -34,7 +35,7 @@ def test_what_is_chosen_scores_best_of_what_stays_within_the_budget(chosen):
     model, shift = chosen
     sweep = shift.record["sweep"]
     unedited, *trials = sweep["trials"]
-    eligible = [t for t in trials if t["score"] is not None and t["kl"] <= 0.05 and not t["control"]]
+    eligible = [t for t in trials if t["kl"] <= 0.05 and not t["control"]]
     assert sweep["chosen"]["score"] == max(t["score"] for t in eligible)
     assert (shift.sites, shift.strength) == (sweep["chosen"]["sites"], pytest.approx(sweep["chosen"]["strength"]))
     assert sweep["chosen"]["score"] == pytest.approx(margin(model, shift), abs=1e-4)
@@ -129,3 +130,20 @@ def test_named_places_are_shifted_and_nothing_else():
     among = fit(model, tokenizer, PAIRS, ShiftSpec(layers=[0, 1], n_sites=1, strength=1))
     assert among.ranking is not None and set(among.ranking.sites) == {0, 1}
     assert among.shift.sites == among.ranking.sites[:1]
+
+
+def test_a_reader_puts_held_out_texts_of_both_sides_at_its_ends():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    train, held = PAIRS[:2], PAIRS[2:]
+    reader = Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in (train, held)))
+    for label, end in ((True, 1.0), (False, 0.0)):
+        texts = [(s.prompt, s.answer) for s in held.statements() if s.label is label]
+        found = reader.read(model, tokenizer, *map(list, zip(*texts, strict=True)))
+        assert sum(found) / len(found) == pytest.approx(end, abs=1e-4)
+    assert reader.read(model, tokenizer, ["Why?"], [" "]) == [0.0]
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(0.05, "does not work"), (0.2, "works weakly"), (0.6, "works")])
+def test_answers_that_hardly_show_it_are_no_success(moved, verdict):
+    found = outcome_of({**sweep_of(0.1, 0.1 + moved, 0.1, moved / 2), "metric": "reading"})
+    assert found.verdict == verdict and f"answers moved {100 * moved:.0f} % of the way" in found.sentence

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
     from trimtab.steer.pipeline import Fitted
 
+SHOWN = 3
+"""Answers that are printed at each strength."""
 FAILED = 3
 """The exit code of a fit that made things worse and was not kept."""
 
@@ -78,7 +80,8 @@ def fit(
     if judging.judge != "exact":
         meters.require_something_to_judge(questions, by, spec.strength)
         judged = judging.open(questions, **loading.settings)
-    chosen_by = meters.judged_metric(questions, by, judged)
+    own = recipe.are_pairs(questions) and judged is None
+    chosen_by = None if own else meters.judged_metric(questions, by, judged)
     fitted = recipe.fit(*loading.open(), questions, spec, metric=chosen_by, kl_budget=kl_budget, seed=seed)
     failed = fitted.outcome is not None and fitted.outcome.verdict == "does not work" and not keep_anyway
     if not failed:
@@ -122,9 +125,7 @@ def _without(questions: "QuestionSet", data: str, share: float | None, seed: int
 
 def _as_dict(fitted: "Fitted", out: str | None) -> dict[str, Any]:
     told = {name: of and of.as_dict() for name, of in (("screen", fitted.screened), ("outcome", fitted.outcome))}
-    samples = [vars(sample) for sample in fitted.samples]
-    sweep = fitted.shift.record.get("sweep")
-    return {"out": out, **fitted.shift.describe(), "sweep": sweep, **told, "samples": samples}
+    return {"out": out, **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep"), **told}
 
 
 def _print(fitted: "Fitted", held_back: int) -> None:
@@ -138,16 +139,18 @@ def _print(fitted: "Fitted", held_back: int) -> None:
                 "unedited" if not t["sites"] else t["control"] or f"{shift.place} {_sites(t['sites'])}",
                 f"{t['strength']:.3g}",
                 f"{t['kl']:.3f}",
-                "" if t["score"] is None else f"{t['score']:.3f}",
+                f"{t['score']:.3f}",
                 "chosen" if t == sweep["chosen"] else "over budget" if t["kl"] > sweep["kl_budget"] else "",
             )
             for t in sweep["trials"]
         ]
         print_table(("tried", "strength", "KL", sweep["metric"], ""), rows, title="What was tried")
-    for sample in fitted.samples:
-        typer.echo(f"strength {sample.strength:.3g}, KL {sample.kl:.2f}:" if sample.strength else "unedited:")
-        for text in sample.answers:
-            typer.echo(f"  {' '.join(text.split())}")
+        for t in sorted(sweep["trials"], key=lambda t: t["strength"]):
+            if t["answers"] and not t["control"] and t["sites"] in ((), sweep["chosen"]["sites"]):
+                at = f"strength {t['strength']:.3g}, KL {t['kl']:.2f}" if t["sites"] else "unedited"
+                typer.echo("\n".join([f"{at}, {sweep['metric']} {t['score']:.2f}:", *map(_line, t["answers"][:SHOWN])]))
+        if sweep["metric"] == "reading":
+            typer.echo("(reading: 0 as the negative texts, 1 as the positive ones, to the unedited model)")
     named = " ".join(site_name(site) for site in shift.sites)
     kind = "heads (layer.head)" if shift.site == "heads" else "layers"
     best: float = max(shift.record["accuracy"])
@@ -165,13 +168,15 @@ def _print(fitted: "Fitted", held_back: int) -> None:
             f"strength {shift.strength:.4g}, chosen on {sweep['n_validation']} questions: {sweep['metric']} "
             f"{before:.3f} -> {chosen['score']:.3f} at a KL of {chosen['kl']:.3f} (budget {sweep['kl_budget']:g})"
         )
-        if "looped_at" in sweep:
-            lines.append(f"at strength {sweep['looped_at']:.3g} answers repeat themselves: a weaker one was taken")
     else:
         lines.append(f"strength {shift.strength:g}, as given")
     if fitted.outcome is not None:
         lines.append(fitted.outcome.sentence)
     typer.echo("\n".join(lines))
+
+
+def _line(text: str) -> str:
+    return f"  {' '.join(text.split())}"
 
 
 def _sites(sites: Any) -> str:

@@ -10,7 +10,7 @@ from trimtab.cli.options import Texts, one_of
 
 if TYPE_CHECKING:
     from trimtab.activations.labelled import Head
-    from trimtab.steer.pipeline import ShiftSpec
+    from trimtab.steer.spec import ShiftSpec
 
 _place = partial(typer.Option, rich_help_panel="The shift")
 
@@ -66,7 +66,7 @@ class Placing:
         """
         from trimtab.datasets.prose import validation_texts
         from trimtab.steer.fitting import DIRECTIONS
-        from trimtab.steer.pipeline import ShiftSpec
+        from trimtab.steer.spec import ShiftSpec
 
         return ShiftSpec(
             None if self.site is None else one_of(self.site, "site", ("heads", "residual")),
@@ -88,8 +88,8 @@ def layers_in(text: str) -> list[int]:
     found: list[int] = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last if dash else first) + 1)
     except ValueError as cause:
         raise BadValue(f"--layers takes numbers and ranges, such as 14, 12-16 or 3,7; got {text!r}") from cause
     if not found:

@@ -9,8 +9,9 @@ from trimtab.steer.effect import SiteRanking, rank_sites
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
 from trimtab.steer.iti import ITI
 from trimtab.steer.meters import judged_metric
-from trimtab.steer.pipeline import Fitted, ShiftSpec, fit
+from trimtab.steer.pipeline import Fitted, fit
 from trimtab.steer.random import RandomDirection
+from trimtab.steer.spec import ShiftSpec
 from trimtab.steer.strength import Sweep, choose_strength, sweep_figure
 
 __all__ = [

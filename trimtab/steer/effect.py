@@ -56,6 +56,12 @@ class SiteRanking:
         """The margin that a nat of drift buys, in nats: slope / sqrt(drift); times sqrt(budget), the gain within it."""
         return self.slope / self.drift.sqrt().clamp_min(TINY)
 
+    @property
+    def effects(self) -> dict[tuple[int, int], float]:
+        """The effect of each place as probes count them: a layer's residual stream is its head 0."""
+        places = [site if isinstance(site, tuple) else (site, 0) for site in self.sites]
+        return dict(zip(places, self.effect.tolist(), strict=True))
+
     def reach(self, sites: Sequence[Head | int], kl_budget: float | int) -> float:
         """Return the strength at which these sites together are expected to drift by the budget."""
         total = float(self.drift[[self.sites.index(site) for site in sites]].sum())

@@ -21,6 +21,7 @@ from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter
 from trimtab.steer.effect import SiteRanking
 from trimtab.steer.meters import Metric, meter_for
+from trimtab.steer.outcome import REPEATS, repetition
 from trimtab.steer.strength import Trial, require_budget
 
 Shift = TypeVar("Shift", bound=VectorEdit)
@@ -31,7 +32,7 @@ FRACTIONS = (0.25, 0.5, 0.75)
 FEW, NEAR = 6, 0.75
 """Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
 BEYOND = 1.5
-"""A stronger one, of which only the drift is measured."""
+"""A stronger one, which is over the budget and shows what comes next."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class SiteTrial(Trial):
     sites: tuple[Any, ...] = ()
     control: str = ""
     """Of a control, what it is; it cannot be chosen."""
+    answers: tuple[str, ...] = ()
+    """What was said, where the meter goes by generated texts."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Tries:
     kl_budget: float | int = 0.4
     """In nats per token on neutral text, the edit at all positions."""
     n_places: int = 3
-    """How many of the best sites (or, where several are shifted, numbers of them) are tried in earnest."""
+    """How many sites are tried in earnest: the best of as many parts of the model's depth; where several are shifted,
+    how many numbers of them."""
     texts: Sequence[str] | None = None
     """Neutral texts for the drift; eighteen of trimtab's own for choosing if not given. The first `FEW` of them say
     where the budget is far away, all of them where it is near."""
@@ -76,6 +80,7 @@ class _Setting(NamedTuple):
 class _Score(NamedTuple):
     value: float
     found: Measured
+    answers: tuple[str, ...]
 
 
 def choose_place(
@@ -90,10 +95,11 @@ def choose_place(
 ) -> Shift:
     """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
 
-    The sites that `ranking` puts first are each brought to the budget (drift grows with the square of the strength),
-    where their effects can be compared; weaker strengths are tried of the best. Beside them stand controls: sites
-    drawn at random at the same drift, and random directions of the same norm at the first sites. The record keeps all
-    under "sweep", as that of `choose_strength`, with the gain over the unedited model and its interval under "gain".
+    The sites that `ranking` puts first in each part of the model's depth are brought to the budget (drift grows with
+    the square of the strength), where their effects can be compared; weaker strengths are tried of the best. Late
+    layers make positive texts likelier and change little of what is said, so the parts. Beside them stand controls:
+    sites drawn at random at the same drift, and random directions of the same norm at the first sites. The record
+    keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain".
 
     Args:
         items: questions or pairs.
@@ -133,9 +139,11 @@ def choose_place(
     weaker = [best._replace(strength=best.strength * f) for f in (*FRACTIONS, BEYOND)]
     next(steps)
     settings, kls = [*settings, *weaker], [*kls, *kls_of(weaker)]
-    scores += scores_of([s.made for s in weaker[:-1]])
-    within = [i for i, s in enumerate(settings[:-1]) if not s.control and kls[i] <= tries.kl_budget]
-    within.sort(key=lambda i: (sign * scores[i].value, -kls[i]))
+    scores += scores_of([s.made for s in weaker])
+    within = [i for i, s in enumerate(settings) if not s.control and kls[i] <= tries.kl_budget]
+    # of answers that repeat themselves, more than the unedited model's do, none is taken while there are others
+    loops = [max(REPEATS, _repeats(unedited.answers)) < _repeats(score.answers) for score in scores]
+    within.sort(key=lambda i: (not loops[i], sign * scores[i].value, -kls[i]))
     while within and kls[within[-1]] > NEAR * tries.kl_budget and len(texts) > FEW:
         kls[within[-1]] = kls_of([settings[within[-1]]], texts)[0]
         if kls[within[-1]] <= tries.kl_budget:
@@ -144,10 +152,9 @@ def choose_place(
     if not within:
         raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
     chosen = within[-1]
-    values = [*(score.value for score in scores), None]
     trials = [
-        SiteTrial(s.edit.n_sites, s.strength, kl, value, s.edit.sites, s.control)
-        for s, kl, value in zip(settings, kls, values, strict=True)
+        SiteTrial(s.edit.n_sites, s.strength, kl, score.value, s.edit.sites, s.control, score.answers)
+        for s, kl, score in zip(settings, kls, scores, strict=True)
     ]
     record = {
         "metric": meter.name,
@@ -155,7 +162,7 @@ def choose_place(
         "judge": unedited.found.record.get("judge"),
         "kl_budget": tries.kl_budget,
         "n_validation": len(items),
-        "trials": [asdict(t) for t in (SiteTrial(0, 0.0, 0.0, unedited.value), *trials)],
+        "trials": [asdict(t) for t in (SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers), *trials)],
         "chosen": asdict(trials[chosen]),
         "gain": _gain(meter, unedited.found, scores[chosen].found),
     }
@@ -166,8 +173,14 @@ def choose_place(
 def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:
     """Return what is tried first, at the strengths that are expected to meet the budget."""
     k, sites = tries.k, ranking.sites
-    groups = [[site] for site in sites[: tries.n_places]] if k == 1 else [sites[: max(1, k >> n)] for n in range(3)]
-    groups = list(dict.fromkeys(tuple(group) for group in groups))[: tries.n_places]
+    if k == 1:
+        layers = sorted({place.layer for place in shift.probed})
+        part = {place: layers.index(place[0]) * tries.n_places // len(layers) for place in ranking.effects}
+        best = dict(zip(reversed(part.values()), reversed(sites), strict=True))  # the first of each part stays
+        groups = sorted(((site,) for site in best.values()), key=lambda group: sites.index(group[0]))
+    else:
+        groups = [tuple(sites[: max(1, k >> n)]) for n in range(tries.n_places)]
+    groups = list(dict.fromkeys(groups))
     left = sorted(set(sites) - {site for group in groups for site in group}) or sorted(set(sites) - set(groups[0]))
     drawn = random.Random(tries.seed).sample(left, min(k, len(left)))
 
@@ -184,7 +197,12 @@ def _score(meter: Meter, found: Measured | None) -> _Score:
     value = summed_up(meter, found)
     if value is None or found is None:
         raise BadValue(f"{meter.name} says nothing of shifts; choose by another meter")
-    return _Score(float(value), found)
+    texts = [str(row[column]) for row in found.rows.values() for column in meter.shown]
+    return _Score(float(value), found, tuple(texts))
+
+
+def _repeats(answers: Sequence[str]) -> float:
+    return max(map(repetition, answers), default=0.0)
 
 
 def _gain(meter: Meter, before: Measured, after: Measured) -> dict[str, float] | None:

@@ -21,6 +21,7 @@ from trimtab.protocols import Knobs, Method, stopwatch
 
 Site: TypeAlias = Literal["heads", "residual"]
 StatementForm: TypeAlias = Literal["plain", "iti", "bare"] | Format | None
+Position: TypeAlias = Literal["last", "mean_answer"]
 RANKING = 0.2
 """The share of a method's training questions that rank sites, one question at least."""
 
@@ -49,6 +50,7 @@ def read_sites(
     *,
     site: Site = "heads",
     form: StatementForm = None,
+    position: Position = "last",
     seed: int = 0,
 ) -> SiteProbes:
     """Return the probes of every head (or layer), fitted on `train` and ranked on `ranking`, and what they read.
@@ -59,7 +61,10 @@ def read_sites(
     Raises:
         BadValue: the two share a question; NaN activations.
     """
-    acts, held = (capture_heads(model, tokenizer, part.statements(form), site=site) for part in (train, ranking))
+    acts, held = (
+        capture_heads(model, tokenizer, part.statements(form), site=site, position=position)
+        for part in (train, ranking)
+    )
     return SiteProbes(acts, held, fit_logistic(acts, validation=held, seed=seed))
 
 
