@@ -69,15 +69,15 @@ class Placing:
         from trimtab.steer.spec import ShiftSpec
 
         return ShiftSpec(
-            None if self.site is None else one_of(self.site, "site", ("heads", "residual")),
-            self.n_sites,
-            one_of(self.direction, "direction", tuple(DIRECTIONS)),
-            self.strength,
-            None if self.layers is None else layers_in(self.layers),
-            None if self.heads is None else heads_in(self.heads),
-            None if self.rank_by is None else one_of(self.rank_by, "ranking", ("effect", "accuracy")),
-            None if self.texts is None else validation_texts()[: self.texts],
-            self.quick,
+            site=None if self.site is None else one_of(self.site, "site", ("heads", "residual")),
+            n_sites=self.n_sites,
+            direction=one_of(self.direction, "direction", tuple(DIRECTIONS)),
+            strength=self.strength,
+            layers=None if self.layers is None else layers_in(self.layers),
+            heads=None if self.heads is None else heads_in(self.heads),
+            rank_by=None if self.rank_by is None else one_of(self.rank_by, "ranking", ("effect", "accuracy")),
+            texts=None if self.texts is None else validation_texts()[: self.texts],
+            quick=self.quick,
         )
 
 

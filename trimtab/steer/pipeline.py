@@ -22,7 +22,7 @@ from trimtab.steer.places import Tries, choose_place
 from trimtab.steer.reading import ReadAnswers, Reader, read_texts
 from trimtab.steer.screen import Screen, screen
 from trimtab.steer.sites import SiteProbes, read_sites
-from trimtab.steer.spec import ShiftSpec
+from trimtab.steer.spec import ShiftSpec, are_pairs
 from trimtab.steer.strength import Sweep, choose_strength
 from trimtab.storage import RECORD, kind_of, write_json, written_folder
 
@@ -125,8 +125,7 @@ def fit(
         )
     spec, by = (spec or ShiftSpec()).on(questions), metric or judged_metric(questions, "true_info", None)
     train, validation = questions.split(test=VALIDATION, seed=seed)
-    where: Any = {"site": spec.site, "position": spec.position}
-    found = read_sites(model, tokenizer, train, validation, **where, seed=seed)
+    found = read_sites(model, tokenizer, train, validation, spec.read, seed=seed)
     places, ranking = spec.places(found), None
     k = spec.count(places)
     by_effect = spec.rank_by == "effect" and (len(places) > k or spec.strength is None)

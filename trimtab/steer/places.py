@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,7 +55,7 @@ class Tries:
     """Sites that are shifted."""
     kl_budget: float | int = 0.4
     """In nats per token on neutral text, the edit at all positions."""
-    n_places: int = 3
+    n_places: int = 4
     """How many sites are tried in earnest: the best of as many parts of the model's depth; where several are shifted,
     how many numbers of them."""
     texts: Sequence[str] | None = None
@@ -95,9 +96,8 @@ def choose_place(
 ) -> Shift:
     """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
 
-    The sites that `ranking` puts first in each part of the model's depth are brought to the budget (drift grows with
-    the square of the strength), where their effects can be compared; weaker strengths are tried of the best. Late
-    layers make positive texts likelier and change little of what is said, so the parts. Beside them stand controls:
+    The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
+    compared; weaker strengths are tried of the best. Beside them stand controls:
     sites drawn at random at the same drift, and random directions of the same norm at the first sites. The record
     keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain".
 
@@ -123,11 +123,9 @@ def choose_place(
 
     steps = tracked(range(4), "trying places")
     next(steps)
-    foreseen = _settings(shift, ranking, tries)
-    settings = [
-        s._replace(strength=s.strength * SLACK * (tries.kl_budget / max(kl, 1e-9)) ** 0.5)
-        for s, kl in zip(foreseen, kls_of(foreseen, texts[: FEW // 2]), strict=True)
-    ]
+    settings = _at_budget(
+        _settings(shift, ranking, tries), lambda some: kls_of(some, texts[: FEW // 2]), tries.kl_budget
+    )
     next(steps)
     kls = kls_of(settings)
     unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
@@ -168,6 +166,28 @@ def choose_place(
     }
     made: Any = settings[chosen].made.with_record(sweep=record)
     return made
+
+
+def _at_budget(
+    settings: Sequence[_Setting], kls_of: Callable[[Sequence[_Setting]], list[float]], budget: float | int
+) -> list[_Setting]:
+    """Return the settings at strengths whose drift should be the budget, after two rounds of measuring.
+
+    Drift is a power of the strength: of exponent 2 where it is small, which is assumed first, and then as measured.
+    """
+    before, exponents = None, [2.0] * len(settings)
+    for _ in range(2):
+        now = [math.log(max(kl, 1e-9)) for kl in kls_of(settings)]
+        logs = [math.log(s.strength) for s in settings]
+        if before is not None:
+            steps = zip(logs, before[0], now, before[1], strict=True)
+            exponents = [min(6.0, max(1.0, (y - v) / (x - u))) if abs(x - u) > 0.05 else 2.0 for x, u, y, v in steps]
+        before = logs, now
+        wanted = [
+            math.log(SLACK) + x + (math.log(budget) - y) / n for x, y, n in zip(logs, now, exponents, strict=True)
+        ]
+        settings = [s._replace(strength=math.exp(x)) for s, x in zip(settings, wanted, strict=True)]
+    return list(settings)
 
 
 def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,11 @@ from trimtab.errors import BadValue
 from trimtab.steer.directions import MassMean
 from trimtab.steer.effect import RankBy
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
-from trimtab.steer.sites import Position, Site, SiteProbes
+from trimtab.steer.sites import Position, ReadAs, Site, SiteProbes
+
+MIDDLE = (0.2, 0.75)
+"""The part of a model's depth whose layers are tried by default. Later ones make positive texts likelier, since they
+stand near the output, and change little of what the model says of its own; earlier ones break its prose."""
 
 
 def are_pairs(questions: ItemSet[Any]) -> bool:
@@ -39,7 +44,7 @@ class ShiftSpec:
     strength: float | int | None = None
     """In sigmas (heads) or multiples of the mean difference (residual); chosen if not given."""
     layers: Sequence[int] | None = None
-    """Layers to choose among; all if not given."""
+    """Layers to choose among. If not given: all; for a residual shift by effect those of the middle (`MIDDLE`)."""
     heads: Sequence[Head] | None = None
     """Heads to shift."""
     rank_by: RankBy | None = None
@@ -72,6 +77,12 @@ class ShiftSpec:
         rank_by, position = ("effect", "mean_answer") if pairs else ("accuracy", "last")
         return replace(self, site=site, rank_by=self.rank_by or rank_by, position=self.position or position)
 
+    @property
+    def read(self) -> ReadAs:
+        """How sites are read; where probes choose nothing, and give no directions, class means do."""
+        quick = self.rank_by == "effect" and self.direction != "probe"
+        return ReadAs(self.site or "heads", None, self.position or "last", "mass_mean" if quick else "logistic")
+
     def places(self, found: SiteProbes) -> list[Head]:
         """Return every place that may be shifted, in the order of the probes (a layer is its head 0).
 
@@ -86,7 +97,11 @@ class ShiftSpec:
             return [Head(*head) for head in self.heads]
         every = found.probes.top(found.probes.accuracy.numel())
         moving = MassMean.of(found.acts).values.any(dim=-1)  # not in a head that was pruned
-        allowed = [at for at in every if self.layers is None or at.layer in self.layers]
+        layers = self.layers
+        if layers is None and self.site == "residual" and self.rank_by == "effect":
+            first, end = (math.ceil(share * len(known)) for share in MIDDLE)
+            layers = known[first:end] or known
+        allowed = [at for at in every if layers is None or at.layer in layers]
         return [at for at in allowed if bool(moving[known.index(at.layer), at.head])]
 
     def count(self, places: Sequence[Head]) -> int:
