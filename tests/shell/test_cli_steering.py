@@ -62,7 +62,7 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     assert record["kind"] == "residual shift"
     assert record["sweep"]["metric"] == "reading"
     assert all(len(t["answers"]) == 6 for t in record["sweep"]["trials"])
-    assert record["data"] == {"name": "formal_casual", "n": 20, "fingerprint": record["data"]["fingerprint"]}
+    assert record["data"] == {"name": "formal_casual", "n": 30, "fingerprint": record["data"]["fingerprint"]}
     assert {p.name for p in (tmp_path / "s").iterdir()} == {"record.json", "shift", "probes", "directions", "ranking"}
     text = ran("fit", "--model", tiny, "--data", PAIRS, "--site", "residual", "--strength", "0.5",
                "--out", str(tmp_path / "r"))  # fmt: skip
@@ -71,10 +71,10 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     rows = json.loads(ran("heads", str(tmp_path / "r"), "--json"))
     assert len(rows) == 3
     scored = json.loads(ran("evaluate", "--model", tiny, "--data", PAIRS, "--shift", str(tmp_path / "r"), "--json"))
-    assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (20, 20)
+    assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (10, 30)
     (row,) = scored["rows"]
     assert set(row) == {"name", "P(positive)", "preferred", "CE", "KL", "details"}
-    assert len(row["details"]["pairs"]) == 20
+    assert len(row["details"]["pairs"]) == 10
 
 
 def test_a_fit_that_does_not_work_is_told_and_not_written_unless_it_is_to_be_kept(
@@ -88,7 +88,7 @@ def test_a_fit_that_does_not_work_is_told_and_not_written_unless_it_is_to_be_kep
     result = run(*command)
     assert result.exit_code == 3 and not (tmp_path / "s").exists()
     assert result.stdout.endswith("does not work: try something else\nnot written; --keep-anyway writes it\n")
-    assert "20 held back for `trimtab evaluate`" in result.stdout
+    assert "10 held back for `trimtab evaluate`" in result.stdout
     tried = [line.split("\t")[0] for line in result.stdout.splitlines() if line.startswith(("layer ", "random "))]
     assert set(tried) >= {"random directions"} and {"layer 1", "layer 2"} & set(tried) and "layer 0" not in tried
     ran(*command, "--keep-anyway")

@@ -45,7 +45,7 @@ def fit(
     held_out: Annotated[
         float | None,
         typer.Option("--held-out", help="Share of the questions that is left for `trimtab evaluate` (0: none). "
-                     "Of folklore, its final part is left instead.", show_default="0.5"),
+                     "Of folklore, its final part is left instead.", show_default="0.5; 0.25 of contrast pairs"),
     ] = None,
     limit: Limit = None,
     keep_anyway: Annotated[
@@ -117,7 +117,7 @@ def _without(questions: "QuestionSet", data: str, share: float | None, seed: int
                 "--held-out is for data of your own: of folklore its final part is left; leave the option out"
             )
         return questions
-    share = 0.5 if share is None else share
+    share = (0.25 if questions.measured_by == "pairs" else 0.5) if share is None else share
     if not 0 <= share < 1:
         raise BadValue(f"--held-out must be a share from 0 to below 1, got {share}")
     return questions.split(test=share, seed=seed)[0] if share else questions
