@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trimtab.activations.labelled import Head
-from trimtab.edits.vector_record import UNDESCRIBED, common_model, load_vectors, plain_sites, save_vectors
+from trimtab.edits.vector_record import UNDESCRIBED, common_model, load_vectors, plain_sites, ranks_of, save_vectors
 from trimtab.errors import BadValue, ShapeError
 from trimtab.models.adding import add_to_heads, add_to_residual
 from trimtab.models.anatomy import base_of, decoder_layers
@@ -37,8 +37,7 @@ class VectorEdit(Edit):
     axes: ClassVar[Mapping[str, int]]
     """Tensor -> number of axes, the directions first; each has one row for every site."""
     described_as: ClassVar[str]
-    site: ClassVar[str]
-    """What `capture_heads` calls the places."""
+    site: ClassVar[str]  # what `capture_heads` calls the places
     leaves_prompt_unedited: ClassVar[bool] = True
 
     _: KW_ONLY
@@ -57,8 +56,7 @@ class VectorEdit(Edit):
         if not all(bool(t.isfinite().all()) for t in tensors.values()):
             raise BadValue(f"the shift's {' and '.join(tensors)} must be finite numbers; fit it again")
         if len(set(self.sites)) < k:
-            once = f"give each {self.place} once (the sum of two shifts adds them up)"
-            raise BadValue(f"a {self.place} stands twice in the shift; {once}")
+            raise BadValue(f"a {self.place} stands twice in the shift; give it once (a sum of two shifts adds them up)")
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -115,27 +113,15 @@ class VectorEdit(Edit):
 
     def first(self: Own, k: int) -> Own:
         """Return the shift on its k best sites; raises `BadValue` if it has fewer, or k is below 1."""
-        if not 1 <= k <= len(self):
-            raise BadValue(f"first {k} {self.place}s asked for; the shift has {len(self)}")
-        return self.ranked(0, k)
-
-    def ranked(self: Own, start: int, stop: int) -> Own:
-        """Return the shift on the sites of these ranks, counted from 0."""
-        return self.on(self.sites[start:stop])
+        if 1 <= k <= len(self):
+            return self.on(self.sites[:k])
+        raise BadValue(f"first {k} {self.place}s asked for; the shift has {len(self)}")
 
     def on(self: Own, sites: Sequence[Any]) -> Own:
         """Return the shift on these of its sites, in this order; raises `BadValue` for one that it does not have."""
-        missing = [site for site in sites if site not in self.sites]
-        if missing:
-            raise BadValue(
-                f"no {self.place} {site_name(missing[0])} to shift; there are {self.place}s "
-                f"{site_name(min(self.sites))} to {site_name(max(self.sites))}"
-            )
-        ranks, record = [self.sites.index(site) for site in sites], dict(self.record)
-        if "accuracy" in record:
-            record["accuracy"] = [record["accuracy"][rank] for rank in ranks]
-        tensors = {name: tensor[ranks] for name, tensor in self.tensors.items()}
-        return replace(self, record=record, **{f"{self.place}s": tuple(sites)}, **tensors)
+        ranks, record = ranks_of(self, sites)
+        rows = {name: tensor[ranks] for name, tensor in self.tensors.items()}
+        return replace(self, record=record, **rows, **{f"{self.place}s": tuple(sites)})
 
     def __add__(self: Own, other: Any) -> Own:
         """Return the shift that adds both; raises `Incompatible` if they were made for different models."""
@@ -213,11 +199,6 @@ class VectorEdit(Edit):
     def load(cls: type[Own], path: str | Path) -> Own:
         """Return a shift that `save` wrote; raises `Incompatible` for anything else."""
         return load_vectors(cls, path)
-
-
-def site_name(site: Any) -> str:
-    """Return how a site is written: a layer as `14`, a head as `14.0`."""
-    return ".".join(map(str, site)) if isinstance(site, tuple) else str(site)
 
 
 @dataclass(frozen=True, repr=False)
