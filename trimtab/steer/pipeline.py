@@ -127,6 +127,7 @@ def fit(
     train, validation = questions.split(test=VALIDATION, seed=seed)
     found = read_sites(model, tokenizer, train, validation, spec.read, seed=seed)
     places, ranking = spec.places(found), None
+    budget = kl_budget if kl_budget is not None else 0.4 if spec.rank_by == "effect" else 0.1
     k = spec.count(places)
     by_effect = spec.rank_by == "effect" and (len(places) > k or spec.strength is None)
     every = spec.made(found, places if by_effect else places[:k])
@@ -137,7 +138,7 @@ def fit(
     if spec.strength is not None:
         shift = every.first(k).scaled(spec.strength)
     elif ranking is not None:
-        tries = Tries(k, kl_budget or 0.4, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed)
+        tries = Tries(k, budget, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed)
         tried_on, prompted = validation, [i for i, item in enumerate(validation) if item.asked.strip()]
         if metric is None and are_pairs(questions) and prompted and not spec.quick:
             by = ReadAnswers(_reader(model, tokenizer, found, train, validation))
@@ -149,7 +150,7 @@ def fit(
             tokenizer,
             validation,
             every.first(k),
-            kl_budget=kl_budget or 0.1,
+            kl_budget=budget,
             metric=by,
             sweep=Sweep(texts=spec.texts),
         )
