@@ -484,7 +484,10 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("evaluate", "--alpha", "2"), "--strength needs an edit"),
         (("chat", "--alpha", "2"), "--strength needs an edit"),
         (("evaluate", "--data", PAIRS, "--judge", "allenai"), "holds contrast pairs, scored by probability"),
-        (("fit", "--site", "residual", "--top-k", "9", "--limit", "20"), "top 9 layers asked for; the model has 8"),
+        (
+            ("fit", "--site", "residual", "--top-k", "9", "--limit", "20"),
+            "top 9 layers asked for; there are 8 to choose among",
+        ),
         (("fit", "--layers", "12-"), "--layers takes numbers and ranges"),
         (("fit", "--heads", "3"), "--heads takes layer.head"),
         (("fit", "--layers", "1", "--heads", "1.1"), "not both"),

@@ -111,7 +111,7 @@ class ShiftSpec:
             return min(most, len(places))
         if not 1 <= self.n_sites <= len(places):
             what = "layers" if self.site == "residual" else "heads"
-            raise BadValue(f"top {self.n_sites} {what} asked for; the model has {len(places)}, choose 1 to that many")
+            raise BadValue(f"top {self.n_sites} {what} asked for; there are {len(places)} to choose among (--layers)")
         return self.n_sites
 
     def made(self, found: SiteProbes, places: Sequence[Head]) -> VectorEdit:
