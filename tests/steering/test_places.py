@@ -146,4 +146,6 @@ def test_a_reader_puts_held_out_texts_of_both_sides_at_its_ends():
 @pytest.mark.parametrize(("moved", "verdict"), [(0.05, "does not work"), (0.2, "works weakly"), (0.6, "works")])
 def test_answers_that_hardly_show_it_are_no_success(moved, verdict):
     found = outcome_of({**sweep_of(0.1, 0.1 + moved, 0.1, moved / 2), "metric": "reading"})
-    assert found.verdict == verdict and f"answers moved {100 * moved:.0f} % of the way" in found.sentence
+    assert found.verdict == verdict and f"answers moved {100 * moved / 0.9:.0f} % of the way" in found.sentence
+    # the same move is more where less was left
+    assert outcome_of({**sweep_of(0.7, 0.9, 0.7, 0.1), "metric": "reading"}).verdict == "works"
