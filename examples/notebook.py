@@ -12,7 +12,7 @@ train = tt.datasets.folklore("development")[:160]
 final = tt.datasets.folklore("final")[:20]
 
 # %% Fit: capture, probes, directions; at a strength that `trimtab fit` chose within its KL budget
-fitted = tt.steer.fit(model, tokenizer, train, tt.steer.ShiftSpec(top_k=8, strength=1))
+fitted = tt.steer.fit(model, tokenizer, train, tt.steer.ShiftSpec(n_sites=8, strength=1))
 print("best head:", fitted.probes.top(1)[0], f"{float(fitted.probes.accuracy.max()):.1%}")
 
 # %% Ask with and without it

@@ -21,7 +21,7 @@ from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits import HeadShift, ResidualShift, Retrieved
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
-from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
+from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.generation import judged_meters
@@ -32,6 +32,7 @@ from trimtab.peft import TunedEdit, TuningMethod
 from trimtab.prompting import FewShot, Instruction, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Edit, Judge, Meter, Method, Verdict, as_judge
 from trimtab.steer import CAA, ITI, RandomDirection
+from trimtab.steer.reading import ReadAnswers, Reader
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
 
@@ -304,6 +305,8 @@ METERS: dict[str, MeterCase] = {
     **{m.name: MeterCase(m, QUESTIONS, "texts") for m in drift_meters(NeutralTexts(TEXTS[1:], TEXTS[:1]))},
     **{m.name: MeterCase(m, PAIRS) for m in contrast_meters()},
     "score": MeterCase(ScoredTexts(lambda pair, text: len(text) % 5 / 4, max_new_tokens=3), PAIRS),
+    "reading": MeterCase(ReadAnswers(Reader(1, torch.ones(48).double(), (-1.0, 1.0), 1.0), max_new_tokens=3), PAIRS),
+    "pair margin": MeterCase(pair_margin(), PAIRS),
     **{
         m.name: MeterCase(m, MEANINGS)
         for m in reference_meters(settings=BeamSettings(beams=2, max_new_tokens=4), java=False)

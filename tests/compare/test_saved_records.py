@@ -16,18 +16,19 @@ from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import Incompatible
 from trimtab.fields import fault
 from trimtab.probes import HeadProbes
-from trimtab.steer import MassMean
+from trimtab.steer import MassMean, SiteRanking
 from trimtab.storage import RECORD
 
 MODEL = {
     "name": "some/model", "geometry": {"n_layers": 2}, "sample": {"weight": [0.5, 0.25]}, "dtype": "float32",
     "quantization": None, "adapter": [],
 }  # fmt: skip
-GRIDS = [torch.full((2, 3), n / 8) for n in range(5)]
+GRIDS = [torch.full((2, 3), n / 8) for n in range(6)]
 RESULTS: list[Any] = [
     HeadShift((Head(0, 1),), torch.ones(1, 4), torch.ones(1), record={"model": MODEL, "accuracy": [0.75]}),
     ResidualShift((1,), torch.ones(1, 4), record={"model": MODEL}),
     MassMean(torch.ones(2, 3, 4), (0, 1), "hash", MODEL),
+    SiteRanking((Head(0, 1), Head(1, 2)), torch.ones(2), torch.ones(2), "effect", 3),
     HeadProbes(torch.zeros(2, 3, 4), *GRIDS, (0, 1), ("Why?",), {"C": 1.0}),
     HeadActivations(torch.zeros(2, 2, 3, 4), torch.tensor([True, False]), ("Why?", "Why?"), (0, 1), {}),
 ]

@@ -34,10 +34,12 @@ def held() -> HeadActivations:
     return activations(60, seed=1, prefix="held out")
 
 
-def probes_of(accuracy: list[list[float]], auroc: list[list[float]] | None = None) -> HeadProbes:
+def probes_of(
+    accuracy: list[list[float]], auroc: list[list[float]] | None = None, apart: list[list[float]] | None = None
+) -> HeadProbes:
     a = torch.tensor(accuracy, dtype=torch.float64)
-    b = a if auroc is None else torch.tensor(auroc, dtype=torch.float64)
-    return HeadProbes(torch.zeros(*a.shape, 2), torch.zeros_like(a), a, a, a, b, tuple(LAYERS[: len(accuracy)]), ())
+    b, c = (a if given is None else torch.tensor(given, dtype=torch.float64) for given in (auroc, apart))
+    return HeadProbes(torch.zeros(*a.shape, 2), torch.zeros_like(a), a, a, a, b, c, tuple(LAYERS[: len(accuracy)]), ())
 
 
 def reference(acts: HeadActivations, layer: int, head: int, **options) -> LogisticRegression:
@@ -308,11 +310,29 @@ def test_the_interval_is_that_of_a_plain_bootstrap_loop(planted):
     assert float(probes.accuracy_high[1, 3]) == pytest.approx(high, abs=0.015)
 
 
-def test_top_ranks_by_accuracy_then_auroc_then_layer_and_head():
-    probes = probes_of([[0.7, 0.9, 0.8], [0.9, 0.8, 0.9]], [[0.99, 0.8, 0.6], [0.9, 0.6, 0.8]])
-    expected = (Head(5, 0), Head(2, 1), Head(5, 2), Head(2, 2), Head(5, 1), Head(2, 0))
+def test_top_ranks_by_accuracy_then_auroc_then_how_far_apart_the_sides_lie():
+    apart = [[9.0, 1.0, 1.0], [1.0, 2.0, 3.0]]
+    probes = probes_of([[0.7, 0.9, 0.8], [0.9, 0.8, 0.9]], [[0.99, 0.8, 0.6], [0.9, 0.6, 0.8]], apart)
+    expected = (Head(5, 0), Head(5, 2), Head(2, 1), Head(5, 1), Head(2, 2), Head(2, 0))
     for k in range(1, 7):
         assert probes.top(k) == expected[:k]
+
+
+def test_of_heads_that_read_everything_rightly_the_one_with_the_most_room_comes_first(planted):
+    # the planted head has the last place, so that no order of places could find it
+    wide = replace(
+        planted, values=planted.values * 0.01 + 4 * torch.where(planted.labels, 1.0, -1.0)[:, None, None, None]
+    )
+    wide.values[:, -1, -1] *= 3
+    train, held = wide.split(test=0.5)
+    probes = fit_mass_mean(train, validation=held)
+    assert bool((probes.accuracy == 1).all() and (probes.auroc == 1).all())
+    scores = probes.scores(held)[:, -1, -1].double()
+    true, false = scores[held.labels], scores[~held.labels]
+    pooled = ((true.var(correction=0) + false.var(correction=0)) / 2).sqrt()
+    assert float(probes.separation[-1, -1]) == pytest.approx(float((true.mean() - false.mean()) / pooled))
+    best = probes.separation.flatten().argmax().item()
+    assert probes.top(1)[0] == Head(LAYERS[best // 4], best % 4)
 
 
 def test_top_heads_are_plain_numbers_ready_for_json():

@@ -57,12 +57,13 @@ def few_texts(monkeypatch):
 
 
 def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(few_texts, tiny, tmp_path):
-    out = ran("fit", "--model", tiny, "--data", PAIRS, "--kl-budget", "50", "--out", str(tmp_path / "s"), "--json")
-    record = json.loads(out)
-    assert record["kind"] == "head shift"
-    assert record["sweep"]["metric"] == "pair_probability"
-    assert record["data"] == {"name": "formal_casual", "n": 20, "fingerprint": record["data"]["fingerprint"]}
-    assert {p.name for p in (tmp_path / "s").iterdir()} == {"record.json", "shift", "probes", "directions"}
+    pairs = ("fit", "--model", tiny, "--data", PAIRS, "--out", str(tmp_path / "s"), "--keep-anyway")
+    record = json.loads(ran(*pairs, "--json"))
+    assert record["kind"] == "residual shift"
+    assert record["sweep"]["metric"] == "reading"
+    assert all(len(t["answers"]) == 6 for t in record["sweep"]["trials"])
+    assert record["data"] == {"name": "formal_casual", "n": 30, "fingerprint": record["data"]["fingerprint"]}
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {"record.json", "shift", "probes", "directions", "ranking"}
     text = ran("fit", "--model", tiny, "--data", PAIRS, "--site", "residual", "--strength", "0.5",
                "--out", str(tmp_path / "r"))  # fmt: skip
     assert "CAA: 1 layers" in text
@@ -70,10 +71,37 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     rows = json.loads(ran("heads", str(tmp_path / "r"), "--json"))
     assert len(rows) == 3
     scored = json.loads(ran("evaluate", "--model", tiny, "--data", PAIRS, "--shift", str(tmp_path / "r"), "--json"))
-    assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (20, 20)
+    assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (10, 30)
     (row,) = scored["rows"]
     assert set(row) == {"name", "P(positive)", "preferred", "CE", "KL", "details"}
-    assert len(row["details"]["pairs"]) == 20
+    assert len(row["details"]["pairs"]) == 10
+
+
+def test_a_fit_that_does_not_work_is_told_and_not_written_unless_it_is_to_be_kept(
+    few_texts, tiny, tmp_path, monkeypatch
+):
+    from trimtab.steer.outcome import Outcome
+
+    told = Outcome("does not work", "does not work: try something else")
+    monkeypatch.setattr("trimtab.steer.pipeline.outcome_of", lambda *_: told)
+    command = ("fit", "--model", tiny, "--data", PAIRS, "--layers", "1-2", "--quick", "--out", str(tmp_path / "s"))
+    result = run(*command)
+    assert result.exit_code == 3 and not (tmp_path / "s").exists()
+    assert result.stdout.endswith("does not work: try something else\nnot written; --keep-anyway writes it\n")
+    assert "10 held back for `trimtab evaluate`" in result.stdout
+    tried = [line.split("\t")[0] for line in result.stdout.splitlines() if line.startswith(("layer ", "random "))]
+    assert set(tried) >= {"random directions"} and {"layer 1", "layer 2"} & set(tried) and "layer 0" not in tried
+    ran(*command, "--keep-anyway")
+    rows = json.loads(ran("heads", str(tmp_path / "s"), "--json"))
+    assert {row["layer"] for row in rows if "effect" in row} == {1, 2}
+
+
+def test_evaluate_leaves_drift_out_or_takes_so_many_texts(tiny):
+    command = ("evaluate", "--model", tiny, "--data", PAIRS, "--limit", "2", "--json")
+    (row,) = json.loads(ran(*command, "--no-drift"))["rows"]
+    assert "KL" not in row and "drift" not in row["details"]
+    (row,) = json.loads(ran(*command, "--texts", "3"))["rows"]
+    assert len(row["details"]["drift"]) == 3
 
 
 def test_heads_lists_the_best_and_draws_them(shift, tmp_path):
@@ -147,7 +175,7 @@ def test_generate_answers_from_arguments_files_and_pipes_in_text_and_json(shift,
     assert rows[0]["edited"] == shifted
     assert ran("generate", "--file", str(tmp_path / "q.jsonl")).strip() == unedited
     assert ran("generate", stdin=QUESTION + "\n").strip() == unedited
-    assert ran("generate", QUESTION, "--shift", shift, "--alpha", "0").strip() == unedited
+    assert ran("generate", QUESTION, "--shift", shift, "--strength", "0").strip() == unedited
 
 
 def test_questions_are_read_as_question_files_are(tiny, tmp_path):
@@ -199,7 +227,7 @@ def test_an_edit_of_a_class_of_the_user_s_and_a_stack_are_taken(tiny, tmp_path, 
         said = json.loads(ran(*ask, "--compare", *edits))
         assert said["edited"] == said["unedited"]
     result = run(*ask, "--edit", "made", "--edit", "made", "--alpha", "2")
-    assert (result.exit_code, "--alpha is the strength of one edit" in result.stderr) == (2, True)
+    assert (result.exit_code, "--strength is the strength of one edit" in result.stderr) == (2, True)
 
 
 def test_sampling_is_hugging_face_s_and_repeats_by_seed(tiny):
@@ -248,7 +276,7 @@ def test_a_judge_that_fails_half_way_leaves_answers_that_the_next_run_takes_up(f
     result = run(*command)
     assert result.exit_code == 2, result.output
     assert "mu'; 4 answers and 2 verdicts are kept in runs/answers/" in result.stderr
-    record = json.loads(ran(*command, "--json"))
+    record = json.loads(ran(*command, "--overwrite", "--json"))
     assert record["rows"][0]["True"]["mean"] == 1.0
     # one verdict before anything is generated, two and a failure; then one again and the two that were missing
     assert len(asked) == 4 + 1 + 2
@@ -358,11 +386,12 @@ def test_a_function_of_the_user_s_judges_answers_and_generated_texts(few_texts, 
 )
 def test_a_function_of_the_user_s_chooses_the_strength(data, judge, metric, few_texts, tiny, judges):
     name = f"mine.py:{judge}"
-    command = ("fit", "--model", tiny, "--data", data, "--limit", "20", "--kl-budget", "50", "--top-k", "1")
-    sweep = json.loads(ran(*command, "--judge", name, "--json"))["sweep"]
+    command = ("fit", "--model", tiny, "--data", data, "--limit", "20", "--n-sites", "1")
+    sweep = json.loads(ran(*command, "--judge", name, "--keep-anyway", "--json"))["sweep"]
     assert (sweep["metric"], sweep["judge"]["name"]) == (metric if metric == "true_info" else "score", name)
     assert sweep["judge"]["sha256"]
-    assert sweep["chosen"]["score"] == max(t["score"] for t in sweep["trials"][1:])
+    eligible = [t for t in sweep["trials"][1:] if t["score"] is not None and not t.get("control")]
+    assert sweep["chosen"]["score"] == max(t["score"] for t in eligible if t["kl"] <= sweep["kl_budget"])
     scores = {t["score"] for t in sweep["trials"]}
     # lengths of what a random model says differ between strengths; it never gives a listed answer
     assert (len(scores) > 1) if judge == "length" else (scores == {0.0})
@@ -431,8 +460,8 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         ),
         (("fit", "--judge", "mine.py:f", "--metric", "mc1"), "mc1 scores the listed answers"),
         (("fit", "--judge", "http://127.0.0.1:9", "--judge-model", "m"), "cannot be asked"),
-        (("generate", "Why?", "--shift", "SHIFT", "--alpha", "strong"), "--alpha"),
-        (("generate", "Why?", "--shift", "SHIFT", "--alpha", "nan"), "alpha must be a finite number"),
+        (("generate", "Why?", "--shift", "SHIFT", "--strength", "strong"), "--strength"),
+        (("generate", "Why?", "--shift", "SHIFT", "--alpha", "nan"), "the strength must be a finite number"),
         (("generate", "Why?", "--shift", "SHIFTS"), "did you mean SHIFT"),
         (("generate", "Why?", "--shift", "BROKEN"), "has no readable tensors.safetensors"),
         (("generate", "Why?", "--compare"), "--compare needs an edit"),
@@ -454,10 +483,17 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("evaluate", "--judge", "http://127.0.0.1:9"), "give --judge-model"),
         (("evaluate", "--judge", "http://127.0.0.1:9", "--judge-model", "m", "--limit", "1"), "cannot be asked"),
         (("evaluate", "--judge", "tfidf:nowhere"), "no finetune_truth.jsonl and no"),
-        (("evaluate", "--alpha", "2"), "--alpha needs an edit"),
-        (("chat", "--alpha", "2"), "--alpha needs an edit"),
+        (("evaluate", "--alpha", "2"), "--strength needs an edit"),
+        (("chat", "--alpha", "2"), "--strength needs an edit"),
         (("evaluate", "--data", PAIRS, "--judge", "allenai"), "holds contrast pairs, scored by probability"),
-        (("fit", "--site", "residual", "--top-k", "9", "--limit", "20"), "top 9 layers asked for; the model has 8"),
+        (
+            ("fit", "--site", "residual", "--top-k", "9", "--limit", "20"),
+            "top 9 layers asked for; there are 8 to choose among",
+        ),
+        (("fit", "--layers", "12-"), "--layers takes numbers and ranges"),
+        (("fit", "--heads", "3"), "--heads takes layer.head"),
+        (("fit", "--layers", "1", "--heads", "1.1"), "not both"),
+        (("fit", "--layers", "99", "--limit", "20"), "no layer 99 to shift; the model has layers 0 to 7"),
         (("bake",), "needs an edit: give --edit DIR"),
         (("bake", "--shift", "SHIFT", "--out", "OTHER"), "holds something else"),
         (("bake", "--shift", "SHIFT", "--model", "TINY"), "made for another model"),

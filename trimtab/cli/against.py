@@ -24,7 +24,8 @@ def keepable(folders: Sequence[str], questions: "QuestionSet") -> Path:
         BadValue, BadDataset: `trimtab fit` did not write it, or the questions have no multiple choice.
     """
     from trimtab.errors import BadDataset, BadValue
-    from trimtab.steer.pipeline import KIND, are_pairs
+    from trimtab.steer.pipeline import KIND
+    from trimtab.steer.spec import are_pairs
     from trimtab.storage import kind_of
 
     if len(folders) != 1 or kind_of(Path(folders[0])) != KIND:

@@ -13,7 +13,7 @@ from trimtab.cli.options import Editing, Loading, Sampling, Seed
 if TYPE_CHECKING:
     from trimtab.protocols import Edit
 
-HELP = """/alpha N    set the strength      /off      edit no longer (/alpha N edits again)
+HELP = """/strength N set the strength      /off      edit no longer (/strength N edits again)
 /compare    the last answer with and without the edit
 /save FILE  write the conversation (.jsonl), or the edit at this strength (any other name: a folder)
 /new        begin a new conversation    /quit     leave (as Ctrl-D does)"""
@@ -96,8 +96,8 @@ class _Talk:
         from trimtab.errors import TrimtabError, nearest
 
         word, _, rest = line.partition(" ")
-        commands = {"/alpha": self._alpha, "/off": self._off, "/compare": self._compare, "/save": self._save,
-                    "/new": self._new, "/help": lambda _: self.say(HELP)}  # fmt: skip
+        commands = {"/strength": self._alpha, "/alpha": self._alpha, "/off": self._off, "/compare": self._compare,
+                    "/save": self._save, "/new": self._new, "/help": lambda _: self.say(HELP)}  # fmt: skip
         try:
             if word in commands:
                 commands[word](rest.strip())

@@ -48,7 +48,7 @@ def to_lm_eval(
         list[str], typer.Argument(metavar="DIR[:STRENGTH]", help="A folder of `trimtab fit`; several are a stack.")
     ],
     output: Output = Output(Path("steered.pt")),
-    alpha: Strength = None,
+    strength: Strength = None,
     edit_class: EditClasses = [],  # noqa: B006 - typer copies it
     loading: Loading = Loading(),
     as_json: AsJson = False,
@@ -64,7 +64,7 @@ def to_lm_eval(
     from trimtab.export.lm_eval import to_lm_eval as written
 
     out = output.checked()
-    opened = open_edit(edit, alpha=alpha, classes=edit_class)
+    opened = open_edit(edit, strength=strength, classes=edit_class)
     hooks = written(loading.open().model, opened, out)  # pyright: ignore[reportArgumentType]
     if as_json:
         print_json({"out": str(out), "hookpoints": hooks})

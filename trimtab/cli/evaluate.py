@@ -8,7 +8,7 @@ import typer
 from trimtab.cli.bundles import verb
 from trimtab.cli.judging import Judging, print_judge
 from trimtab.cli.measuring import OwnMeters
-from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading, one_of
+from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading, Texts, one_of
 
 if TYPE_CHECKING:
     from trimtab.evaluate.table import Row, Table
@@ -39,6 +39,8 @@ def evaluate(
         typer.Option("--keep", help="Keep the edit's multiple choice in its folder, for `trimtab heads --against`."),
     ] = False,
     meter: OwnMeters = [],  # noqa: B006 - typer copies it
+    texts: Texts = None,
+    no_drift: Annotated[bool, typer.Option("--no-drift", help="Leave drift on neutral text out.")] = False,
     limit: Limit = None,
     batch_size: BatchSize = None,
     as_json: AsJson = False,
@@ -79,6 +81,7 @@ def evaluate(
     loaded = loading.open()
     edits = ([NoEdit()] if baseline or edit is None else []) + ([edit] if edit is not None else [])
     how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "choices_only": choices_only}
+    how["n_texts"] = 0 if no_drift else texts
     meters = (*meters_for(questions, judged, **how), *own_meters(meter))
     measured = table(*loaded, questions, edits, meters=meters, keep=answers)
     if keep_in is not None:

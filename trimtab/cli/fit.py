@@ -1,17 +1,23 @@
-"""`trimtab fit`: from questions to a shift folder."""
+"""`trimtab fit`: from questions or contrast pairs to a shift folder, and a sentence that says whether it works."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.judging import Judging, print_judge
 from trimtab.cli.options import AsJson, Data, Limit, Loading, Output, Seed, one_of
+from trimtab.cli.placing import Placing
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
     from trimtab.steer.pipeline import Fitted
+
+SHOWN = 3
+"""Answers that are printed at each strength."""
+FAILED = 3
+"""The exit code of a fit that made things worse and was not kept."""
 
 
 @verb
@@ -19,14 +25,7 @@ def fit(
     data: Data = "folklore",
     loading: Loading = Loading(),
     output: Output = Output(Path("runs/shift")),
-    site: Annotated[
-        str, typer.Option(help="heads: shift attention heads (ITI); residual: shift the residual stream (CAA).")
-    ] = "heads",
-    top_k: Annotated[
-        int | None,
-        typer.Option("--top-k", min=1, help="Heads or layers to shift at most.", show_default="16 heads, 1 layer"),
-    ] = None,
-    direction: Annotated[str, typer.Option(help="mass_mean, probe, or random (the control).")] = "mass_mean",
+    placing: Placing = Placing(),
     metric: Annotated[
         str | None,
         typer.Option(
@@ -36,17 +35,22 @@ def fit(
     ] = None,
     judging: Judging = Judging(),
     kl_budget: Annotated[
-        float, typer.Option("--kl-budget", help="Nats per token that the strength may cost on neutral text.")
-    ] = 0.1,
-    strength: Annotated[
-        float | None, typer.Option(help="Set the strength instead of choosing it.", show_default="chosen")
+        float | None,
+        typer.Option(
+            "--kl-budget",
+            help="Nats per token that the strength may cost on neutral text.",
+            show_default="0.1; 0.4 for places by effect",
+        ),
     ] = None,
     held_out: Annotated[
         float | None,
         typer.Option("--held-out", help="Share of the questions that is left for `trimtab evaluate` (0: none). "
-                     "Of folklore, its final part is left instead.", show_default="0.5"),
+                     "Of folklore, its final part is left instead.", show_default="0.5; 0.25 of contrast pairs"),
     ] = None,
     limit: Limit = None,
+    keep_anyway: Annotated[
+        bool, typer.Option("--keep-anyway", help="Write a shift that did not beat the unedited model, too.")
+    ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -54,37 +58,43 @@ def fit(
 
     The questions can be TruthfulQA, folklore (which ships here), or your own file of questions with true and false
     answers, or of contrast pairs ({"prompt": ..., "positive": ..., "negative": ...}). The exact judge knows the
-    questions' listed answers only; a judge of another kind fits models that say other things.
+    questions' listed answers only; a judge of another kind fits models that say other things. The exit code is 3 if
+    nothing that was tried beats the unedited model: nothing is written then.
 
-    Example: trimtab fit --data mine.jsonl --out runs/mine
+    Example: trimtab fit --model MODEL --data pairs.jsonl --out runs/mine
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
     from trimtab.steer import meters
     from trimtab.steer import pipeline as recipe
-    from trimtab.steer.fitting import DIRECTIONS
 
     out = output.checked(recipe.KIND)
-    questions = _without(read_data(data, part="development", limit=limit), data, held_out, seed)
+    whole = read_data(data, part="development", limit=limit)
+    questions = _without(whole, data, held_out, seed)
     if recipe.are_pairs(questions):
         _check_pairs(questions.name, metric, judging)
     by = metric or ("true_info" if data == "folklore" or judging.judge != "exact" else "mc1")
-    where = one_of(site, "site", ("heads", "residual"))
-    spec = recipe.ShiftSpec(where, top_k, one_of(direction, "direction", tuple(DIRECTIONS)), strength)
     one_of(by, "metric", ("true_info", "mc1"))
+    spec = placing.spec()
     judged = None
     if judging.judge != "exact":
-        meters.require_something_to_judge(questions, by, strength)
+        meters.require_something_to_judge(questions, by, spec.strength)
         judged = judging.open(questions, **loading.settings)
-    chosen_by = meters.judged_metric(questions, by, judged)
+    own = recipe.are_pairs(questions) and judged is None
+    chosen_by = None if own else meters.judged_metric(questions, by, judged)
     fitted = recipe.fit(*loading.open(), questions, spec, metric=chosen_by, kl_budget=kl_budget, seed=seed)
-    fitted.save(out)
+    failed = fitted.outcome is not None and fitted.outcome.verdict == "does not work" and not keep_anyway
+    if not failed:
+        fitted.save(out)
     if as_json:
-        print_json({"out": str(out), **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep")})
+        print_json(_as_dict(fitted, None if failed else str(out)))
     else:
-        typer.echo(_summary(fitted, out))
+        _print(fitted, len(whole) - len(questions))
         if judged is not None:
             print_judge(fitted.shift.record["sweep"]["judge"])
+        typer.echo("not written; --keep-anyway writes it" if failed else f"written to {out}")
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def _check_pairs(name: str, metric: str | None, judging: Judging) -> None:
@@ -107,29 +117,70 @@ def _without(questions: "QuestionSet", data: str, share: float | None, seed: int
                 "--held-out is for data of your own: of folklore its final part is left; leave the option out"
             )
         return questions
-    share = 0.5 if share is None else share
+    share = (0.25 if questions.measured_by == "pairs" else 0.5) if share is None else share
     if not 0 <= share < 1:
         raise BadValue(f"--held-out must be a share from 0 to below 1, got {share}")
     return questions.split(test=share, seed=seed)[0] if share else questions
 
 
-def _summary(fitted: "Fitted", out: Path) -> str:
+def _as_dict(fitted: "Fitted", out: str | None) -> dict[str, Any]:
+    told = {name: of and of.as_dict() for name, of in (("screen", fitted.screened), ("outcome", fitted.outcome))}
+    return {"out": out, **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep"), **told}
+
+
+def _print(fitted: "Fitted", held_back: int) -> None:
+    from trimtab.cli.printing import print_table
+    from trimtab.edits.vector_record import site_name
+
     shift, sweep = fitted.shift, fitted.shift.record.get("sweep")
-    places = shift.describe().get("heads") or shift.describe()["layers"]
-    kind = "heads (layer.head)" if isinstance(places[0], list) else "layers"
-    named = " ".join(".".join(map(str, p)) if isinstance(p, list) else str(p) for p in places)
+    if sweep and "sites" in sweep["chosen"]:
+        rows = [
+            (
+                "unedited" if not t["sites"] else t["control"] or f"{shift.place} {_sites(t['sites'])}",
+                f"{t['strength']:.3g}",
+                f"{t['kl']:.3f}",
+                f"{t['score']:.3f}",
+                "chosen" if t == sweep["chosen"] else "over budget" if t["kl"] > sweep["kl_budget"] else "",
+            )
+            for t in sweep["trials"]
+        ]
+        print_table(("tried", "strength", "KL", sweep["metric"], ""), rows, title="What was tried")
+        for t in sorted(sweep["trials"], key=lambda t: t["strength"]):
+            if t["answers"] and not t["control"] and t["sites"] in ((), sweep["chosen"]["sites"]):
+                at = f"strength {t['strength']:.3g}, KL {t['kl']:.2f}" if t["sites"] else "unedited"
+                typer.echo("\n".join([f"{at}, {sweep['metric']} {t['score']:.2f}:", *map(_line, t["answers"][:SHOWN])]))
+        if sweep["metric"] == "reading":
+            typer.echo("(reading: 0 as the negative texts, 1 as the positive ones, to the unedited model)")
+    named = " ".join(site_name(site) for site in shift.sites)
+    kind = "heads (layer.head)" if shift.site == "heads" else "layers"
     best: float = max(shift.record["accuracy"])
+    used = shift.record["data"]
+    back = f"; {held_back} held back for `trimtab evaluate` (--held-out 0 uses all)" if held_back else ""
     lines = [
-        f"{shift.name}: {len(places)} {kind}: {named}",
-        f"best probe {100 * best:.1f} % on held-out statements; fitted on {shift.record['data']['n']} questions "
-        f"of {shift.record['data']['name']}",
+        f"{shift.name}: {len(shift)} {kind}: {named}",
+        f"best probe {100 * best:.1f} % on held-out statements; fitted on {used['n']} questions of {used['name']}"
+        f"{back}",
+        *(fitted.screened.remarks if fitted.screened else ()),
     ]
     if sweep:
         before, chosen = sweep["trials"][0]["score"], sweep["chosen"]
         lines.append(
-            f"strength {shift.strength:g}, chosen on {sweep['n_validation']} questions: {sweep['metric']} "
+            f"strength {shift.strength:.4g}, chosen on {sweep['n_validation']} questions: {sweep['metric']} "
             f"{before:.3f} -> {chosen['score']:.3f} at a KL of {chosen['kl']:.3f} (budget {sweep['kl_budget']:g})"
         )
     else:
         lines.append(f"strength {shift.strength:g}, as given")
-    return "\n".join([*lines, f"written to {out}"])
+    if fitted.outcome is not None:
+        lines.append(fitted.outcome.sentence)
+    typer.echo("\n".join(lines))
+
+
+def _line(text: str) -> str:
+    return f"  {' '.join(text.split())}"
+
+
+def _sites(sites: Any) -> str:
+    from trimtab.edits.vector_record import site_name
+
+    few = [site_name(site) for site in sites[:4]]
+    return " ".join(few) + (f" and {len(sites) - 4} more" if len(sites) > 4 else "")

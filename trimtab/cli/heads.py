@@ -36,6 +36,7 @@ def heads(
 ) -> None:
     """Show how well the probe of each head (or layer) tells true from false, with intervals.
 
+    Where places were ranked by effect, it stands beside (nats of margin per root of a nat of drift).
     With --against: the cosine between the two fits' directions of each head, how many of the best heads they share,
     and the difference in MC1 if `trimtab evaluate --keep` measured both.
 
@@ -48,25 +49,31 @@ def heads(
     if against is not None:
         print_against(folder, against, top=top, plot=plot, as_json=as_json)
         return
+    from trimtab.steer.effect import SiteRanking
+
     probes, shift = _read(folder)
+    effects: dict[tuple[int, int], float] = {}
+    if (folder / "ranking").is_dir():
+        effects = SiteRanking.load(folder / "ranking").effects
     rows = []
     for layer, head in probes.top(min(top or 20, probes.accuracy.numel())):
         at = (probes.layers.index(layer), head)
         numbers = {name: float(getattr(probes, name)[at]) for name in ("accuracy", "accuracy_low", "accuracy_high")}
         place = {"layer": layer, "head": head, "shifted": (layer, head) in shift.probed}
-        rows.append({**place, **numbers, "auroc": float(probes.auroc[at])})
+        effect = {"effect": effects[layer, head]} if (layer, head) in effects else {}
+        rows.append({**place, **numbers, "auroc": float(probes.auroc[at]), **effect})
     if plot is not None:
         save_picture(heat_map(probes, marked=shift.probed), plot)
         remark(f"picture: {plot}")
     if as_json:
         print_json(rows)
         return
-    headings = ("layer", "head", "accuracy", "95 % interval", "AUROC", "shifted")
+    headings = ("layer", "head", "accuracy", "95 % interval", "AUROC", "shifted", *["effect"] * bool(effects))
     cells = [
         (
             str(r["layer"]), str(r["head"]), f"{100 * r['accuracy']:.1f}",
             f"{100 * r['accuracy_low']:.1f}-{100 * r['accuracy_high']:.1f}", f"{r['auroc']:.3f}",
-            "yes" if r["shifted"] else "",
+            "yes" if r["shifted"] else "", *([f"{r['effect']:.2f}" if "effect" in r else ""] if effects else ()),
         )
         for r in rows
     ]  # fmt: skip

@@ -26,6 +26,10 @@ def own_meters(specs: Sequence[str]) -> "tuple[Meter, ...]":
     return tuple(as_meter(open_meter(spec)) for spec in specs)
 
 
+FEW_TEXTS = 32
+"""Neutral texts that drift is measured on beside contrast pairs, of which there are few: as exact as those figures."""
+
+
 def meters_for(
     items: Any,
     judge: Any = None,
@@ -33,14 +37,19 @@ def meters_for(
     convention: Any = "plain",
     batch_size: int | None = None,
     choices_only: bool = False,
+    n_texts: int | None = None,
 ) -> "tuple[Meter, ...]":
-    """Return what `trimtab evaluate` measures of questions or of contrast pairs."""
+    """Return what `trimtab evaluate` measures of questions or of contrast pairs; no drift on 0 neutral texts."""
+    from trimtab.datasets.prose import neutral_texts
     from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.generation import judged_meters
     from trimtab.evaluate.multiple_choice import choice_meters
 
-    drift = drift_meters(NeutralTexts(batch_size=batch_size or NeutralTexts.batch_size))
+    n_texts = FEW_TEXTS if n_texts is None and items.measured_by == "pairs" else n_texts
+    texts = None if n_texts is None else neutral_texts()[:n_texts]
+    few = NeutralTexts(texts, batch_size=batch_size or NeutralTexts.batch_size)
+    drift = () if n_texts == 0 else drift_meters(few)
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)

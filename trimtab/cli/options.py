@@ -26,7 +26,7 @@ def _data_names(incomplete: str) -> list[str]:
 
 
 ModelName = Annotated[
-    str, _model("--model", metavar="MODEL", help="A model folder, a hub id, or 'embedded', which ships here.")
+    str, _model("--model", "-m", metavar="MODEL", help="A model folder, a hub id, or 'embedded', which ships here.")
 ]
 
 
@@ -71,8 +71,10 @@ class Loading:
 Strength = Annotated[
     float | None,
     _edit(
+        "--strength",
         "--alpha",
-        help="Strength of the edit in its place (a shift's is in sigmas); negative ones push the other way.",
+        help="Strength of the edit in place of its own (of ITI's shifts in sigmas, of CAA's in mean differences); "
+        "negative ones push the other way.",
         show_default="the strength that the folder holds",
     ),
 ]
@@ -95,7 +97,7 @@ class Editing:
             help="A folder of `trimtab fit` or `trimtab tune`, or a PEFT adapter; repeated, they are applied in order.",
         ),
     ] = field(default_factory=list)
-    alpha: Strength = None
+    strength: Strength = None
     edit_class: EditClasses = field(default_factory=list)
 
     def open(self, *needed_by: str) -> "Edit | None":
@@ -110,10 +112,10 @@ class Editing:
         """
         from trimtab.errors import BadValue
 
-        needed = [*needed_by, *(["--alpha"] if self.alpha is not None else [])]
+        needed = [*needed_by, *(["--strength"] if self.strength is not None else [])]
         if not self.edits and needed:
             raise BadValue(f"{needed[0]} needs an edit: give --edit DIR")
-        return open_edit(self.edits, alpha=self.alpha, classes=self.edit_class) if self.edits else None
+        return open_edit(self.edits, strength=self.strength, classes=self.edit_class) if self.edits else None
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,10 @@ Limit = Annotated[
 BatchSize = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="At most so many texts in one forward.", show_default="as memory allows"),
+]
+Texts = Annotated[
+    int | None,
+    typer.Option("--texts", min=1, help="Neutral texts on which drift is measured.", show_default="as many as needed"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object an answer instead (JSONL).")]

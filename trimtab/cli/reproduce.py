@@ -20,8 +20,10 @@ def reproduce(
     ] = "truthfulqa",
     out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.md.")] = Path("runs/reproduce"),
     judge: Annotated[str, typer.Option(help="exact (known answers only) or local (AllenAI's 7B judges).")] = "local",
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Heads to shift.")] = 48,
-    alpha: Annotated[float, typer.Option(help="Strength, in sigmas of the protocol's own prompt bank.")] = 15.0,
+    n_sites: Annotated[int, typer.Option("--n-sites", "--top-k", min=1, help="Heads to shift.")] = 48,
+    strength: Annotated[
+        float, typer.Option("--strength", "--alpha", help="In sigmas of the protocol's own prompt bank.")
+    ] = 15.0,
     texts: Annotated[
         Path | None, typer.Option(help="Neutral texts for CE and KL, one a line.", show_default="trimtab's own")
     ] = None,
@@ -59,7 +61,7 @@ def reproduce(
         texts=None if texts is None else read_lines(texts, "neutral text"),
         convention="iti",
     )
-    options = {"meters": meters, "numbers": PublishedIti(top_k, alpha), "name": loading.model}
+    options = {"meters": meters, "numbers": PublishedIti(n_sites, strength), "name": loading.model}
     if protocol == "iti-2fold":
         result = iti_two_fold(*loaded, questions, **options)
     else:

@@ -56,17 +56,17 @@ def _is_truthfulqa(path: Path) -> bool:
     return False
 
 
-def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequence[str] = ()) -> "Edit":
+def open_edit(specs: Sequence[str], *, strength: float | None = None, classes: Sequence[str] = ()) -> "Edit":
     """Return the edit of a folder, or a stack of those of several.
 
     Args:
         specs: folders, each with a strength behind a colon if it is to have another than it holds.
-        alpha: the strength of a single edit.
+        strength: of a single edit.
         classes: the user's own, as FILE.py:NAME, that folders may hold.
 
     Raises:
         Incompatible: no such folder (the nearest ones are offered), or it holds no edit.
-        BadValue: a strength that is no finite number or that the edit cannot have; several edits with one alpha.
+        BadValue: a strength that is no finite number or that the edit cannot have; several edits with one strength.
     """
     quiet()  # before libraries are loaded that talk then
 
@@ -75,12 +75,12 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
     from trimtab.edits.disk import load_edit
     from trimtab.errors import BadValue, Incompatible, nearest
 
-    if alpha is not None and len(specs) > 1:
-        raise BadValue("--alpha is the strength of one edit; of several, give each its own, as --edit DIR:0.5")
+    if strength is not None and len(specs) > 1:
+        raise BadValue("--strength is the strength of one edit; of several, give each its own, as --edit DIR:0.5")
     kinds = [open_object(spec, "class").value for spec in classes]
     edits = []
     for spec in specs:
-        folder, strength = _with_strength(spec)
+        folder, own = _with_strength(spec)
         if not _holds_a_result(folder):
             beside = [str(p) for p in _beside(folder) if _holds_a_result(p)]
             known = nearest(str(folder), beside)
@@ -88,10 +88,10 @@ def open_edit(specs: Sequence[str], *, alpha: float | None = None, classes: Sequ
                 f"no edit in {str(folder)!r}: expected a folder that `trimtab fit` or `trimtab tune` wrote{known}"
             )
         edit = load_edit(folder, kinds=kinds)
-        strength = strength if alpha is None else alpha
-        if strength is not None and not abs(strength) < float("inf"):
-            raise BadValue(f"alpha must be a finite number, got {strength}")
-        edits.append(edit if strength is None else edit.at_strength(strength))
+        wanted = own if strength is None else strength
+        if wanted is not None and not abs(wanted) < float("inf"):
+            raise BadValue(f"the strength must be a finite number, got {wanted}")
+        edits.append(edit if wanted is None else edit.at_strength(wanted))
     return edits[0] if len(edits) == 1 else Stacked(tuple(edits))
 
 

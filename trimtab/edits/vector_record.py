@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypeVar
 
@@ -55,6 +56,25 @@ _FIELDS = {"head": _SavedHeads, "layer": _SavedLayers}
 def plain_sites(shift: VectorEdit) -> dict[str, list[Any]]:
     """Return the heads or layers as plain values, by the name of their field."""
     return {f"{shift.place}s": [list(site) if shift.place == "head" else site for site in shift.sites]}
+
+
+def site_name(site: Any) -> str:
+    """Return how a site is written: a layer as `14`, a head as `14.0`."""
+    return ".".join(map(str, site)) if isinstance(site, tuple) else str(site)
+
+
+def ranks_of(shift: VectorEdit, sites: Sequence[Any]) -> tuple[list[int], dict[str, Any]]:
+    """Return where sites stand in a shift, and the record of these; raises `BadValue` for one that it lacks."""
+    missing = [site for site in sites if site not in shift.sites]
+    if missing:
+        raise BadValue(
+            f"no {shift.place} {site_name(missing[0])} to shift; there are {shift.place}s "
+            f"{site_name(min(shift.sites))} to {site_name(max(shift.sites))}"
+        )
+    ranks, record = [shift.sites.index(site) for site in sites], dict(shift.record)
+    if "accuracy" in record:
+        record["accuracy"] = [record["accuracy"][rank] for rank in ranks]
+    return ranks, record
 
 
 def save_vectors(shift: VectorEdit, path: str | Path) -> None:

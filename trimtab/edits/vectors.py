@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trimtab.activations.labelled import Head
-from trimtab.edits.vector_record import UNDESCRIBED, common_model, load_vectors, plain_sites, save_vectors
+from trimtab.edits.vector_record import UNDESCRIBED, common_model, load_vectors, plain_sites, ranks_of, save_vectors
 from trimtab.errors import BadValue, ShapeError
 from trimtab.models.adding import add_to_heads, add_to_residual
 from trimtab.models.anatomy import base_of, decoder_layers
@@ -37,6 +37,7 @@ class VectorEdit(Edit):
     axes: ClassVar[Mapping[str, int]]
     """Tensor -> number of axes, the directions first; each has one row for every site."""
     described_as: ClassVar[str]
+    site: ClassVar[str]  # what `capture_heads` calls the places
     leaves_prompt_unedited: ClassVar[bool] = True
 
     _: KW_ONLY
@@ -55,8 +56,7 @@ class VectorEdit(Edit):
         if not all(bool(t.isfinite().all()) for t in tensors.values()):
             raise BadValue(f"the shift's {' and '.join(tensors)} must be finite numbers; fit it again")
         if len(set(self.sites)) < k:
-            once = f"give each {self.place} once (the sum of two shifts adds them up)"
-            raise BadValue(f"a {self.place} stands twice in the shift; {once}")
+            raise BadValue(f"a {self.place} stands twice in the shift; give it once (a sum of two shifts adds them up)")
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -113,16 +113,15 @@ class VectorEdit(Edit):
 
     def first(self: Own, k: int) -> Own:
         """Return the shift on its k best sites; raises `BadValue` if it has fewer, or k is below 1."""
-        if not 1 <= k <= len(self):
-            raise BadValue(f"first {k} {self.place}s asked for; the shift has {len(self)}")
-        return self.ranked(0, k)
+        if 1 <= k <= len(self):
+            return self.on(self.sites[:k])
+        raise BadValue(f"first {k} {self.place}s asked for; the shift has {len(self)}")
 
-    def ranked(self: Own, start: int, stop: int) -> Own:
-        """Return the shift on the sites of these ranks, counted from 0."""
-        record, fields = dict(self.record), (f"{self.place}s", *self.axes)
-        if "accuracy" in record:
-            record["accuracy"] = record["accuracy"][start:stop]
-        return replace(self, record=record, **{name: getattr(self, name)[start:stop] for name in fields})
+    def on(self: Own, sites: Sequence[Any]) -> Own:
+        """Return the shift on these of its sites, in this order; raises `BadValue` for one that it does not have."""
+        ranks, record = ranks_of(self, sites)
+        rows = {name: tensor[ranks] for name, tensor in self.tensors.items()}
+        return replace(self, record=record, **rows, **{f"{self.place}s": tuple(sites)})
 
     def __add__(self: Own, other: Any) -> Own:
         """Return the shift that adds both; raises `Incompatible` if they were made for different models."""
@@ -208,6 +207,7 @@ class HeadShift(VectorEdit):
 
     kind: ClassVar[str] = "shift"
     described_as: ClassVar[str] = "head shift"
+    site: ClassVar[str] = "heads"
     place: ClassVar[str] = "head"
     axes: ClassVar[Mapping[str, int]] = {"directions": 2, "sigma": 1}
 
@@ -259,6 +259,7 @@ class ResidualShift(VectorEdit):
 
     kind: ClassVar[str] = "residual shift"
     described_as: ClassVar[str] = "residual shift"
+    site: ClassVar[str] = "residual"
     place: ClassVar[str] = "layer"
     axes: ClassVar[Mapping[str, int]] = {"vectors": 2}
 

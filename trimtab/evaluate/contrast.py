@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits.combined import NoEdit
-from trimtab.engine.score import answer_logprobs
+from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.models.tokens import AnswerTokens, require_fits, tokenize_answer
+from trimtab.models.tokens import continuation_tokens, require_fits
 from trimtab.protocols import Edit, Measured, Meter
 
 Scorer: TypeAlias = Callable[[ContrastPair, str], float]
@@ -63,14 +63,25 @@ def contrast(
         BadDataset: there are no pairs.
         BadValue: a text that does not fit the model; no prompt and no token that could stand before the text.
     """
-    edit = NoEdit() if edit is None else edit
+    (scores,) = contrast_many(model, tokenizer, pairs, [NoEdit() if edit is None else edit], batch_size=batch_size)
+    return scores
+
+
+def contrast_many(
+    model: Any, tokenizer: Any, pairs: PairSet, edits: Sequence[Edit], *, batch_size: int | None = None
+) -> list[PairScores]:
+    """Return `contrast` of every edit; prompts are computed once for all that leave them unedited."""
     if not pairs:
         raise BadDataset("no contrast pairs to score")
     statements = pairs.statements()
     # all that follows the prompt counts, so that no side gets its space for free where that is a token of its own
-    tokens = [_tokens(tokenizer, s.text, len(s.prompt)) for s in statements]
+    tokens = [continuation_tokens(tokenizer, s.text, len(s.prompt)) for s in statements]
     require_fits(model, [t.end for t in tokens], [s.text for s in statements])
-    values = iter(answer_logprobs(model, tokenizer, tokens, edit, batch_size=batch_size))
+    scored = score_answers(model, tokenizer, tokens, edits, batch_size=batch_size).logprobs
+    return [_pair_scores(pairs, iter(values)) for values in scored]
+
+
+def _pair_scores(pairs: PairSet, values: Iterator[float]) -> PairScores:
     rows = []
     for pair in pairs:
         positive = float(np.mean([next(values) for _ in pair.positive]))
@@ -101,11 +112,25 @@ class PairContrast(Meter):
     ) -> list[Measured]:
         """Return every pair's row under every edit."""
         found = []
-        for edit in edits:
-            rows = contrast(model, tokenizer, items, edit, batch_size=self.batch_size).rows
-            full = [{**row._asdict(), "preferred": float(row.positive > row.negative)} for row in rows]
+        for scores in contrast_many(model, tokenizer, items, edits, batch_size=self.batch_size):
+            full = [
+                {
+                    **row._asdict(),
+                    "preferred": float(row.positive > row.negative),
+                    "margin": row.positive - row.negative,
+                }
+                for row in scores.rows
+            ]
             found.append(Measured({pair.key: row for pair, row in zip(items, full, strict=True)}))
         return found
+
+
+def pair_margin(batch_size: int | None = None) -> Figure:
+    """Return how much likelier the positive sides are than the negative ones, in nats: what settings are chosen by.
+
+    It tells strengths apart where the probability is near 0 or 1, as that of sides of unequal length always is.
+    """
+    return Figure(PairContrast(batch_size), "pair_margin", "margin", ("margin",), unit="nats", tested=False)
 
 
 def contrast_meters(batch_size: int | None = None) -> tuple[Figure, ...]:
@@ -220,13 +245,3 @@ def checked_score(scorer: Scorer, pair: ContrastPair, text: str) -> float:
     if not 0 <= score <= 1:
         raise BadValue(f"scorer {name} returned {given!r:.80}; expected a number from 0 to 1")
     return score
-
-
-def _tokens(tokenizer: Any, text: str, start: int) -> AnswerTokens:
-    tokens = tokenize_answer(tokenizer, text, start, needs_prompt=False)
-    if tokens.start > 0:
-        return tokens
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if first is None:
-        raise BadValue(f"no token can stand before {text[:60]!r}: the tokenizer has none of its own; give it a prompt")
-    return AnswerTokens([first, *tokens.ids], 1, tokens.end + 1)

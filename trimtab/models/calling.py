@@ -28,6 +28,24 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Run the block with gradients, of activations alone, and every module in evaluation mode; restore both after."""
+    training = [module for module in model.modules() if module.training]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    try:
+        for parameter in trained:
+            parameter.requires_grad = False
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+        for module in training:
+            module.training = True
+
+
 def logits_limit(model: Any, keep: int) -> dict[str, int]:
     """Return the argument that makes the model's head run on the last `keep` positions only, if it has one."""
     takes = "logits_to_keep" in inspect.signature(base_of(model).forward).parameters

@@ -32,6 +32,21 @@ def tokenize_answer(tokenizer: Any, text: str, answer_start: int, *, needs_promp
     return tokenize_answers(tokenizer, [text], [answer_start], needs_prompt=needs_prompt)[0]
 
 
+def continuation_tokens(tokenizer: Any, text: str, start: int) -> AnswerTokens:
+    """Return a text's tokens split at the character where what is scored starts, which may be its first.
+
+    Raises:
+        BadValue: nothing stands before it, and the tokenizer has no begin or end token to stand there.
+    """
+    tokens = tokenize_answer(tokenizer, text, start, needs_prompt=False)
+    if tokens.start > 0:
+        return tokens
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if first is None:
+        raise BadValue(f"no token can stand before {text[:60]!r}: the tokenizer has none of its own; give it a prompt")
+    return AnswerTokens([first, *tokens.ids], 1, tokens.end + 1)
+
+
 def tokenize_answers(
     tokenizer: Any, texts: Sequence[str], answer_starts: Sequence[int], *, needs_prompt: bool = True
 ) -> list[AnswerTokens]:

@@ -20,7 +20,7 @@ from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import resampled_means
 from trimtab.storage import load_result, save_result
 
-TENSORS = ("coef", "intercept", "accuracy", "accuracy_low", "accuracy_high", "auroc")
+TENSORS = ("coef", "intercept", "accuracy", "accuracy_low", "accuracy_high", "auroc", "separation")
 
 
 class _Saved(TypedDict):
@@ -42,13 +42,16 @@ class HeadProbes:
     accuracy_high: Float[Tensor, "layer head"]
     auroc: Float[Tensor, "layer head"]
     """Area under the ROC curve on the validation statements; ties count half."""
+    separation: Float[Tensor, "layer head"]
+    """How far apart the probe puts true and false validation statements (d', in standard deviations of its scores);
+    tells heads apart that all read everything rightly."""
     layers: tuple[int, ...]
     validation_questions: tuple[str, ...]
     """The questions that the accuracies were measured on; the probes were not fitted on them."""
     record: dict[str, Any] = field(default_factory=dict)
 
     def top(self, k: int) -> tuple[Head, ...]:
-        """Return the k best heads, best first: by accuracy, ties by AUROC, then by layer and head.
+        """Return the k best heads, best first: by accuracy, ties by AUROC, then by separation.
 
         Raises:
             BadValue: k is not between 1 and the number of heads.
@@ -56,8 +59,7 @@ class HeadProbes:
         n_layers, n_heads = self.accuracy.shape
         if not 1 <= k <= n_layers * n_heads:
             raise BadValue(f"top {k} heads asked for; the model has {n_layers * n_heads}, choose 1 to that many")
-        keys = (-self.auroc.flatten().numpy(), -self.accuracy.flatten().numpy())
-        order = np.lexsort(keys)[:k]
+        order = np.lexsort([-x.flatten().numpy() for x in (self.separation, self.auroc, self.accuracy)])[:k]
         return tuple(Head(self.layers[i // n_heads], int(i % n_heads)) for i in order)
 
     def scores(self, acts: HeadActivations) -> Float[Tensor, "example layer head"]:
@@ -99,7 +101,10 @@ class HeadProbes:
     @classmethod
     def load(cls, path: str | Path) -> HeadProbes:
         """Return probes that `save` wrote; raises `Incompatible` for anything else."""
-        record, tensors = load_result(path, "probes", fields=_Saved, names=TENSORS)
+        record, tensors = load_result(path, "probes", fields=_Saved, names=TENSORS[:-1])
+        tensors.setdefault(
+            "separation", tensors["auroc"].new_zeros(tensors["auroc"].shape)
+        )  # folders of before have none
         return cls(
             layers=tuple(record["layers"]),
             validation_questions=tuple(record["validation_questions"]),
@@ -129,7 +134,7 @@ def measured(
     from sklearn.metrics import roc_auc_score  # seconds of import that steering alone does not need
 
     empty = torch.zeros(1, len(intercept), dtype=torch.float64)
-    bare = HeadProbes(coef[None], intercept[None], empty, empty, empty, empty, validation.layers, (), record)
+    bare = HeadProbes(coef[None], intercept[None], empty, empty, empty, empty, empty, validation.layers, (), record)
     scores = bare.scores(validation)[:, 0].double().numpy()
     labels = validation.labels.numpy()
     right = ((scores > 0) == labels[:, None]).astype(np.float64)
@@ -139,6 +144,10 @@ def measured(
     drawn = resampled_means(per_question)
     low, high = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
     auroc = np.array([roc_auc_score(labels, column) for column in scores.T])
+    sides = [scores[labels == label] for label in (True, False)]
+    apart, spread = sides[0].mean(0) - sides[1].mean(0), np.sqrt((sides[0].var(0) + sides[1].var(0)) / 2)
+    separation = np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 0)
     found = {"accuracy": right.mean(0), "accuracy_low": low, "accuracy_high": high, "auroc": auroc}
+    found["separation"] = separation
     figures = {name: torch.from_numpy(values)[None] for name, values in found.items()}
     return replace(bare, validation_questions=tuple(questions.tolist()), **figures)

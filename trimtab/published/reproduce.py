@@ -26,7 +26,7 @@ from trimtab.protocols import Edit, Meter, Method
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
 from trimtab.published.reproduction import Reproduction, Run, pooled_runs
 from trimtab.steer.fitting import fit_shift
-from trimtab.steer.sites import read_sites
+from trimtab.steer.sites import ReadAs, read_sites
 
 SHARE = 0.05
 
@@ -168,7 +168,7 @@ def _joined(part: Parts) -> ItemSet[Any]:
 def _iti(
     model: Any, tokenizer: Any, part: Parts, bank: Sequence[Statement], numbers: PublishedIti, *, seed: int
 ) -> HeadShift:
-    found = read_sites(model, tokenizer, part.train, part.validation, form="iti", seed=seed)
+    found = read_sites(model, tokenizer, part.train, part.validation, ReadAs(form="iti"), seed=seed)
     spread_over = capture_heads(model, tokenizer, bank)
     # the direction is that of training and validation questions together
     shift = fit_shift(found.all_acts, found.probes, top_k=numbers.top_k, sigma_statements=spread_over, seed=seed)

@@ -5,11 +5,13 @@ from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.steer.agreement import Agreement, agreement
 from trimtab.steer.caa import CAA
 from trimtab.steer.directions import MassMean
+from trimtab.steer.effect import SiteRanking, rank_sites
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
 from trimtab.steer.iti import ITI
 from trimtab.steer.meters import judged_metric
-from trimtab.steer.pipeline import Fitted, ShiftSpec, fit
+from trimtab.steer.pipeline import Fitted, fit
 from trimtab.steer.random import RandomDirection
+from trimtab.steer.spec import ShiftSpec
 from trimtab.steer.strength import Sweep, choose_strength, sweep_figure
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "RandomDirection",
     "ResidualShift",
     "ShiftSpec",
+    "SiteRanking",
     "Sweep",
     "agreement",
     "choose_strength",
@@ -30,5 +33,6 @@ __all__ = [
     "fit_shift",
     "judged_metric",
     "load_shift",
+    "rank_sites",
     "sweep_figure",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trimtab.edits.vectors import ResidualShift
@@ -37,5 +37,4 @@ class CAA(SteeringMethod):
         rank, n_layers = knobs["rank"], len(found.acts.layers)
         if not 1 <= rank <= n_layers:
             raise BadValue(f"layer rank {rank} asked for; the model has {n_layers} layers, counted from rank 1")
-        one = fit_residual_shift(found.acts, found.probes, top_k=rank).ranked(rank - 1, rank)
-        return replace(one, cost=replace(one.cost, trainable_parameters=one.vectors.numel()))
+        return fit_residual_shift(found.acts, found.probes, layers=[found.probes.top(rank)[-1].layer])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.probes.head_probes import HeadProbes
 from trimtab.protocols import Cost, stopwatch
+from trimtab.steer.screen import item_differences
 
 Activations: TypeAlias = HeadActivations | ActivationStore
 
@@ -64,8 +65,9 @@ def fit_shift(
     direction: str = "mass_mean",
     sigma_statements: Activations | None = None,
     seed: int = 0,
+    heads: Sequence[Head] | None = None,
 ) -> HeadShift:
-    """Return a shift of strength 1 on the heads that the probes read best.
+    """Return a shift of strength 1 on the heads that the probes read best, or on given ones.
 
     Args:
         acts: training activations (`site="heads"`), example layer head d_head.
@@ -76,9 +78,10 @@ def fit_shift(
         sigma_statements: activations on which the spread along a direction is measured; the training ones if not
             given. The original code uses another prompt bank; strengths are not portable between banks.
         seed: of the random directions.
+        heads: the heads to shift, best first, in place of the `top_k` best.
 
     Raises:
-        BadDataset, BadValue: one class only; NaN; more heads asked for than there are; an unknown direction.
+        BadDataset, BadValue: one class only; NaN; more heads asked for than there are, or others; an unknown direction.
         ShapeError: activations, probes or sigma_statements of different geometry.
     """
     way = direction_named(direction)
@@ -91,7 +94,7 @@ def fit_shift(
     if len(bank) < 2:
         raise BadDataset(f"sigma_statements holds {len(bank)} statements; a spread needs two or more")
     with stopwatch() as seconds:
-        heads = probes.top(top_k)
+        heads = probes.top(top_k) if heads is None else tuple(Head(*head) for head in heads)
         units = torch.stack([_unit(way.of(acts, probes, head), head) for head in heads])
         sigma = _sigma(bank, heads, units)
     record = {
@@ -109,17 +112,20 @@ def fit_shift(
     return shift.randomised(seed) if way.random else shift
 
 
-def fit_residual_shift(acts: HeadActivations, probes: HeadProbes, *, top_k: int = 1) -> ResidualShift:
-    """Return a shift of strength 1 on the layers whose residual streams the probes read best.
+def fit_residual_shift(
+    acts: HeadActivations, probes: HeadProbes, *, top_k: int = 1, layers: Sequence[int] | None = None
+) -> ResidualShift:
+    """Return a shift of strength 1 on the layers whose residual streams the probes read best, or on given ones.
 
     A layer's vector is the mean over questions of mean(positive) - mean(negative): over contrast pairs, the mean
     difference of Rimsky et al. (2023, section 3).
 
     Args:
         acts: training activations captured with `site="residual"`, example layer 1 d_model.
-        probes: their accuracies rank the layers. The paper chooses the layer by the effect of steering it, as
-            `choose_strength` does among the first k.
+        probes: their accuracies rank the layers. The paper chooses the layer by the effect of steering it, as `fit`
+            and `rank_sites` do.
         top_k: number of layers.
+        layers: the layers to shift, best first, in place of the `top_k` best.
 
     Raises:
         BadDataset, BadValue: one class only; a question without both classes; NaN; activations of heads; more
@@ -136,9 +142,12 @@ def fit_residual_shift(acts: HeadActivations, probes: HeadProbes, *, top_k: int 
         )
     if not 1 <= top_k <= len(acts.layers):
         raise BadValue(f"top {top_k} layers asked for; the model has {len(acts.layers)}, choose 1 to that many")
+    missing = sorted(set(layers or ()) - set(acts.layers))
+    if missing:
+        raise BadValue(f"no layer {missing[0]}: the model has layers {min(acts.layers)} to {max(acts.layers)}")
     with stopwatch() as seconds:
-        best = probes.top(top_k)
-        vectors = _mean_over_questions(acts)[[acts.layers.index(place.layer) for place in best]].float()
+        best = probes.top(top_k) if layers is None else tuple(Head(layer, 0) for layer in layers)
+        vectors = item_differences(acts).mean(0)[[acts.layers.index(place.layer) for place in best], 0].float()
     record = {
         **({"model": acts.record["model"]} if "model" in acts.record else {}),
         "position": acts.record.get("position"),
@@ -178,19 +187,3 @@ def _unit(vector: Float[Tensor, " d_head"], head: Head) -> Float[Tensor, " d_hea
 def _sigma(bank: Activations, heads: tuple[Head, ...], units: Float[Tensor, "k d_head"]) -> Float[Tensor, " k"]:
     projections = [torch.from_numpy(bank.head(*h).X).double() @ unit for h, unit in zip(heads, units, strict=True)]
     return torch.stack(projections).std(dim=1, correction=0)
-
-
-def _mean_over_questions(acts: HeadActivations) -> Float[Tensor, "layer d_model"]:
-    numbers = {group: i for i, group in enumerate(dict.fromkeys(acts.groups))}
-    index = torch.tensor([numbers[g] for g in acts.groups])
-    x = acts.values[:, :, 0].double()
-    means = []
-    for label in (True, False):
-        chosen = acts.labels == label
-        count = torch.bincount(index[chosen], minlength=len(numbers))
-        if not bool(count.all()):
-            group = list(numbers)[int((count == 0).nonzero()[0])]
-            raise BadDataset(f"{group[:60]!r} has only {'negative' if label else 'positive'} texts; give both kinds")
-        total = torch.zeros(len(numbers), *x.shape[1:], dtype=x.dtype).index_add_(0, index[chosen], x[chosen])
-        means.append(total / count[:, None, None])
-    return (means[0] - means[1]).mean(0)

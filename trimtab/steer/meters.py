@@ -11,7 +11,7 @@ import numpy as np
 
 from trimtab.datasets.item_set import ItemSet
 from trimtab.errors import BadValue
-from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, require_prompts
+from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin, require_prompts
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.progress import tracked
@@ -24,6 +24,7 @@ NAMED: Mapping[str, Callable[[], Meter]] = {
     "true_info": lambda: judged_meters()[0],
     "mc1": lambda: choice_meters()[0],
     "pair_probability": lambda: contrast_meters()[0],
+    "pair_margin": pair_margin,
 }
 
 
@@ -73,7 +74,7 @@ def judged_metric(items: ItemSet[Any], metric: str, judge: Judge | Callable[[Any
     """
     pairs = items.measured_by == "pairs"
     if judge is None:
-        return meter_for("pair_probability" if pairs else metric)
+        return meter_for("pair_margin" if pairs else metric)
     require_something_to_judge(items, metric)
     if not pairs:
         return judged_meters(judge=judge)[0]

@@ -15,27 +15,44 @@ from trimtab.probes.head_probes import HeadProbes
 from trimtab.protocols import Edit, Meter
 from trimtab.steer.agreement import Agreement, agreement
 from trimtab.steer.directions import MassMean
-from trimtab.steer.fitting import fit_residual_shift, fit_shift
+from trimtab.steer.effect import SiteRanking, rank_sites
 from trimtab.steer.meters import Metric, judged_metric
-from trimtab.steer.sites import Site, SiteProbes, read_sites
-from trimtab.steer.strength import choose_strength
+from trimtab.steer.outcome import Outcome, outcome_of
+from trimtab.steer.places import Tries, choose_place
+from trimtab.steer.reading import ReadAnswers, Reader, read_texts
+from trimtab.steer.screen import Screen, screen
+from trimtab.steer.sites import SiteProbes, read_sites
+from trimtab.steer.spec import ShiftSpec, are_pairs
+from trimtab.steer.strength import Sweep, choose_strength
 from trimtab.storage import RECORD, kind_of, write_json, written_folder
 
 KIND = "fit"
+PROMPTS = 6
+"""Prompts that are answered at each setting that is tried."""
 VALIDATION = 0.4
 """The share of the given questions that ranks heads and chooses the strength."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A shift, the probes that its places were chosen by, and the directions of all places."""
+    """A shift, the probes and directions of all places, and how it was found."""
 
     shift: VectorEdit
     probes: HeadProbes
     directions: MassMean
+    ranking: SiteRanking | None = None
+    """What shifting each place does; None where the places were named, or the probes alone chose."""
+    screened: Screen | None = None
+    """What the data looked like beforehand."""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Whether it works; None where the strength was given, and nothing tried."""
+        sweep = self.shift.record.get("sweep")
+        return None if sweep is None else outcome_of(sweep)
 
     def save(self, path: str | Path) -> None:
-        """Write all to a folder, atomically, as `shift/`, `probes/` and `directions/`.
+        """Write all to a folder, atomically, as `shift/`, `probes/`, `directions/` and `ranking/`.
 
         Raises:
             Incompatible: the folder holds something else or cannot be written.
@@ -44,7 +61,10 @@ class Fitted:
             self.shift.save(folder / "shift")
             self.probes.save(folder / "probes")
             self.directions.save(folder / "directions")
-            write_json(folder / RECORD, {**self.shift.describe(), "kind": KIND})
+            if self.ranking is not None:
+                self.ranking.save(folder / "ranking")
+            told = {name: of and of.as_dict() for name, of in (("screen", self.screened), ("outcome", self.outcome))}
+            write_json(folder / RECORD, {**self.shift.describe(), **told, "kind": KIND})
 
     @classmethod
     def load(cls, path: str | Path) -> Fitted:
@@ -52,7 +72,8 @@ class Fitted:
         path = Path(path)
         if not path.is_dir() or kind_of(path) != KIND:
             raise Incompatible(f"no fit at {path}: expected a folder written by `trimtab fit`")
-        return cls(load_edit(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions"))
+        parts = load_edit(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions")
+        return cls(*parts, SiteRanking.load(path / "ranking") if (path / "ranking").is_dir() else None)
 
     def against(
         self, other: Fitted, *, top_k: int | None = None, scores: tuple[MultipleChoice, MultipleChoice] | None = None
@@ -69,35 +90,6 @@ class Fitted:
         return agreement(self.directions, self.probes, other.directions, other.probes, top_k=k, scores=scores)
 
 
-@dataclass(frozen=True)
-class ShiftSpec:
-    """Which shift `fit` makes.
-
-    Raises:
-        BadValue: a direction of heads for the residual stream.
-    """
-
-    site: Site = "heads"
-    """`"heads"`: Inference-Time Intervention; `"residual"`: Contrastive Activation Addition."""
-    top_k: int | None = None
-    """Heads (16) or layers (1) to shift at most."""
-    direction: str = "mass_mean"
-    """Of head shifts, as in `fit_shift`."""
-    strength: float | int | None = None
-    """In sigmas (heads) or multiples of the mean difference (residual); chosen if not given."""
-
-    def __post_init__(self) -> None:
-        if self.site == "residual" and self.direction != "mass_mean":
-            raise BadValue(f"direction {self.direction!r} is for head shifts; residual shifts use the mean difference")
-
-    def made(self, found: SiteProbes) -> VectorEdit:
-        """Return the shift of strength 1 on the sites that the probes read best."""
-        if self.site == "residual":
-            return fit_residual_shift(found.acts, found.probes, top_k=1 if self.top_k is None else self.top_k)
-        top_k = min(16, found.probes.accuracy.numel()) if self.top_k is None else self.top_k
-        return fit_shift(found.acts, found.probes, top_k=top_k, direction=self.direction)
-
-
 def fit(
     model: Any,
     tokenizer: Any,
@@ -105,41 +97,73 @@ def fit(
     spec: ShiftSpec | None = None,
     *,
     metric: str | Metric | Meter | None = None,
-    kl_budget: float | int = 0.1,
+    kl_budget: float | int | None = None,
     seed: int = 0,
 ) -> Fitted:
-    """Return a shift fitted on the questions, and its probes.
+    """Return a shift fitted on the questions or contrast pairs, its probes, and what became of it.
 
-    Three fifths of the questions fit probes and directions; the others rank heads (or layers) and choose, unless it
-    is given, the strength. The shift's record keeps every question used under "questions", so that `unseen` can
+    Three fifths of the items fit probes and directions; the others rank heads (or layers) and choose, unless it
+    is given, the strength. The shift's record keeps every item used under "questions", so that `unseen` can
     leave them out.
 
     Args:
-        spec: the default shift of heads if not given.
+        spec: the default shift if not given: of the residual stream by effect for pairs, else of heads by accuracy.
         metric: what chooses the strength, as in `choose_strength` (`judged_metric` makes one of a judge). If not given:
             true_info by the exact judge, which knows only the answers that are listed, for models that give those, as
-            the embedded one does; of contrast pairs, the probability of the positive side.
-        kl_budget: nats per token that the chosen strength may cost on neutral text.
+            the embedded one does; of contrast pairs, how far answers read like the positive texts (`ReadAnswers`), or
+            the margin of the positive side where there are no prompts, or `spec.quick`.
+        kl_budget: nats per token that the chosen strength may cost on neutral text; 0.1 for what is ranked by accuracy,
+            0.4 by effect, if not given.
         seed: of the division of the questions.
 
     Raises:
-        BadDataset, BadValue, UnsupportedModel: as the steps do.
+        BadDataset, BadValue, UnsupportedModel: as the steps do; fewer than four items.
     """
-    spec, by = spec or ShiftSpec(), metric or judged_metric(questions, "true_info", None)
+    if len(questions) < 4:
+        raise BadDataset(
+            f"{questions.name}: a shift needs four or more to fit and choose on, got {len(questions)}; thirty are good"
+        )
+    spec, by = (spec or ShiftSpec()).on(questions), metric or judged_metric(questions, "true_info", None)
     train, validation = questions.split(test=VALIDATION, seed=seed)
-    found = read_sites(model, tokenizer, train, validation, site=spec.site, seed=seed)
-    shift = spec.made(found)
+    found = read_sites(model, tokenizer, train, validation, spec.read, seed=seed)
+    places, ranking = spec.places(found), None
+    budget = kl_budget if kl_budget is not None else 0.4 if spec.rank_by == "effect" else 0.1
+    k = spec.count(places)
+    by_effect = spec.rank_by == "effect" and (len(places) > k or spec.strength is None)
+    every = spec.made(found, places if by_effect else places[:k])
+    if by_effect:
+        ranking = rank_sites(model, tokenizer, validation, every, seed=seed)
+        every = every.on(ranking.sites)
+    screened = screen(found.acts, found.held, train.statements(), every.probed[0])
     if spec.strength is not None:
-        shift = shift.scaled(spec.strength)
+        shift = every.first(k).scaled(spec.strength)
+    elif ranking is not None:
+        tries = Tries(k, budget, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed)
+        tried_on, prompted = validation, [i for i, item in enumerate(validation) if item.asked.strip()]
+        if metric is None and are_pairs(questions) and prompted and not spec.quick:
+            by = ReadAnswers(_reader(model, tokenizer, found, train, validation))
+            tried_on = validation.select(prompted[:PROMPTS])
+        shift = choose_place(model, tokenizer, tried_on, every, ranking, metric=by, tries=tries)
     else:
-        shift = choose_strength(model, tokenizer, validation, shift, kl_budget=kl_budget, metric=by)
+        shift = choose_strength(
+            model,
+            tokenizer,
+            validation,
+            every.first(k),
+            kl_budget=budget,
+            metric=by,
+            sweep=Sweep(texts=spec.texts),
+        )
     made: Any = shift.with_record(data=data_record(questions), questions=[q.key for q in questions])
-    return Fitted(made, found.probes, MassMean.of(found.acts))
+    return Fitted(made, found.probes, MassMean.of(found.acts), ranking, screened)
 
 
-def are_pairs(questions: ItemSet[Any]) -> bool:
-    """Return whether these are contrast pairs rather than questions with answers."""
-    return questions.measured_by == "pairs"
+def _reader(model: Any, tokenizer: Any, found: SiteProbes, train: ItemSet[Any], held: ItemSet[Any]) -> Reader:
+    """Return what reads answers; activations that were captured for the shift serve it where they are of its kind."""
+    read = found.acts.record["site"], found.acts.record["position"]
+    if read == ("residual", "mean_answer"):
+        return Reader.of(found.acts, found.held)
+    return Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in (train, held)))
 
 
 def unseen(questions: ItemSet[Any], edit: Edit) -> ItemSet[Any]:

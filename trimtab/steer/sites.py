@@ -16,13 +16,25 @@ from trimtab.edits.vectors import VectorEdit
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
 from trimtab.probes.head_probes import HeadProbes
-from trimtab.probes.logistic import fit_logistic
+from trimtab.probes.logistic import fit_logistic, fit_mass_mean
 from trimtab.protocols import Knobs, Method, stopwatch
 
 Site: TypeAlias = Literal["heads", "residual"]
 StatementForm: TypeAlias = Literal["plain", "iti", "bare"] | Format | None
+Position: TypeAlias = Literal["last", "mean_answer"]
 RANKING = 0.2
 """The share of a method's training questions that rank sites, one question at least."""
+
+
+class ReadAs(NamedTuple):
+    """Where and how sites are read."""
+
+    site: Site = "heads"
+    form: StatementForm = None
+    """Of statements; the set's own if None."""
+    position: Position = "last"
+    probe: Literal["logistic", "mass_mean"] = "logistic"
+    """What is fitted at every site; class means take a moment where a regression of wide sites takes many."""
 
 
 class SiteProbes(NamedTuple):
@@ -46,9 +58,8 @@ def read_sites(
     tokenizer: Any,
     train: ItemSet[Any],
     ranking: ItemSet[Any],
+    read: ReadAs | None = None,
     *,
-    site: Site = "heads",
-    form: StatementForm = None,
     seed: int = 0,
 ) -> SiteProbes:
     """Return the probes of every head (or layer), fitted on `train` and ranked on `ranking`, and what they read.
@@ -59,8 +70,13 @@ def read_sites(
     Raises:
         BadValue: the two share a question; NaN activations.
     """
-    acts, held = (capture_heads(model, tokenizer, part.statements(form), site=site) for part in (train, ranking))
-    return SiteProbes(acts, held, fit_logistic(acts, validation=held, seed=seed))
+    read = read or ReadAs()
+    acts, held = (
+        capture_heads(model, tokenizer, part.statements(read.form), site=read.site, position=read.position)
+        for part in (train, ranking)
+    )
+    fitted = fit_mass_mean if read.probe == "mass_mean" else fit_logistic
+    return SiteProbes(acts, held, fitted(acts, validation=held, seed=seed))
 
 
 class SteeringMethod(Method):
@@ -102,7 +118,7 @@ class SteeringMethod(Method):
             raise BadDataset(f"{self.name} needs two or more training questions, got {len(train)}: some rank the sites")
         with stopwatch() as seconds:
             parts = train.split(test=max(RANKING, 1 / len(train)), seed=seed)
-            found = read_sites(model, tokenizer, *parts, site=self.site, form=self.format, seed=seed)
+            found = read_sites(model, tokenizer, *parts, ReadAs(self.site, self.format), seed=seed)
 
         def at(knobs: Mapping[str, Any]) -> VectorEdit:
             if set(knobs) != set(self.space):

@@ -1,0 +1,151 @@
+"""choose_place, the screen and the outcome: what is chosen is the best of what was tried, and failures are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.steering.test_effect import PAIRS, TEXTS, every_head, every_layer, margin
+from tests.tiny import tiny_model, tiny_tokenizer
+from trimtab.activations import Head, HeadActivations
+from trimtab.datasets import ContrastPair, PairSet
+from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate import drift
+from trimtab.steer import ShiftSpec, rank_sites
+from trimtab.steer.outcome import outcome_of, repetition
+from trimtab.steer.pipeline import fit
+from trimtab.steer.places import Tries, choose_place
+from trimtab.steer.reading import Reader, read_texts
+from trimtab.steer.screen import screen
+
+
+@pytest.fixture(scope="module", params=[every_layer, every_head], ids=["layers", "heads"])
+def chosen(request) -> tuple[Any, Any]:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shift = request.param(model)
+    k = 1 if len(shift) == 3 else 4
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    tries = Tries(k, 0.05, 2, texts=TEXTS)
+    return model, choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, tries=tries)
+
+
+def test_what_is_chosen_scores_best_of_what_stays_within_the_budget(chosen):
+    model, shift = chosen
+    sweep = shift.record["sweep"]
+    unedited, *trials = sweep["trials"]
+    eligible = [t for t in trials if t["kl"] <= 0.05 and not t["control"]]
+    assert sweep["chosen"]["score"] == max(t["score"] for t in eligible)
+    assert (shift.sites, shift.strength) == (sweep["chosen"]["sites"], pytest.approx(sweep["chosen"]["strength"]))
+    assert sweep["chosen"]["score"] == pytest.approx(margin(model, shift), abs=1e-4)
+    assert unedited["score"] == pytest.approx(margin(model, None), abs=1e-4)
+    kl = drift(model, tiny_tokenizer(), shift, texts=TEXTS, max_tokens=48).kl
+    assert sweep["chosen"]["kl"] == pytest.approx(float(kl), rel=1e-3)
+    assert sweep["gain"]["mean"] == pytest.approx(sweep["chosen"]["score"] - unedited["score"], abs=1e-4)
+
+
+def test_controls_stand_beside_it_and_cannot_be_chosen(chosen):
+    _, shift = chosen
+    trials = shift.record["sweep"]["trials"]
+    controls = {t["control"]: t for t in trials if t["control"]}
+    assert set(controls) == {"random places", "random directions"} and not shift.record["sweep"]["chosen"]["control"]
+    tried = {t["sites"] for t in trials if not t["control"]}
+    assert controls["random places"]["sites"] not in tried
+    assert len({len(t["sites"]) for t in controls.values()}) == 1
+
+
+def activations(values: torch.Tensor) -> HeadActivations:
+    """Return one layer's activations of items with a positive and a negative text each."""
+    n = len(values) // 2
+    labels = torch.arange(2 * n) % 2 == 0
+    return HeadActivations(values[:, None, None], labels, tuple(f"{i // 2}" for i in range(2 * n)), (5,))
+
+
+def test_a_common_difference_is_told_from_none_and_length_is_named():
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(40, 64, generator=draw)
+    common = noise.clone()
+    common[::2] += 3.0
+    statements = PairSet(tuple(ContrastPair(f"{i}", ("one two three four",), ("one",)) for i in range(20))).statements()
+    real, none = (screen(activations(x), activations(x), statements, Head(5, 0)) for x in (common, noise))
+    assert real.consistency > 0.7 > 0.4 > real.by_chance > none.consistency
+    assert real.separation > 3 and "do not differ" not in " ".join(real.remarks)
+    assert any("do not differ in a common direction" in said for said in none.remarks)
+    assert any("longer in every item (4.0 times" in said for said in real.remarks)
+    even = PairSet(tuple(ContrastPair(f"{i}", ("one two",), ("two one",)) for i in range(20))).statements()
+    assert len(screen(activations(common), activations(common), even, Head(5, 0)).remarks) == 1
+
+
+def sweep_of(before: float, after: float, by_chance: float, low: float) -> dict[str, Any]:
+    row = {"top_k": 1, "strength": 1.0, "kl": 0.3, "score": after, "sites": (1,), "control": ""}
+    trials = [{**row, "score": before}, row, {**row, "score": by_chance, "control": "random directions"}]
+    gain = {"mean": after - before, "low": low, "high": after, "n": 9}
+    return {"metric": "pair_margin", "kl_budget": 0.4, "trials": trials, "chosen": row, "gain": gain}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "by_chance", "low", "verdict", "words"),
+    [
+        (1.0, 6.0, 1.2, 3.0, "works", "100 times likelier|more likely|times likelier"),
+        (1.0, 6.0, 1.2, -0.5, "works weakly", "within chance of nothing on 9 items"),
+        (1.0, 6.0, 4.0, 3.0, "works weakly", "random directions of the same norm gain half as much"),
+        (1.0, 2.0, 1.0, 0.5, "works weakly", "too little to show"),
+        (1.0, 0.9, 1.0, -1.0, "does not work", "no setting beats the unedited model"),
+    ],
+)
+def test_the_outcome_is_one_sentence_with_what_to_try(before, after, by_chance, low, verdict, words):
+    found = outcome_of(sweep_of(before, after, by_chance, low))
+    assert found.verdict == verdict and found.sentence.startswith(verdict)
+    assert any(word in found.sentence for word in words.split("|"))
+    assert ("Try" in found.sentence) == (verdict != "works")
+
+
+def test_loops_are_found():
+    assert repetition("I am glad you are here. I am glad you are here. I am glad you are here.") > 0.5
+    assert repetition("The bread was warm and the street outside was quiet.") == 0
+    assert repetition("") == 0
+
+
+def test_too_few_items_and_places_that_are_not_there_are_refused_in_a_sentence():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    with pytest.raises(BadDataset, match="a shift needs four or more to fit and choose on, got 1"):
+        fit(model, tokenizer, PAIRS[:1])
+    for spec, words in (
+        (ShiftSpec(layers=[7], strength=1), "no layer 7 to shift; the model has layers 0 to 2"),
+        (ShiftSpec(n_sites=5, strength=1), "top 5 layers asked for; there are 2 to choose among"),
+        (ShiftSpec(heads=[Head(9, 1)], strength=1), "no head 1 in layer 9"),
+    ):
+        with pytest.raises(BadValue, match=words):
+            fit(model, tokenizer, PAIRS, spec)
+    with pytest.raises(BadValue, match="not both"):
+        ShiftSpec(layers=[1], heads=[Head(1, 1)])
+
+
+def test_named_places_are_shifted_and_nothing_else():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    assert fit(model, tokenizer, PAIRS, ShiftSpec(layers=[2], strength=1)).shift.sites == (2,)
+    heads = [Head(2, 1), Head(0, 3)]
+    assert fit(model, tokenizer, PAIRS, ShiftSpec(heads=heads, strength=1)).shift.sites == tuple(heads)
+    among = fit(model, tokenizer, PAIRS, ShiftSpec(layers=[0, 1], n_sites=1, strength=1))
+    assert among.ranking is not None and set(among.ranking.sites) == {0, 1}
+    assert among.shift.sites == among.ranking.sites[:1]
+
+
+def test_a_reader_puts_held_out_texts_of_both_sides_at_its_ends():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    train, held = PAIRS[:2], PAIRS[2:]
+    reader = Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in (train, held)))
+    for label, end in ((True, 1.0), (False, 0.0)):
+        texts = [(s.prompt, s.answer) for s in held.statements() if s.label is label]
+        found = reader.read(model, tokenizer, *map(list, zip(*texts, strict=True)))
+        assert sum(found) / len(found) == pytest.approx(end, abs=1e-4)
+    assert reader.read(model, tokenizer, ["Why?"], [" "]) == [0.0]
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(0.05, "does not work"), (0.2, "works weakly"), (0.6, "works")])
+def test_answers_that_hardly_show_it_are_no_success(moved, verdict):
+    found = outcome_of({**sweep_of(0.1, 0.1 + moved, 0.1, moved / 2), "metric": "reading"})
+    assert found.verdict == verdict and f"answers moved {100 * moved / 0.9:.0f} % of the way" in found.sentence
+    # the same move is more where less was left
+    assert outcome_of({**sweep_of(0.7, 0.9, 0.7, 0.1), "metric": "reading"}).verdict == "works"

@@ -1,0 +1,81 @@
+"""Outcome: what became of a fit, in a sentence with what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import exp
+from typing import Any, Literal
+
+VISIBLE, BARELY = {"reading": 0.35, "pair_margin": 3.0}, {"reading": 0.1}
+"""What a score must gain for a shift to be said to work, and to work at all: of answers, a share of the way that was
+left to the positive texts; of pairs, nats (3: the positive side became 20 times likelier)."""
+REPEATS = 0.3
+"""The share of repeated word triples from which on an answer is said to repeat itself."""
+
+
+def repetition(text: str) -> float:
+    """Return the share (0 to 1) of a text's word triples that it has had before."""
+    words = text.lower().split()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a fit."""
+
+    verdict: Literal["works", "works weakly", "does not work"]
+    sentence: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def outcome_of(sweep: Mapping[str, Any], *, better: str = "up") -> Outcome:
+    """Return what a sweep's record (of `choose_place` or `choose_strength`) says of what it chose.
+
+    It works where the score gained as much as `VISIBLE` asks for, beyond chance, and more than twice what random
+    directions of the same norm gain.
+    """
+    chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
+    sign, gained = (-1 if better == "down" else 1), sweep.get("gain")
+    gain = sign * (chosen["score"] - before)
+    control = next((t for t in sweep["trials"] if t.get("control") == "random directions"), None)
+    by_chance = 0.0 if control is None else sign * (control["score"] - before)
+    figures = f"{metric} {before:.3f} -> {chosen['score']:.3f}"
+    if metric == "pair_margin":
+        figures = f"the positive sides became {_times(gain)} against the negative ones on held-out pairs"
+    shown = gain
+    if metric == "reading":
+        shown = gain / max(1 - before, 0.25)  # of answers that read like the positive texts already little is asked
+        figures = f"answers moved {100 * shown:.0f} % of the way that was left to the positive texts"
+    figures += f" at a KL of {chosen['kl']:.2f}"
+    if shown <= BARELY.get(metric, 0):
+        why = "no setting beats the unedited model" if gain <= 0 else "what was tried hardly shows"
+        return Outcome(
+            "does not work",
+            f"does not work within a KL of {sweep['kl_budget']:g}: {why} ({figures}). Try a larger --kl-budget, the "
+            "other --site, or more pairs; what a model cannot be steered to it may be tuned to (trimtab tune)",
+        )
+    weak = []
+    if gained is not None and sign * gained["low" if sign > 0 else "high"] <= 0:
+        weak.append(f"within chance of nothing on {gained['n']} items")
+    if gain < 2 * by_chance:
+        weak.append("random directions of the same norm gain half as much or more")
+    if shown < VISIBLE.get(metric, 0):
+        weak.append("too little to show in most answers")
+    if weak:
+        return Outcome(
+            "works weakly",
+            f"works weakly: {figures}; {', '.join(weak)}. Try more pairs, pairs that differ in the "
+            "behaviour alone, or a larger --kl-budget",
+        )
+    return Outcome("works", f"works: {figures}")
+
+
+def _times(nats: float) -> str:
+    if nats <= 0:
+        return "no likelier"
+    return f"{exp(nats):.1f} times likelier" if nats < 6.9 else "more than 1000 times likelier"

@@ -1,0 +1,233 @@
+"""choose_place: the sites that attribution ranks first tried in earnest, and how strongly, within a budget of drift."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.prose import validation_texts
+from trimtab.edits.combined import NoEdit
+from trimtab.edits.vectors import VectorEdit
+from trimtab.errors import BadValue
+from trimtab.evaluate.drift import drifts
+from trimtab.evaluate.table import columns_of, summed_up
+from trimtab.intervals import bootstrap_mean
+from trimtab.progress import tracked
+from trimtab.protocols import Edit, Measured, Meter
+from trimtab.steer.effect import SiteRanking
+from trimtab.steer.meters import Metric, meter_for
+from trimtab.steer.outcome import REPEATS, repetition
+from trimtab.steer.strength import Trial, require_budget
+
+Shift = TypeVar("Shift", bound=VectorEdit)
+SLACK = 0.95
+"""What is tried of the strength that should meet the budget: what differs from the law of squares has room there."""
+FRACTIONS = (0.25, 0.5, 0.75)
+"""Weaker strengths that are tried of the best place."""
+FEW, NEAR = 6, 0.75
+"""Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
+BEYOND = 1.5
+"""A stronger one, which is over the budget and shows what comes next."""
+
+
+@dataclass(frozen=True)
+class SiteTrial(Trial):
+    """One setting of some sites, and what it did."""
+
+    sites: tuple[Any, ...] = ()
+    control: str = ""
+    """Of a control, what it is; it cannot be chosen."""
+    answers: tuple[str, ...] = ()
+    """What was said, where the meter goes by generated texts."""
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How much is tried, within which budget, on what."""
+
+    k: int = 1
+    """Sites that are shifted."""
+    kl_budget: float | int = 0.4
+    """In nats per token on neutral text, the edit at all positions."""
+    n_places: int = 4
+    """How many sites are tried in earnest: the best of as many parts of the model's depth; where several are shifted,
+    how many numbers of them."""
+    texts: Sequence[str] | None = None
+    """Neutral texts for the drift; eighteen of trimtab's own for choosing if not given. The first `FEW` of them say
+    where the budget is far away, all of them where it is near."""
+    max_tokens: int = 48
+    """Of each text."""
+    seed: int = 0
+    """Of the controls."""
+
+
+class _Setting(NamedTuple):
+    edit: Any
+    """At strength 1."""
+    control: str
+    strength: float
+
+    @property
+    def made(self) -> Any:
+        return self.edit.scaled(self.strength)
+
+
+class _Score(NamedTuple):
+    value: float
+    found: Measured
+    answers: tuple[str, ...]
+
+
+def choose_place(
+    model: Any,
+    tokenizer: Any,
+    items: ItemSet[Any],
+    shift: Shift,
+    ranking: SiteRanking,
+    *,
+    metric: str | Metric | Meter = "pair_margin",
+    tries: Tries | None = None,
+) -> Shift:
+    """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
+
+    The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
+    compared; weaker strengths are tried of the best. Beside them stand controls:
+    sites drawn at random at the same drift, and random directions of the same norm at the first sites. The record
+    keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain".
+
+    Args:
+        items: questions or pairs.
+        shift: on all sites that may be shifted; `ranking` is of these.
+        metric: as of `choose_strength`.
+
+    Raises:
+        BadValue: a budget of no drift at all; nothing tried stays within it; a meter that says nothing of shifts.
+    """
+    meter, tries = meter_for(metric).choosing, tries or Tries()
+    require_budget(tries.kl_budget)
+    texts = validation_texts()[: 3 * FEW] if tries.texts is None else tries.texts
+    sign = -1 if meter.better == "down" else 1
+
+    def kls_of(settings: Sequence[_Setting], some: Sequence[str] = texts[:FEW]) -> list[float]:
+        edits = [s.made for s in settings]
+        return [float(d.kl) for d in drifts(model, tokenizer, edits, texts=some, max_tokens=tries.max_tokens)]
+
+    def scores_of(edits: Sequence[Edit]) -> list[_Score]:
+        return [_score(meter, of) for of in meter.instrument.measure(model, tokenizer, items, edits)]
+
+    steps = tracked(range(4), "trying places")
+    next(steps)
+    settings = _at_budget(
+        _settings(shift, ranking, tries), lambda some: kls_of(some, texts[: FEW // 2]), tries.kl_budget
+    )
+    next(steps)
+    kls = kls_of(settings)
+    unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
+    next(steps)
+    near = [i for i, s in enumerate(settings) if not s.control and kls[i] <= 1.2 * tries.kl_budget]
+    if not near:
+        raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
+    best = settings[max(near, key=lambda i: sign * scores[i].value)]
+    weaker = [best._replace(strength=best.strength * f) for f in (*FRACTIONS, BEYOND)]
+    next(steps)
+    settings, kls = [*settings, *weaker], [*kls, *kls_of(weaker)]
+    scores += scores_of([s.made for s in weaker])
+    within = [i for i, s in enumerate(settings) if not s.control and kls[i] <= tries.kl_budget]
+    # of answers that repeat themselves, more than the unedited model's do, none is taken while there are others
+    loops = [max(REPEATS, _repeats(unedited.answers)) < _repeats(score.answers) for score in scores]
+    within.sort(key=lambda i: (not loops[i], sign * scores[i].value, -kls[i]))
+    while within and kls[within[-1]] > NEAR * tries.kl_budget and len(texts) > FEW:
+        kls[within[-1]] = kls_of([settings[within[-1]]], texts)[0]
+        if kls[within[-1]] <= tries.kl_budget:
+            break
+        within.pop()
+    if not within:
+        raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
+    chosen = within[-1]
+    trials = [
+        SiteTrial(s.edit.n_sites, s.strength, kl, score.value, s.edit.sites, s.control, score.answers)
+        for s, kl, score in zip(settings, kls, scores, strict=True)
+    ]
+    record = {
+        "metric": meter.name,
+        "unit": meter.unit,
+        "judge": unedited.found.record.get("judge"),
+        "kl_budget": tries.kl_budget,
+        "n_validation": len(items),
+        "trials": [asdict(t) for t in (SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers), *trials)],
+        "chosen": asdict(trials[chosen]),
+        "gain": _gain(meter, unedited.found, scores[chosen].found),
+    }
+    made: Any = settings[chosen].made.with_record(sweep=record)
+    return made
+
+
+def _at_budget(
+    settings: Sequence[_Setting], kls_of: Callable[[Sequence[_Setting]], list[float]], budget: float | int
+) -> list[_Setting]:
+    """Return the settings at strengths whose drift should be the budget, after two rounds of measuring.
+
+    Drift is a power of the strength: of exponent 2 where it is small, which is assumed first, and then as measured.
+    """
+    before, exponents = None, [2.0] * len(settings)
+    for _ in range(2):
+        now = [math.log(max(kl, 1e-9)) for kl in kls_of(settings)]
+        logs = [math.log(s.strength) for s in settings]
+        if before is not None:
+            steps = zip(logs, before[0], now, before[1], strict=True)
+            exponents = [min(6.0, max(1.0, (y - v) / (x - u))) if abs(x - u) > 0.05 else 2.0 for x, u, y, v in steps]
+        before = logs, now
+        wanted = [
+            math.log(SLACK) + x + (math.log(budget) - y) / n for x, y, n in zip(logs, now, exponents, strict=True)
+        ]
+        settings = [s._replace(strength=math.exp(x)) for s, x in zip(settings, wanted, strict=True)]
+    return list(settings)
+
+
+def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:
+    """Return what is tried first, at the strengths that are expected to meet the budget."""
+    k, sites = tries.k, ranking.sites
+    if k == 1:
+        layers = sorted({place.layer for place in shift.probed})
+        part = {place: layers.index(place[0]) * tries.n_places // len(layers) for place in ranking.effects}
+        best = dict(zip(reversed(part.values()), reversed(sites), strict=True))  # the first of each part stays
+        groups = sorted(((site,) for site in best.values()), key=lambda group: sites.index(group[0]))
+    else:
+        groups = [tuple(sites[: max(1, k >> n)]) for n in range(tries.n_places)]
+    groups = list(dict.fromkeys(groups))
+    left = sorted(set(sites) - {site for group in groups for site in group}) or sorted(set(sites) - set(groups[0]))
+    drawn = random.Random(tries.seed).sample(left, min(k, len(left)))
+
+    def setting(edit: Any, control: str = "") -> _Setting:
+        return _Setting(edit, control, ranking.reach(edit.sites, tries.kl_budget))
+
+    found = [setting(shift.on(group)) for group in groups]
+    if drawn:
+        found.append(setting(shift.on(drawn), "random places"))
+    return [*found, setting(shift.on(groups[0]).randomised(tries.seed), "random directions")]
+
+
+def _score(meter: Meter, found: Measured | None) -> _Score:
+    value = summed_up(meter, found)
+    if value is None or found is None:
+        raise BadValue(f"{meter.name} says nothing of shifts; choose by another meter")
+    texts = [str(row[column]) for row in found.rows.values() for column in meter.shown]
+    return _Score(float(value), found, tuple(texts))
+
+
+def _repeats(answers: Sequence[str]) -> float:
+    return max(map(repetition, answers), default=0.0)
+
+
+def _gain(meter: Meter, before: Measured, after: Measured) -> dict[str, float] | None:
+    """Return the mean difference over items with its interval; None of a meter whose figure is no mean of rows."""
+    if meter.sums_up != "mean" or not before.rows:
+        return None
+    one, other = (columns_of(meter, found.rows)[:, 0] for found in (before, after))
+    return bootstrap_mean([float(d) for d in np.subtract(other, one)]).as_dict()

@@ -1,0 +1,97 @@
+"""Reader: how far generated answers read like the positive texts, to the unedited model itself; no judge is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.activations.captured import HeadActivations
+from trimtab.datasets.questions import Statement
+from trimtab.engine.capture import capture_heads
+from trimtab.engine.conversation import answers
+from trimtab.protocols import Edit, Measured, Meter
+from trimtab.steer.screen import item_differences
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A direction of one layer's residual stream, averaged over an answer, on which held-out negative texts are at 0
+    and positive ones at 1."""
+
+    layer: int
+    direction: Float[Tensor, " d_model"]
+    ends: tuple[float, float]
+    """Where the means of held-out negative and positive texts lie."""
+    separation: float
+    """d' of the held-out texts."""
+
+    @classmethod
+    def of(cls, acts: HeadActivations, held: HeadActivations) -> Reader:
+        """Return the reader of the layer that tells held-out texts apart best.
+
+        Args:
+            acts: of the residual stream, averaged over each text, of the items that the direction comes from.
+            held: of other items.
+        """
+        directions = item_differences(acts).mean(0)[:, 0]
+        along = torch.einsum("nld,ld->nl", held.values[:, :, 0].double(), directions)
+        true, false = along[held.labels], along[~held.labels]
+        spread = ((true.var(0, correction=0) + false.var(0, correction=0)) / 2).sqrt().clamp_min(1e-12)
+        separation = (true.mean(0) - false.mean(0)) / spread
+        best = int(separation.argmax())
+        ends = float(false[:, best].mean()), float(true[:, best].mean())
+        return cls(acts.layers[best], directions[best], ends, float(separation[best]))
+
+    def read(self, model: Any, tokenizer: Any, prompts: Sequence[str], said: Sequence[str]) -> list[float]:
+        """Return for each answer where it lies: about 0 as the negative texts, about 1 as the positive ones."""
+        texts = [(i, a) for i, a in enumerate(said) if a.strip()]
+        statements = [Statement(prompts[i], a, True, str(i)) for i, a in texts]
+        found = [0.0] * len(said)  # an empty answer shows nothing
+        if statements:
+            x = read_texts(model, tokenizer, statements).values_of(self.layer)[:, 0].double() @ self.direction
+            for (i, _), value in zip(texts, x.tolist(), strict=True):
+                found[i] = (value - self.ends[0]) / (self.ends[1] - self.ends[0])
+        return found
+
+
+@dataclass(frozen=True)
+class ReadAnswers(Meter):
+    """What the edited model answers to the items' prompts, and how far that reads like the positive texts.
+
+    Prompts are asked as `trimtab generate` asks them, in the chat template where there is one, and answered greedily.
+    """
+
+    reader: Reader
+    max_new_tokens: int = 20
+    name: ClassVar[str] = "reading"
+    unit: ClassVar[str] = "of the way"
+    shown: ClassVar[Sequence[str]] = ("text",)
+
+    def measure(
+        self,
+        model: Any,
+        tokenizer: Any,
+        items: Any,
+        edits: Sequence[Edit],
+        *,
+        asking: str = "plain",  # noqa: ARG002
+        seed: int = 0,  # noqa: ARG002
+    ) -> list[Measured]:
+        """Return every item's answer under every edit, with its reading."""
+        prompts, found = [item.asked for item in items], []
+        for edit in edits:
+            said = answers(model, tokenizer, prompts, edit, settings={"max_new_tokens": self.max_new_tokens})
+            read = self.reader.read(model, tokenizer, prompts, said)
+            rows = [{"text": text, "reading": value} for text, value in zip(said, read, strict=True)]
+            found.append(Measured({item.key: row for item, row in zip(items, rows, strict=True)}))
+        return found
+
+
+def read_texts(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> HeadActivations:
+    """Return the residual stream of every layer, averaged over each statement's answer."""
+    return capture_heads(model, tokenizer, statements, position="mean_answer", site="residual")

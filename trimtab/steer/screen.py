@@ -1,0 +1,127 @@
+"""screen: whether positive and negative texts differ in one and the same way, before anything is steered by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.activations.captured import HeadActivations
+from trimtab.activations.labelled import Head
+from trimtab.datasets.questions import Statement
+from trimtab.errors import BadDataset
+
+FLIPS = 200
+"""Random exchanges of sides that the consistency is compared with."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What a glance at the data says of what can be steered by it."""
+
+    n: int
+    """Questions or pairs that the direction comes from."""
+    place: Head
+    """Where it was looked at."""
+    consistency: float
+    """Mean cosine between an item's difference and that of the others."""
+    by_chance: float
+    """The 95th percentile of the same with sides exchanged at random."""
+    separation: float
+    """d' of held-out texts along the direction."""
+    longer: float
+    """Share of items whose positive texts have more words."""
+    length_ratio: float
+    """Words of positive texts over words of negative ones."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said of it, in sentences; those behind the first are warnings."""
+        said = [
+            f"{self.n} items differ with a mean cosine of {self.consistency:.2f} at layer {self.place.layer} (by "
+            f"chance {self.by_chance:.2f}), d' {self.separation:.1f} on held-out ones"
+        ]
+        if self.consistency <= self.by_chance:
+            said.append(
+                "the two sides do not differ in a common direction: check that every positive text shows the behaviour "
+                "and every negative one does not"
+            )
+        if self.longer in (0, 1) and not 2 / 3 < self.length_ratio < 1.5:
+            side = "positive" if self.longer else "negative"
+            said.append(
+                f"the {side} texts are longer in every item ({self.length_ratio:.1f} times the words): what is steered "
+                "may be length; write both sides equally long"
+            )
+        return tuple(said)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**vars(self), "place": list(self.place), "remarks": list(self.remarks)}
+
+
+def screen(acts: HeadActivations, held: HeadActivations, statements: Sequence[Statement], place: Head) -> Screen:
+    """Return how consistently the sides differ at one place, from activations that were captured anyway.
+
+    Args:
+        acts: of the items that directions come from.
+        held: of other items, which the direction is tried on.
+        statements: the texts of the first.
+        place: where it is looked at (a layer is its head 0).
+
+    Raises:
+        BadDataset: fewer than two items, or one without both sides.
+    """
+    acts, held = (part.layer(place.layer) for part in (acts, held))
+    differences = item_differences(acts)[:, 0, place.head]
+    n = len(differences)
+    if n < 2:
+        raise BadDataset("directions need two or more questions or pairs to differ in a common way; give more")
+    signs = torch.randint(0, 2, (FLIPS, n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    by_chance = torch.stack([_consistency(differences * row[:, None]) for row in signs])
+    x = held.values[:, 0, place.head].double() @ differences.mean(0)
+    true, false = x[held.labels], x[~held.labels]
+    spread = ((true.var(correction=0) + false.var(correction=0)) / 2).sqrt().clamp_min(1e-12)
+    words: dict[str, tuple[list[int], list[int]]] = {}
+    for s in statements:
+        words.setdefault(s.group, ([], []))[s.label].append(len(s.answer.split()))
+    means = [[sum(of_side) / len(of_side) for of_side in both] for both in words.values()]
+    negative, positive = (sum(side) for side in zip(*means, strict=True))
+    return Screen(
+        n=n,
+        place=place,
+        consistency=float(_consistency(differences)),
+        by_chance=float(by_chance.quantile(0.95)),
+        separation=float((true.mean() - false.mean()) / spread),
+        longer=sum(yes > no for no, yes in means) / n,
+        length_ratio=positive / negative,
+    )
+
+
+def item_differences(acts: HeadActivations) -> Float[Tensor, "item layer head d_head"]:
+    """Return each item's mean positive minus mean negative activation, in float64, in the order of the items.
+
+    Raises:
+        BadDataset: an item has one side only.
+    """
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(acts.groups))}
+    index = torch.tensor([numbers[g] for g in acts.groups])
+    means = []
+    for label in (True, False):
+        chosen = acts.labels == label
+        count = torch.bincount(index[chosen], minlength=len(numbers))
+        if not bool(count.all()):
+            group = list(numbers)[int((count == 0).nonzero()[0])]
+            raise BadDataset(f"{group[:60]!r} has only {'negative' if label else 'positive'} texts; give both kinds")
+        total = torch.zeros(len(numbers), *acts.values.shape[1:], dtype=torch.float64)
+        total.index_add_(0, index[chosen], acts.values[chosen].double())
+        means.append(total / count[:, None, None, None])
+    return means[0] - means[1]
+
+
+def _consistency(differences: Float[Tensor, "item d_head"]) -> Float[Tensor, ""]:
+    others = differences.sum(0) - differences
+    return torch.cosine_similarity(differences, others, dim=-1).mean()
