@@ -16,6 +16,7 @@ from tests.tiny import tiny_questions
 from trimtab import NoEdit, Prompted, Stacked, peft
 from trimtab.activations import Head
 from trimtab.compare import Ready, Stack, Widened
+from trimtab.datasets import Fact, FactSet, Neighbour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits import HeadShift, ResidualShift, Retrieved, WeightEdit
@@ -24,13 +25,15 @@ from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
+from trimtab.evaluate.facts import LikelyFacts, SaidFacts, fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
-from trimtab.prompting import FewShot, RetrievedFewShot, RetrievedPassages
+from trimtab.prompting import FactsInContext, FewShot, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Edit, Judge, Meter, Method, Verdict, as_judge
 from trimtab.steer import CAA, ITI, RandomDirection
 
@@ -67,6 +70,36 @@ NO_STRENGTH = {name for name, method in TUNING.items() if not method.capabilitie
 VARIANTS = {"lora qv", "rslora", "dora", "peft vera"}
 """Settings of one implementation, PEFT's: laws over several architectures take them in the slow run."""
 
+# few steps, and the statistics of the identity, since the texts of random models say nothing
+EDITING: dict[str, Method] = {
+    "ROME": ROME(moment="identity", before=2, search=ValueSearch(steps=4)),
+    "MEMIT": MEMIT(moment="identity", before=2, layers=(1, 2), search=ValueSearch(steps=4, measured_by="layer")),
+    "EMMET": EMMET(moment="identity", before=2, search=ValueSearch(steps=4, measured_by="layer")),
+    "AlphaEdit": AlphaEdit(moment="identity", before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
+    "FT-L": FineTuneL(steps=4),
+}
+FACTS = FactSet(
+    (
+        Fact(
+            "snow",
+            "The colour of {} is",
+            "blue",
+            "white",
+            ("What colour is {}? It is",),
+            (Neighbour("Coal is", "black"),),
+        ),
+        Fact(
+            "The sun",
+            "{} is",
+            "green",
+            "hot",
+            ("{} is now",),
+            (Neighbour("The sea is", "wet"), Neighbour("Ice is", "cold")),
+        ),
+    ),
+    "tiny facts",
+)
+
 METHODS: dict[str, Method] = {
     "ITI": ITI(top_ks=(2, 4), alphas=(1, 4)),
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
@@ -79,6 +112,8 @@ METHODS: dict[str, Method] = {
     "wider": Widened(peft.LoRA(r=4, recipe=QUICK), (("strength", (0.5, 1)),)),
     "ready": Ready(FEW_SHOT),
     "foreign": Nudging(),
+    "facts in the prompt": FactsInContext(),
+    **EDITING,
     **TUNING,
 }
 
@@ -340,6 +375,7 @@ METERS: dict[str, MeterCase] = {
     **{m.name: MeterCase(m, QUESTIONS) for m in choice_meters()},
     **{m.name: MeterCase(m, QUESTIONS, "texts") for m in drift_meters(NeutralTexts(TEXTS[1:], TEXTS[:1]))},
     **{m.name: MeterCase(m, PAIRS) for m in contrast_meters()},
+    **{m.name: MeterCase(m, FACTS) for m in (SaidFacts(max_new_tokens=3), LikelyFacts(), *fact_meters())},
     "score": MeterCase(ScoredTexts(lambda pair, text: len(text) % 5 / 4, max_new_tokens=3), PAIRS),
     **{
         m.name: MeterCase(m, MEANINGS)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trimtab import compare, datasets, evaluate, models, peft, probes, steer
+    from trimtab import compare, datasets, evaluate, knowledge, models, peft, probes, steer
     from trimtab.activations.captured import HeadActivations
     from trimtab.activations.labelled import Head
     from trimtab.activations.shards import ActivationStore
@@ -50,6 +50,7 @@ _HOMES = {
     "evaluate": "",
     "export": "",
     "models": "",
+    "knowledge": "",
     "peft": "",
     "probes": "",
     "prompting": "",
@@ -104,6 +105,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "find_heads",
+    "knowledge",
     "load_edit",
     "load_model",
     "models",

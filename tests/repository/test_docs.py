@@ -143,7 +143,20 @@ def test_the_tutorial_s_figures_come_from_its_commands():
     assert len(re.findall(r"```text\n", text)) == len(re.findall(r"```bash\n", text))
 
 
-ROOMS = ["", "datasets", "probes", "models", "engine", "edits", "evaluate", "steer", "peft", "prompting", "compare"]
+ROOMS = [
+    "",
+    "datasets",
+    "probes",
+    "models",
+    "engine",
+    "edits",
+    "evaluate",
+    "steer",
+    "peft",
+    "knowledge",
+    "prompting",
+    "compare",
+]
 
 
 @pytest.mark.parametrize("name", [*ROOMS, "published", "export"])

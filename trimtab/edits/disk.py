@@ -15,6 +15,7 @@ KINDS = {
     "shift": "trimtab.edits.vectors.HeadShift",
     "residual shift": "trimtab.edits.vectors.ResidualShift",
     "prompted": "trimtab.edits.prompts.Prompted",
+    "stated": "trimtab.edits.prompts.Stated",
     "retrieved": "trimtab.edits.retrieval.Retrieved",
     "stacked": "trimtab.edits.combined.Stacked",
     "no edit": "trimtab.edits.combined.NoEdit",

@@ -22,13 +22,13 @@ from trimtab.models.weights import LowRank, WeightChange, changed_weights, with_
 from trimtab.protocols import Cost, Edit, Positions
 from trimtab.storage import load_result, save_result, write_json, written_folder
 
-UNDESCRIBED = ("model", "questions")
+UNDESCRIBED = ("model", "seconds")
 """What of the record is too long for a description."""
 
 
 class _MadeFrom(TypedDict):
     model: NotRequired[Fingerprint]
-    questions: NotRequired[list[str]]
+    facts: NotRequired[list[str]]
 
 
 class _Saved(TypedDict):
@@ -57,7 +57,7 @@ class WeightEdit(Edit):
     unchanged_layers: int = 0
     cost: Cost = field(default_factory=Cost)
     record: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made: the model's fingerprint under `"model"`, the facts' keys under `"questions"`."""
+    """How it was made: the model's fingerprint under `"model"`, the facts' keys under `"facts"`."""
 
     def __post_init__(self) -> None:
         if not self.changes:
@@ -69,11 +69,6 @@ class WeightEdit(Edit):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self.changes)} weight(s), strength {self.strength:g})"
-
-    @property
-    def fitted_on(self) -> Sequence[str]:
-        """Keys of the facts or questions that it was made from."""
-        return self.record.get("questions", ())
 
     @property
     def losses(self) -> Sequence[float]:
@@ -115,7 +110,7 @@ class WeightEdit(Edit):
         record = {
             **({"model": model} if model else {}),
             "sum_of": [self.describe(), other.describe()],
-            "questions": [*self.fitted_on, *other.fitted_on],
+            "facts": [*self.record.get("facts", ()), *other.record.get("facts", ())],
         }
         return WeightEdit(
             total,

@@ -1,7 +1,8 @@
-"""Prompting as methods: few-shot, the nearest questions, passages of text."""
+"""Prompting as methods: few-shot, the nearest questions, passages of text, new facts."""
 
+from trimtab.prompting.facts_in_context import FactsInContext
 from trimtab.prompting.few_shot import FewShot
 from trimtab.prompting.nearest_few_shot import RetrievedFewShot
 from trimtab.prompting.passages import RetrievedPassages
 
-__all__ = ["FewShot", "RetrievedFewShot", "RetrievedPassages"]
+__all__ = ["FactsInContext", "FewShot", "RetrievedFewShot", "RetrievedPassages"]
