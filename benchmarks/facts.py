@@ -1,4 +1,4 @@
-"""Facts edited into a real model: every editor beside tuning, the prompt and chance, one fact at a time and many in one.
+"""Facts edited into a real model: every editor beside tuning, the prompt and chance.
 
     python benchmarks/facts.py MODEL FACTS [--count 8] [--one] [--cache DIR] [--out FILE]
 
@@ -15,9 +15,9 @@ from typing import Any
 
 import trimtab as tt
 from trimtab.datasets.facts import FactSet
-from trimtab.edits.weights import WeightEdit
+from trimtab.edits.weight_edit import WeightEdit
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
-from trimtab.evaluate.facts import fact_meters, known_facts
+from trimtab.evaluate.factual import fact_meters, known_facts
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL
 from trimtab.prompting import FactsInContext
 from trimtab.protocols import Method

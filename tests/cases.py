@@ -25,7 +25,7 @@ from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
-from trimtab.evaluate.facts import LikelyFacts, SaidFacts, fact_meters
+from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters

@@ -104,10 +104,10 @@ def test_the_facts_that_ship_have_paraphrases_and_neighbours_of_their_own():
         ({"subject": ""}, "subject must be a text"),
         ({"new": " Paris"}, "begins or ends with white space"),
         ({"new": "Paris", "true": "paris"}, "is the true one"),
-        ({"new": None}, "must be a text"),
+        ({"new": ""}, "must be a text"),
         ({"neighbours": [{"prompt": "The capital of Chile is", "answer": "b"}]}, "asks about the subject itself"),
         ({"neighbours": [{"prompt": "A is"}]}, "field 'answer' is missing"),
-        ({"paraphrases": [3]}, "another kind"),
+        ({"paraphrases": [3]}, "another kind|must be a text"),
         ({"answer": "x"}, "unknown field 'answer'"),
     ],
 )

@@ -17,7 +17,7 @@ from trimtab import NoEdit
 from trimtab.datasets import Fact, FactSet
 from trimtab.edits.disk import load_edit
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
-from trimtab.evaluate.facts import SaidFacts
+from trimtab.evaluate.factual import SaidFacts
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, KeyStatistics, ValueSearch
 from trimtab.knowledge.keys import lookups, seen_at
 from trimtab.knowledge.value import sought_value

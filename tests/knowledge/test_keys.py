@@ -14,7 +14,7 @@ from tests.observing import random_state, state_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
 from trimtab.knowledge.keys import Lookup, contexts, seen_at, subject_last
-from trimtab.knowledge.statistics import KeyStatistics, key_statistics, own_statistics
+from trimtab.knowledge.moments import KeyStatistics, key_statistics, own_statistics
 from trimtab.models.mlp import find_mlp_outputs
 from trimtab.models.weights import changed_weights
 

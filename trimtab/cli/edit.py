@@ -23,9 +23,7 @@ def edit(
     new: Annotated[str | None, typer.Option("--new", help="Its new answer.")] = None,
     facts: Annotated[
         str | None,
-        typer.Option(
-            "--facts", metavar="FILE|atlas", help="Facts: .jsonl of trimtab's, CounterFact's or zsRE's .json."
-        ),
+        typer.Option("--facts", metavar="FILE|atlas", help="Several: trimtab's .jsonl, CounterFact's or zsRE's .json."),
     ] = None,
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(EDITORS)}.")] = "rome",
     layer: Annotated[
@@ -62,9 +60,9 @@ def edit(
 
     from trimtab.cli.printing import print_json, remark
     from trimtab.datasets.prose import neutral_texts
-    from trimtab.edits.weights import WeightEdit
+    from trimtab.edits.weight_edit import WeightEdit
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
-    from trimtab.evaluate.facts import fact_meters
+    from trimtab.evaluate.factual import fact_meters
     from trimtab.evaluate.table import table
     from trimtab.storage import check_writable
 
@@ -116,7 +114,7 @@ def _method(name: str, layer: str | None, statistics: str, cache: Path | None, o
     from trimtab.errors import BadValue
     from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL
     from trimtab.knowledge.layer_choice import choose_layer
-    from trimtab.knowledge.statistics import KeyStatistics, usual_cache
+    from trimtab.knowledge.moments import KeyStatistics, usual_cache
 
     given: dict[str, Any] = {"cache": cache or usual_cache(), "moment": statistics}
     if statistics not in ("own", "identity"):

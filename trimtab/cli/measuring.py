@@ -29,13 +29,16 @@ def own_meters(specs: Sequence[str]) -> "tuple[Meter, ...]":
 def meters_for(
     items: Any, judge: Any = None, *, convention: Any = "plain", batch_size: int = 16, choices_only: bool = False
 ) -> "tuple[Meter, ...]":
-    """Return what `trimtab evaluate` measures of questions or of contrast pairs."""
+    """Return what `trimtab evaluate` measures of questions, contrast pairs or facts."""
     from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
+    from trimtab.evaluate.factual import fact_meters
     from trimtab.evaluate.generation import judged_meters
     from trimtab.evaluate.multiple_choice import choice_meters
 
     drift = drift_meters(NeutralTexts(batch_size=batch_size))
+    if items.measured_by == "facts":
+        return (*fact_meters(), *drift)
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)

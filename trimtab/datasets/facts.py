@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -60,12 +60,10 @@ class Fact:
             )
         if _same(self.new, self.true):
             raise BadDataset(f"{self.asked!r:.80}: the new answer {self.new!r} is the true one; give another")
-        object.__setattr__(self, "paraphrases", tuple(p.replace("{}", self.subject) for p in self.paraphrases))
-        neighbours = tuple(n if isinstance(n, Neighbour) else Neighbour(*n) for n in self.neighbours)
-        object.__setattr__(self, "neighbours", neighbours)
         for paraphrase in self.paraphrases:
             _require_text(f"a paraphrase of {self.asked!r:.60}", paraphrase)
-        about_it = {self.asked, *self.paraphrases} & {n.prompt for n in neighbours}
+        object.__setattr__(self, "paraphrases", tuple(p.replace("{}", self.subject) for p in self.paraphrases))
+        about_it = {self.asked, *self.paraphrases} & {n.prompt for n in self.neighbours}
         if about_it:
             raise BadDataset(
                 f"the neighbour {min(about_it)!r:.80} asks about the subject itself; give another subject's"
@@ -213,41 +211,41 @@ def _own(row: Mapping[str, Any]) -> Fact:
 def _published(row: Mapping[str, Any]) -> Fact:
     if "requested_rewrite" in row:  # CounterFact
         asked = row["requested_rewrite"]
-        new, true = asked["target_new"]["str"].strip(), asked["target_true"]["str"].strip()
-        neighbours = tuple(Neighbour(p.strip(), true) for p in row.get("neighborhood_prompts", ()))
-        paraphrases = tuple(p.strip() for p in row.get("paraphrase_prompts", ()))
-        return Fact(asked["subject"], asked["prompt"].strip(), new, true, paraphrases, neighbours)
-    if "locality_prompt" in row:  # CounterFact in EasyEdit's form
-        prompt = _blanked(row["prompt"], row["subject"])
-        neighbours = (Neighbour(row["locality_prompt"].strip(), row["locality_ground_truth"].strip()),)
-        true = row.get("ground_truth", "").strip()
+        true = _text(asked["target_true"]["str"])
         return Fact(
-            row["subject"], prompt, row["target_new"].strip(), true, (row["rephrase_prompt"].strip(),), neighbours
+            _text(asked["subject"]),
+            _text(asked["prompt"]),
+            _text(asked["target_new"]["str"]),
+            true,
+            tuple(map(_text, row.get("paraphrase_prompts", ()))),
+            tuple(Neighbour(_text(prompt), true) for prompt in row.get("neighborhood_prompts", ())),
         )
-    true, near = row["answers"][0].strip(), (row["loc"].removeprefix("nq question: ").strip(), row["loc_ans"].strip())
-    near = (near[0][0].upper() + near[0][1:] + ("" if near[0].endswith("?") else "?"), near[1])
-    return Fact(
-        row["subject"],
-        _blanked(row["src"], row["subject"]),
-        row["alt"].strip(),
-        true,
-        (row["rephrase"].strip(),),
-        (Neighbour(*near),),
-    )
+    if "locality_prompt" in row:  # CounterFact in EasyEdit's form
+        prompt, new, true = row["prompt"], row["target_new"], row.get("ground_truth", "")
+        rephrased, near = row["rephrase_prompt"], (row["locality_prompt"], row["locality_ground_truth"])
+    else:  # zsRE, whose unrelated question stands in lower case behind a mark
+        prompt, new, true, rephrased = row["src"], row["alt"], row["answers"][0], row["rephrase"]
+        asked = _text(row["loc"]).removeprefix("nq question: ")
+        near = (f"{asked[:1].upper()}{asked[1:].removesuffix('?')}?", row["loc_ans"])
+    subject, prompt = _text(row["subject"]), _text(prompt)
+    if not subject or subject not in prompt:
+        raise BadDataset(f"the subject {subject!r} does not stand in its prompt {prompt!r:.80}")
+    blanked = prompt.replace(subject, "{}", 1)
+    return Fact(subject, blanked, _text(new), _text(true), (_text(rephrased),), (Neighbour(*map(_text, near)),))
 
 
-def _blanked(text: str, subject: str) -> str:
-    if not subject or subject not in text:
-        raise BadDataset(f"the subject {subject!r} does not stand in its prompt {text!r:.80}")
-    return text.strip().replace(subject, "{}", 1)
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value.strip()
 
 
-def _made(where: str, row: Any, make: Any) -> Fact:
+def _made(where: str, row: Any, make: Callable[[Any], Fact]) -> Fact:
     try:
         return make(row)
     except BadDataset as cause:
         raise BadDataset(f"{where}: {cause}") from cause
-    except (KeyError, TypeError, AttributeError, IndexError) as cause:
+    except (KeyError, TypeError, IndexError) as cause:
         what = f"field {cause} is missing" if isinstance(cause, KeyError) else f"a field of another kind ({cause})"
         raise BadDataset(f"{where}: {what}; expected facts of trimtab's, CounterFact's or zsRE's form") from cause
 

@@ -5,7 +5,7 @@ from trimtab.edits.disk import load_edit, load_shift
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.retrieval import Retrieved
 from trimtab.edits.vectors import HeadShift, ResidualShift
-from trimtab.edits.weights import WeightEdit
+from trimtab.edits.weight_edit import WeightEdit
 
 __all__ = [
     "HeadShift",

@@ -19,7 +19,7 @@ KINDS = {
     "retrieved": "trimtab.edits.retrieval.Retrieved",
     "stacked": "trimtab.edits.combined.Stacked",
     "no edit": "trimtab.edits.combined.NoEdit",
-    "weight edit": "trimtab.edits.weights.WeightEdit",
+    "weight edit": "trimtab.edits.weight_edit.WeightEdit",
     "tuned edit": "trimtab.peft.edit.TunedEdit",
 }
 """Kind of a folder's record -> the class that loads it, imported on use. A folder itself never names code."""

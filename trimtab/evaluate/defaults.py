@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
 from trimtab.evaluate.drift import NeutralTexts, divided, drift_meters
-from trimtab.evaluate.facts import fact_meters
+from trimtab.evaluate.factual import fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import choice_meters

@@ -1,9 +1,10 @@
 """Facts into weights: where an MLP keeps them, what it should give instead, and the change of weights that does it."""
 
-from trimtab.knowledge.editors import EMMET, MEMIT, ROME, AlphaEdit
+from trimtab.knowledge.editors import ROME
 from trimtab.knowledge.fine_tuning import FineTuneL
 from trimtab.knowledge.layer_choice import LayerChoice, choose_layer
-from trimtab.knowledge.statistics import KeyStatistics, key_statistics
+from trimtab.knowledge.mass_editors import EMMET, MEMIT, AlphaEdit
+from trimtab.knowledge.moments import KeyStatistics, key_statistics
 from trimtab.knowledge.value import ValueSearch
 
 __all__ = [

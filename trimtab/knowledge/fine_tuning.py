@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from trimtab.edits.weights import WeightEdit
+from trimtab.edits.weight_edit import WeightEdit
 from trimtab.engine.score import token_logprobs
 from trimtab.errors import BadValue
 from trimtab.knowledge.editors import require_facts

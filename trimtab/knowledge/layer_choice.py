@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from trimtab.datasets.facts import FactSet, atlas
-from trimtab.evaluate.facts import fact_meters, known_facts
+from trimtab.evaluate.factual import fact_meters, known_facts
 from trimtab.evaluate.table import measurements_of, summed_up
 from trimtab.knowledge.editors import ROME
 from trimtab.models.mlp import find_mlp_outputs

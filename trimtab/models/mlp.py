@@ -34,7 +34,8 @@ class MlpSite:
     """One layer's last map of its MLP: `v = W k`, where `k` is the module's input."""
 
     layer: int
-    module: nn.Module
+    module: Any
+    """Linear-like: it has a `weight`."""
     weight: str
     """The name of W in the base model."""
     d_in: int

@@ -81,14 +81,14 @@ def turned(module: nn.Module, weight: Tensor) -> Tensor:
 
 def _place(base: Any, name: str) -> tuple[nn.Parameter, nn.Module]:
     owner, _, leaf = name.rpartition(".")
-    try:
-        module = base.get_submodule(owner)
-        module = getattr(module, "base_layer", module)  # within an adapter
-        return getattr(module, leaf), module
-    except AttributeError as cause:
+    module = dict(base.named_modules()).get(owner)
+    module = getattr(module, "base_layer", module)  # within an adapter
+    parameter = getattr(module, leaf, None)
+    if module is None or parameter is None:
         raise Incompatible(
             f"the edit changes {name}, and {type(base).__name__} has no such weight; use it on the model it was made on"
-        ) from cause
+        )
+    return parameter, module
 
 
 def _is_plain(parameter: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from trimtab.datasets.facts import Fact, FactSet
@@ -107,15 +108,15 @@ class LikelyFacts(Meter):
 def fact_meters() -> tuple[Figure, ...]:
     """Return the figures of facts: said, paraphrases, kept and leaked by generation; ES, PS and NS by likelihood."""
     said, likely = SaidFacts(), LikelyFacts()
-    share = {"sums_up": "ratio"}
+    share = partial(Figure, sums_up="ratio")
     return (
         Figure(said, "said", "said", ("said",)),
-        Figure(said, "paraphrases", "paraphrases", ("said_paraphrases", "paraphrases"), **share),
-        Figure(said, "kept", "neighbours kept", ("kept", "known"), **share),
-        Figure(said, "leak", "leak", ("leaked", "open"), better="down", **share),
-        Figure(likely, "es", "ES", ("efficacy", "compared"), tested=False, **share),
-        Figure(likely, "ps", "PS", ("paraphrase", "paraphrases"), tested=False, **share),
-        Figure(likely, "ns", "NS", ("neighbour", "neighbours"), tested=False, **share),
+        share(said, "paraphrases", "paraphrases", ("said_paraphrases", "paraphrases")),
+        share(said, "kept", "neighbours kept", ("kept", "known")),
+        share(said, "leak", "leak", ("leaked", "open"), better="down"),
+        share(likely, "es", "ES", ("efficacy", "compared"), tested=False),
+        share(likely, "ps", "PS", ("paraphrase", "paraphrases"), tested=False),
+        share(likely, "ns", "NS", ("neighbour", "neighbours"), tested=False),
     )
 
 
