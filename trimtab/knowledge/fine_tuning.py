@@ -45,7 +45,7 @@ class FineTuneL(Method):
         self,
         model: Any,
         tokenizer: Any,
-        train: FactSet,
+        train: Any,
         *,
         knobs: Knobs | None = None,
         seed: int = 0,  # noqa: ARG002

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.datasets.facts import Fact, FactSet
+from trimtab.datasets.facts import Fact
 from trimtab.edits.prompts import Stated
 from trimtab.errors import BadDataset
 from trimtab.protocols import Cost, Knobs, Method
@@ -20,7 +20,7 @@ class FactsInContext(Method):
     name: str = "In context"
     changes_prompt_only = True
 
-    def fit(self, model: Any, tokenizer: Any, train: FactSet, *, knobs: Knobs | None = None, seed: int = 0) -> Stated:
+    def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Stated:
         """Return the facts as text; raises `BadDataset` if what is given are no facts."""
         self.setting(knobs)
         if not all(isinstance(fact, Fact) for fact in train):
