@@ -16,20 +16,24 @@ from tests.tiny import tiny_questions
 from trimtab import NoEdit, Prompted, Stacked, peft
 from trimtab.activations import Head
 from trimtab.compare import Ready, Stack, Widened
+from trimtab.datasets import Fact, FactSet, Neighbour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
-from trimtab.edits import HeadShift, ResidualShift, Retrieved
+from trimtab.edits import HeadShift, ResidualShift, Retrieved, WeightEdit
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
+from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch
 from trimtab.models.identity import fingerprint
+from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
-from trimtab.prompting import FewShot, Instruction, RetrievedFewShot, RetrievedPassages
+from trimtab.prompting import FactsInContext, FewShot, Instruction, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Edit, Judge, Meter, Method, Verdict, as_judge
 from trimtab.steer import CAA, ITI, RandomDirection
 from trimtab.steer.reading import ReadAnswers, Reader
@@ -67,6 +71,36 @@ NO_STRENGTH = {name for name, method in TUNING.items() if not method.capabilitie
 VARIANTS = {"lora qv", "rslora", "dora", "peft vera"}
 """Settings of one implementation, PEFT's: laws over several architectures take them in the slow run."""
 
+# few steps, and the statistics of the identity, since the texts of random models say nothing
+EDITING: dict[str, Method] = {
+    "ROME": ROME(moment="identity", before=2, search=ValueSearch(steps=4)),
+    "MEMIT": MEMIT(moment="identity", before=2, layers=(1, 2), search=ValueSearch(steps=4, measured_by="layer")),
+    "EMMET": EMMET(moment="identity", before=2, search=ValueSearch(steps=4, measured_by="layer")),
+    "AlphaEdit": AlphaEdit(moment="identity", before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
+    "FT-L": FineTuneL(steps=4),
+}
+FACTS = FactSet(
+    (
+        Fact(
+            "snow",
+            "The colour of {} is",
+            "blue",
+            "white",
+            ("What colour is {}? It is",),
+            (Neighbour("Coal is", "black"),),
+        ),
+        Fact(
+            "The sun",
+            "{} is",
+            "green",
+            "hot",
+            ("{} is now",),
+            (Neighbour("The sea is", "wet"), Neighbour("Ice is", "cold")),
+        ),
+    ),
+    "tiny facts",
+)
+
 METHODS: dict[str, Method] = {
     "ITI": ITI(top_ks=(2, 4), alphas=(1, 4)),
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
@@ -80,6 +114,8 @@ METHODS: dict[str, Method] = {
     "wider": Widened(peft.LoRA(r=4, recipe=QUICK), (("strength", (0.5, 1)),)),
     "ready": Ready(FEW_SHOT),
     "foreign": Nudging(),
+    "facts in the prompt": FactsInContext(),
+    **EDITING,
     **TUNING,
 }
 
@@ -131,6 +167,35 @@ def foreign_nudge(model: Any) -> Nudge:
     return Nudge(tuple(values.tolist()), 0.5)
 
 
+def down_projections(model: Any) -> list[str]:
+    """Name the weights of the MLPs' last maps by hand."""
+    kind, n = model.config.model_type, model.config.num_hidden_layers
+    place = {"gpt2": "transformer.h.{}.mlp.c_proj", "gpt_neox": "gpt_neox.layers.{}.mlp.dense_4h_to_h"}
+    return [f"{place.get(kind, 'model.layers.{}.mlp.down_proj').format(i)}.weight" for i in range(n)]
+
+
+def weight_edit(model: Any, *, layers: Sequence[int] = (1, 2), seed: int = 5) -> WeightEdit:
+    """Return changes of rank 2 of two MLPs' last maps."""
+    generator, d_model = torch.Generator().manual_seed(seed), model.config.hidden_size
+    d_in = model.get_parameter(down_projections(model)[0]).numel() // d_model
+
+    def factors() -> LowRank:
+        draw = (torch.randn(shape, generator=generator) for shape in ((d_model, 2), (2, d_in)))
+        return LowRank(*(0.2 * factor for factor in draw))
+
+    names = [down_projections(model)[layer] for layer in layers]
+    record = {"model": fingerprint(model)}
+    return WeightEdit({name: factors() for name in names}, 0.5, unchanged_layers=min(layers), record=record)
+
+
+def whole_weight_edit(model: Any) -> WeightEdit:
+    """Return a change of all of a norm and of an MLP's last map."""
+    names = [down_projections(model)[0], next(n for n, p in model.named_parameters() if p.ndim == 1)]
+    generator = torch.Generator().manual_seed(6)
+    moved = {n: 0.1 * torch.randn(model.get_parameter(n).shape, generator=generator) for n in names}
+    return WeightEdit(moved, record={"model": fingerprint(model)})
+
+
 def vectors(shift: HeadShift, alpha: float = 1.0) -> dict[Head, Tensor]:
     """Write out what a shift adds, times alpha (Li et al. 2023, eq. 3)."""
     return {h: alpha * 2.0 * shift.sigma[i] * shift.directions[i] for i, h in enumerate(shift.heads)}
@@ -166,9 +231,10 @@ class EditCase(NamedTuple):
     adds: Callable[[Any], dict[Any, Tensor]] = lambda model: {}
     """What it adds: by head, or by layer (a number) to the residual stream."""
     tags: frozenset[str] = frozenset()
-    """"vectors": adds vectors at positions; "tunes": acts at all positions; "prompts"; "residual"; "saves": has a form
-    on disk; "scales": has a strength; "merges": can be worked into a plain model; "constants": is what vectors added to
-    modules' outputs do; "draws": has random counterparts; "foreign": of a user's own."""
+    """"vectors": adds vectors at positions; "tunes": acts at all positions; "weights": changes weights, and acts there
+    too; "prompts"; "residual"; "saves": has a form on disk; "scales": has a strength; "merges": can be worked into a
+    plain model; "constants": is what vectors added to modules' outputs do; "draws": has random counterparts;
+    "foreign": of a user's own."""
     at_zero: Callable[[Any], Edit] | None = None
     """The same at strength 0, where `scaled(0)` is not it."""
 
@@ -179,6 +245,7 @@ def tags(*names: str) -> frozenset[str]:
 
 
 SHIFT = tags("vectors", "saves", "scales", "merges", "constants", "draws")
+WEIGHTS = tags("weights", "saves", "scales", "merges")
 EDITS: dict[str, EditCase] = {
     "no edit": EditCase(lambda m: NoEdit(), tags=tags("scales", "saves", "merges")),
     "few-shot": EditCase(lambda m: FEW_SHOT, tags=tags("prompts", "saves")),
@@ -212,6 +279,12 @@ EDITS: dict[str, EditCase] = {
         lambda m: total(vectors(one_shift(m)), vectors(other_shift(m))),
         SHIFT - {"draws"},
     ),
+    "weights": EditCase(weight_edit, tags=WEIGHTS),
+    "whole weights": EditCase(whole_weight_edit, tags=WEIGHTS),
+    "weights + weights": EditCase(lambda m: weight_edit(m) + weight_edit(m, layers=(2, 0), seed=7), tags=WEIGHTS),
+    "weights within weights": EditCase(
+        lambda m: Stacked((weight_edit(m), weight_edit(m, layers=(2, 0), seed=7))), tags=WEIGHTS
+    ),
     "foreign": EditCase(
         foreign_nudge,
         lambda m: {0: foreign_nudge(m).strength * torch.tensor(foreign_nudge(m).vector, dtype=torch.float64)},
@@ -235,7 +308,7 @@ UNLIKE = {"lora", "ia3", "houlsby", "heads", "prompt", "full"}
 
 def moves(name: str) -> bool:
     """Return whether the edit changes what the model says to a prompt."""
-    return bool(EDITS[name].tags & {"vectors", "tunes"})
+    return bool(EDITS[name].tags & {"vectors", "tunes", "weights"})
 
 
 def tagged(*wanted: str) -> list[str]:
@@ -304,6 +377,7 @@ METERS: dict[str, MeterCase] = {
     **{m.name: MeterCase(m, QUESTIONS) for m in choice_meters()},
     **{m.name: MeterCase(m, QUESTIONS, "texts") for m in drift_meters(NeutralTexts(TEXTS[1:], TEXTS[:1]))},
     **{m.name: MeterCase(m, PAIRS) for m in contrast_meters()},
+    **{m.name: MeterCase(m, FACTS) for m in (SaidFacts(max_new_tokens=3), LikelyFacts(), *fact_meters())},
     "score": MeterCase(ScoredTexts(lambda pair, text: len(text) % 5 / 4, max_new_tokens=3), PAIRS),
     "reading": MeterCase(ReadAnswers(Reader(1, torch.ones(48).double(), (-1.0, 1.0), 1.0), max_new_tokens=3), PAIRS),
     "pair margin": MeterCase(pair_margin(), PAIRS),

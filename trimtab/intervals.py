@@ -84,7 +84,8 @@ def bootstrap(
     """
     drawn = reduce(resampled_means(values, draws=draws, seed=seed))
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail])
+    finite = drawn[np.isfinite(drawn)]  # a share of nothing is no number, and a sample may hold nothing of its whole
+    low, high = np.percentile(finite if finite.size else drawn, [tail, 100 - tail])
     return Estimate(float(reduce(values.mean(0))), low, high, len(values))
 
 

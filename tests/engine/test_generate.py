@@ -19,11 +19,11 @@ from trimtab.engine.conversation import answers, prompt_ids, reply
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.errors import BadValue
 from trimtab.evaluate.cost import milliseconds_per_token
-from trimtab.models.seeds import seeded
+from trimtab.models.seeds import torch_seeded
 
 
 def sampled(model: Any, tokenizer: Any, questions: list[str]) -> list[str]:
-    with seeded(0):
+    with torch_seeded(0):
         return answers(model, tokenizer, questions, settings={"do_sample": True})
 
 

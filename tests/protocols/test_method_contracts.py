@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -11,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import CONTROLS, METHODS, TUNING, UNLIKE, every_control, every_method, slowly
+from tests.cases import (
+    CONTROLS,
+    EDITING,
+    FACTS,
+    METHODS,
+    TUNING,
+    UNLIKE,
+    every_control,
+    every_method,
+    slowly,
+)
 from tests.observing import logits, random_state, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.errors import BadValue
@@ -26,8 +37,14 @@ def the_model() -> Any:
     return tiny_model()
 
 
+def items_for(name: str) -> Any:
+    return FACTS if name in EDITING or name == "facts in the prompt" else QUESTIONS
+
+
 def fitted(name: str, knobs: Any = None, seed: int = 1) -> Edit:
-    return METHODS[name].fit(the_model(), tiny_tokenizer(), QUESTIONS, knobs=knobs, seed=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*stayed unlikely")  # as random models do not learn in four steps
+        return METHODS[name].fit(the_model(), tiny_tokenizer(), items_for(name), knobs=knobs, seed=seed)
 
 
 def says(edit: Edit) -> tuple[Tensor, str | None]:
@@ -47,7 +64,7 @@ def assert_same(one: Edit, other: Edit) -> None:
 def test_fitting_gives_an_edit_and_leaves_the_model_and_all_random_numbers_as_they_were(name):
     model, method = the_model(), METHODS[name]
     before, draws = state_of(model), random_state()
-    edit = method.fit(model, tiny_tokenizer(), QUESTIONS, seed=1)
+    edit = fitted(name)
     assert state_of(model) == before
     assert random_state() == draws
     assert isinstance(edit, Edit)
@@ -66,7 +83,7 @@ def test_a_method_says_of_its_edits_whether_they_change_prompts_alone(name):
 def test_a_seed_and_a_setting_decide_the_edit_however_it_is_asked_for(name):
     method = METHODS[name]
     last = list(method.grid)[-1]
-    assert_same(method.fitter(the_model(), tiny_tokenizer(), QUESTIONS, seed=1)(last), fitted(name, last))
+    assert_same(method.fitter(the_model(), tiny_tokenizer(), items_for(name), seed=1)(last), fitted(name, last))
 
 
 # a way of tuning that is given no knobs takes those of its recipe

@@ -34,7 +34,7 @@ ROOMS = [
     {"engine"},
     {"edits"},
     {"evaluate"},
-    {"steer", "peft", "prompting"},
+    {"steer", "peft", "knowledge", "prompting"},
     {"compare"},
     {"report"},
     {"published"},

@@ -17,6 +17,7 @@ from trimtab.cli.chat import chat
 from trimtab.cli.compare import compare
 from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
+from trimtab.cli.edit import edit
 from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
@@ -68,7 +69,7 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
     app.command()(_verb)
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
-for _verb in (tune, methods, compare, report, reproduce, build_embedded):
+for _verb in (edit, tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

@@ -47,7 +47,8 @@ def evaluate(
 ) -> None:
     """Measure the edited model: True*Info of its answers, multiple choice, and drift on neutral text.
 
-    Questions that the edit was fitted on are left out. Contrast pairs are scored by the probability of their
+    Questions that the edit was fitted on are left out. Of facts it measures what is said, kept and leaked.
+    Contrast pairs are scored by the probability of their
     positive side, and with --judge FILE.py:NAME by your own function of pair and generated text, from 0 to 1.
     --json has every question's row too, under "details".
 
@@ -65,7 +66,7 @@ def evaluate(
     one_of(convention, "convention", CONVENTIONS)
     edit = editing.open()
     questions = read_data(data, part="final")
-    pairs = questions.measured_by == "pairs"
+    pairs = questions.measured_by != "answers"  # or facts, which have measures of their own too
     if pairs:
         _check_pairs(questions.name, judging, convention, choices_only)
     keep_in = keepable(editing.edits, questions) if keep else None
@@ -103,8 +104,8 @@ def _check_pairs(name: str, judging: Judging, convention: str, choices_only: boo
 
     if convention != "plain" or choices_only or not judging.fits_pairs:
         raise BadValue(
-            f"{name} holds contrast pairs, scored by probability and by --judge FILE.py:NAME, a function of your own; "
-            "leave another --judge, --convention and --choices-only out"
+            f"{name} holds contrast pairs, scored by probability and by --judge FILE.py:NAME, a function of your own, "
+            "or facts, measured by what is said; leave another --judge, --convention and --choices-only out"
         )
 
 

@@ -39,10 +39,11 @@ def meters_for(
     choices_only: bool = False,
     n_texts: int | None = None,
 ) -> "tuple[Meter, ...]":
-    """Return what `trimtab evaluate` measures of questions or of contrast pairs; no drift on 0 neutral texts."""
+    """Return what `trimtab evaluate` measures of questions, contrast pairs or facts; no drift on 0 neutral texts."""
     from trimtab.datasets.prose import neutral_texts
     from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
+    from trimtab.evaluate.factual import fact_meters
     from trimtab.evaluate.generation import judged_meters
     from trimtab.evaluate.multiple_choice import choice_meters
 
@@ -50,6 +51,8 @@ def meters_for(
     texts = None if n_texts is None else neutral_texts()[:n_texts]
     few = NeutralTexts(texts, batch_size=batch_size or NeutralTexts.batch_size)
     drift = () if n_texts == 0 else drift_meters(few)
+    if items.measured_by == "facts":
+        return (*fact_meters(), *drift)
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)

@@ -157,7 +157,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="FILE|NAME",
-        help="Questions: a .jsonl or .csv file, TruthfulQA.csv, mc_task.json, or one of truthfulqa, folklore.",
+        help="Questions: a .jsonl or .csv file, TruthfulQA.csv, mc_task.json, or one of truthfulqa, folklore, atlas.",
         autocompletion=_data_names,
     ),
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from trimtab.protocols import Edit
 
-DATA_NAMES = ("folklore", "truthfulqa")
+DATA_NAMES = ("folklore", "truthfulqa", "atlas")
 """The data sets that `--data` knows by name."""
 
 
@@ -23,11 +23,12 @@ def quiet() -> None:
 
 
 def read_data(data: str, *, part: Literal["development", "final"] | None = None, limit: int | None = None) -> Any:
-    """Return the questions or pairs that `--data` names; `part` chooses among folklore's two.
+    """Return the questions, pairs or facts that `--data` names; `part` chooses among folklore's two.
 
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.
     """
+    from trimtab.datasets.facts import atlas, facts_from_file
     from trimtab.datasets.files import from_file
     from trimtab.datasets.folklore import folklore
     from trimtab.datasets.truthfulqa import truthfulqa
@@ -39,12 +40,23 @@ def read_data(data: str, *, part: Literal["development", "final"] | None = None,
     elif data == "truthfulqa":
         quiet()
         questions = truthfulqa()
+    elif data == "atlas":
+        questions = atlas()
     elif path.is_file():
-        questions = truthfulqa(path) if _is_truthfulqa(path) else from_file(path)
+        questions = (
+            truthfulqa(path) if _is_truthfulqa(path) else (facts_from_file if _has_facts(path) else from_file)(path)
+        )
     else:
         beside = [str(p) for p in _beside(path) if p.suffix.lower() in (".jsonl", ".csv")]
         raise BadDataset(f"no data set or file {data!r}{nearest(data, [*DATA_NAMES, *beside])}")
     return questions if limit is None else questions[:limit]
+
+
+def _has_facts(path: Path) -> bool:
+    with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline()
+        return path.suffix.lower() == ".jsonl" and '"subject"' in first and '"new"' in first
+    return False
 
 
 def _is_truthfulqa(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Questions with true and false answers: what ships, what the field uses, and the user's own files."""
 
+from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas, facts_from_file
 from trimtab.datasets.files import contrast_pairs, from_file
 from trimtab.datasets.folklore import folklore
 from trimtab.datasets.pairs import ContrastPair, PairSet
@@ -9,12 +10,17 @@ from trimtab.datasets.truthfulqa import iti_folds, truthfulqa
 
 __all__ = [
     "ContrastPair",
+    "Fact",
+    "FactSet",
+    "Neighbour",
     "PairSet",
     "Question",
     "QuestionSet",
     "SftExample",
     "Statement",
+    "atlas",
     "contrast_pairs",
+    "facts_from_file",
     "folklore",
     "from_file",
     "iti_folds",

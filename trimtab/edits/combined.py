@@ -16,6 +16,7 @@ from trimtab.edits.disk import load_edit
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.anatomy import base_of
 from trimtab.models.carriers import with_biases
+from trimtab.models.identity import fingerprint, standing_for
 from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
 from trimtab.storage import RECORD, load_record, save_result, versions, write_json, written_folder
 
@@ -200,6 +201,8 @@ class Stacked(Edit):
             constants = self.constants(model)
             return with_biases(base_of(model), constants) if constants else base_of(model)
         except (BadValue, UnsupportedModel):  # other than constants, or more of them than one switch of a config adds
+            merged, original = model, fingerprint(model)
             for edit in self.edits:
-                model = edit.merged(model)
-            return model
+                with standing_for(merged, original):
+                    merged = edit.merged(merged)
+            return merged

@@ -15,9 +15,11 @@ KINDS = {
     "shift": "trimtab.edits.vectors.HeadShift",
     "residual shift": "trimtab.edits.vectors.ResidualShift",
     "prompted": "trimtab.edits.prompts.Prompted",
+    "stated": "trimtab.edits.prompts.Stated",
     "retrieved": "trimtab.edits.retrieval.Retrieved",
     "stacked": "trimtab.edits.combined.Stacked",
     "no edit": "trimtab.edits.combined.NoEdit",
+    "weight edit": "trimtab.edits.weight_edit.WeightEdit",
     "tuned edit": "trimtab.peft.edit.TunedEdit",
 }
 """Kind of a folder's record -> the class that loads it, imported on use. A folder itself never names code."""

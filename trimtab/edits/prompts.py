@@ -104,3 +104,35 @@ class Prompted(Context):
     def describe(self) -> dict[str, Any]:
         """Return the kind and the examples."""
         return {"kind": self.kind, "examples": [list(e) for e in self.examples], "instruction": self.instruction}
+
+
+class _SavedTexts(SavedContext):
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Stated(Context):
+    """Sentences before the prompt, which goes on as it is: for prompts that a text continues."""
+
+    kind: ClassVar[str] = "stated"
+    saved: ClassVar[Any] = _SavedTexts
+
+    texts: tuple[str, ...]
+    _: KW_ONLY
+    name: str = "Stated"
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise BadValue("Stated needs one sentence or more")
+
+    def texts_before(self, question: str) -> Sequence[str]:  # noqa: ARG002
+        """Return the sentences."""
+        return self.texts
+
+    def prompt(self, question: str) -> str:
+        """Return the sentences and then the question, each on a line of its own."""
+        return "\n".join([*self.texts, question])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the kind and the sentences."""
+        return {"kind": self.kind, "texts": list(self.texts)}

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.identity import Fingerprint, differing_weight
-from trimtab.protocols import Cost
+from trimtab.protocols import Cost, Edit
 from trimtab.storage import load_result, save_result
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def load_vectors(kind: type[Shift], path: str | Path) -> Shift:
         raise Incompatible(f"{path} holds a damaged shift ({cause}); fit it again") from cause
 
 
-def common_model(one: VectorEdit, other: VectorEdit) -> dict[str, Any] | None:
-    """Return the fingerprint that two shifts share, or the only one; raises `Incompatible` for different models."""
+def common_model(one: Edit, other: Edit) -> dict[str, Any] | None:
+    """Return the fingerprint that two edits share, or the only one; raises `Incompatible` for different models."""
     ours, theirs = one.record.get("model"), other.record.get("model")
     if not ours or not theirs:
         return ours or theirs

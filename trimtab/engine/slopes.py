@@ -16,7 +16,7 @@ from trimtab.models.adding import require_uncompiled
 from trimtab.models.anatomy import input_device, moves_weights
 from trimtab.models.calling import differentiable, require_numbers
 from trimtab.models.hooks import Replace
-from trimtab.models.processes import spread
+from trimtab.models.processes import over_processes
 from trimtab.models.tokens import AnswerTokens, length_batches, pad_id
 from trimtab.progress import tracked
 
@@ -54,7 +54,7 @@ def answer_slopes(
             "gradients are not to be had of a model whose weights are moved while it runs; load it on one device, or "
             "name the places to shift (layers, heads)"
         )
-    rows = spread(answers, lambda part: _slopes(model, tokenizer, part, along, sampled, batch_size))
+    rows = over_processes(answers, lambda part: _slopes(model, tokenizer, part, along, sampled, batch_size))
     return {site: torch.stack([row[site] for row in rows]) for site in along}
 
 

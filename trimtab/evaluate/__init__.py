@@ -4,6 +4,7 @@ from trimtab.engine.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.contrast import PairScores, Scorer, TextScores, contrast, score_texts
 from trimtab.evaluate.defaults import answer_meters, default_meters, pair_meters
 from trimtab.evaluate.drift import Drift, drift, drifts
+from trimtab.evaluate.factual import fact_meters, known_facts, says
 from trimtab.evaluate.generation import GeneratedAnswers, generate_answers, generate_answers_many
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, multiple_choice_many
@@ -26,12 +27,15 @@ __all__ = [
     "drift",
     "drifts",
     "exact_judge",
+    "fact_meters",
     "generate_answers",
     "generate_answers_many",
+    "known_facts",
     "multiple_choice",
     "multiple_choice_many",
     "pair_meters",
     "prompt_ids",
     "reply",
+    "says",
     "score_texts",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
 from trimtab.evaluate.drift import NeutralTexts, divided, drift_meters
+from trimtab.evaluate.factual import fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import choice_meters
@@ -52,6 +53,15 @@ def pair_meters(
     return (*scores, *contrast_meters(), *_drift(texts, divide_texts))
 
 
+def facts_meters(*, texts: Sequence[str] | None = None, divide_texts: bool = False) -> tuple[Meter, ...]:
+    """Return what is said of facts, their paraphrases and neighbours, the likelihood measures, CE and KL.
+
+    Args:
+        texts, divide_texts: as for `answer_meters`.
+    """
+    return (*fact_meters(), *_drift(texts, divide_texts))
+
+
 def _drift(texts: Sequence[str] | None, divide: bool) -> tuple[Meter, ...]:
     own = None if texts is None else tuple(texts)
     return drift_meters(divided(own) if divide else NeutralTexts(own))
@@ -59,6 +69,7 @@ def _drift(texts: Sequence[str] | None, divide: bool) -> tuple[Meter, ...]:
 
 DEFAULTS: dict[str, Callable[..., tuple[Meter, ...]]] = {
     "answers": answer_meters,
+    "facts": facts_meters,
     "pairs": pair_meters,
     "references": reference_meters,
 }

@@ -37,10 +37,20 @@ def nist_of(means: Means) -> Any:
         return np.where(length > 0, precision * np.exp(log(0.5) / log(1.5) ** 2 * short**2), 0.0)
 
 
+def ratio_of(means: Means) -> Any:
+    """Return the first column's mean over the second's: a share of things of which items have different numbers.
+
+    It is not a number where there are none.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(means[..., 0], means[..., 1])
+
+
 SUMMARIES: dict[str, Callable[[Means], Any]] = {
     "mean": lambda means: means[..., 0],
     "product": lambda means: means[..., 0] * means[..., 1],
     "rest": lambda means: 1 - means[..., 0],
+    "ratio": ratio_of,
     "bleu": bleu_of,
     "nist": nist_of,
 }

@@ -81,10 +81,16 @@ def columns_of(meter: Meter, rows: Mapping[str, Mapping[str, Any]]) -> Float[np.
 
 
 def summed_up(meter: Meter, found: Measured | None) -> Estimate | float | int | None:
-    """Return a meter's figure: with a 95 % interval over items where there are rows, else as it was measured."""
+    """Return a meter's figure: with a 95 % interval over items where there are rows, else as it was measured.
+
+    None where it is no number, as a share of nothing is.
+    """
     if found is None:
         return None
-    return bootstrap(columns_of(meter, found.rows), meter.summary) if found.rows else found.value
+    if not found.rows:
+        return found.value
+    estimate = bootstrap(columns_of(meter, found.rows), meter.summary)
+    return estimate if estimate == estimate else None
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,17 @@ from trimtab.protocols import Edit, EnterAt
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Run the block without gradients and with every module in evaluation mode; restore each module's mode."""
+    with evaluation(model), torch.inference_mode():
+        yield
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Run the block with every module in evaluation mode; restore each module's mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module in training:
             module.training = True

@@ -93,7 +93,7 @@ def _found(model: Any, config: Any) -> tuple[list[tuple[int, str, int, int]], li
         mixing = _mixing_linears(one[index], other[index], f"layer {index}", names)
         for module in mixing if _may_attend(config, index) else ():
             found[names.get(module, "?")] = input_width(module)
-            if input_width(module) == math.prod(sizes[index]) and not _convolves(module, names, model):
+            if input_width(module) == math.prod(sizes[index]) and not convolves(module, names, model):
                 sites.append((index, names[module], *sizes[index]))
                 break
         else:
@@ -201,7 +201,7 @@ def _may_attend(config: Any, index: int) -> bool:
     )
 
 
-def _convolves(module: nn.Module, names: Mapping[nn.Module, str], model: Any) -> bool:
+def convolves(module: nn.Module, names: Mapping[nn.Module, str], model: Any) -> bool:
     """Return whether the module ends a state-space or convolutional mixer, which has a convolution over positions."""
     around = base_of(model).get_submodule(names[module].rpartition(".")[0])
     return any(isinstance(part, nn.Conv1d) for part in around.modules())

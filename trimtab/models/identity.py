@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing_extensions import TypedDict
 from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import Incompatible
 from trimtab.models.anatomy import base_of, stored_weight, text_config
+from trimtab.models.weights import unchanged
 
 T = TypeVar("T")
 
@@ -37,9 +39,12 @@ def fingerprint(model: Any) -> dict[str, Any]:
     """Return the model's identity for records.
 
     `geometry` and `sample` (two values of every weight that 4-bit and 8-bit loading leave alone, by the weight's
-    name) tell checkpoints apart; `dtype`, `quantization` and `adapter` are recorded beside them.
+    name, as it is without the changes that an edit has in place) tell checkpoints apart; `dtype`, `quantization` and
+    `adapter` are recorded beside them.
     """
     base, config = base_of(model), text_config(model)
+    if base in _STANDING_FOR:
+        return _STANDING_FOR[base]
     quantization = getattr(base.config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, Mapping):
         quantization = quantization.to_dict()
@@ -57,6 +62,28 @@ def fingerprint(model: Any) -> dict[str, Any]:
         "quantization": _quantization_name(quantization),
         "adapter": sorted(getattr(model, "peft_config", None) or {}),
     }
+
+
+_STANDING_FOR: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+"""Model -> the fingerprint of the one that it passes for at present."""
+
+
+@contextlib.contextmanager
+def standing_for(model: Any, original: Mapping[str, Any]) -> Iterator[None]:
+    """Let a model pass for the one of this fingerprint, from which it was made by working an edit into it.
+
+    Further edits of the same original can then be worked into it.
+    """
+    base = base_of(model)
+    before = _STANDING_FOR.get(base)
+    _STANDING_FOR[base] = dict(original)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _STANDING_FOR[base]
+        else:
+            _STANDING_FOR[base] = before
 
 
 def name_of(model: Any) -> str:
@@ -140,7 +167,7 @@ def _sample(base: Any) -> dict[str, list[float]]:
 def _plain_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
     for name, weight in base.named_parameters():
         quantized = getattr(weight, "quant_state", None) is not None or not weight.is_floating_point()
-        stored = stored_weight(base, name) if weight.is_meta else weight
+        stored = stored_weight(base, name) if weight.is_meta else unchanged(weight)
         if stored is None or weight.numel() == 0 or quantized:
             continue
         yield name.replace(".base_layer", ""), stored

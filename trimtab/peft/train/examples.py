@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from trimtab.datasets.facts import FactSet
 from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.prose import prose
 from trimtab.datasets.questions import QuestionSet, SftExample
@@ -63,7 +64,7 @@ class Examples(Dataset):
 
 
 def encode_examples(
-    model: Any, tokenizer: Any, train: QuestionSet | PairSet | Sequence[SftExample], recipe: Recipe
+    model: Any, tokenizer: Any, train: QuestionSet | PairSet | FactSet | Sequence[SftExample], recipe: Recipe
 ) -> Examples:
     """Return the training examples as tokens.
 
@@ -74,7 +75,7 @@ def encode_examples(
     Raises:
         BadDataset: no examples; one without a token to learn, or longer than fits, by its place and text.
     """
-    if isinstance(train, QuestionSet | PairSet):
+    if isinstance(train, QuestionSet | PairSet | FactSet):
         signed = [(e, 1) for e in train.sft_examples()]
         if recipe.objective == "true_and_false":
             false = (s for s in train.statements() if not s.label)

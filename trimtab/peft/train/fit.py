@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.datasets.facts import FactSet
 from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.questions import QuestionSet, SftExample
 from trimtab.edits.combined import NoEdit
@@ -60,7 +61,7 @@ def fit_method(
     method: Tunable,
     model: Any,
     tokenizer: Any,
-    train: QuestionSet | PairSet | Sequence[SftExample],
+    train: QuestionSet | PairSet | FactSet | Sequence[SftExample],
     *,
     seed: int,
     out: str | Path | None,

@@ -1,0 +1,228 @@
+"""Values and editors: what is written is what was sought, what is sought is the answer; what cannot be is refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cases import FACTS
+from tests.observing import random_state, state_of
+from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
+from trimtab import NoEdit
+from trimtab.datasets import Fact, FactSet
+from trimtab.edits.disk import load_edit
+from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, KeyStatistics, ValueSearch
+from trimtab.knowledge.keys import lookups, seen_at
+from trimtab.knowledge.value import sought_value
+from trimtab.models.mlp import find_mlp_outputs
+
+CONTEXTS = ("", "Some text. ", "Now. ")
+ONE = Fact("snow", "The colour of {} is", "blue", "white")
+FIRST = Fact("Coal", "{} is", "red")
+SHORT = Fact("Q", "{} is", "red")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*stayed unlikely")
+        yield
+
+
+def plain_loss(model: Any, fact: Fact, contexts: tuple[str, ...]) -> float:
+    """Return the mean negative log-likelihood of a token of the answer, from whole plain forwards."""
+    losses = []
+    for before in contexts:
+        prompt = tiny_tokenizer()(before + fact.asked)["input_ids"]
+        whole = tiny_tokenizer()(f"{before}{fact.asked} {fact.new}")["input_ids"]
+        with torch.no_grad():
+            logprobs = model(torch.tensor([whole]), use_cache=False).logits[0].log_softmax(-1)
+        places = range(len(prompt) - 1, len(whole) - 1)
+        losses.append(-sum(float(logprobs[i, whole[i + 1]]) for i in places) / len(places))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox", "gemma2"])
+@pytest.mark.parametrize("fact", [ONE, FIRST, SHORT], ids=["in the middle", "first", "one token"])
+def test_the_first_loss_is_that_of_plain_forwards_and_the_last_that_of_the_changed_output(family, fact):
+    model = tiny_model(family)
+    before, draws = state_of(model), random_state()
+    site = find_mlp_outputs(model)[1]
+    found = sought_value(model, tiny_tokenizer(), fact, site, CONTEXTS, ValueSearch(steps=3))
+    assert (state_of(model), random_state()) == (before, draws)
+    assert found.losses[0] == pytest.approx(plain_loss(model, fact, CONTEXTS), rel=1e-4)
+    assert found.losses[-1] < found.losses[0]
+    # added by a bare hook, at the subject's last token alone
+    places = [text.place for text in lookups(tiny_tokenizer(), fact, CONTEXTS)]
+    losses = []
+    for context, place in zip(CONTEXTS, places, strict=True):
+
+        def add(module: Any, args: Any, out: torch.Tensor, place: int = place) -> torch.Tensor:
+            out = out.clone()
+            out[:, place] += found.added.to(out.dtype)
+            return out
+
+        handle = site.module.register_forward_hook(add)
+        losses.append(plain_loss(model, fact, (context,)))
+        handle.remove()
+    assert sum(losses) / 3 == pytest.approx(found.losses[-1], rel=1e-3)
+
+
+def test_no_more_is_added_than_the_radius_allows():
+    model = tiny_model()
+    site = find_mlp_outputs(model)[1]
+    for radius in (0.5, 2.0):
+        found = sought_value(model, tiny_tokenizer(), ONE, site, CONTEXTS, ValueSearch(steps=8, radius=radius))
+        (text,) = lookups(tiny_tokenizer(), ONE, [""])
+        there = seen_at(model, tiny_tokenizer(), [text], [], [site.module]).outputs[site.module].norm()
+        assert float(found.added.norm()) <= radius * float(there) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
+def test_rome_changes_the_mean_key_s_value_by_what_was_sought(family):
+    model = tiny_model(family)
+    site = find_mlp_outputs(model)[1]
+    edit = ROME(moment="identity", before=0, search=ValueSearch(steps=4)).fit(model, tiny_tokenizer(), FactSet((ONE,)))
+    sought = sought_value(model, tiny_tokenizer(), ONE, site, ("",), ValueSearch(steps=4))
+    key = seen_at(model, tiny_tokenizer(), lookups(tiny_tokenizer(), ONE, [""]), [site.module]).inputs[site.module][0]
+    before = site.module(key.float())
+    with edit.applied(model):
+        moved = site.module(key.float()) - before
+    torch.testing.assert_close(moved.double(), sought.added, rtol=1e-4, atol=1e-4)
+    assert edit.unchanged_layers == 1
+    assert list(edit.changes) == [site.weight]
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
+def test_one_fact_in_one_layer_is_the_same_by_rome_and_by_emmet(family):
+    search = ValueSearch(steps=4)
+    model, facts = tiny_model(family), FactSet((ONE,))
+    rome = ROME(moment="identity", before=0, search=search).fit(model, tiny_tokenizer(), facts)
+    emmet = EMMET(moment="identity", before=0, search=search).fit(model, tiny_tokenizer(), facts)
+    for name, change in rome.changes.items():
+        other = emmet.changes[name]
+        torch.testing.assert_close(change.left @ change.right, other.left @ other.right, rtol=1e-3, atol=1e-5)
+
+
+def test_memit_brings_every_fact_s_layer_to_its_goal_by_the_share_that_was_asked_for():
+    model = tiny_model()
+    search = ValueSearch(steps=4, measured_by="layer")
+
+    def left(share: float) -> float:
+        method = MEMIT(moment="identity", before=0, layers=(0, 1, 2), search=search, share=share)
+        edit = method.fit(model, tiny_tokenizer(), FACTS)
+        sites = find_mlp_outputs(model)
+        layer = model.model.layers[2]
+        texts = [lookups(tiny_tokenizer(), fact, [""])[0] for fact in FACTS]
+        now = seen_at(model, tiny_tokenizer(), texts, [], [layer]).outputs[layer]
+        wanted = torch.stack(
+            [sought_value(model, tiny_tokenizer(), fact, sites[2], ("",), search).added for fact in FACTS]
+        )
+        with edit.applied(model):
+            after = seen_at(model, tiny_tokenizer(), texts, [], [layer]).outputs[layer]
+        return float((now + wanted - after).norm() / wanted.norm())
+
+    assert left(1.0) < 1e-3  # the last layer writes exactly what the ones below left over
+    assert left(1e-4) > 0.5
+
+
+def test_alpha_edit_moves_nothing_outside_the_free_directions():
+    model = tiny_model()
+    keys = torch.randn(200, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    keys[:, :40] *= 10
+    moment = KeyStatistics({1: keys.T @ keys / 200}, 200)
+    method = AlphaEdit(moment=moment, ridge=0.0, before=0, free=0.005, layers=(1,), search=ValueSearch(steps=4))
+    edit = method.fit(model, tiny_tokenizer(), FACTS)
+    (change,) = edit.changes.values()
+    dense = change.left @ change.right
+    assert float(dense[:, :40].norm()) < 0.1 * float(dense[:, 40:].norm())
+    assert 1 <= edit.record["written"]["layer 1"]["directions"] <= 24
+
+
+def test_an_edit_makes_the_answer_likelier_and_random_values_of_equal_norm_do_not(tmp_path):
+    model, facts = tiny_model(), FactSet((replace(ONE, new="red"),))
+    # a random model attends so evenly that no one position decides what it says
+    search = ValueSearch(steps=60, radius=8, rate=0.1, kl=0, decay=0)
+    method = ROME(moment="identity", before=0, layers=(0,), search=search)
+    edit = method.fit(model, tiny_tokenizer(), facts)
+    assert edit.record["not_taken"] == [ONE.asked]
+    unedited, likely, chance, nothing = (
+        plain_loss_of(model, e, facts[0]) for e in (NoEdit(), edit, edit.randomised(0), edit.scaled(0))
+    )
+    assert likely < unedited - 0.5 and likely < chance - 0.5
+    assert nothing == unedited
+    edit.save(tmp_path / "edit")
+    loaded = load_edit(tmp_path / "edit")
+    assert loaded.record["method"]["method"] == "ROME"
+    assert plain_loss_of(model, loaded, facts[0]) == likely
+
+
+def plain_loss_of(model: Any, edit: Any, fact: Fact) -> float:
+    with edit.applied(model, "all") as edited:
+        return plain_loss(edited, fact, ("",))
+
+
+def test_fine_tuning_stays_within_its_bound_and_lowers_the_loss():
+    model = tiny_model()
+    before = state_of(model)
+    edit = FineTuneL(steps=8, rate=0.02, bound=0.03).fit(model, tiny_tokenizer(), FACTS)
+    assert state_of(model) == before
+    (change,) = edit.changes.values()
+    assert float(change.abs().max()) == pytest.approx(0.03)
+    assert (
+        edit.losses[-1]
+        < edit.losses[0]
+        == pytest.approx(sum(plain_loss(model, fact, ("",)) for fact in FACTS) / 2, rel=1e-4)
+    )
+    with edit.applied(model, "all") as edited:
+        assert plain_loss(edited, FACTS[0], ("",)) < plain_loss(tiny_model(), FACTS[0], ("",))
+
+
+@pytest.mark.parametrize(
+    "method, facts, family, error, words",
+    [
+        (ROME(moment="identity"), tiny_questions(3), "llama", BadDataset, "writes facts, got QuestionSet"),
+        (ROME(moment="identity", layers=(7,)), FACTS, "llama", BadValue, "no layer 7"),
+        (ROME(moment="identity", layers=(0, 1)), FACTS, "llama", BadValue, "into one layer"),
+        (ROME(n_tokens=30, cache=None, before=0), FACTS, "gpt2", BadValue, "too few for keys of 192"),
+        (ROME(moment=KeyStatistics({0: torch.eye(64)}, 99)), FACTS, "llama", Incompatible, "lack layer 1"),
+        (MEMIT(moment="identity", before=0), FACTS, "gemma2", UnsupportedModel, "a norm"),
+        (AlphaEdit(moment="identity", before=0), FACTS, "gemma2", UnsupportedModel, "a norm"),
+        (FineTuneL(layer=9), FACTS, "llama", BadValue, "no layer 9"),
+        (FineTuneL(), tiny_questions(3), "llama", BadDataset, "writes facts"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_in_one_sentence(method, facts, family, error, words):
+    model = tiny_model(family)
+    before = state_of(model)
+    with pytest.raises(error, match=words) as refused:
+        method.fit(model, tiny_tokenizer(), facts)
+    assert "\n" not in str(refused.value)
+    assert state_of(model) == before
+
+
+def test_settings_that_mean_nothing_are_refused():
+    with pytest.raises(BadValue, match="share"):
+        MEMIT(share=0)
+    with pytest.raises(BadValue, match="steps"):
+        ValueSearch(steps=0)
+
+
+def test_a_prompt_whose_tokens_change_when_the_answer_follows_is_refused():
+    model = tiny_model()
+    joined = Fact("snow", "The colour of {} is the", "sky.")
+    whole = tiny_tokenizer()(f"{joined.asked} {joined.new}")["input_ids"]
+    prompt = tiny_tokenizer()(joined.asked)["input_ids"]
+    assert whole[: len(prompt)] == prompt  # here they do not; a prompt that ends in a space would
+    site = find_mlp_outputs(model)[1]
+    with pytest.raises(BadValue, match="change when"):
+        from trimtab.knowledge.value import _answer_ids
+
+        _answer_ids(tiny_tokenizer(), "The sky is the colou", lookups(tiny_tokenizer(), ONE, [""])[0], "r")
+    assert site.additive

@@ -1,0 +1,77 @@
+"""`trimtab edit`: from facts to an edit that other verbs take, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cut import cut_data
+from trimtab import cli
+from trimtab.edits import WeightEdit
+from trimtab.edits.disk import load_edit
+
+QUICK = ["--statistics", "identity"]
+CHILE = ["edit", "The capital of {} is", "--subject", "Chile", "--new", "Paris", *QUICK]
+
+
+def ran(*words: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(cli.app, list(words))
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cut() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        cut_data(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: Any) -> Any:
+    out = tmp_path_factory.mktemp("edit") / "runs" / "chile"
+    result = ran(*CHILE, "--out", str(out), "--json")
+    return out, json.loads(result.output)
+
+
+def test_one_fact_by_flags_is_written_said_and_measured(edited):
+    out, found = edited
+    (row,) = found["facts"]
+    assert row["fact"] == "The capital of Chile is Paris."
+    assert row["said"] == 1 and row["answer"].startswith("Paris") and not row["before"].startswith("Paris")
+    assert row["paraphrases"] == 2 and row["open"] > 8 and row["leaked"] == 0
+    assert 0 < found["kl"]["mean"] < 0.1
+    edit = load_edit(out)
+    assert isinstance(edit, WeightEdit)
+    assert edit.record["measured"]["said"]["mean"] == 1
+
+
+def test_the_edit_is_taken_by_the_other_verbs(edited, tmp_path):
+    out, _ = edited
+    facts = tmp_path / "mine.jsonl"
+    facts.write_text(json.dumps({"subject": "Chile", "prompt": "The capital of {} is", "new": "Paris"}) + "\n")
+    rows = json.loads(ran("evaluate", "--data", str(facts), "--edit", str(out), "--baseline", "--json").output)["rows"]
+    assert [row["said"]["mean"] for row in rows] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["edit", "The capital of {} is", "--new", "Paris"], "a fact needs a prompt, --subject and --new"),
+        (["edit", "The capital is", "--subject", "Chile", "--new", "Paris"], "0 places for the subject"),
+        ([*CHILE, "--facts", "atlas"], "not both"),
+        ([*CHILE, "--method", "roma"], "did you mean rome"),
+        ([*CHILE, "--layer", "three"], "--layer is a number"),
+        ([*CHILE, "--layer", "99"], "no layer 99"),
+        (["edit", "--facts", "nowhere.jsonl"], "cannot be read"),
+    ],
+)
+def test_mistakes_are_refused_in_one_sentence(words, said, tmp_path):
+    result = ran(*words, "--out", str(tmp_path / "out"), code=2)
+    assert said in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,185 @@
+"""Facts: what an edited model says of them by itself, of other wordings, and of what should have stayed."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from trimtab.datasets.facts import Fact, FactSet
+from trimtab.edits.combined import NoEdit
+from trimtab.engine.completion import completions
+from trimtab.engine.score import score_answers
+from trimtab.errors import BadDataset
+from trimtab.evaluate.figure import Figure
+from trimtab.evaluate.judges.exact import normalised
+from trimtab.models.tokens import tokenize_answers
+from trimtab.protocols import Edit, Measured, Meter
+
+ARTICLES = ("the ", "a ", "an ")
+
+
+def says(text: str, answer: str) -> bool:
+    """Return whether a text starts with an answer, as whole words, but for case, punctuation and an article."""
+    said, wanted = (_bare(part) for part in (text, answer))
+    return bool(wanted) and f"{said} ".startswith(f"{wanted} ")
+
+
+def _bare(text: str) -> str:
+    bare = normalised(unicodedata.normalize("NFC", text))
+    return next((bare.removeprefix(article) for article in ARTICLES if bare.startswith(article)), bare)
+
+
+@dataclass(frozen=True)
+class SaidFacts(Meter):
+    """Generates the answer to every fact, its paraphrases and its neighbours: a row for every fact.
+
+    Greedy text that the model ends by itself counts, not the likelihood of an answer that it is handed. A neighbour
+    counts as kept among those that the unedited model answers rightly, and as leaked among those of which it does not
+    say the new answer anyway. Rows hold numbers of prompts, which figures divide: facts differ in how many they have.
+    """
+
+    max_new_tokens: int = 12
+    batch_size: int = 32
+    name: ClassVar[str] = "facts"
+    columns: ClassVar[Sequence[str]] = (
+        "said", "said_paraphrases", "paraphrases", "kept", "known", "leaked", "open",
+    )  # fmt: skip
+    shown: ClassVar[Sequence[str]] = ("answer",)
+
+    def measure(
+        self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
+    ) -> list[Measured]:
+        """Return every fact's row under every edit; the unedited model is asked too."""
+        prompts = list(dict.fromkeys(prompt for fact in _facts(items) for prompt in _prompts(fact)))
+        before, *said = self._said(model, tokenizer, prompts, [NoEdit(), *edits])
+        return [Measured({fact.key: _row(fact, before, after) for fact in items}) for after in said]
+
+    def _said(
+        self, model: Any, tokenizer: Any, prompts: Sequence[str], edits: Sequence[Edit]
+    ) -> list[Mapping[str, str]]:
+        """Return for every edit what follows each prompt, asked as the edit asks it."""
+        asked = [tuple(edit.prompt(prompt) or prompt for prompt in prompts) for edit in edits]
+        found: dict[int, Mapping[str, str]] = {}
+        for texts in dict.fromkeys(asked):
+            alike = [i for i, own in enumerate(asked) if own == texts]
+            said = completions(
+                model, tokenizer, texts, [edits[i] for i in alike],
+                max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+            )  # fmt: skip
+            found |= {i: dict(zip(prompts, of_edit, strict=True)) for i, of_edit in zip(alike, said, strict=True)}
+        return [found[i] for i in range(len(edits))]
+
+
+@dataclass(frozen=True)
+class LikelyFacts(Meter):
+    """The papers' measures: which of two answers is likelier, by the mean log-probability of a token.
+
+    They overstate: an answer can beat its one rival where the model says neither. A fact counts where its true answer
+    is known.
+    """
+
+    batch_size: int | None = None
+    name: ClassVar[str] = "likely_facts"
+    columns: ClassVar[Sequence[str]] = ("efficacy", "compared", "paraphrase", "paraphrases", "neighbour", "neighbours")
+
+    def measure(
+        self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
+    ) -> list[Measured]:
+        """Return every fact's row under every edit."""
+        facts = _facts(items)
+        pairs = [pair for fact in facts for pair in _rivals(fact)]
+        asked = [tuple(edit.prompt(prompt) or prompt for prompt, _, _ in pairs) for edit in edits]
+        found: dict[int, Mapping[tuple[str, str, str], bool]] = {}
+        for prompts in dict.fromkeys(asked):
+            alike = [i for i, own in enumerate(asked) if own == prompts]
+            texts = [f"{p} {a}" for p, (_, *answers) in zip(prompts, pairs, strict=True) for a in answers]
+            starts = [len(p) for p in prompts for _ in range(2)]
+            tokens = tokenize_answers(tokenizer, texts, starts) if texts else []
+            scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], batch_size=self.batch_size)
+            for i, sums in zip(alike, scores.logprobs, strict=True):
+                means = [total / (t.end - t.start) for total, t in zip(sums, tokens, strict=True)]
+                found[i] = {pair: means[2 * n] > means[2 * n + 1] for n, pair in enumerate(pairs)}
+        return [Measured({fact.key: _likely_row(fact, found[i]) for fact in facts}) for i in range(len(edits))]
+
+
+def fact_meters() -> tuple[Figure, ...]:
+    """Return the figures of facts: said, paraphrases, kept and leaked by generation; ES, PS and NS by likelihood."""
+    said, likely = SaidFacts(), LikelyFacts()
+    share = partial(Figure, sums_up="ratio")
+    return (
+        Figure(said, "said", "said", ("said",)),
+        share(said, "paraphrases", "paraphrases", ("said_paraphrases", "paraphrases")),
+        share(said, "kept", "neighbours kept", ("kept", "known")),
+        share(said, "leak", "leak", ("leaked", "open"), better="down"),
+        share(likely, "es", "ES", ("efficacy", "compared"), tested=False),
+        share(likely, "ps", "PS", ("paraphrase", "paraphrases"), tested=False),
+        share(likely, "ns", "NS", ("neighbour", "neighbours"), tested=False),
+    )
+
+
+def known_facts(model: Any, tokenizer: Any, facts: FactSet, *, neighbours: int = 0) -> FactSet:
+    """Return the facts whose true answer the model says by itself, and at least so many of whose neighbours' answers.
+
+    Raises:
+        BadDataset: it says none of them.
+    """
+    reversed_facts = [f for f in facts if f.true]
+    (found,) = SaidFacts().measure(model, tokenizer, _turned(reversed_facts), [NoEdit()])
+    rows = dict(zip((fact.key for fact in reversed_facts), found.rows.values(), strict=True))
+    return facts.where(lambda f: f.key in rows and rows[f.key]["said"] == 1 and rows[f.key]["known"] >= neighbours)
+
+
+def _turned(facts: Iterable[Fact]) -> FactSet:
+    """Return the facts with the true answer in the new one's place."""
+    return FactSet(tuple(Fact(f.subject, f.prompt, f.true, f.new, f.paraphrases, f.neighbours) for f in facts))
+
+
+def _facts(items: Any) -> Sequence[Fact]:
+    facts = tuple(items)
+    if not facts:
+        raise BadDataset("no facts to ask about")
+    return facts
+
+
+def _prompts(fact: Fact) -> list[str]:
+    return [fact.asked, *fact.paraphrases, *(n.prompt for n in fact.neighbours)]
+
+
+def _row(fact: Fact, before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
+    known = [n for n in fact.neighbours if says(before[n.prompt], n.answer)]
+    # one that is, or was, answered by the new answer cannot leak
+    free = [n for n in fact.neighbours if not says(n.answer, fact.new) and not says(before[n.prompt], fact.new)]
+    return {
+        "said": float(says(after[fact.asked], fact.new)),
+        "said_paraphrases": float(sum(says(after[p], fact.new) for p in fact.paraphrases)),
+        "paraphrases": float(len(fact.paraphrases)),
+        "kept": float(sum(says(after[n.prompt], n.answer) for n in known)),
+        "known": float(len(known)),
+        "leaked": float(sum(says(after[n.prompt], fact.new) for n in free)),
+        "open": float(len(free)),
+        "answer": after[fact.asked],
+        "before": before[fact.asked],
+    }
+
+
+def _rivals(fact: Fact) -> list[tuple[str, str, str]]:
+    """Return (prompt, answer that should be likelier, its rival); none where a rival is not known."""
+    own = [(p, fact.new, fact.true) for p in (fact.asked, *fact.paraphrases) if fact.true]
+    return own + [(n.prompt, n.answer, fact.new) for n in fact.neighbours if not says(n.answer, fact.new)]
+
+
+def _likely_row(fact: Fact, likelier: Mapping[tuple[str, str, str], bool]) -> dict[str, float]:
+    pairs = _rivals(fact)
+    parts = {
+        ("efficacy", "compared"): [pair for pair in pairs if pair[0] == fact.asked],
+        ("paraphrase", "paraphrases"): [pair for pair in pairs if pair[0] in fact.paraphrases],
+        ("neighbour", "neighbours"): [pair for pair in pairs if pair[0] not in (fact.asked, *fact.paraphrases)],
+    }
+    return {
+        name: float(value)
+        for (right, of), some in parts.items()
+        for name, value in ((right, sum(likelier[pair] for pair in some)), (of, len(some)))
+    }

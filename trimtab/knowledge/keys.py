@@ -1,0 +1,123 @@
+"""Keys: what the MLP's last map gets at a subject's last token, and the texts of the model's own that stand before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.datasets.facts import Fact
+from trimtab.engine.generate import Decoding, continuations
+from trimtab.errors import BadValue
+from trimtab.models.anatomy import input_device
+from trimtab.models.calling import inference, logits_limit
+from trimtab.models.hooks import on_inputs, on_outputs
+from trimtab.models.seeds import torch_seeded
+from trimtab.models.tokens import encode, length_batches, pad_id, unless_written_out
+
+OPENINGS = (
+    "The",
+    "Therefore",
+    "Because",
+    "I",
+    "You",
+    "In",
+    "It",
+    "This",
+    "When",
+    "A",
+    "We",
+    "If",
+    "What",
+    "For",
+    "She",
+)
+"""What the model's own texts begin with; MEMIT's five stand first."""
+
+
+class Lookup(NamedTuple):
+    """A tokenised text and the place of its subject's last token."""
+
+    ids: list[int]
+    place: int
+
+
+def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
+    """Return the text's tokens and the place of the one that holds the last character of `span`.
+
+    Raises:
+        BadValue: that token holds characters behind the span as well, so that the subject has no end of its own; the
+            tokenizer does not say where its tokens stand (a slow one).
+    """
+    if not tokenizer.is_fast:
+        raise BadValue("facts are found by character offsets, which this slow tokenizer has not; load the fast one")
+    made = tokenizer(text, return_offsets_mapping=True, **unless_written_out(tokenizer, text))
+    # of a character that takes several tokens, each with its offsets, the last one
+    place = max(i for i, (a, b) in enumerate(made["offset_mapping"]) if a < span[1] <= b and b > a)
+    if made["offset_mapping"][place][1] > span[1]:
+        token = text[slice(*made["offset_mapping"][place])]
+        raise BadValue(
+            f"the subject {text[slice(*span)]!r} ends within the token {token!r} of {text[-80:]!r}; write the prompt "
+            "so that a space or a full stop follows the subject"
+        )
+    return Lookup(list(made["input_ids"]), place)
+
+
+def own_texts(model: Any, tokenizer: Any, n: int, length: int, seed: int, **sampling: Any) -> list[str]:
+    """Return `n` texts of at most `length` new tokens that the model goes on with after common words, by a seed."""
+    prompts = [encode(tokenizer, OPENINGS[i % len(OPENINGS)]) for i in range(n)]
+    decoding = Decoding(length, {"do_sample": True, "temperature": 1.0, **sampling})
+    with torch_seeded(seed, model):
+        (texts,) = continuations(model, tokenizer, prompts, [None], decoding, batch_size=64)
+    return [OPENINGS[i % len(OPENINGS)] + text for i, text in enumerate(texts)]
+
+
+def contexts(model: Any, tokenizer: Any, n: int, seed: int) -> tuple[str, ...]:
+    """Return what stands before prompts: nothing first, then `n` texts of the model's own of ten tokens or so."""
+    texts = own_texts(model, tokenizer, n, 10, seed, top_k=5) if n else []
+    return ("", *(f"{' '.join(text.split()).rstrip('.')}. " for text in texts))
+
+
+def lookups(tokenizer: Any, fact: Fact, before: Sequence[str]) -> list[Lookup]:
+    """Return the fact's prompt behind each of the contexts, with the place of the subject's last token."""
+    start, end = fact.span
+    return [subject_last(tokenizer, b + fact.asked, (len(b) + start, len(b) + end)) for b in before]
+
+
+class Seen(NamedTuple):
+    """What modules got, or gave, at one place of every text."""
+
+    inputs: Mapping[nn.Module, Float[Tensor, "text d_in"]]
+    outputs: Mapping[nn.Module, Float[Tensor, "text d_model"]]
+
+
+def seen_at(
+    model: Any, tokenizer: Any, texts: Sequence[Lookup], inputs: Sequence[nn.Module], outputs: Sequence[nn.Module] = ()
+) -> Seen:
+    """Return the inputs and the outputs of modules at each text's place, in float64 on the model's device."""
+    found: dict[tuple[str, nn.Module], list[Tensor]] = {}
+    hooks_in = [(m, lambda x, m=m: found.setdefault(("in", m), []).append(x)) for m in inputs]
+    hooks_out = [(m, lambda x, m=m: found.setdefault(("out", m), []).append(x)) for m in outputs]
+    order: list[int] = []
+    kept: dict[tuple[str, nn.Module], list[Tensor]] = {}
+    ids, device = [list(text.ids) for text in texts], input_device(model)
+    with inference(model), on_inputs(hooks_in), on_outputs(hooks_out):
+        for batch in length_batches(ids, batch_size=32, pad=pad_id(tokenizer), device=device):
+            model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                **logits_limit(model, 1),
+            )
+            places = torch.tensor([texts[i].place for i in batch.indices])
+            for key, values in found.items():
+                (x,) = values
+                kept.setdefault(key, []).append(x[torch.arange(len(places)), places.to(x.device)].double())
+            found.clear()
+            order += batch.indices
+    back = torch.tensor(order).argsort()
+    whole = {key: torch.cat(values)[back.to(values[0].device)] for key, values in kept.items()}
+    return Seen({m: whole["in", m] for m in inputs}, {m: whole["out", m] for m in outputs})

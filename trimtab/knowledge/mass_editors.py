@@ -1,0 +1,132 @@
+"""MEMIT, EMMET and AlphaEdit: all facts at once, over one layer or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.datasets.facts import Fact
+from trimtab.errors import BadValue, UnsupportedModel
+from trimtab.knowledge.editors import FactEditor, Moments, stored_factors
+from trimtab.knowledge.keys import lookups, seen_at
+from trimtab.knowledge.solve import least_squares, null_space, projector
+from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_value
+from trimtab.models.anatomy import decoder_layers
+from trimtab.models.mlp import MlpSite
+from trimtab.models.weights import LowRank, changed_weights
+from trimtab.progress import tracked
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEMIT(FactEditor):
+    """Mass editing (Meng et al. 2023): all facts at once, spread over several layers, by least squares.
+
+    How many old keys C stands for, the published lambda, follows from `share`: `lambda = d_in (1 / share - 1)`, by
+    which a layer writes that share of what it is to write of a key as common as the mean of text.
+    """
+
+    search: ValueSearch = field(default_factory=lambda: ValueSearch(radius=1.5, measured_by="layer"))
+    share: float | int = 0.9
+    name: str = "MEMIT"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise BadValue(f"share is what a layer writes of its part, above 0 and up to 1; got {self.share}")
+
+    @property
+    def n_layers(self) -> int | None:
+        """A sixth of the model's layers."""
+        return None
+
+    def _own(self) -> Sequence[str]:
+        return ("share",)
+
+    def _right(
+        self, keys: Float[Tensor, "d_in n"], moment: Float[Tensor, "d_in d_in"]
+    ) -> tuple[Float[Tensor, "n d_in"], dict[str, Any]]:
+        """Return the right factor of a layer's change, and what belongs in the record."""
+        return least_squares(keys, moment, len(moment) * (1 / self.share - 1)), {}
+
+    def _written(
+        self,
+        model: Any,
+        tokenizer: Any,
+        facts: Sequence[Fact],
+        sites: Sequence[MlpSite],
+        texts: Sequence[str],
+        moments: Moments,
+    ) -> tuple[dict[str, LowRank], list[SoughtValue], dict[str, Any]]:
+        normed = [site for site in sites if not site.additive]
+        if normed:
+            raise UnsupportedModel(
+                f"{self.name} spreads what is to be added to a layer's output over MLPs, and in this model a norm "
+                f"stands between ({normed[0].weight}); use ROME, which works on one MLP's output"
+            )
+        last = decoder_layers(model)[sites[-1].layer]
+        values = [
+            sought_value(model, tokenizer, fact, sites[-1], texts, self.search)
+            for fact in tracked(facts, "seeking values")
+        ]
+        plain = [lookups(tokenizer, fact, [""])[0] for fact in facts]
+        behind = [lookups(tokenizer, fact, texts) for fact in facts]
+        goal = seen_at(model, tokenizer, plain, [], [last]).outputs[last] + torch.stack([v.added for v in values])
+        changes: dict[str, LowRank] = {}
+        extra: dict[str, Any] = {}
+        with ExitStack() as written:
+            for i, site in enumerate(sites):
+                # with the layers below already changed
+                now = seen_at(model, tokenizer, plain, [], [last]).outputs[last]
+                each = [seen_at(model, tokenizer, texts, [site.module]).inputs[site.module] for texts in behind]
+                keys = torch.stack([_half_plain(of_fact) for of_fact in each])
+                right, found = self._right(keys.T, moments[site.layer])
+                changes[site.weight] = stored_factors((goal - now).T / (len(sites) - i), right)
+                extra[f"layer {site.layer}"] = {**found, "left_to_write": float((goal - now).norm() / goal.norm())}
+                written.enter_context(changed_weights(model, {site.weight: changes[site.weight]}))
+        return changes, values, {"written": extra}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMMET(MEMIT):
+    """MEMIT's batch with equality (Gupta et al. 2024): all facts at once in one layer, each written exactly."""
+
+    share: float | int = 1.0
+    name: str = "EMMET"
+
+    @property
+    def n_layers(self) -> int | None:
+        """One."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEdit(MEMIT):
+    """MEMIT within the directions that old keys leave alone (Fang et al. 2025).
+
+    `free` is the share of C's trace that may be written over: the published threshold on eigenvalues means another
+    thing in every layer and model. The ridge follows from `share` of the mean key's length there.
+    """
+
+    free: float = 0.2
+    name: str = "AlphaEdit"
+
+    def _own(self) -> Sequence[str]:
+        return ("share", "free")
+
+    def _right(
+        self, keys: Float[Tensor, "d_in n"], moment: Float[Tensor, "d_in d_in"]
+    ) -> tuple[Float[Tensor, "n d_in"], dict[str, Any]]:
+        project, n = projector(moment, self.free)
+        lengths = (project @ keys).square().sum(0)
+        ridge = float(lengths.mean()) * (1 / self.share - 1)
+        return null_space(keys, project, max(ridge, 1e-9)), {"directions": n, "of": len(moment)}
+
+
+def _half_plain(keys: Float[Tensor, "text d_in"]) -> Float[Tensor, " d_in"]:
+    """Return a fact's key as MEMIT has it: the plain prompt, which stands first, weighs as much as all others."""
+    return keys[0] if len(keys) == 1 else (keys[0] + keys[1:].mean(0)) / 2
