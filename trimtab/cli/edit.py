@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.options import AsJson, Limit, Loading, Out, Seed, one_of
+from trimtab.cli.options import AsJson, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.facts import FactSet
@@ -45,7 +45,7 @@ def edit(
         typer.Option("--cache", help="Folder that keeps the former.", show_default="trimtab's in the user's cache"),
     ] = None,
     loading: Loading = Loading(),
-    out: Out = Path("runs/edit"),
+    output: Output = Output(Path("runs/edit")),
     limit: Limit = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -64,12 +64,11 @@ def edit(
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.factual import fact_meters
     from trimtab.evaluate.table import table
-    from trimtab.storage import check_writable
 
     one_of(method, "way of editing facts", EDITORS)
     asked = _facts(prompt, subject, new, facts)
     asked = asked if limit is None else asked[:limit]
-    check_writable(out, WeightEdit.kind)
+    out = output.checked(WeightEdit.kind)
     opened = loading.open()
     made = _method(method, layer, statistics, cache, opened, seed)
     remark(f"editing {len(asked)} fact(s) by {made.name}; statistics of a new model take minutes, and are kept")

@@ -66,7 +66,7 @@ class Search:
         kept = [(t.score, place) for t, place in zip(tried, taken, strict=True) if t.score is not None and t.within]
         free = np.setdiff1d(np.arange(len(self.grid)), taken)
         if not scored:
-            return self.grid[free[0]]
+            return self.grid[int(free[0])]
         # every second one looks beside the best within the budget, since that is a result of its own
         best = max(kept if kept and number % 2 else scored)[1]
         at, free_at, best_at = (self._cells(p) for p in ([place for _, place in scored], free, [best]))
@@ -76,7 +76,7 @@ class Search:
         steps = (free_at[:, None] - at[None]) / np.maximum(np.array(self.shape) - 1, 1)
         weights = 1 / (steps**2).sum(-1)
         expected = (weights * np.array([score for score, _ in scored])).sum(1) / weights.sum(1)
-        return self.grid[free[expected.argmax()]]
+        return self.grid[int(free[int(expected.argmax())])]
 
     def _cells(self, places: Any) -> Any:
         return np.stack(np.unravel_index(np.array(places), self.shape), 1)

@@ -16,7 +16,7 @@ from trimtab.models.anatomy import input_device
 from trimtab.models.calling import inference, logits_limit
 from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.models.seeds import torch_seeded
-from trimtab.models.tokens import encode, length_batches, pad_id, unless_written_out
+from trimtab.models.tokens import encode, length_batches, pad_id
 
 OPENINGS = (
     "The",
@@ -54,7 +54,7 @@ def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
     """
     if not tokenizer.is_fast:
         raise BadValue("facts are found by character offsets, which this slow tokenizer has not; load the fast one")
-    made = tokenizer(text, return_offsets_mapping=True, **unless_written_out(tokenizer, text))
+    made, ids = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False), encode(tokenizer, text)
     # of a character that takes several tokens, each with its offsets, the last one
     place = max(i for i, (a, b) in enumerate(made["offset_mapping"]) if a < span[1] <= b and b > a)
     if made["offset_mapping"][place][1] > span[1]:
@@ -63,7 +63,7 @@ def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
             f"the subject {text[slice(*span)]!r} ends within the token {token!r} of {text[-80:]!r}; write the prompt "
             "so that a space or a full stop follows the subject"
         )
-    return Lookup(list(made["input_ids"]), place)
+    return Lookup(ids, len(ids) - len(made["input_ids"]) + place)
 
 
 def own_texts(model: Any, tokenizer: Any, n: int, length: int, seed: int, **sampling: Any) -> list[str]:
