@@ -92,7 +92,7 @@ class LikelyFacts(Meter):
         facts = _facts(items)
         pairs = [pair for fact in facts for pair in _rivals(fact)]
         asked = [tuple(edit.prompt(prompt) or prompt for prompt, _, _ in pairs) for edit in edits]
-        found: dict[int, Mapping[tuple[str, str, str], bool]] = {}
+        found: dict[int, Mapping[tuple[str, str, str], float]] = {}
         for prompts in dict.fromkeys(asked):
             alike = [i for i, own in enumerate(asked) if own == prompts]
             texts = [f"{p} {a}" for p, (_, *answers) in zip(prompts, pairs, strict=True) for a in answers]
@@ -101,7 +101,7 @@ class LikelyFacts(Meter):
             scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], batch_size=self.batch_size)
             for i, sums in zip(alike, scores.logprobs, strict=True):
                 means = [total / (t.end - t.start) for total, t in zip(sums, tokens, strict=True)]
-                found[i] = {pair: means[2 * n] > means[2 * n + 1] for n, pair in enumerate(pairs)}
+                found[i] = {pair: means[2 * n] - means[2 * n + 1] for n, pair in enumerate(pairs)}
         return [Measured({fact.key: _likely_row(fact, found[i]) for fact in facts}) for i in range(len(edits))]
 
 
@@ -171,15 +171,17 @@ def _rivals(fact: Fact) -> list[tuple[str, str, str]]:
     return own + [(n.prompt, n.answer, fact.new) for n in fact.neighbours if not says(n.answer, fact.new)]
 
 
-def _likely_row(fact: Fact, likelier: Mapping[tuple[str, str, str], bool]) -> dict[str, float]:
+def _likely_row(fact: Fact, margins: Mapping[tuple[str, str, str], float]) -> dict[str, float]:
     pairs = _rivals(fact)
     parts = {
         ("efficacy", "compared"): [pair for pair in pairs if pair[0] == fact.asked],
         ("paraphrase", "paraphrases"): [pair for pair in pairs if pair[0] in fact.paraphrases],
         ("neighbour", "neighbours"): [pair for pair in pairs if pair[0] not in (fact.asked, *fact.paraphrases)],
     }
-    return {
+    counts = {
         name: float(value)
         for (right, of), some in parts.items()
-        for name, value in ((right, sum(likelier[pair] for pair in some)), (of, len(some)))
+        for name, value in ((right, sum(margins[pair] > 0 for pair in some)), (of, len(some)))
     }
+    # in nats per token, over all prompts of the fact
+    return {**counts, "margin": sum(margins[pair] for pair in pairs) / max(1, len(pairs))}

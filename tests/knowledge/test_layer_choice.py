@@ -1,0 +1,33 @@
+"""The layer to edit is the one that keeps and spreads most and leaks least, on facts that the model knows."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from tests.cases import FACTS
+from tests.observing import state_of
+from tests.tiny import tiny_model, tiny_tokenizer
+from trimtab.errors import BadDataset
+from trimtab.knowledge import ROME, ValueSearch, choose_layer, layer_choice
+
+QUICK = ROME(moment="identity", before=0, search=ValueSearch(steps=2))
+
+
+def test_every_layer_asked_for_is_tried_and_the_best_one_chosen(monkeypatch):
+    monkeypatch.setattr(layer_choice, "known_facts", lambda model, tokenizer, facts, neighbours: facts)
+    model = tiny_model()
+    before = state_of(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*stayed unlikely")
+        found = choose_layer(model, tiny_tokenizer(), QUICK, FACTS, n_facts=1, depths=(0.1, 0.7))
+    assert [one.layer for one in found.tried] == [1, 2]
+    best = max(found.tried, key=lambda one: one.kept + one.paraphrases - one.leak)
+    assert found.layer == best.layer
+    assert state_of(model) == before
+
+
+def test_a_model_that_knows_none_of_the_facts_is_refused():
+    with pytest.raises(BadDataset):
+        choose_layer(tiny_model(), tiny_tokenizer(), QUICK, FACTS)
