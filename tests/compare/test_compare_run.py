@@ -51,7 +51,7 @@ def test_every_method_has_a_row_and_the_unedited_model_comes_first(done):
     assert all(row.complete and bool(row.notes) == bool(row.draws) for row in result.rows() if row.variant == "best")
 
 
-def test_every_method_tries_the_same_number_of_settings_and_the_same_ones_in_every_fold(done):
+def test_every_method_tries_the_same_number_of_settings_each_once_and_the_middle_first(done):
     _, result = done
     tried: dict[tuple, list] = {}
     for trial in result.trials:
@@ -60,7 +60,7 @@ def test_every_method_tries_the_same_number_of_settings_and_the_same_ones_in_eve
         assert len(knobs) == {"Baseline": 1, "Random direction": 3}.get(method, 2)
         assert len(set(knobs)) == len(knobs)
         if method != "Random direction":  # its setting is that of ITI in the same fold and seed
-            assert knobs == tried[method, 0, 0]
+            assert knobs[0] == tried[method, 0, 0][0]
 
 
 def test_test_questions_are_seen_by_nothing_before_the_last_measurement():

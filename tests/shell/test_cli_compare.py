@@ -219,8 +219,8 @@ def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_tria
     assert len(names) == 17
     for name, method in job.methods.items():
         n = method.draws if isinstance(method, RandomDirection) else min(job.design.trials, len(list(method.grid)))
-        assert len(job.settings(name)) == n
-    assert len(job.settings("Random direction")) == 10
+        assert job.n_tries(name) == n
+    assert job.n_tries("Random direction") == 10
     assert len(job_of(quick()).units) == 7
 
 
