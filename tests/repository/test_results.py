@@ -1,4 +1,4 @@
-"""Every figure of the published table follows from the per-question rows that lie beside it."""
+"""Every figure of the published tables follows from the per-question rows that lie beside them."""
 
 from __future__ import annotations
 
@@ -10,55 +10,88 @@ import numpy as np
 import pytest
 
 from tests.repository.source import PACKAGE
-from trimtab.compare.statistics import over_draws, spread
+from trimtab.compare.statistics import holm, over_draws, paired, question_means, spread
 
 RESULTS = PACKAGE.parent / "docs" / "results"
-RECORDS = json.loads(lzma.decompress((RESULTS / "comparison.json.xz").read_bytes()))
-LINES = re.findall(r"^\| ([^|]+?) \| (.+) \|$", (RESULTS / "README.md").read_text(encoding="utf-8"), re.M)
-PRINTED = {name.split(" (60 draws)")[0]: cells.split(" | ") for name, cells in LINES if not name.startswith("---")}
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
+PAGES = {"README.md": "comparison.json.xz", "editing.md": "editing.json.xz"}
+ROWS = {
+    page: {row["name"]: row for row in json.loads(lzma.decompress((RESULTS / file).read_bytes()))["rows"]}
+    for page, file in PAGES.items()
+}
+FIGURES = {"true_info": ("true", "informative"), "mc1": ("mc1",), "mc2": ("mc2",), "kl": ("kl",)}
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-def true_info(means):
-    return means[..., 0] * means[..., 1]
+def lines_of(page, width):
+    """Return first cell -> the others, of a page's tables of this many columns."""
+    text = (RESULTS / page).read_text(encoding="utf-8")
+    found = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    return {cells[0].split(" (60 draws)")[0]: cells[1:] for cells in found if len(cells) == width and cells[0]}
+
+
+def figure_of(means, figure):
+    return means[..., 0] * means[..., 1] if figure == "true_info" else means[..., 0]
 
 
 def columns_of(unit, figure):
     """Return (item, column) of one unit's rows, those of digits from 0 to 1."""
-    named = {"true_info": ("true", "informative"), "mc1": ("mc1",), "mc2": ("mc2",), "kl": ("kl",)}[figure]
-    if any(unit[name] is None for name in named):
+    if any(unit[name] is None for name in FIGURES[figure]):
         return None
-    return np.array([[float(value) for value in unit[name]] for name in named]).T
+    return np.array([[float(value) for value in unit[name]] for name in FIGURES[figure]]).T
+
+
+def values_of(row, figure):
+    values: dict[int, dict[str, list[list[float]]]] = {}
+    for unit in row["units"]:
+        for i, measured in enumerate(columns_of(unit, figure)):
+            values.setdefault(unit["seed"], {}).setdefault(str(i), []).append(list(measured))
+    return values
 
 
 def interval(row, figure):
     """Return what the row's figure is, with its interval: over questions, or over draws for a control."""
-    reduce = true_info if figure == "true_info" else lambda means: means[..., 0]
-    units = [(unit["seed"], columns_of(unit, figure)) for unit in row["units"]]
-    if not units or units[0][1] is None:
+    units = row["units"]
+    if not units or columns_of(units[0], figure) is None:
         return None
     if row["control"]:
-        return over_draws([seed for seed, _ in units], [float(reduce(c.mean(0))) for _, c in units]).estimate
-    values: dict[int, dict[str, list[list[float]]]] = {}
-    for seed, columns in units:
-        of_seed = values.setdefault(seed, {})
-        for i, measured in enumerate(columns):
-            of_seed.setdefault(str(i), []).append(list(measured))
-    return spread(values, reduce).estimate
+        drawn = [float(figure_of(columns_of(unit, figure).mean(0), figure)) for unit in units]
+        return over_draws([unit["seed"] for unit in units], drawn).estimate
+    return spread(values_of(row, figure), lambda means: figure_of(means, figure)).estimate
 
 
-def test_the_table_has_the_rows_of_the_record():
-    assert [row["name"] for row in RECORDS["rows"]] == [name for name in PRINTED if name]
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_has_the_rows_of_the_record(page):
+    assert list(ROWS[page]) == list(lines_of(page, 7))
 
 
-@pytest.mark.parametrize("row", RECORDS["rows"], ids=lambda row: row["name"])
-def test_every_printed_figure_is_that_of_the_rows(row):
-    *shares, kl, fitted, _ = PRINTED[row["name"]]
+@pytest.mark.parametrize("page, name", [(page, name) for page, rows in ROWS.items() for name in rows])
+def test_every_printed_figure_is_that_of_the_rows(page, name):
+    row = ROWS[page][name]
+    *shares, kl, fitted, _ = lines_of(page, 7)[name]
     for figure, cell in zip(("true_info", "mc1", "mc2"), shares, strict=True):
-        found, printed = interval(row, figure), [float(n) for n in NUMBER.findall(cell) if n != "-"]
-        assert printed == (
-            [] if found is None else [round(100 * found, 1), round(100 * found.low), round(100 * found.high)]
-        )
+        found, printed = interval(row, figure), [float(n) for n in NUMBER.findall(cell)]
+        share = [] if found is None else [round(100 * found, 1), round(100 * found.low), round(100 * found.high)]
+        assert printed == share
     found = interval(row, "kl")
     assert kl == ("-" if found is None else f"{found:.3f}")
     assert fitted == ("-" if row["fitted_numbers"] is None else f"{row['fitted_numbers']:,.0f}")
+
+
+def test_the_printed_differences_and_p_values_are_those_of_the_rows():
+    printed, rows = lines_of("editing.md", 4), ROWS["editing.md"]
+    names = [difference.split(" - ") for difference in printed]
+    assert len(names) == 7
+    for column, figure in enumerate(("true_info", "mc1", "mc2")):
+        tested = [
+            paired(
+                *(question_means(values_of(rows[name], figure)) for name in pair),
+                lambda means, figure=figure: figure_of(means, figure),
+            )
+            for pair in names
+        ]
+        for cells, (found, _), p in zip(printed.values(), tested, holm([p for _, p in tested]), strict=True):
+            said = [float(n) for n in NUMBER.findall(cells[column])]
+            expected = [round(100 * found, 1), round(100 * found.low), round(100 * found.high)]
+            assert said[:3] == expected
+            assert said[3] == (0.0014 if "<=" in cells[column] else round(p, 3))
+            assert ("<=" in cells[column]) == (p < 0.0015)
