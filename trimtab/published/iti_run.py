@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trimtab.probes.logistic import fit_logistic, shuffled
 from trimtab.probes.plots import heat_map
 from trimtab.protocols import Edit
 from trimtab.steer.fitting import fit_shift
-from trimtab.steer.random import RandomDirection, one_seed
+from trimtab.steer.random import RandomDirection
 from trimtab.steer.sites import read_sites
 from trimtab.steer.strength import choose_strength, require_budget, sweep_figure
 from trimtab.storage import versions, write_json, written_folder
@@ -109,8 +110,9 @@ def iti_run(
     edits: list[Edit] = [NoEdit(), few_shot, shift, Stacked((few_shot, shift)), *others]
     rows = table(model, tokenizer, test, edits)
     # every draw is a row of its own before they are pooled, so it needs a name of its own
-    drawn = enumerate(RandomDirection().edits(shift, settings.draws, seed=(seed,)))
-    controls: Any = tuple(draw.renamed(f"{RANDOM} {one_seed((seed, i))}") for i, draw in drawn)
+    before = seed * settings.draws  # other draws for every seed
+    drawn = islice(RandomDirection().edits(shift, before + settings.draws, seed=()), before, None)
+    controls: Any = tuple(draw.renamed(f"{RANDOM} {number}") for number, draw in enumerate(drawn, before))
     pooled_rows = (pooled(table(model, tokenizer, test, controls).rows, RANDOM),) if controls else ()
     reading = {**_reading(probes, tested), **{f"shuffled_{k}": v for k, v in _reading(control, tested).items()}}
     setting = {
