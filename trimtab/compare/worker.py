@@ -69,10 +69,10 @@ class Worker(Bench):
         started = time.perf_counter()
         try:
             with peak_memory(input_device(self.model)) as peak:
-                edit: Edit | Exception = fit(knobs)
+                edit = fit(knobs)
         except Exception as mistake:
-            return _Fitted(number, knobs, mistake)
-        return _Fitted(number, knobs, edit, costs(edit, peak), time.perf_counter() - started)
+            return _Fitted(number, knobs, None, mistake)
+        return _Fitted(number, knobs, edit, None, costs(edit, peak), time.perf_counter() - started)
 
     def _tried(
         self,
@@ -90,10 +90,10 @@ class Worker(Bench):
             seconds = (time.perf_counter() - started) / len(edits)
             return [{"validation": one, "measure": seconds} for one in scores]
 
-        edits = [one.edit for one in fitted if isinstance(one.edit, Edit)]
+        edits = [one.edit for one in fitted if one.edit is not None]
         found = iter(each(measured, edits) if edits else ())
         for one in fitted:
-            said = next(found) if isinstance(one.edit, Edit) else one.edit
+            said = one.failed or next(found)
             record = {"status": "failed", "knobs": dict(one.knobs)}
             if isinstance(said, Exception):
                 record |= {"why": why(said)}
@@ -135,14 +135,15 @@ class _Fitted(NamedTuple):
 
     number: int
     knobs: Mapping[str, Any]
-    edit: Edit | Exception
+    edit: Edit | None
+    failed: Exception | None
     made: Mapping[str, Any] = {}
     seconds: float = 0.0
 
 
-def _alone(edit: Edit | Exception) -> bool:
+def _alone(edit: Edit | None) -> bool:
     """Return whether an edit is measured at once: one that was trained took long to make, or holds a model."""
-    return isinstance(edit, Edit) and (edit.replaces_model or bool(edit.losses))
+    return edit is not None and (edit.replaces_model or bool(edit.losses))
 
 
 @dataclass
@@ -156,9 +157,9 @@ class _Kept:
         self.edits: dict[int, Edit] = {}
         self.records: dict[int, dict[str, Any]] = {}
 
-    def offer(self, number: int, record: dict[str, Any], edit: Edit | Exception) -> None:
+    def offer(self, number: int, record: dict[str, Any], edit: Edit | None) -> None:
         """Keep the edit if it is the best so far, or the best so far within the budget."""
-        if isinstance(edit, Exception) or record["status"] == "failed":
+        if edit is None or record["status"] == "failed":
             return
         self.edits[number], self.records[number] = edit, record
         numbers, held = list(self.records), list(self.records.values())
