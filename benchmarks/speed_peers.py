@@ -224,11 +224,11 @@ def activations_of(w: Written, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 def probes(w: Written, kind: str, way: str) -> Job:
     from sklearn.linear_model import LogisticRegression
 
-    from trimtab.probes.logistic import _fit_layer
+    from trimtab.probes.newton import newton_logistic
 
     x, y = activations_of(w, kind)
     if way == "trimtab":
-        return lambda: _fit_layer(x, y, 1.0)[0].numpy()
+        return lambda: newton_logistic(x, y).coef.numpy()
     options = {"lbfgs": {"max_iter": 1000}, "newton-cholesky": {}}[way]
     features, labels = x.numpy(), y.numpy()
 
