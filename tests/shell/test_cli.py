@@ -101,10 +101,12 @@ def test_demo_refuses_a_folder_that_holds_something_else_before_any_work(tmp_pat
 
 WRITTEN = {
     "demo": "demo run", "fit": "fit", "tune": "tuned edit", "bake": "merged model", "merge": "merged model",
+    "edit": "weight edit",
     "from-iti": "activations", "to-lm-eval": None, "build-embedded": "embedded model", "reproduce": None,
 }  # fmt: skip
 """Verb -> the kind of folder that it writes, if it is one."""
 GIVEN = {"from-iti": ["none", "--heads", "2"], "to-lm-eval": ["none"], "reproduce": ["iti-2fold"]}
+GIVEN["edit"] = ["The capital of {} is", "--subject", "Chile", "--new", "Paris"]
 GIVEN |= {verb: ["--edit", "none"] for verb in ("bake", "merge")}
 
 

@@ -276,7 +276,7 @@ def test_a_judge_that_fails_half_way_leaves_answers_that_the_next_run_takes_up(f
     result = run(*command)
     assert result.exit_code == 2, result.output
     assert "mu'; 4 answers and 2 verdicts are kept in runs/answers/" in result.stderr
-    record = json.loads(ran(*command, "--overwrite", "--json"))
+    record = json.loads(ran(*command, "--json"))
     assert record["rows"][0]["True"]["mean"] == 1.0
     # one verdict before anything is generated, two and a failure; then one again and the two that were missing
     assert len(asked) == 4 + 1 + 2
@@ -307,7 +307,7 @@ def test_bake_writes_a_checkpoint_and_says_what_positions_change(tiny, tmp_path,
     assert "loads as LlamaForCausalLM" in out
     assert "baked, at all positions" in out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.attention_bias
-    again = json.loads(ran(*command, "--overwrite", "--json"))
+    again = json.loads(ran(*command, "--json"))
     assert again["relative"] < 1e-3
 
 

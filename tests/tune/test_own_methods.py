@@ -314,7 +314,7 @@ def test_an_error_while_attached_or_attaching_leaves_the_model_as_it_was(name, m
 
     places = ("bottleneck", "head_offsets", "prompt_tuning", "prefix_tuning", "intrinsic", "full")
     for place in places:
-        for part in ("Parts", "PrefixParts"):
+        for part in ("AttachedParts", "PrefixParts"):
             monkeypatch.setattr(f"trimtab.peft.methods.{place}.{part}", fail, raising=False)
     monkeypatch.setattr("peft.get_peft_model", fail)
     with pytest.raises(KeyboardInterrupt):

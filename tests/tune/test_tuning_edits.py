@@ -226,7 +226,7 @@ def test_an_adapter_with_other_embeddings_is_refused(tmp_path):
     ("text", "words"),
     [
         ("{oops", "cannot be read"),
-        ('{"r": 1, "r": 2}', "the key 'r' stands twice"),
+        ('{"r": 1, "r": 2}', r"cannot be read \(the key 'r' stands twice"),
         ("[1]", "holds no settings of an adapter"),
     ],
 )

@@ -498,7 +498,9 @@ def test_a_part_without_gradient_is_named_by_the_third_step():
 
 def test_a_disconnected_target_is_caught_in_a_real_run(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr("trimtab.peft.methods.bottleneck.Adapter.forward", lambda self, x: x + 0 * self.up.bias.sum())
+    monkeypatch.setattr(
+        "trimtab.peft.methods.bottleneck.BottleneckModule.forward", lambda self, x: x + 0 * self.up.bias.sum()
+    )
     with pytest.raises(BadValue, match="no gradient after 3 steps"):
         fitted("pfeiffer", model)
 
@@ -509,7 +511,9 @@ def test_a_run_too_short_for_the_check_warns_of_what_had_no_gradient_and_refuses
     with pytest.warns(UserWarning, match=r"21 of 42 trainable tensors have had no gradient in 2 steps, .*lora_A"):
         edit = fitted("lora", model, max_steps=2)
     assert any(bool(t.any()) for name, t in edit.tensors.items() if "lora_B" in name)
-    monkeypatch.setattr("trimtab.peft.methods.bottleneck.Adapter.forward", lambda self, x: x + 0 * self.up.bias.sum())
+    monkeypatch.setattr(
+        "trimtab.peft.methods.bottleneck.BottleneckModule.forward", lambda self, x: x + 0 * self.up.bias.sum()
+    )
     with pytest.raises(BadValue, match=r"12 of 12 trainable .* in 1 steps: nothing was learned"):
         fitted("pfeiffer", model, max_steps=1)
 
