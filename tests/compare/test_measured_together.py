@@ -27,7 +27,7 @@ def halves(numbers: list[int]) -> list[float]:
 def test_what_fails_on_all_is_done_one_by_one_and_what_fails_alone_says_why() -> None:
     assert each(halves, [1, 2, 3]) == [12, 6, 4]
     first, wrong, last = each(halves, [4, 0, 6])
-    assert (first, last) == (3, 2) and isinstance(wrong, ZeroDivisionError)
+    assert (first, last) == (3, 2) and "division by zero" in str(wrong)
     assert each(halves, []) == []
 
 

@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Compare prompting, steering and tuning: fitted, chosen and measured on the same questions.
 
-    The same command in several terminals shares the work, and a killed run loses at most the trial in flight.
+    The same command in several terminals shares the work, and a killed run loses at most the trials in flight.
     Afterwards `trimtab report` makes the page.
 
     Example: trimtab compare --quick --out runs/quick

@@ -65,11 +65,14 @@ def fit(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
+    from trimtab.errors import BadDataset
     from trimtab.steer import meters
     from trimtab.steer import pipeline as recipe
 
     out = output.checked(recipe.KIND)
     whole = read_data(data, part="development", limit=limit)
+    if whole.measured_by == "facts":
+        raise BadDataset(f"{whole.name} holds facts, which no shift is fitted on; use trimtab edit, or give questions")
     questions = _without(whole, data, held_out, seed)
     if recipe.are_pairs(questions):
         _check_pairs(questions.name, metric, judging)

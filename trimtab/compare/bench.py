@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 from trimtab.compare.design import Job, Parts, Unit
 from trimtab.compare.machine import hardware, place
 from trimtab.compare.record_fields import TEST
-from trimtab.compare.records import RunFolder
+from trimtab.compare.records import RunFolder, why
 from trimtab.datasets.item_set import ItemSet
 from trimtab.evaluate.cost import SPEED
 from trimtab.evaluate.table import instruments, measurements_of, summed_up
@@ -27,14 +27,15 @@ TOGETHER = 6
 More would save little more, and a process that dies loses what it has not written."""
 
 
-def each(work: Callable[[list[T]], list[R]], things: list[T]) -> list[R | Exception]:
+def each(work: Callable[[list[T]], list[R]], things: list[T]) -> list[R | str]:
     """Return what the work gives of each of the things, or why it failed; where it fails on all, one by one."""
     try:
         return list(work(things))
     except Exception as mistake:
         if len(things) == 1:
-            return [mistake]
-        return [found for thing in things for found in each(work, [thing])]
+            return [why(mistake)]
+    # not while the exception is held, whose frames hold what filled the memory
+    return [found for thing in things for found in each(work, [thing])]
 
 
 @dataclass

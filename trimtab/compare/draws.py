@@ -10,7 +10,6 @@ from typing import Any
 from trimtab.compare.bench import TOGETHER, Bench, each
 from trimtab.compare.design import Unit
 from trimtab.compare.record_fields import TEST
-from trimtab.compare.records import why
 from trimtab.evaluate.cost import Peak, costs
 from trimtab.protocols import Control
 
@@ -52,7 +51,7 @@ def do_control(bench: Bench, unit: Unit, control: Control) -> None:
             return
         numbers = missing[start : start + TOGETHER]
         for number, said in zip(numbers, each(drawn, numbers), strict=True):
-            found = {"status": "failed", "why": why(said)} if isinstance(said, Exception) else said
+            found = {"status": "failed", "why": said} if isinstance(said, str) else said
             record = records[number] = {"knobs": {**trial["knobs"], "draw": number}, **found}
             bench.write(unit, number, record)
     done = [record for record in records.values() if record is not None]

@@ -91,4 +91,4 @@ class Search:
 
 
 def _key(knobs: Knobs) -> str:
-    return json.dumps(dict(knobs), default=str)
+    return json.dumps(dict(knobs), default=lambda value: value.item() if hasattr(value, "item") else str(value))

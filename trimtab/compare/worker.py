@@ -46,6 +46,9 @@ class Worker(Bench):
                 continue
             if self.late:
                 break
+            if waiting and not search.decided(number):
+                self._tried(unit, waiting, parts, records, kept)
+                waiting = []
             knobs = search.knobs(number, [self._known(record) for record in records.values() if record is not None])
             waiting.append(self._fitted(fit, number, knobs))
             together = number + 1 < search.n and search.decided(number + 1) and not _alone(waiting[-1].edit)
@@ -71,7 +74,7 @@ class Worker(Bench):
             with peak_memory(input_device(self.model)) as peak:
                 edit = fit(knobs)
         except Exception as mistake:
-            return _Fitted(number, knobs, None, mistake)
+            return _Fitted(number, knobs, None, why(mistake))
         return _Fitted(number, knobs, edit, None, costs(edit, peak), time.perf_counter() - started)
 
     def _tried(
@@ -95,8 +98,8 @@ class Worker(Bench):
         for one in fitted:
             said = one.failed or next(found)
             record = {"status": "failed", "knobs": dict(one.knobs)}
-            if isinstance(said, Exception):
-                record |= {"why": why(said)}
+            if isinstance(said, str):
+                record |= {"why": said}
             else:
                 seconds = {"fit": one.seconds, "measure": said["measure"]}
                 record |= {"status": "done", "validation": said["validation"], "made": one.made, "seconds": seconds}
@@ -136,7 +139,7 @@ class _Fitted(NamedTuple):
     number: int
     knobs: Mapping[str, Any]
     edit: Edit | None
-    failed: Exception | None
+    failed: str | None
     made: Mapping[str, Any] = {}
     seconds: float = 0.0
 

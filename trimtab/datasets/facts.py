@@ -202,8 +202,8 @@ def _own(row: Mapping[str, Any]) -> Fact:
         row["subject"],
         row["prompt"],
         row["new"],
-        row.get("true") or "",
-        tuple(row.get("paraphrases") or ()),
+        _text(row.get("true") or ""),
+        tuple(_texts(row.get("paraphrases") or [])),
         neighbours,
     )
 
@@ -238,6 +238,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no text")
     return value.strip()
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list of texts")
+    return [_text(one) for one in value]
 
 
 def _made(where: str, row: Any, make: Callable[[Any], Fact]) -> Fact:

@@ -113,7 +113,7 @@ class FactEditor(Method):
     def sites(self, model: Any) -> list[MlpSite]:
         """Return the maps that are changed, lowest first; raises as `fit`."""
         found = find_mlp_outputs(model)
-        first = max(1, round(0.1 * len(found)))
+        first = min(max(1, round(0.1 * len(found))), len(found) - 1)
         n = self.n_layers or max(1, len(found) // 6)
         layers = self.layers or tuple(range(first, min(first + n, len(found))))
         wrong = [layer for layer in layers if not 0 <= layer < len(found)]
@@ -187,7 +187,7 @@ class ROME(FactEditor):
 
 def require_facts(train: Any, name: str) -> Sequence[Fact]:
     """Return what is given as facts; raises `BadDataset` if it is anything else."""
-    facts = tuple(train)
+    facts = (train,) if isinstance(train, Fact) else tuple(train)
     if not facts or not all(isinstance(fact, Fact) for fact in facts):
         raise BadDataset(
             f"{name} writes facts, got {type(train).__name__}; give a FactSet, such as "

@@ -51,7 +51,9 @@ class MEMIT(FactEditor):
         self, keys: Float[Tensor, "d_in n"], moment: Float[Tensor, "d_in d_in"]
     ) -> tuple[Float[Tensor, "n d_in"], dict[str, Any]]:
         """Return the right factor of a layer's change, and what belongs in the record."""
-        return least_squares(keys, moment, len(moment) * (1 / self.share - 1)), {}
+        # of a whitened key; where nothing is known of old keys, of a key as it is
+        length = float(keys.square().sum(0).mean()) if self.moment == "identity" else len(moment)
+        return least_squares(keys, moment, length * (1 / self.share - 1)), {}
 
     def _written(
         self,

@@ -37,7 +37,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up") -> Outcome:
     """Return what a sweep's record (of `choose_place` or `choose_strength`) says of what it chose.
 
     It works where the score gained as much as `VISIBLE` asks for, beyond chance, and more than twice what random
-    directions of the same norm gain.
+    directions gain at the budget's drift, where the record has that control.
     """
     chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
     sign, gained = (-1 if better == "down" else 1), sweep.get("gain")

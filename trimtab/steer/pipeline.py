@@ -49,7 +49,7 @@ class Fitted:
     def outcome(self) -> Outcome | None:
         """Whether it works; None where the strength was given, and nothing tried."""
         sweep = self.shift.record.get("sweep")
-        return None if sweep is None else outcome_of(sweep)
+        return None if sweep is None else outcome_of(sweep, better=sweep.get("better", "up"))
 
     def save(self, path: str | Path) -> None:
         """Write all to a folder, atomically, as `shift/`, `probes/`, `directions/` and `ranking/`.

@@ -98,7 +98,7 @@ def choose_place(
 
     The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
     compared; weaker strengths are tried of the best. Beside them stand controls:
-    sites drawn at random at the same drift, and random directions of the same norm at the first sites. The record
+    sites drawn at random and random directions at the first sites, brought to the same drift. The record
     keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain".
 
     Args:
@@ -131,8 +131,8 @@ def choose_place(
     unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
     next(steps)
     near = [i for i, s in enumerate(settings) if not s.control and kls[i] <= 1.2 * tries.kl_budget]
-    if not near:
-        raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
+    if not near:  # weaker ones may stay within it
+        near = [min((i for i, s in enumerate(settings) if not s.control), key=kls.__getitem__)]
     best = settings[max(near, key=lambda i: sign * scores[i].value)]
     weaker = [best._replace(strength=best.strength * f) for f in (*FRACTIONS, BEYOND)]
     next(steps)
@@ -159,6 +159,7 @@ def choose_place(
         "unit": meter.unit,
         "judge": unedited.found.record.get("judge"),
         "kl_budget": tries.kl_budget,
+        "better": meter.better,
         "n_validation": len(items),
         "trials": [asdict(t) for t in (SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers), *trials)],
         "chosen": asdict(trials[chosen]),

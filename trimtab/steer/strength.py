@@ -125,6 +125,7 @@ def choose_strength(
         "metric": meter.name,
         "judge": next((of.record.get("judge") for of in found if of), None),
         "kl_budget": kl_budget,
+        "better": meter.better,
         "n_validation": len(validation),
         "trials": [asdict(t) for t in (Trial(0, 0.0, 0.0, unedited), *trials)],
         "chosen": asdict(best),
