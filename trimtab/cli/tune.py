@@ -77,8 +77,9 @@ def tune(
     with _plans_in_logs():
         edit = chosen.fit(opened.model, opened.tokenizer, train, seed=seed, out=unfinished)
     with stopwatch() as evaluating:
-        answers = held is not None and held.measured_by == "answers"
-        measured = _measured(opened.model, opened.tokenizer, edit, held) if answers else {}
+        measured: dict[str, Any] = {}
+        if held is not None and held.measured_by == "answers":
+            measured = _measured(opened.model, opened.tokenizer, edit, held)
     edit = edit.with_record(
         seconds={**edit.record["seconds"], "load": opening[0], "evaluate": evaluating[0]}, measured=measured
     )
