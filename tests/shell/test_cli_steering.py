@@ -307,7 +307,7 @@ def test_bake_writes_a_checkpoint_and_says_what_positions_change(tiny, tmp_path,
     assert "loads as LlamaForCausalLM" in out
     assert "baked, at all positions" in out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.attention_bias
-    again = json.loads(ran(*command, "--json"))
+    again = json.loads(ran(*command, "--overwrite", "--json"))
     assert again["relative"] < 1e-3
 
 
