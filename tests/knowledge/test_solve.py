@@ -109,7 +109,7 @@ def test_the_projector_keeps_the_directions_of_the_last_share_of_the_trace():
     [
         (lambda: least_squares(draw(D_IN, 1), moment(), -1.0), "0 or more"),
         (lambda: least_squares(draw(D_IN, 1), torch.zeros(D_IN, D_IN), 0), "singular"),
-        (lambda: least_squares(draw(D_IN, 1).expand(-1, 2), moment(), 0), "singular"),
+        (lambda: least_squares(draw(D_IN, 1).expand(-1, 2), moment(), 0), "all but the same key"),
         (lambda: null_space(draw(D_IN, 1), moment(), 0.0), "above 0"),
         (lambda: projector(moment(), 1.0), "between 0 and 1"),
         (lambda: projector(torch.eye(D_IN), 0.01), "no direction"),
@@ -118,3 +118,13 @@ def test_the_projector_keeps_the_directions_of_the_last_share_of_the_trace():
 def test_what_cannot_be_solved_is_refused_in_one_sentence(call, words):
     with pytest.raises(BadValue, match=words):
         call()
+
+
+def test_keys_that_are_all_but_the_same_are_not_written_exactly_by_a_huge_change():
+    key = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(12, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    moment = torch.eye(12, dtype=torch.float64)
+    least_squares(key[:, None] + noise, moment, 0)
+    with pytest.raises(BadValue, match="all but the same key"):
+        least_squares(key[:, None] + 1e-6 * noise, moment, 0)
+    least_squares(key[:, None] + 1e-6 * noise, moment, 1.0)

@@ -73,6 +73,8 @@ class FactEditor(Method):
             )
         with stopwatch() as taken:
             sites = self.sites(model)
+            for fact in facts:  # a subject that cannot be found says so before minutes of statistics
+                lookups(tokenizer, fact, [""])
             moments = self._moments(model, tokenizer, sites, seed)
             texts = contexts(model, tokenizer, self.before, seed)
         with stopwatch() as editing:
@@ -157,6 +159,13 @@ class ROME(FactEditor):
 
     name: str = "ROME"
 
+    def sites(self, model: Any) -> list[MlpSite]:
+        """Return the one map that is changed; raises as `fit`."""
+        sites = super().sites(model)
+        if len(sites) > 1:
+            raise BadValue(f"{self.name} writes into one layer, got {len(sites)}; MEMIT spreads a fact over several")
+        return sites
+
     def _written(
         self,
         model: Any,
@@ -166,8 +175,6 @@ class ROME(FactEditor):
         texts: Sequence[str],
         moments: Moments,
     ) -> tuple[dict[str, LowRank], list[SoughtValue], dict[str, Any]]:
-        if len(sites) > 1:
-            raise BadValue(f"{self.name} writes into one layer, got {len(sites)}; MEMIT spreads a fact over several")
         (site,) = sites
         values: list[SoughtValue] = []
         factors: list[LowRank] = []

@@ -55,6 +55,17 @@ class MEMIT(FactEditor):
         length = float(keys.square().sum(0).mean()) if self.moment == "identity" else len(moment)
         return least_squares(keys, moment, length * (1 / self.share - 1)), {}
 
+    def sites(self, model: Any) -> list[MlpSite]:
+        """Return the maps that are changed, lowest first; raises as `fit`."""
+        sites = super().sites(model)
+        normed = [site for site in sites if not site.additive]
+        if normed:
+            raise UnsupportedModel(
+                f"{self.name} spreads what is to be added to a layer's output over MLPs, and in this model a norm "
+                f"stands between ({normed[0].weight}); use ROME, which works on one MLP's output"
+            )
+        return sites
+
     def _written(
         self,
         model: Any,
@@ -64,12 +75,6 @@ class MEMIT(FactEditor):
         texts: Sequence[str],
         moments: Moments,
     ) -> tuple[dict[str, LowRank], list[SoughtValue], dict[str, Any]]:
-        normed = [site for site in sites if not site.additive]
-        if normed:
-            raise UnsupportedModel(
-                f"{self.name} spreads what is to be added to a layer's output over MLPs, and in this model a norm "
-                f"stands between ({normed[0].weight}); use ROME, which works on one MLP's output"
-            )
         last = decoder_layers(model)[sites[-1].layer]
         values = [
             sought_value(model, tokenizer, fact, sites[-1], texts, self.search)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from trimtab.errors import BadValue
 
+ALIKE = 1e-6
+"""The least eigenvalue of the correlations of keys above which they can be told apart in float32."""
+
 
 def least_squares(
     keys: Float[Tensor, "d_in n"], moment: Float[Tensor, "d_in d_in"], weight: float | int
@@ -31,6 +34,11 @@ def least_squares(
     spread = torch.cholesky_solve(keys, _factor(moment.double(), "the moment of the old keys"))  # C^-1 K
     # K^T (w C + K K^T)^-1 = (w + K^T C^-1 K)^-1 K^T C^-1
     within = keys.T @ spread + weight * torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device)
+    size = within.diagonal().rsqrt()
+    if weight == 0 and float(torch.linalg.eigvalsh(size[:, None] * within * size)[0]) < ALIKE:
+        raise BadValue(
+            "two facts have all but the same key, and cannot both be written exactly: write one, or use MEMIT"
+        )
     return torch.cholesky_solve(spread.T, _factor(within, "the matrix of the facts' keys"))
 
 
