@@ -83,7 +83,7 @@ def test_a_fit_that_does_not_work_is_told_and_not_written_unless_it_is_to_be_kep
     from trimtab.steer.outcome import Outcome
 
     told = Outcome("does not work", "does not work: try something else")
-    monkeypatch.setattr("trimtab.steer.pipeline.outcome_of", lambda *_: told)
+    monkeypatch.setattr("trimtab.steer.pipeline.outcome_of", lambda *_, **__: told)
     command = ("fit", "--model", tiny, "--data", PAIRS, "--layers", "1-2", "--quick", "--out", str(tmp_path / "s"))
     result = run(*command)
     assert result.exit_code == 3 and not (tmp_path / "s").exists()
