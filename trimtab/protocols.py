@@ -365,6 +365,11 @@ class Meter(ABC):
         return self
 
     @property
+    def sign(self) -> int:
+        """What its figures are multiplied by so that more is better: -1 where less is, else 1."""
+        return -1 if self.better == "down" else 1
+
+    @property
     def choosing(self) -> Meter:
         """The meter to choose settings by, where measuring on the same items would be peeking: itself if not."""
         return self

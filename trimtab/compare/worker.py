@@ -64,8 +64,7 @@ class Worker(Bench):
 
     def _known(self, record: Mapping[str, Any]) -> Tried:
         found = record.get("validation", {"score": None, "kl": None})
-        better = -1 if self.job.chooser.better == "down" else 1
-        score = None if found["score"] is None else better * found["score"]
+        score = None if found["score"] is None else self.job.chooser.sign * found["score"]
         return Tried(record["knobs"], score, (found["kl"] or 0.0) <= self.job.design.kl_budget)
 
     def _fitted(self, fit: Fitter, number: int, knobs: Mapping[str, Any]) -> _Fitted:
@@ -178,10 +177,9 @@ def chosen(records: Sequence[Mapping[str, Any]], chooser: Meter, kl_budget: floa
     Equal scores go to the smaller drift, then to the earlier trial. Prompting has no drift and is within any budget;
     a trial of which the chooser says nothing is not chosen.
     """
-    sign = -1 if chooser.better == "down" else 1
     done = [(i, r["validation"]) for i, r in enumerate(records) if r["status"] == "done"]
     within = [
-        (sign * found["score"], -(found["kl"] or 0.0), -i)
+        (chooser.sign * found["score"], -(found["kl"] or 0.0), -i)
         for i, found in done
         if found["score"] is not None and (kl_budget is None or (found["kl"] or 0.0) <= kl_budget)
     ]

@@ -107,7 +107,6 @@ def _pareto(
 ) -> None:
     """Draw the points and their front; costs below `linear` stand on a linear scale, the rest on a logarithmic one."""
     style, shown, points = styles([r.method for r in rows]), [], []
-    sign = -1 if meter.better == "down" else 1
     for row in rows:
         gain, x = row.metrics[meter.name], cost(row)
         if gain is not None and x is not None:
@@ -117,7 +116,7 @@ def _pareto(
         face = style[row.method]["color"] if row.variant == "best" else "white"
         axes.plot(x, y, **style[row.method], markerfacecolor=face, linestyle="", markersize=8, label=row.name)
     edge = 2 * max([linear, *(x for x, _ in points)])
-    front = [points[i] for i in pareto_front([(x, sign * y) for x, y in points])]
+    front = [points[i] for i in pareto_front([(x, meter.sign * y) for x, y in points])]
     front += [(edge, y) for _, y in front[-1:]]  # so that a front of one row is seen too
     axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=1, zorder=0, drawstyle="steps-post")
     axes.set_xscale("symlog", linthresh=linear)

@@ -112,7 +112,6 @@ def choose_place(
     meter, tries = meter_for(metric).choosing, tries or Tries()
     require_budget(tries.kl_budget)
     texts = validation_texts()[: 3 * FEW] if tries.texts is None else tries.texts
-    sign = -1 if meter.better == "down" else 1
 
     def kls_of(settings: Sequence[_Setting], some: Sequence[str] = texts[:FEW]) -> list[float]:
         edits = [s.made for s in settings]
@@ -133,7 +132,7 @@ def choose_place(
     near = [i for i, s in enumerate(settings) if not s.control and kls[i] <= 1.2 * tries.kl_budget]
     if not near:  # weaker ones may stay within it
         near = [min((i for i, s in enumerate(settings) if not s.control), key=kls.__getitem__)]
-    best = settings[max(near, key=lambda i: sign * scores[i].value)]
+    best = settings[max(near, key=lambda i: meter.sign * scores[i].value)]
     weaker = [best._replace(strength=best.strength * f) for f in (*FRACTIONS, BEYOND)]
     next(steps)
     settings, kls = [*settings, *weaker], [*kls, *kls_of(weaker)]
@@ -141,7 +140,7 @@ def choose_place(
     within = [i for i, s in enumerate(settings) if not s.control and kls[i] <= tries.kl_budget]
     # of answers that repeat themselves, more than the unedited model's do, none is taken while there are others
     loops = [max(REPEATS, _repeats(unedited.answers)) < _repeats(score.answers) for score in scores]
-    within.sort(key=lambda i: (not loops[i], sign * scores[i].value, -kls[i]))
+    within.sort(key=lambda i: (not loops[i], meter.sign * scores[i].value, -kls[i]))
     while within and kls[within[-1]] > NEAR * tries.kl_budget and len(texts) > FEW:
         kls[within[-1]] = kls_of([settings[within[-1]]], texts)[0]
         if kls[within[-1]] <= tries.kl_budget:

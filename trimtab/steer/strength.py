@@ -114,8 +114,8 @@ def choose_strength(
     unedited, *scores = (_figure(meter, of, edit) for of, edit in zip(found, tried, strict=True))
     scored = dict(zip(within, scores, strict=True))
     trials = [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]
-    best, sign = _best(trials, kl_budget, meter), -1 if meter.better == "down" else 1
-    if best.score is not None and sign * best.score <= sign * unedited:
+    best = _best(trials, kl_budget, meter)
+    if best.score is not None and meter.sign * best.score <= meter.sign * unedited:
         warnings.warn(
             f"no setting within a KL of {kl_budget} beats the unedited model's {meter.name} of {unedited:.3f} on "
             f"{len(validation)} validation questions; the best has {best.score:.3f}",
@@ -222,6 +222,5 @@ def _best(trials: Sequence[Trial], kl_budget: float | int, meter: Meter) -> Tria
             f"no setting stays within a KL of {kl_budget}: the smallest is {least.kl:.3g} at strength "
             f"{least.strength} on {least.top_k} heads; raise kl_budget or try smaller alphas"
         )
-    sign = -1 if meter.better == "down" else 1
     # equal scores go to the smaller drift
-    return max(scored, key=lambda trial: (sign * scored[trial], -trial.kl))
+    return max(scored, key=lambda trial: (meter.sign * scored[trial], -trial.kl))
