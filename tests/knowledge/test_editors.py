@@ -19,7 +19,7 @@ from trimtab.edits.disk import load_edit
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, KeyStatistics, ValueSearch
 from trimtab.knowledge.keys import lookups, seen_at
-from trimtab.knowledge.value import sought_value
+from trimtab.knowledge.value import SoughtValue, sought_values
 from trimtab.models.mlp import find_mlp_outputs
 
 CONTEXTS = ("", "Some text. ", "Now. ")
@@ -33,6 +33,11 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*stayed unlikely")
         yield
+
+
+def sought_value(model: Any, tokenizer: Any, fact: Fact, *given: Any) -> SoughtValue:
+    (found,) = sought_values(model, tokenizer, [fact], *given)
+    return found
 
 
 def plain_loss(model: Any, fact: Fact, contexts: tuple[str, ...]) -> float:
@@ -72,6 +77,29 @@ def test_the_first_loss_is_that_of_plain_forwards_and_the_last_that_of_the_chang
         losses.append(plain_loss(model, fact, (context,)))
         handle.remove()
     assert sum(losses) / 3 == pytest.approx(found.losses[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
+def test_facts_that_share_forwards_get_the_values_that_they_get_alone(family):
+    model = tiny_model(family)
+    site, search = find_mlp_outputs(model)[1], ValueSearch(steps=6, rate=1.0, radius=20, kl=0, decay=0)
+    likely = model_answer(model)  # done after a step, and the others go on
+    facts = [ONE, likely, FIRST, SHORT]
+    together = sought_values(model, tiny_tokenizer(), facts, site, ("", "Now. "), search)
+    for fact, of_batch in zip(facts, together, strict=True):
+        alone = sought_value(model, tiny_tokenizer(), fact, site, ("", "Now. "), search)
+        assert alone.losses == pytest.approx(of_batch.losses, rel=1e-3, abs=1e-4)
+        torch.testing.assert_close(alone.added, of_batch.added, rtol=1e-3, atol=1e-3)
+
+
+def model_answer(model: Any) -> Fact:
+    """Return a fact whose answer the model gives already, behind a subject of many tokens."""
+    subject = "The wide and cold northern sea"
+    for answer in ("a", "b", "the", "sky", "is"):
+        fact = Fact(subject, "{} is", answer)
+        if plain_loss(model, fact, ("",)) < 2:
+            return fact
+    return Fact(subject, "{} is", "a")
 
 
 def test_no_more_is_added_than_the_radius_allows():
@@ -115,14 +143,14 @@ def test_memit_brings_every_fact_s_layer_to_its_goal_by_the_share_that_was_asked
     search = ValueSearch(steps=4, measured_by="layer")
 
     def left(share: float) -> float:
-        method = MEMIT(moment="identity", before=0, layers=(0, 1, 2), search=search, share=share)
+        method = MEMIT(moment="identity", before=0, layers=(0, 1), search=search, share=share)
         edit = method.fit(model, tiny_tokenizer(), FACTS)
         sites = find_mlp_outputs(model)
-        layer = model.model.layers[2]
+        layer = model.model.layers[1]
         texts = [lookups(tiny_tokenizer(), fact, [""])[0] for fact in FACTS]
         now = seen_at(model, tiny_tokenizer(), texts, [], [layer]).outputs[layer]
         wanted = torch.stack(
-            [sought_value(model, tiny_tokenizer(), fact, sites[2], ("",), search).added for fact in FACTS]
+            [sought_value(model, tiny_tokenizer(), fact, sites[1], ("",), search).added for fact in FACTS]
         )
         with edit.applied(model):
             after = seen_at(model, tiny_tokenizer(), texts, [], [layer]).outputs[layer]
@@ -187,7 +215,7 @@ def test_fine_tuning_stays_within_its_bound_and_lowers_the_loss():
 @pytest.mark.parametrize(
     "method, facts, family, error, words",
     [
-        (ROME(moment="identity"), tiny_questions(3), "llama", BadDataset, "writes facts, got QuestionSet"),
+        (ROME(moment="identity"), tiny_questions(3), "llama", BadDataset, "takes facts, got QuestionSet"),
         (ROME(moment="identity", layers=(7,)), FACTS, "llama", BadValue, "no layer 7"),
         (ROME(moment="identity", layers=(0, 1)), FACTS, "llama", BadValue, "into one layer"),
         (ROME(n_tokens=30, cache=None, before=0), FACTS, "gpt2", BadValue, "too few for keys of 192"),
@@ -195,7 +223,7 @@ def test_fine_tuning_stays_within_its_bound_and_lowers_the_loss():
         (MEMIT(moment="identity", before=0), FACTS, "gemma2", UnsupportedModel, "a norm"),
         (AlphaEdit(moment="identity", before=0), FACTS, "gemma2", UnsupportedModel, "a norm"),
         (FineTuneL(layer=9), FACTS, "llama", BadValue, "no layer 9"),
-        (FineTuneL(), tiny_questions(3), "llama", BadDataset, "writes facts"),
+        (FineTuneL(), tiny_questions(3), "llama", BadDataset, "takes facts"),
     ],
 )
 def test_what_cannot_be_edited_is_refused_in_one_sentence(method, facts, family, error, words):
@@ -222,7 +250,7 @@ def test_a_prompt_whose_tokens_change_when_the_answer_follows_is_refused():
     assert whole[: len(prompt)] == prompt  # here they do not; a prompt that ends in a space would
     site = find_mlp_outputs(model)[1]
     with pytest.raises(BadValue, match="change when"):
-        from trimtab.knowledge.value import _answer_ids
+        from trimtab.knowledge.value import answer_ids
 
-        _answer_ids(tiny_tokenizer(), "The sky is the colou", lookups(tiny_tokenizer(), ONE, [""])[0], "r")
+        answer_ids(tiny_tokenizer(), "The sky is the colou", lookups(tiny_tokenizer(), ONE, [""])[0], "r")
     assert site.additive

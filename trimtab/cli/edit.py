@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli.bundles import verb
+from trimtab.cli.facts_flag import FactsName, named_facts
 from trimtab.cli.options import AsJson, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ def edit(
     prompt: Annotated[str | None, typer.Argument(help="One fact: a prompt with {} where its subject stands.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="The subject of that one fact.")] = None,
     new: Annotated[str | None, typer.Option("--new", help="Its new answer.")] = None,
-    facts: Annotated[
-        str | None,
-        typer.Option("--facts", metavar="FILE|atlas", help="Several: trimtab's .jsonl, CounterFact's or zsRE's .json."),
-    ] = None,
+    facts: FactsName = None,
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(EDITORS)}.")] = "rome",
     layer: Annotated[
         str | None,
@@ -88,13 +86,11 @@ def edit(
 
 
 def _facts(prompt: str | None, subject: str | None, new: str | None, facts: str | None) -> "FactSet":
-    from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas, facts_from_file
+    from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas
     from trimtab.errors import BadDataset
 
     if facts is not None:
-        if prompt or subject or new:
-            raise BadDataset("give one fact by PROMPT, --subject and --new, or several by --facts, not both")
-        return atlas() if facts == "atlas" else facts_from_file(facts)
+        return named_facts(facts, prompt, subject, new)
     if not (prompt and subject and new):
         raise BadDataset(
             'a fact needs a prompt, --subject and --new, such as "The capital of {} is" --subject Chile --new Paris; '

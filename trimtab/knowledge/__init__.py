@@ -5,6 +5,8 @@ from trimtab.knowledge.fine_tuning import FineTuneL
 from trimtab.knowledge.layer_choice import LayerChoice, choose_layer
 from trimtab.knowledge.mass_editors import EMMET, MEMIT, AlphaEdit
 from trimtab.knowledge.moments import KeyStatistics, key_statistics
+from trimtab.knowledge.traced import Trace, TracedFact
+from trimtab.knowledge.tracing import Tracing, trace
 from trimtab.knowledge.value import ValueSearch
 
 __all__ = [
@@ -15,7 +17,11 @@ __all__ = [
     "FineTuneL",
     "KeyStatistics",
     "LayerChoice",
+    "Trace",
+    "TracedFact",
+    "Tracing",
     "ValueSearch",
     "choose_layer",
     "key_statistics",
+    "trace",
 ]

@@ -19,7 +19,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.knowledge.keys import contexts, lookups, seen_at
 from trimtab.knowledge.moments import Cache, KeyStatistics, own_statistics, require_of_model, usual_cache
 from trimtab.knowledge.solve import least_squares
-from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_value
+from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_values
 from trimtab.models.anatomy import base_of
 from trimtab.models.identity import fingerprint
 from trimtab.models.mlp import MlpSite, find_mlp_outputs
@@ -180,7 +180,7 @@ class ROME(FactEditor):
         factors: list[LowRank] = []
         with ExitStack() as written:
             for fact in tracked(facts, "writing facts"):
-                value = sought_value(model, tokenizer, fact, site, texts, self.search)
+                (value,) = sought_values(model, tokenizer, [fact], site, texts, self.search)
                 here = lookups(tokenizer, fact, texts)
                 keys = seen_at(model, tokenizer, here, [site.module]).inputs[site.module]
                 # what is sought is added to the output for every context: the same change of W k for the mean key
@@ -197,7 +197,7 @@ def require_facts(train: Any, name: str) -> Sequence[Fact]:
     facts = (train,) if isinstance(train, Fact) else tuple(train)
     if not facts or not all(isinstance(fact, Fact) for fact in facts):
         raise BadDataset(
-            f"{name} writes facts, got {type(train).__name__}; give a FactSet, such as "
+            f"{name} takes facts, got {type(train).__name__}; give a FactSet, such as "
             "trimtab.datasets.facts_from_file(path)"
         )
     return facts

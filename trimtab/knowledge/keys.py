@@ -39,14 +39,17 @@ OPENINGS = (
 
 
 class Lookup(NamedTuple):
-    """A tokenised text and the place of its subject's last token."""
+    """A tokenised text and where its subject stands."""
 
     ids: list[int]
     place: int
+    """Of the subject's last token."""
+    first: int
+    """Of its first token."""
 
 
 def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
-    """Return the text's tokens and the place of the one that holds the last character of `span`.
+    """Return the text's tokens and the places of those that hold the last and the first character of `span`.
 
     Raises:
         BadValue: that token holds characters behind the span as well, so that the subject has no end of its own; the
@@ -57,13 +60,15 @@ def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
     made, ids = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False), encode(tokenizer, text)
     # of a character that takes several tokens, each with its offsets, the last one
     place = max(i for i, (a, b) in enumerate(made["offset_mapping"]) if a < span[1] <= b and b > a)
+    first = min(i for i, (a, b) in enumerate(made["offset_mapping"]) if b > span[0] and b > a)
     if made["offset_mapping"][place][1] > span[1]:
         token = text[slice(*made["offset_mapping"][place])]
         raise BadValue(
             f"the subject {text[slice(*span)]!r} ends within the token {token!r} of {text[-80:]!r}; write the prompt "
             "so that a space or a full stop follows the subject"
         )
-    return Lookup(ids, len(ids) - len(made["input_ids"]) + place)
+    opening = len(ids) - len(made["input_ids"])
+    return Lookup(ids, opening + place, opening + first)
 
 
 def own_texts(model: Any, tokenizer: Any, n: int, length: int, seed: int, **sampling: Any) -> list[str]:

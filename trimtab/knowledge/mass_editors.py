@@ -16,11 +16,10 @@ from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.knowledge.editors import FactEditor, Moments, stored_factors
 from trimtab.knowledge.keys import lookups, seen_at
 from trimtab.knowledge.solve import least_squares, null_space, projector
-from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_value
+from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_values
 from trimtab.models.anatomy import decoder_layers
 from trimtab.models.mlp import MlpSite
 from trimtab.models.weights import LowRank, changed_weights
-from trimtab.progress import tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +75,7 @@ class MEMIT(FactEditor):
         moments: Moments,
     ) -> tuple[dict[str, LowRank], list[SoughtValue], dict[str, Any]]:
         last = decoder_layers(model)[sites[-1].layer]
-        values = [
-            sought_value(model, tokenizer, fact, sites[-1], texts, self.search)
-            for fact in tracked(facts, "seeking values")
-        ]
+        values = sought_values(model, tokenizer, facts, sites[-1], texts, self.search)
         plain = [lookups(tokenizer, fact, [""])[0] for fact in facts]
         behind = [lookups(tokenizer, fact, texts) for fact in facts]
         goal = seen_at(model, tokenizer, plain, [], [last]).outputs[last] + torch.stack([v.added for v in values])
