@@ -1,5 +1,6 @@
 """Facts into weights: where an MLP keeps them, what it should give instead, and the change of weights that does it."""
 
+from trimtab.knowledge.batches import InBatches
 from trimtab.knowledge.editors import ROME
 from trimtab.knowledge.fine_tuning import FineTuneL
 from trimtab.knowledge.layer_choice import LayerChoice, choose_layer
@@ -15,6 +16,7 @@ __all__ = [
     "ROME",
     "AlphaEdit",
     "FineTuneL",
+    "InBatches",
     "KeyStatistics",
     "LayerChoice",
     "Trace",
