@@ -8,14 +8,12 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.facts_flag import FactsName, named_facts
+from trimtab.cli.method_names import EDITORS
 from trimtab.cli.options import AsJson, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.facts import FactSet
     from trimtab.protocols import Method
-
-EDITORS = ("rome", "memit", "emmet", "alphaedit", "ft-l")
-"""Ways of writing facts, as `--method` names them."""
 
 
 @verb
@@ -74,7 +72,7 @@ def edit(
     from trimtab.evaluate.table import table
     from trimtab.knowledge.batches import InBatches
 
-    one_of(method, "way of editing facts", EDITORS)
+    one_of(method, "way of editing facts", list(EDITORS))
     if method == "ft-l" and (batch is not None or after is not None):
         raise BadValue("ft-l trains all facts at once, on the model as it is; leave out --batch and --after")
     asked = _facts(prompt, subject, new, facts)

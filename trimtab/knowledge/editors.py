@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import InstanceOf
 from torch import Tensor
 
 from trimtab.datasets.facts import Fact
@@ -65,7 +66,7 @@ class FactEditor(Method):
     search: ValueSearch = field(default_factory=ValueSearch)
     before: int = 5
     """Texts of the model's own that stand before the prompt, besides none."""
-    moment: KeyStatistics | Literal["own", "identity"] = "own"
+    moment: InstanceOf[KeyStatistics] | Literal["own", "identity"] = "own"
     """C: statistics that are given, or those of the model's own texts, or none (`C = I`)."""
     n_tokens: int | None = None
     """Tokens of those texts; ten for each dimension of a key if not given."""
@@ -73,7 +74,7 @@ class FactEditor(Method):
     """What is added to C's diagonal, as a share of its mean eigenvalue."""
     cache: Cache = field(default_factory=usual_cache)
     """The folder that keeps statistics of the model's own texts; None for none."""
-    previous: WeightEdit | None = None
+    previous: InstanceOf[WeightEdit] | None = None
     """An earlier edit of facts that is in place; MEMIT, EMMET and AlphaEdit leave what its keys give as it is."""
 
     @property
