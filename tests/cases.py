@@ -29,7 +29,7 @@ from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
-from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch, combined, task_vector
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
@@ -282,6 +282,9 @@ EDITS: dict[str, EditCase] = {
     "weights": EditCase(weight_edit, tags=WEIGHTS),
     "whole weights": EditCase(whole_weight_edit, tags=WEIGHTS),
     "weights + weights": EditCase(lambda m: weight_edit(m) + weight_edit(m, layers=(2, 0), seed=7), tags=WEIGHTS),
+    "task vectors": EditCase(
+        lambda m: combined(m, [task_vector(m, one_tuned(TUNING["lora"])(m)), weight_edit(m)], [1, -1]), tags=WEIGHTS
+    ),
     "weights within weights": EditCase(
         lambda m: Stacked((weight_edit(m), weight_edit(m, layers=(2, 0), seed=7))), tags=WEIGHTS
     ),
