@@ -34,6 +34,7 @@ class LoadOptions:
     device: str | None = None
     quantization: str | None = None
     revision: str | None = None
+    gguf_file: str | None = None
 
 
 @dataclass(frozen=True)
