@@ -205,6 +205,16 @@ class Edit(ABC):
         """
         raise BadValue(f"{self.name} adds no constant to what modules of {type(model).__name__} give; use it as it is")
 
+    def weight_changes(self, model: Any) -> Mapping[str, Any] | None:  # noqa: ARG002
+        """Return what the edit adds to weights, by name: factors (`LowRank`) or whole tensors.
+
+        None where it does not know that without working itself in: it is the difference that `merged` makes.
+
+        Raises:
+            Incompatible: the edit was made for another model.
+        """
+        return None
+
     def merged(self, model: Any) -> Any:
         """Return a plain model that computes what `model` does with the edit at all positions.
 

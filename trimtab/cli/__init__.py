@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from trimtab.cli.bake import bake
 from trimtab.cli.build_embedded import build_embedded
 from trimtab.cli.chat import chat
+from trimtab.cli.combine import combine
 from trimtab.cli.compare import compare
 from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
@@ -69,7 +70,7 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
     app.command()(_verb)
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
-for _verb in (edit, tune, methods, compare, report, reproduce, build_embedded):
+for _verb in (edit, combine, tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 
