@@ -29,7 +29,7 @@ from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
-from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch, combined, task_vector
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, ValueSearch, combined, task_vector
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
@@ -76,8 +76,9 @@ EDITING: dict[str, Method] = {
     "ROME": ROME(moment="identity", before=2, search=ValueSearch(steps=4)),
     "MEMIT": MEMIT(moment="identity", before=2, layers=(1, 2), search=ValueSearch(steps=4, measured_by="layer")),
     "EMMET": EMMET(moment="identity", before=2, search=ValueSearch(steps=4, measured_by="layer")),
-    "AlphaEdit": AlphaEdit(moment="identity", before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
+    "AlphaEdit": AlphaEdit(cache=None, before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
     "FT-L": FineTuneL(steps=4),
+    "in batches": InBatches(editor=ROME(moment="identity", before=0, search=ValueSearch(steps=4)), size=1),
 }
 FACTS = FactSet(
     (

@@ -26,6 +26,7 @@ from trimtab.cli.heads import heads
 from trimtab.cli.methods import methods
 from trimtab.cli.report import report
 from trimtab.cli.reproduce import reproduce
+from trimtab.cli.trace import trace
 from trimtab.cli.tune import tune
 
 
@@ -70,7 +71,7 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
     app.command()(_verb)
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
-for _verb in (edit, combine, tune, methods, compare, report, reproduce, build_embedded):
+for _verb in (trace, edit, combine, tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

@@ -24,6 +24,11 @@ QUICK_LEFT_OUT = (
 
 
 Count = Annotated[int, Field(ge=1)]
+USUAL: Mapping[str, Sequence[str]] = {
+    "answers": ("few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti"),
+    "facts": ("facts in context", "rome", "memit", "alphaedit", "ft-l", "lora"),
+}
+"""What a set is measured by -> the methods that are compared if none are named; the first row's for others."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,8 @@ class ComparisonFile:
     limit: Count | None = None
     """Use only the first so many questions."""
     test_limit: Count | None = None
-    methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] = (
-        "few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti",
-    )  # fmt: skip
+    methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] | None = None
+    """Those of `USUAL` for such items if not given."""
     folds: Count = 2
     seeds: Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (0, 1, 2)
     trials: Count = 8
@@ -114,7 +118,7 @@ def job_of(said: ComparisonFile) -> "Job":
     from trimtab.cli.measuring import own_meters
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
-    from trimtab.evaluate.defaults import default_meters
+    from trimtab.evaluate.defaults import default_meters, options_of
 
     questions, test = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
@@ -123,21 +127,23 @@ def job_of(said: ComparisonFile) -> "Job":
     judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
     texts = None if said.texts is None else read_lines(said.texts, "neutral text")
     options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "divide_texts": True}
-    if questions.measured_by == "pairs":
-        options |= {} if said.judge == "exact" else {"judge": judge}
-    else:
-        options |= {"judge": judge, "convention": said.convention}
-    meters = (*default_meters(questions, **options), *own_meters(said.meters))
-    methods = rows_of(said.methods)
+    options |= {"convention": said.convention, **({} if said.judge == "exact" else {"judge": judge})}
+    taken = options_of(questions)
+    if "judge" in options and "judge" not in taken:
+        raise BadValue(f"judge: no judge is asked about {questions.name}; leave the key out")
+    own = {name: value for name, value in options.items() if name in taken}
+    meters = (*default_meters(questions, **own), *own_meters(said.meters))
+    entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
+    methods = rows_of(entries)
     design = Design(*fixed, choose_by=said.metric or "")
-    return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))
+    return Job(named(methods), questions, test, design, meters, _low_data(said, entries, list(methods)))
 
 
-def _low_data(said: ComparisonFile, names: Sequence[str]) -> tuple[str, ...] | None:
+def _low_data(said: ComparisonFile, entries: Sequence[Any], names: Sequence[str]) -> tuple[str, ...] | None:
     if said.low_data_methods is None:
         return None
     # an entry's own word for it, or the name of its row
-    keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in said.methods]
+    keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in entries]
     rows = {**dict(zip(keys, names, strict=True)), **{name: name for name in names}}
     for name in said.low_data_methods:
         if name not in rows:

@@ -48,6 +48,9 @@ class ItemSet(Sequence[ItemT]):
     name: str
     measured_by: ClassVar[str]
     """Which meters speak of it if nobody says: a key of `trimtab.evaluate.defaults.DEFAULTS`."""
+    taught: ClassVar[bool] = False
+    """Whether methods are measured by the items that they were fitted on, as with facts: what is asked is whether that
+    which was written is said, and what it did to paraphrases and neighbours, which nothing was fitted on."""
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,11 @@ DEFAULTS: dict[str, Callable[..., tuple[Meter, ...]]] = {
     "references": reference_meters,
 }
 """What a data set says of itself (`measured_by`) -> its meters."""
+
+
+def options_of(items: Any) -> Sequence[str]:
+    """Return the names of the options that the meters of such items take."""
+    return list(inspect.signature(DEFAULTS[items.measured_by]).parameters)
 
 
 def default_meters(items: Any, **options: Any) -> tuple[Meter, ...]:
