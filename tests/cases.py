@@ -15,7 +15,7 @@ from tests.foreign import Nudge, Nudging, Shuffled, Surprise, Vowels
 from tests.tiny import tiny_questions
 from trimtab import NoEdit, Prompted, Stacked, peft
 from trimtab.activations import Head
-from trimtab.compare import Ready, Stack, Widened
+from trimtab.compare import RandomTries, Ready, ShuffledLabels, Stack, Widened
 from trimtab.datasets import Fact, FactSet, Neighbour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
@@ -107,6 +107,8 @@ METHODS: dict[str, Method] = {
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
     "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
+    "random tries": RandomTries(ITI(top_ks=(2, 4), alphas=(1, 4))),
+    "shuffled labels": ShuffledLabels(ITI(top_ks=(2, 4), alphas=(1, 4))),
     "retrieved few-shot": RetrievedFewShot(shots=(1, 2)),
     "passages": RetrievedPassages((__file__,), passages=(1, 2)),
     "prompts and vectors": Stack((FewShot(shots=(1,)), ITI(top_ks=(2,), alphas=(1, 4)))),

@@ -74,12 +74,12 @@ def compare(
 
 def _show(done: "Comparison", job: "Job", out: Path) -> None:
     from trimtab.cli.printing import print_table
-    from trimtab.report.markdown import cost_cells, cost_headings, notes, quality_cells, quality_headings, status
+    from trimtab.report.markdown import cost_cells, cost_headings, notes, quality_headings, quality_rows, status
 
     rows = done.rows(job.design.train_sizes[-1])
     print_table(
         quality_headings(done),
-        [quality_cells(r, done) for r in rows],
+        quality_rows(done, job.design.train_sizes[-1]),
         title="Means, 95 % intervals over questions, ± between seeds",
     )
     print_table(cost_headings(done)[:-1], [cost_cells(r, done)[:-1] for r in rows], title="Costs")

@@ -121,6 +121,12 @@ class Bench:
         values[SPEED.name] = SPEED.of(self.model, self.tokenizer, test, edit)
         return {"rows": rows, "values": values, "records": records, "edit": edit.describe()}
 
+    def without_model(self, parts: Parts) -> dict[str, Any]:
+        """Return by instrument the rows that the texts' style gives, learned from all of the training fold."""
+        fold = parts.train.with_items((*parts.train.items, *parts.validation.items))
+        found = {i.name: i.meter.without_model(fold, parts.test) for i in instruments(self.job.meters)}
+        return {name: {k: dict(row) for k, row in rows.items()} for name, rows in found.items() if rows is not None}
+
     def about(self, parts: Parts) -> dict[str, Any]:
         """Return which questions a last measurement rests on."""
         n = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}

@@ -11,7 +11,7 @@ from trimtab.compare.design import BASELINE
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.recorded_meters import meters_of
 from trimtab.compare.records import RunFolder
-from trimtab.compare.rows import ResultRow, corrected, row_of
+from trimtab.compare.rows import ResultRow, corrected, row_of, style_row
 from trimtab.compare.run_records import RunRecords, Variant
 from trimtab.compare.specification import joint_specification, planned
 from trimtab.errors import BadValue, Incompatible
@@ -57,6 +57,10 @@ class Comparison(RunRecords):
             variants: tuple[Variant, ...] = ("best", "within") if split else ("best",)
             rows += [row_of(self, method, size, variant) for variant in variants]
         return corrected(rows, self.meters)
+
+    def style(self, size: int | None = None) -> ResultRow | None:
+        """Return what the answers' style alone gives on the same questions, learned from the training folds."""
+        return style_row(self, size)
 
     def row(self, name: str, size: int | None = None) -> ResultRow:
         """Return the row of this name.

@@ -114,6 +114,20 @@ def row_of(run: RunRecords, method: str, size: int | None, variant: Variant) -> 
     )
 
 
+STYLE = "Answers' style alone"
+
+
+def style_row(run: RunRecords, size: int | None) -> ResultRow | None:
+    """Return what the answers' words and length give without question or model; None where no meter has it."""
+    units = [t for t in run.of(BASELINE, size) if t["status"] == "done" and t.get("without_model")]
+    made = [{**t, "best": 0, "measured": {"0": {"rows": t["without_model"]}}} for t in units]
+    metrics = {m.name: s for m in run.summed if (s := _of_items(run, made, "best", m)) is not None}
+    if not metrics:
+        return None
+    shown = {m.name: metrics.get(m.name) for m in run.summed}
+    return ResultRow(STYLE, "best", size, shown, {}, {}, (), len(units), run.n_units, None, None, (), ())
+
+
 def _about_draws(run: RunRecords, used: Sequence[Mapping[str, Any]], draws: Sequence[float]) -> list[str]:
     if not draws:
         return []

@@ -78,6 +78,11 @@ class RunRecords:
         valued = [meter.name for meter in self.valued]
         return tuple(meter for meter in self.meters if meter.name not in valued)
 
+    @property
+    def control_of(self) -> dict[str, str]:
+        """Name of a control's row -> name of the method whose effect it could have had by luck."""
+        return {key: name for of in ("controls", "control_of") for key, name in self.specification.get(of, {}).items()}
+
     def meter(self, name: str) -> Meter:
         """Return the meter of this name."""
         return next(meter for meter in self.meters if meter.name == name)

@@ -16,8 +16,9 @@ from trimtab.storage import versions
 if TYPE_CHECKING:
     from trimtab.compare.design import Job
 
-GROWS = ("methods", "grids", "controls", "planned")
-"""What may be added to a run: methods, how many settings they have, whom controls follow, methods at each size."""
+GROWS = ("methods", "grids", "controls", "control_of", "planned")
+"""What may be added to a run: methods, how many settings they have, whom controls follow or stand beside, methods at
+each size."""
 FREE = ("versions", "hardware")
 """Those of the process that began the run; every record says on which machine it was made."""
 
@@ -34,6 +35,7 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
         "methods": {name: repr(method) for name, method in job.methods.items()},
         "grids": {name: len(settings_of(method)) for name, method in job.fitted.items()},
         "controls": {name: control.follows for name, control in job.controls.items()},
+        "control_of": {name: m.control_of for name, m in job.fitted.items() if m.control_of is not None},
         "planned": {_key(size): job.methods_at(size) for size in job.design.train_sizes},
         "versions": versions(),
         "hardware": hardware(model),

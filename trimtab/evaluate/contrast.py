@@ -14,6 +14,7 @@ from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
+from trimtab.evaluate.style import AnswerStyle
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import continuation_tokens, require_fits
 from trimtab.protocols import Edit, Measured, Meter
@@ -99,6 +100,15 @@ class PairContrast(Meter):
     batch_size: int | None = None
     name: ClassVar[str] = "pairs"
     columns: ClassVar[Sequence[str]] = ("probability", "preferred")
+
+    def without_model(self, train: Any, items: Any) -> dict[str, dict[str, float]]:
+        """Return how much likelier the positive sides are by how they are worded and how long they are."""
+        style, rows = AnswerStyle(train.statements()), {}
+        for pair in items:
+            positive, negative = (float(style.logprobs(side).mean()) for side in (pair.positive, pair.negative))
+            probability = float(np.exp(positive - np.logaddexp(positive, negative)))
+            rows[pair.key] = {"probability": probability, "preferred": float(positive > negative)}
+        return rows
 
     def measure(
         self,

@@ -14,6 +14,7 @@ from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
+from trimtab.evaluate.style import AnswerStyle
 from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
 from trimtab.protocols import Edit, Measured, Meter
@@ -155,6 +156,14 @@ class AnswerChoices(Meter):
     batch_size: int | None = None
     name: ClassVar[str] = "multiple_choice"
     columns: ClassVar[Sequence[str]] = ("mc1", "mc2", "mc3")
+
+    def without_model(self, train: Any, items: Any) -> dict[str, dict[str, float]]:
+        """Return MC1, MC2 and MC3 of choosing by how the answers are worded and how long they are."""
+        style = AnswerStyle(train.statements())
+        choices = [labelled_answers(q) for q in items]
+        scores = iter(style.logprobs([text for own in choices for text, _ in own]).tolist())
+        rows = [_row("", "", tuple(ScoredAnswer(*c, next(scores)) for c in own), strict=False) for own in choices]
+        return {q.key: {n: getattr(row, n) for n in self.columns} for q, row in zip(items, rows, strict=True)}
 
     def measure(
         self,

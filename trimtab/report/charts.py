@@ -88,7 +88,7 @@ def pareto_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
     """Return a meter's figure against KL and against the seconds to make it, each with its Pareto front."""
     figure, (left, right) = new_figure(10, 4.6, columns=2)
     _pareto(left, rows, meter, _drift, linear=1e-3)
-    label = "KL(unedited || edited), nats per token (prompting: 0)"
+    label = "KL(unedited || edited), nats per token"
     left.set(xlabel=label, ylabel=axis_label(meter), **limits(meter, "y"))
     _pareto(right, rows, meter, lambda r: r.costs["seconds"], linear=0.1)
     right.set(xlabel="seconds to make", **limits(meter, "y"))

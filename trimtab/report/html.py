@@ -58,7 +58,7 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         status=text.status(run),
         finished=run.finished,
         words=WORDS,
-        quality=_table(text.quality_headings(run), (text.quality_cells(r, run) for r in rows)),
+        quality=_table(text.quality_headings(run), text.quality_rows(run, run.sizes[-1])),
         differences=_table(
             text.difference_headings(run), (text.difference_cells(r, run) for r in rows if r.differences)
         ),

@@ -18,7 +18,7 @@ from trimtab.report.settings import SETTINGS, tried
 MINUS = "\N{MINUS SIGN}"
 HOW_TO_READ = {
     "Figures": "shares in %. True*Info is mean(True) x mean(Info); CE and KL are in nats per token on neutral text, "
-    "against the unedited model; prompting, which leaves the model as it is, has neither.",
+    "against the unedited model, with a prompt before it where the row prompts.",
     "[low, high] and ±": "95 % interval over questions (of drift over texts), seeds averaged inside; ± is the "
     "standard deviation between seeds.",
     "p": "of a sign-flip test, paired by question; p (Holm) is corrected over the rows of the table.",
@@ -55,6 +55,12 @@ def quality_cells(row: ResultRow, run: RunRecords) -> list[str]:
     figures = [spread_text(row.metrics[m.name], m) for m in run.summed]
     draws = f", {len(row.draws)} draws" if row.draws else ""
     return [row.name, *figures, _budget(row), f"{row.n_done} of {row.n_units}{draws}"]
+
+
+def quality_rows(run: Comparison, size: int | None) -> list[list[str]]:
+    """Return every row's measurements as text, and what the answers' style gives, which is no edit."""
+    style = run.style(size)
+    return [quality_cells(row, run) for row in (*run.rows(size), *([style] if style else []))]
 
 
 def spread_text(value: Spread | None, meter: Meter) -> str:
@@ -175,7 +181,7 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     rows = comparison.rows(comparison.sizes[-1])
     quality = quality_headings(comparison)
     lines = [f"# {title}", "", status(comparison), ""]
-    lines += ["## What it does", "", *table_lines(quality, (quality_cells(r, comparison) for r in rows)), ""]
+    lines += ["## What it does", "", *table_lines(quality, quality_rows(comparison, comparison.sizes[-1])), ""]
     lines += [*(f"- **{term}**: {meaning}" for term, meaning in HOW_TO_READ.items()), ""]
     tested = (difference_cells(r, comparison) for r in rows if r.differences)
     lines += ["## Against the unedited model", "", *table_lines(difference_headings(comparison), tested), ""]
