@@ -25,10 +25,12 @@ from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
+from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
-from trimtab.evaluate.generation import judged_meters
+from trimtab.evaluate.generation import judged_meters, wording_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
+from trimtab.evaluate.refusal import refusal_meters
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank
@@ -369,14 +371,18 @@ class MeterCase(NamedTuple):
 
     meter: Meter
     items: Any
-    rows: Literal["items", "texts", "none"] = "items"
+    rows: Literal["items", "texts", "own", "none"] = "items"
 
 
 QUESTIONS = tiny_questions(3)
 METERS: dict[str, MeterCase] = {
     **{m.name: MeterCase(m, QUESTIONS) for m in judged_meters(judge=length_judge, max_new_tokens=3)},
     "foreign judge": MeterCase(judged_meters(judge=Vowels(), max_new_tokens=3)[0], QUESTIONS),
+    **{m.name: MeterCase(m, QUESTIONS) for m in wording_meters(judge=length_judge, max_new_tokens=3)},
     **{m.name: MeterCase(m, QUESTIONS) for m in choice_meters()},
+    **{m.name: MeterCase(m, QUESTIONS, "own") for m in capability_meters(tiny_questions(2))},
+    **{m.name: MeterCase(m, QUESTIONS, "own") for m in off_target_meters(PAIRS)},
+    **{m.name: MeterCase(m, QUESTIONS, "own") for m in refusal_meters(("Is snow black?", "Why?"), 3)},
     **{m.name: MeterCase(m, QUESTIONS, "texts") for m in drift_meters(NeutralTexts(TEXTS[1:], TEXTS[:1]))},
     **{m.name: MeterCase(m, PAIRS) for m in contrast_meters()},
     **{m.name: MeterCase(m, FACTS) for m in (SaidFacts(max_new_tokens=3), LikelyFacts(), *fact_meters())},

@@ -351,6 +351,8 @@ class Meter(ABC):
     """Columns of a row that hold text for reading, such as the answer; records keep them beside the figures."""
     sums_up: str = "mean"
     """How `summary` makes the figure, for whoever reads records without the code of the meter; filled in."""
+    collateral: bool = False
+    """Whether it says what an edit broke rather than what it was made for; pages show the two apart."""
     tested: bool = True
     """Whether a comparison tests its difference to the unedited model; it never does where `better` is neither."""
 
@@ -402,6 +404,14 @@ class Meter(ABC):
             asking: how questions become tokens, such as `"plain"`.
             seed: of whatever is drawn.
         """
+
+    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:  # noqa: ARG002
+        """Return why the figure can tell nothing of any edit, from the rows of the unedited model; None if it can."""
+        return None
+
+    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:  # noqa: ARG002
+        """Return `says_nothing` of a few items, having asked the unedited model, where that costs little; None else."""
+        return None
 
     def without_model(self, train: Any, items: Any) -> Mapping[str, Mapping[str, Any]] | None:  # noqa: ARG002
         """Return the rows that the texts' style alone gives, learned from the training items; None where none does."""

@@ -64,6 +64,12 @@ class ComparisonFile:
     """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
     judge_model: str | None = None
     """The model to ask for at an OpenAI-compatible address."""
+    capability: Sequence[str] = ()
+    """Files of choices with one right answer (MMLU's, ARC's form), measured beside the hundred that ship."""
+    off_target: Sequence[str] = ()
+    """Files of contrast pairs of other behaviours, which edits ought to leave as they are."""
+    refusals: str | None = None
+    """A file of prompts that ought to be answered: the share that is refused is counted."""
     meters: Sequence[str] = ()
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
@@ -110,7 +116,7 @@ def job_of(said: ComparisonFile) -> "Job":
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
     from trimtab.cli.judging import open_judge
-    from trimtab.cli.measuring import own_meters
+    from trimtab.cli.measuring import Broken, own_meters
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
     from trimtab.evaluate.defaults import default_meters
@@ -121,12 +127,14 @@ def job_of(said: ComparisonFile) -> "Job":
     loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
     judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
     texts = None if said.texts is None else read_lines(said.texts, "neutral text")
-    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "divide_texts": True}
+    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens}
+    options |= {"divide_texts": True, "broken": True}
     if questions.measured_by == "pairs":
         options |= {} if said.judge == "exact" else {"judge": judge}
     else:
         options |= {"judge": judge, "convention": said.convention}
-    meters = (*default_meters(questions, **options), *own_meters(said.meters))
+    damage = Broken(list(said.capability), list(said.off_target), said.refusals).meters(said.max_new_tokens)
+    meters = (*default_meters(questions, **options), *damage, *own_meters(said.meters))
     methods = rows_of(said.methods)
     design = Design(*fixed, choose_by=said.metric or "")
     return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))

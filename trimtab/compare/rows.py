@@ -18,6 +18,7 @@ from trimtab.compare.statistics import (
     Spread,
     Values,
     holm,
+    moved,
     over_draws,
     paired,
     question_means,
@@ -147,7 +148,7 @@ def _chosen_knobs(trial: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_items(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter) -> Spread | None:
     values = values_of(run, used, variant, meter)
-    return spread(values, meter.summary) if any(values.values()) else None
+    return spread(values, meter.summary, unit=meter.unit) if any(values.values()) else None
 
 
 def _of_draws(
@@ -170,8 +171,9 @@ def _difference(
     ours = values_of(run, used, variant, meter)
     if not any(theirs.values()) or not any(ours.values()):
         return None
-    difference, p = paired(question_means(ours), question_means(theirs), meter.summary)
-    return PairedDifference(difference, p, p, difference.n)
+    mine, base = question_means(ours), question_means(theirs)
+    difference, p = paired(mine, base, meter.summary)
+    return PairedDifference(difference, p, p, difference.n, moved(mine, base, meter.summary, sign=meter.sign))
 
 
 def _costs(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:

@@ -122,7 +122,7 @@ class Worker(Bench):
                 results[number] = {**found, "refitted": number not in kept.edits}
         except Exception as mistake:
             return {"status": "failed", "why": f"the last measurement failed: {why(mistake)}"}
-        alone = {"without_model": self.without_model(parts)} if unit.method == BASELINE else {}
+        alone = self.of_the_unedited(parts, results) if unit.method == BASELINE else {}
         return {
             "status": "done",
             **self.about(parts),

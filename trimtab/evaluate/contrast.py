@@ -15,7 +15,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.style import AnswerStyle
-from trimtab.intervals import Estimate, bootstrap_mean
+from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import continuation_tokens, require_fits
 from trimtab.protocols import Edit, Measured, Meter
 
@@ -90,7 +90,7 @@ def _pair_scores(pairs: PairSet, values: Iterator[float]) -> PairScores:
         probability = float(np.exp(positive - np.logaddexp(positive, negative)))
         rows.append(PairRow(pair.prompt, positive, negative, probability))
     preferred = [float(row.positive > row.negative) for row in rows]
-    return PairScores(bootstrap_mean([r.probability for r in rows]), bootstrap_mean(preferred), tuple(rows))
+    return PairScores(share([r.probability for r in rows]), share(preferred), tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def score_texts(
     texts = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
     scores = [checked_score(scorer, pair, text) for pair, text in zip(pairs, texts, strict=True)]
     rows = [TextRow(pair.prompt, text, score) for pair, text, score in zip(pairs, texts, scores, strict=True)]
-    return TextScores(bootstrap_mean(scores), tuple(rows))
+    return TextScores(share(scores), tuple(rows))
 
 
 def require_prompts(pairs: Sequence[ContrastPair]) -> None:

@@ -104,9 +104,9 @@ def drift_meters(source: NeutralTexts | None = None) -> tuple[Figure, ...]:
     """Return CE and KL(unedited || edited) on neutral texts, its mean and its tail. Whatever acts drifts: no tests."""
     source = source or NeutralTexts()
     return (
-        Figure(source, "ce", "CE", ("ce",), unit="nats", better="neither"),
-        Figure(source, "kl", "KL", ("kl",), unit="nats", better="down", tested=False),
-        Figure(source, "kl95", "KL 95 %", ("kl95",), unit="nats", better="down", tested=False),
+        Figure(source, "ce", "CE", ("ce",), unit="nats", better="neither", collateral=True),
+        Figure(source, "kl", "KL", ("kl",), unit="nats", better="down", tested=False, collateral=True),
+        Figure(source, "kl95", "KL 95 %", ("kl95",), unit="nats", better="down", tested=False, collateral=True),
     )
 
 
@@ -191,7 +191,8 @@ def drifts(
 
 def _summed(rows: Sequence[tuple[float, float, float]]) -> Drift:
     ce, kl, kl95 = zip(*rows, strict=True)
-    return Drift(*map(bootstrap_mean, (ce, kl, kl95)), tuple(zip(ce, kl, strict=True)), kl95)
+    means = bootstrap_mean(ce), bootstrap_mean(kl), bootstrap_mean(kl95)
+    return Drift(*means, per_text=tuple(zip(ce, kl, strict=True)), per_text_kl95=kl95)
 
 
 Row: TypeAlias = tuple[float, float, float]

@@ -15,7 +15,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.primer import QA_PRIMER, iti_context
 from trimtab.evaluate.style import AnswerStyle
-from trimtab.intervals import Estimate, bootstrap_mean
+from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
 from trimtab.protocols import Edit, Measured, Meter
 
@@ -225,7 +225,7 @@ def _summary(
     for question, prompt in zip(questions, prompts, strict=True):
         answers = tuple(ScoredAnswer(text, label, next(scores)) for text, label in _choices(question, convention))
         rows.append(_row(question.question, prompt, answers, strict=convention == "iti"))
-    mc1, mc2, mc3 = (bootstrap_mean([getattr(row, name) for row in rows]) for name in ("mc1", "mc2", "mc3"))
+    mc1, mc2, mc3 = (share([getattr(row, name) for row in rows]) for name in ("mc1", "mc2", "mc3"))
     return MultipleChoice(mc1, mc2, mc3, tuple(rows), convention, n_tokens)
 
 

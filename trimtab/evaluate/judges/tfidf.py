@@ -12,7 +12,7 @@ import numpy as np
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.questions import Question
 from trimtab.errors import BadDataset
-from trimtab.intervals import Estimate, bootstrap
+from trimtab.intervals import Estimate, share
 from trimtab.protocols import Judge, Verdict
 
 FILES = {"true": "finetune_truth.jsonl", "informative": "finetune_info.jsonl"}
@@ -115,7 +115,7 @@ def _clustered(questions: list[str], right: np.ndarray) -> Estimate:
     names, index = np.unique(questions, return_inverse=True)
     sums = np.zeros((len(names), 2))
     np.add.at(sums, index, np.column_stack([right, np.ones(len(right))]))
-    return bootstrap(sums, lambda means: means[..., 0] / means[..., 1])
+    return share(sums, lambda means: means[..., 0] / means[..., 1])
 
 
 def _read(path: Path) -> list[Graded]:
