@@ -27,10 +27,11 @@ from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
-from trimtab.evaluate.generation import judged_meters, wording_meters
+from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.evaluate.refusal import refusal_meters
+from trimtab.evaluate.wording_meters import wording_meters
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank

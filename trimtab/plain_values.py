@@ -35,7 +35,8 @@ def one_form(text: str) -> str:
 def in_words(value: Any) -> str:
     """Return a value for reading: of a dataclass its name, and the fields that are not what they are if not given."""
     if is_dataclass(value) and not isinstance(value, type):
-        given = [f for f in fields(value) if f.init and f.repr and getattr(value, f.name) != _default(f)]
+        own = [f for f in fields(value) if f.init and f.repr and f.name != "name"]
+        given = [f for f in own if getattr(value, f.name) != _default(f)]
         said = ", ".join(f"{f.name} {in_words(getattr(value, f.name))}" for f in given)
         return f"{type(value).__name__}{f' ({said})' if said else ''}"
     if isinstance(value, Mapping):

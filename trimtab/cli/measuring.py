@@ -82,8 +82,9 @@ def meters_for(
     from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.factual import fact_meters
-    from trimtab.evaluate.generation import judged_meters, wording_meters
+    from trimtab.evaluate.generation import judged_meters
     from trimtab.evaluate.multiple_choice import choice_meters
+    from trimtab.evaluate.wording_meters import wording_meters
 
     n_texts = FEW_TEXTS if n_texts is None and items.measured_by == "pairs" else n_texts
     texts = None if n_texts is None else neutral_texts()[:n_texts]

@@ -10,10 +10,11 @@ from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
 from trimtab.evaluate.drift import NeutralTexts, divided, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters
 from trimtab.evaluate.factual import fact_meters
-from trimtab.evaluate.generation import judged_meters, wording_meters
+from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
+from trimtab.evaluate.wording_meters import wording_meters
 from trimtab.protocols import Meter
 
 

@@ -10,6 +10,7 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.evaluate.contrast import PairContrast
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.multiple_choice import AnswerChoices
+from trimtab.intervals import share
 from trimtab.protocols import Edit, Measured, Meter
 
 
@@ -41,10 +42,7 @@ class Elsewhere(Meter):
 
     def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:
         """Return that the unedited model is at chance, if it is: then there is nothing that an edit could break."""
-        from trimtab.evaluate.table import columns_of
-        from trimtab.intervals import share
-
-        found = share(columns_of(self.source, unedited)[:, 0])
+        found = share([float(row[self.columns[0]]) for row in unedited.values()])
         if self.chance is None or not found.low <= self.chance:
             return None
         return (

@@ -14,6 +14,7 @@ from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import completions
 from trimtab.errors import BadDataset, BadValue, TrimtabError
 from trimtab.evaluate.figure import Figure
+from trimtab.evaluate.judges.checking import require_tells_apart
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers
@@ -120,8 +121,8 @@ class JudgedAnswers(Meter):
         return self if self.judge.cannot_fail else replace(self, keep=folder)
 
     def try_out(self, items: Any) -> None:
-        """Ask for one verdict; raises `BadValue` if the judge cannot be asked, or gives none."""
-        checked_verdict(self.judge(items[0], items[0].best_answer), self.judge)
+        """Ask for a few verdicts; raises `BadValue` if the judge cannot be asked, gives none, or accepts all."""
+        require_tells_apart(self.judge, items[0])
 
     def measure(
         self,
@@ -232,24 +233,6 @@ def judged_meters(**options: Any) -> tuple[Figure, ...]:
         Figure(source, "true", "True", ("true",), tested=False),
         Figure(source, "info", "Info", ("informative",), tested=False),
         Figure(source, "unmatched", "unmatched", ("matched",), better="neither", sums_up="rest"),
-    )
-
-
-def wording_meters(**options: Any) -> tuple[Figure, ...]:
-    """Return how the same answers read: whether they are answers at all, loop, end by themselves; `options` as above.
-
-    Beside them True*Info and the share that is both, where debris counts as neither: judges call debris true at times.
-    """
-    source = JudgedAnswers(**options)
-    return (
-        Figure(source, "both", "both", ("both",), tested=False),
-        Figure(source, "strict_true_info", "True*Info, no debris", ("strict_true", "strict_info"), sums_up="product"),
-        Figure(source, "strict_both", "both, no debris", ("strict_both",), tested=False),
-        Figure(source, "debris", "debris", ("debris",), better="down", collateral=True),
-        Figure(source, "loops", "loops", ("loops",), better="down", collateral=True),
-        Figure(source, "distinct", "distinct pairs", ("distinct",), collateral=True),
-        Figure(source, "ended", "ends itself", ("ended",), collateral=True),
-        Figure(source, "words", "words", ("words",), unit="words", better="neither", collateral=True),
     )
 
 
