@@ -69,6 +69,12 @@ class ComparisonFile:
     """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
     judge_model: str | None = None
     """The model to ask for at an OpenAI-compatible address."""
+    capability: Sequence[str] = ()
+    """Files of choices with one right answer (MMLU's, ARC's form), measured beside the hundred that ship."""
+    off_target: Sequence[str] = ()
+    """Files of contrast pairs of other behaviours, which edits ought to leave as they are."""
+    refusals: str | None = None
+    """A file of prompts that ought to be answered: the share that is refused is counted."""
     meters: Sequence[str] = ()
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
@@ -115,7 +121,7 @@ def job_of(said: ComparisonFile) -> "Job":
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
     from trimtab.cli.judging import open_judge
-    from trimtab.cli.measuring import own_meters
+    from trimtab.cli.measuring import Broken, own_meters
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
     from trimtab.evaluate.defaults import default_meters, options_of
@@ -126,13 +132,15 @@ def job_of(said: ComparisonFile) -> "Job":
     loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
     judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
     texts = None if said.texts is None else read_lines(said.texts, "neutral text")
-    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "divide_texts": True}
-    options |= {"convention": said.convention, **({} if said.judge == "exact" else {"judge": judge})}
+    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens}
+    options |= {"divide_texts": True, "broken": True, "convention": said.convention}
+    options |= {} if said.judge == "exact" else {"judge": judge}
     taken = options_of(questions)
     if "judge" in options and "judge" not in taken:
         raise BadValue(f"judge: no judge is asked about {questions.name}; leave the key out")
     own = {name: value for name, value in options.items() if name in taken}
-    meters = (*default_meters(questions, **own), *own_meters(said.meters))
+    damage = Broken(list(said.capability), list(said.off_target), said.refusals).meters(said.max_new_tokens)
+    meters = (*default_meters(questions, **own), *damage, *own_meters(said.meters))
     entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
     methods = rows_of(entries)
     design = Design(*fixed, choose_by=said.metric or "")

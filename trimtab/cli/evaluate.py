@@ -7,7 +7,7 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.judging import Judging, print_judge
-from trimtab.cli.measuring import OwnMeters
+from trimtab.cli.measuring import Broken, OwnMeters
 from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading, Texts, one_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def evaluate(
     baseline: Annotated[bool, typer.Option("--baseline", help="Measure the unedited model too.")] = False,
     convention: Annotated[str, typer.Option(help="How to ask: plain, lm-eval or iti.")] = "plain",
     judging: Judging = Judging(),
+    broken: Broken = Broken(),
+    wording: Annotated[
+        bool, typer.Option("--wording", help="Say how the same answers read: debris, loops, length.")
+    ] = False,
     choices_only: Annotated[
         bool, typer.Option("--choices-only", help="Multiple choice only: no generated answers, no judge.")
     ] = False,
@@ -83,7 +87,8 @@ def evaluate(
     edits = ([NoEdit()] if baseline or edit is None else []) + ([edit] if edit is not None else [])
     how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "choices_only": choices_only}
     how["n_texts"] = 0 if no_drift else texts
-    meters = (*meters_for(questions, judged, **how), *own_meters(meter))
+    how["wording"] = wording
+    meters = (*meters_for(questions, judged, **how), *broken.meters(), *own_meters(meter))
     measured = table(*loaded, questions, edits, meters=meters, keep=answers)
     if keep_in is not None:
         _keep(keep_in, measured.rows[-1], convention)

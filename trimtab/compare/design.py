@@ -95,7 +95,7 @@ class Job:
     """The methods that are measured at the smaller numbers of training questions too; all of them if not given."""
 
     def __post_init__(self) -> None:
-        meters = tuple(self.meters) or default_meters(self.questions, divide_texts=True)
+        meters = tuple(self.meters) or default_meters(self.questions, divide_texts=True, broken=True)
         instruments(meters)
         object.__setattr__(self, "meters", meters)
         object.__setattr__(self, "design", replace(self.design, choose_by=self.design.choose_by or meters[0].name))
@@ -142,6 +142,10 @@ class Job:
     def chooser(self) -> Meter:
         """The meter that settings are chosen by, on the items for choosing."""
         return next(meter for meter in self.meters if meter.name == self.design.choose_by).choosing
+
+    def chosen_by(self, meter: str) -> Job:
+        """Return the job with its settings chosen by another meter."""
+        return replace(self, design=replace(self.design, choose_by=meter))
 
     @property
     def budgeted(self) -> Meter:

@@ -1,5 +1,6 @@
 """Questions with true and false answers: what ships, what the field uses, and the user's own files."""
 
+from trimtab.datasets.choices import capability, choices
 from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas, facts_from_file
 from trimtab.datasets.files import contrast_pairs, from_file
 from trimtab.datasets.folklore import folklore
@@ -19,6 +20,8 @@ __all__ = [
     "SftExample",
     "Statement",
     "atlas",
+    "capability",
+    "choices",
     "contrast_pairs",
     "facts_from_file",
     "folklore",

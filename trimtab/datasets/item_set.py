@@ -69,6 +69,10 @@ class ItemSet(Sequence[ItemT]):
         """Return every item's texts as labelled statements; raises `BadDataset` where items have no two sides."""
         raise BadDataset(f"{self.name} has no true and false statements; give questions or contrast pairs")
 
+    def shuffled(self, seed: int) -> Self:  # noqa: ARG002
+        """Return the items, each with its texts dealt to its sides at random; raises `BadDataset` as `statements`."""
+        raise BadDataset(f"{self.name} has no true and false statements to shuffle; give questions or contrast pairs")
+
     def require_distinct(self, what: str, advice: str) -> None:
         """Raise `BadDataset` if there are no items or one stands twice."""
         if not self.items:

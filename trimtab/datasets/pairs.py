@@ -13,12 +13,14 @@ from trimtab.datasets.questions import (
     SftExample,
     Statement,
     bare,
+    dealt_anew,
     format_of,
     statement,
     true_examples,
     two_sides,
 )
 from trimtab.errors import BadDataset
+from trimtab.intervals import seeded
 from trimtab.plain_values import hash_of, one_form
 
 
@@ -84,6 +86,13 @@ class PairSet(ItemSet[ContrastPair]):
     def texts(self, item: ContrastPair) -> Sequence[Any]:
         """Return a pair's prompt and texts, as a set of questions with these answers has them."""
         return [item.prompt, item.positive, item.negative, item.positive[0]]
+
+    def shuffled(self, seed: int) -> PairSet:
+        """Return the pairs, each with its texts dealt to its sides at random."""
+        rng = seeded(seed)
+        return self.with_items(
+            tuple(ContrastPair(p.prompt, *dealt_anew(p.positive, p.negative, rng)) for p in self.pairs)
+        )
 
     def statements(self, format: str | Format | None = None) -> list[Statement]:
         """Return every text as a statement that continues its pair's prompt, labelled true if it is a positive one.

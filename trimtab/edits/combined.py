@@ -102,7 +102,7 @@ class Stacked(Edit):
 
     @property
     def changes_prompt_only(self) -> bool:
-        """Whether every edit of the stack only prompts: beside the unedited model, drift is measured, and is 0."""
+        """Whether every edit of the stack only prompts."""
         return all(e.changes_prompt_only for e in self.edits)
 
     @property
@@ -154,6 +154,10 @@ class Stacked(Edit):
     def prompt(self, question: str) -> str | None:
         """Return the prompt of the one edit that changes it."""
         return next((p for e in self.edits if (p := e.prompt(question)) is not None), None)
+
+    def before(self, text: str) -> str:
+        """Return what the one edit that changes the prompt sets before a text."""
+        return "".join(e.before(text) for e in self.edits)
 
     def scaled(self, factor: float | int) -> Stacked:
         """Return the stack with every edit's effect multiplied; raises `BadValue` if one of them has no strength."""

@@ -51,6 +51,10 @@ class Context(Edit):
         """Return the texts and then the question in `Q: ...\\nA:` form, separated by blank lines."""
         return "\n\n".join([*self.texts_before(question), f"Q: {question}\nA:"])
 
+    def before(self, text: str) -> str:
+        """Return the texts, with what separates them from the one that follows."""
+        return "".join(f"{before}\n\n" for before in self.texts_before(text))
+
     @property
     def stored_bytes(self) -> int:
         """The bytes of the texts alone."""
@@ -128,6 +132,10 @@ class Stated(Context):
     def texts_before(self, question: str) -> Sequence[str]:  # noqa: ARG002
         """Return the sentences."""
         return self.texts
+
+    def before(self, text: str) -> str:
+        """Return the sentences, each on a line of its own."""
+        return "".join(f"{before}\n" for before in self.texts_before(text))
 
     def prompt(self, question: str) -> str:
         """Return the sentences and then the question, each on a line of its own."""
