@@ -68,7 +68,10 @@ class ComparisonFile:
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
     """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
-    convention: Literal["plain", "lm-eval", "iti"] = "plain"
+    asking: Literal["auto", "plain", "primer", "chat"] = "auto"
+    """How questions are asked in fitting and measuring alike: in the chat template of a model that has one, if auto."""
+    convention: Literal["plain", "primer", "chat", "lm-eval", "iti"] | None = None
+    """How multiple choice asks, if otherwise."""
     max_new_tokens: Count = 50
     texts: str | None = None
     """A file of neutral texts, one a line; trimtab's own if not given."""
@@ -128,7 +131,7 @@ def job_of(said: ComparisonFile) -> "Job":
         options |= {"judge": judge, "convention": said.convention}
     meters = (*default_meters(questions, **options), *own_meters(said.meters))
     methods = rows_of(said.methods)
-    design = Design(*fixed, choose_by=said.metric or "")
+    design = Design(*fixed, choose_by=said.metric or "", asking=said.asking)
     return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))
 
 

@@ -34,7 +34,7 @@ def meters_for(
     items: Any,
     judge: Any = None,
     *,
-    convention: Any = "plain",
+    convention: Any = None,
     batch_size: int | None = None,
     choices_only: bool = False,
     n_texts: int | None = None,
@@ -56,6 +56,6 @@ def meters_for(
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)
-    form = "iti" if convention == "iti" else "plain"
+    form = "plain" if convention == "lm-eval" else convention
     said = () if choices_only else judged_meters(judge=judge, convention=form, batch_size=batch_size)
     return (*said, *choice_meters(convention, batch_size), *drift)

@@ -14,7 +14,7 @@ import torch
 from trimtab.devices import available_device
 from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
-from trimtab.models.load.hub import hub_advice
+from trimtab.hub import hub_advice
 from trimtab.models.load.quantization import (
     Quantization,
     keep_unpacked,
