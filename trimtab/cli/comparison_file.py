@@ -79,7 +79,10 @@ class ComparisonFile:
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
     """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
-    convention: Literal["plain", "lm-eval", "iti"] = "plain"
+    asking: Literal["auto", "plain", "primer", "chat"] = "auto"
+    """How questions are asked in fitting and measuring alike: in the chat template of a model that has one, if auto."""
+    convention: Literal["plain", "primer", "chat", "lm-eval", "iti"] | None = None
+    """How multiple choice asks, if otherwise."""
     max_new_tokens: Count = 50
     texts: str | None = None
     """A file of neutral texts, one a line; trimtab's own if not given."""
@@ -143,7 +146,7 @@ def job_of(said: ComparisonFile) -> "Job":
     meters = (*default_meters(questions, **own), *damage, *own_meters(said.meters))
     entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
     methods = rows_of(entries)
-    design = Design(*fixed, choose_by=said.metric or "")
+    design = Design(*fixed, choose_by=said.metric or "", asking=said.asking)
     return Job(named(methods), questions, test, design, meters, _low_data(said, entries, list(methods)))
 
 

@@ -10,7 +10,7 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.method_names import TUNING
-from trimtab.cli.options import AsJson, Data, Limit, Loading, Output, Seed, one_of
+from trimtab.cli.options import AsJson, Asking, Data, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
@@ -48,6 +48,7 @@ def tune(
     test: Annotated[
         float, typer.Option("--test", min=0, max=0.9, help="Share of questions held out and measured; 0 for none.")
     ] = 0.2,
+    asking: Asking = "auto",
     limit: Limit = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -70,9 +71,10 @@ def tune(
     chosen = TUNING[one_of(method, "tuning method", list(TUNING))].made(given, f"the method {method!r}")
     out = output.checked(KIND)
     questions = read_data(data, part="development", limit=limit)
-    train, held = questions.split(test=test, seed=seed) if test else (questions, None)
     with stopwatch() as opening:
         opened = loading.open()
+    questions = questions.asked_as(asking, opened.tokenizer)
+    train, held = questions.split(test=test, seed=seed) if test else (questions, None)
     unfinished = out.with_name(f"{out.name}.unfinished")
     with _plans_in_logs():
         edit = chosen.fit(opened.model, opened.tokenizer, train, seed=seed, out=unfinished)

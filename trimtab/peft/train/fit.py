@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.datasets.facts import FactSet
-from trimtab.datasets.pairs import PairSet
-from trimtab.datasets.questions import QuestionSet, SftExample
+from trimtab.datasets.given import Rows, as_items
+from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.questions import QuestionSet
+from trimtab.datasets.statements import SftExample
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.cost import peak_memory
 from trimtab.models.anatomy import base_of, input_device
@@ -59,7 +60,7 @@ def fit_method(
     method: Tunable,
     model: Any,
     tokenizer: Any,
-    train: QuestionSet | PairSet | FactSet | Sequence[SftExample],
+    train: Rows,
     *,
     seed: int,
     out: str | Path | None,
@@ -68,12 +69,14 @@ def fit_method(
     """Return the tuned edit; see `TuningMethod.fit`, which keeps the random state around it."""
     if is_compiled(model):
         raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
+    pairs = isinstance(train, list | tuple) and all(isinstance(e, SftExample) for e in train)
+    examples: Any = train if pairs else as_items(train)
     require_whole(model)
     require_lasting(method.recipe.report_to, out)
     start, sharding = time.perf_counter(), Sharding.asked()
     device = sharding.device if sharding else input_device(base_of(model))
     _require_launched_for(device, method.recipe)
-    data = encode_examples(model, tokenizer, train, method.recipe)
+    data = encode_examples(model, tokenizer, examples, method.recipe)
     made_on = fingerprint(model)
     if sharding:
         sharding.require_runs_on(method, model, made_on)
@@ -94,7 +97,7 @@ def fit_method(
     size = sum(t.numel() * t.element_size() for t in learned.tensors.values())
     record = {
         **specification,
-        "data": {"fingerprint": data.fingerprint, "name": getattr(train, "name", "pairs"), "n": len(data)},
+        "data": {"fingerprint": data.fingerprint, "name": getattr(examples, "name", "pairs"), "n": len(data)},
         "plan": learned.plan.as_dict(),
         "sharded": sharding is not None,
         "seconds": {"prepare": learned.prepared - start, "train": learned.trained - learned.prepared},
@@ -103,7 +106,8 @@ def fit_method(
         "steps": learned.steps,
         "losses": learned.losses,
         "peak_bytes": {peak.kind: peak.bytes},
-        "questions": [q.key for q in train] if isinstance(train, QuestionSet) else [],
+        "questions": [q.key for q in examples] if isinstance(examples, QuestionSet) else [],
+        "asking": examples.asked_as("auto", tokenizer).asking if isinstance(examples, ItemSet) else "",
     }
     cost = Cost(time.perf_counter() - start, learned.plan.n_trainable, size)
     return TunedEdit(method, learned.tensors, method.name, cost, record)
