@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from trimtab.cells import table_lines
-from trimtab.cli.setup import quiet
 from trimtab.datasets.asking import asking_for
 from trimtab.datasets.behaviours import BEHAVIOURS, Behaviour, behaviour
 from trimtab.datasets.prose import neutral_texts
@@ -274,7 +274,8 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     said = parser.parse_args()
-    quiet()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     said.out.mkdir(parents=True, exist_ok=True)
     units = [] if said.table else [(name, draw) for draw in range(said.draws) for name in said.behaviours]
     bench = None
