@@ -71,17 +71,16 @@ def intervals_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
 
 
 def effect_figure(rows: Sequence[ResultRow], meter: Meter, controls: Mapping[str, str]) -> Figure:
-    """Return a meter's figure against drift: a number for every row, controls in grey, the unedited model as a line.
+    """Return a meter's figure against drift, of rows that have one; controls in grey, the unedited model as a line.
 
     Numbers stand for rows in the order given, from 1: the page lists them, since names would lie on one another.
     """
     figure, axes = new_figure(6, 4.6)
-    style, told = styles([row.method for row in rows]), False
+    style = styles([row.method for row in rows])
     for n, row in enumerate(rows, 1):
         found, x = row.metrics[meter.name], _drift(row)
-        if found is None:
-            continue
-        value, told = found.estimate, True
+        assert found is not None, f"{row.name} has no {meter.name}"
+        value = found.estimate
         color = "grey" if row.method in controls else style[row.method]["color"]
         low, high, y = (scale(meter) * v for v in (value.low, value.high, float(value)))
         if row.method == BASELINE:
@@ -93,7 +92,7 @@ def effect_figure(rows: Sequence[ResultRow], meter: Meter, controls: Mapping[str
     edge = 2 * max([1e-3, *(_drift(row) for row in rows)])
     axes.set_xscale("symlog", linthresh=1e-3)
     axes.set_xlim(-2e-4, edge)
-    axes.set(**(limits(meter, "y") if told else {}))
+    axes.set(**limits(meter, "y"))
     axes.set_xlabel("drift: KL from the unedited model, nats per token", fontsize=12)
     axes.set_ylabel(axis_label(meter), fontsize=12)
     axes.tick_params(labelsize=11)

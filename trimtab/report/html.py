@@ -45,8 +45,9 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
     )  # fmt: skip
     # the interval goes below its mean, so that columns stay narrow
     environment.filters["halves"] = lambda cell: cell.partition(" [") if " [" in cell else (cell, "", "")
+    drawn = [row for row in rows if row.metrics[run.main.name] is not None]
     pictures = {
-        "effect": charts.effect_figure(rows, run.main, run.control_of),
+        "effect": charts.effect_figure(drawn, run.main, run.control_of),
         "intervals": charts.intervals_figure(rows, run.main),
         "pareto": charts.pareto_figure(rows, run.main),
         "low_data": charts.low_data_figure(run),
@@ -59,7 +60,7 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         about=verdict.about(run),
         warnings=verdict.warnings_of(run),
         conclusions=verdict.conclusions(run),
-        numbered=[row.name for row in rows],
+        numbered=[row.name for row in drawn],
         main=run.main.heading,
         status=text.status(run),
         finished=run.finished,
