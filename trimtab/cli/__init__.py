@@ -19,6 +19,7 @@ from trimtab.cli.compare import compare
 from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
 from trimtab.cli.edit import edit
+from trimtab.cli.erase import erase
 from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
@@ -70,7 +71,7 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
     app.command()(_verb)
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
-for _verb in (edit, combine, tune, methods, compare, report, reproduce, build_embedded):
+for _verb in (edit, erase, combine, tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

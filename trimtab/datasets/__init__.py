@@ -3,6 +3,7 @@
 from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas, facts_from_file
 from trimtab.datasets.files import contrast_pairs, from_file
 from trimtab.datasets.folklore import folklore
+from trimtab.datasets.labelled_texts import LabelledTexts, labelled_texts
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.datasets.questions import Question, QuestionSet, SftExample, Statement, one_line, plain
@@ -12,6 +13,7 @@ __all__ = [
     "ContrastPair",
     "Fact",
     "FactSet",
+    "LabelledTexts",
     "Neighbour",
     "PairSet",
     "Question",
@@ -24,6 +26,7 @@ __all__ = [
     "folklore",
     "from_file",
     "iti_folds",
+    "labelled_texts",
     "neutral_texts",
     "one_line",
     "plain",
