@@ -38,7 +38,7 @@ from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
 from trimtab.prompting import FactsInContext, FewShot, Instruction, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Edit, Judge, Meter, Method, Verdict, as_judge
-from trimtab.steer import CAA, ITI, RandomDirection
+from trimtab.steer import ACE, CAA, ITI, LEACE, Ablation, RandomDirection
 from trimtab.steer.reading import ReadAnswers, Reader
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
@@ -109,6 +109,9 @@ METHODS: dict[str, Method] = {
     "ITI": ITI(top_ks=(2, 4), alphas=(1, 4)),
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
+    "LEACE": LEACE(layers=(0, 1)),
+    "ACE": ACE(position="mean_answer"),
+    "ablation": Ablation(depths=(0.5, 1.0), layers=(1, 2)),
     "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
     "random tries": RandomTries(ITI(top_ks=(2, 4), alphas=(1, 4))),

@@ -19,6 +19,7 @@ from trimtab.cli.compare import compare
 from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
 from trimtab.cli.edit import edit
+from trimtab.cli.erase import erase
 from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
@@ -73,7 +74,7 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
 app.add_typer(judge, name="judge")
-for _verb in (trace, edit, combine, tune, methods, compare, report, reproduce, build_embedded):
+for _verb in (trace, edit, combine, erase, tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

@@ -5,6 +5,7 @@ from trimtab.datasets.choices import capability, choices
 from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas, facts_from_file
 from trimtab.datasets.files import contrast_pairs, from_file, from_list
 from trimtab.datasets.folklore import folklore
+from trimtab.datasets.labelled_texts import LabelledTexts, labelled_texts
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.datasets.questions import Question, QuestionSet
@@ -16,6 +17,7 @@ __all__ = [
     "ContrastPair",
     "Fact",
     "FactSet",
+    "LabelledTexts",
     "Neighbour",
     "PairSet",
     "Question",
@@ -32,6 +34,7 @@ __all__ = [
     "from_file",
     "from_list",
     "iti_folds",
+    "labelled_texts",
     "neutral_texts",
     "one_line",
     "plain",
