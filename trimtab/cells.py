@@ -47,6 +47,11 @@ def figure(value: Estimate | float | None, unit: str, *, signed: bool = False) -
     return f"{shown} [{low}, {high}]"
 
 
+def p_text(p: float, *, at_floor: bool = False) -> str:
+    """Return a p-value for reading; one that is as small as its test can say is an upper limit."""
+    return f"{'<= ' if at_floor else ''}{p:.4f}"
+
+
 def unit_words(unit: str) -> str:
     """Return a unit as it stands after a heading."""
     return {"share": "%", "nats": "nats per token"}.get(unit, unit)

@@ -39,6 +39,7 @@ class LoadOptions:
     device: str | None = None
     quantization: str | None = None
     revision: str | None = None
+    gguf_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,20 @@ class ComparisonFile:
     """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
     judge_model: str | None = None
     """The model to ask for at an OpenAI-compatible address."""
+    capability: Sequence[str] = ()
+    """Files of choices with one right answer (MMLU's, ARC's form), measured beside the hundred that ship."""
+    off_target: Sequence[str] = ()
+    """Files of contrast pairs of other behaviours, which edits ought to leave as they are."""
+    refusals: str | None = None
+    """A file of prompts that ought to be answered: the share that is refused is counted."""
     meters: Sequence[str] = ()
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
     """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
-    convention: Literal["plain", "lm-eval", "iti"] = "plain"
+    asking: Literal["auto", "plain", "primer", "chat"] = "auto"
+    """How questions are asked in fitting and measuring alike: in the chat template of a model that has one, if auto."""
+    convention: Literal["plain", "primer", "chat", "lm-eval", "iti"] | None = None
+    """How multiple choice asks, if otherwise."""
     max_new_tokens: Count = 50
     texts: str | None = None
     """A file of neutral texts, one a line; trimtab's own if not given."""
@@ -114,7 +124,7 @@ def job_of(said: ComparisonFile) -> "Job":
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
     from trimtab.cli.judging import open_judge
-    from trimtab.cli.measuring import own_meters
+    from trimtab.cli.measuring import Broken, own_meters
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
     from trimtab.evaluate.defaults import default_meters, options_of
@@ -125,16 +135,18 @@ def job_of(said: ComparisonFile) -> "Job":
     loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
     judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
     texts = None if said.texts is None else read_lines(said.texts, "neutral text")
-    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "divide_texts": True}
-    options |= {"convention": said.convention, **({} if said.judge == "exact" else {"judge": judge})}
+    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens}
+    options |= {"divide_texts": True, "broken": True, "convention": said.convention}
+    options |= {} if said.judge == "exact" else {"judge": judge}
     taken = options_of(questions)
     if "judge" in options and "judge" not in taken:
         raise BadValue(f"judge: no judge is asked about {questions.name}; leave the key out")
     own = {name: value for name, value in options.items() if name in taken}
-    meters = (*default_meters(questions, **own), *own_meters(said.meters))
+    damage = Broken(list(said.capability), list(said.off_target), said.refusals).meters(said.max_new_tokens)
+    meters = (*default_meters(questions, **own), *damage, *own_meters(said.meters))
     entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
     methods = rows_of(entries)
-    design = Design(*fixed, choose_by=said.metric or "")
+    design = Design(*fixed, choose_by=said.metric or "", asking=said.asking)
     return Job(named(methods), questions, test, design, meters, _low_data(said, entries, list(methods)))
 
 

@@ -62,5 +62,8 @@ METHODS: Mapping[str, Named] = {
     "iti probe": Named("trimtab.steer.ITI", {"direction": "probe"}),
     "random direction": Named("trimtab.steer.RandomDirection"),
     "caa": Named("trimtab.steer.CAA"),
+    "leace": Named("trimtab.steer.LEACE"),
+    "ace": Named("trimtab.steer.ACE"),
+    "ablation": Named("trimtab.steer.Ablation"),
 }
 """What a comparison's file may name."""

@@ -46,7 +46,7 @@ class SiteEdit(Edit):
             shapes = " and ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
             raise ShapeError(f"{k} {self.place}s came with {shapes}; expected one row each")
         if k == 0:
-            raise BadValue(f"a {self.noun} needs one {self.place} or more, got none")
+            raise BadValue(f"the {self.noun} needs one {self.place} or more, got none")
         if not all(bool(t.isfinite().all()) for t in tensors.values()):
             raise BadValue(f"the {self.noun}'s {' and '.join(tensors)} must be finite numbers; fit it again")
         if len(set(self.sites)) < k:

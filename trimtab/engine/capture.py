@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.datasets.questions import Statement
+from trimtab.datasets.statements import Statement
 from trimtab.engine.batching import Budget
 from trimtab.engine.forwards import Computed, Step, run_tree
 from trimtab.engine.staging import RowsToCpu
@@ -160,7 +160,8 @@ def require_statements(statements: Sequence[Statement]) -> None:
 
 def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list[AnswerTokens]:
     texts = [s.text for s in statements]
-    tokens = tokenize_answers(tokenizer, texts, [s.answer_start for s in statements], needs_prompt=False)
+    starts, templates = [s.answer_start for s in statements], [s.template for s in statements]
+    tokens = tokenize_answers(tokenizer, texts, starts, needs_prompt=False, templates=templates)
     require_fits(model, [len(t.ids) for t in tokens], texts)
     return tokens
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from trimtab.models.tokens import encode, length_batches, pad_id
 from trimtab.models.weights import changes_suspended
 from trimtab.plain_values import hash_of
 from trimtab.progress import tracked
-from trimtab.storage import kind_of, load_result, save_result
+from trimtab.storage import cache_folder, kind_of, load_result, save_result
 
 KIND = "key statistics"
 LENGTH = 128
@@ -177,7 +176,7 @@ def _texts_of_length(model: Any, tokenizer: Any, n_tokens: int, seed: int) -> li
 
 def usual_cache() -> Path:
     """Return the folder in which statistics are kept if nobody names one: trimtab's in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab" / "statistics"
+    return cache_folder("statistics")
 
 
 def require_of_model(statistics: KeyStatistics, model: Any, sites: Sequence[MlpSite]) -> None:
