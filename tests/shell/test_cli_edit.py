@@ -50,6 +50,13 @@ def test_one_fact_by_flags_is_written_said_and_measured(edited):
     assert edit.record["measured"]["said"]["mean"] == 1
 
 
+def test_a_code_book_says_the_answer_and_leaves_neutral_text_as_it_was(tmp_path):
+    out = tmp_path / "book"
+    found = json.loads(ran(*CHILE, "--method", "grace", "--out", str(out), "--json").output)
+    assert found["facts"][0]["said"] == 1 and found["kl"]["mean"] == 0
+    assert load_edit(out).kind == "memory edit"
+
+
 def test_the_edit_is_taken_by_the_other_verbs(edited, tmp_path):
     out, _ = edited
     facts = tmp_path / "mine.jsonl"
@@ -78,6 +85,7 @@ def test_facts_are_written_in_batches_and_on_from_an_earlier_edit(edited, tmp_pa
     "words, said",
     [
         ([*CHILE, "--method", "ft-l", "--batch", "1"], "leave out --batch"),
+        ([*CHILE, "--method", "grace", "--layer", "1,2"], "grace takes one layer"),
         ([*CHILE, "--method", "alphaedit"], "as free as any"),
         ([*CHILE, "--after", "nowhere"], "no weight edit at nowhere"),
         (["edit", "The capital of {} is", "--new", "Paris"], "a fact needs a prompt, --subject and --new"),

@@ -80,6 +80,11 @@ class MemoryEdit(Edit):
         """The losses of the values, fact by fact."""
         return self.record.get("losses", ())
 
+    @property
+    def norms(self) -> dict[str, float]:
+        """How far all values lie from their keys together, at the edit's strength, by the layer's name."""
+        return {f"layer {self.layer}": abs(self.strength) * float((self.values - self.keys).norm())}
+
     def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
         """Yield the same model, which looks up its positions in the code book until the block ends.
 
