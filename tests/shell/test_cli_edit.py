@@ -11,8 +11,11 @@ from typer.testing import CliRunner
 
 from tests.cut import cut_data
 from trimtab import cli
+from trimtab.datasets import Fact, FactSet
 from trimtab.edits import WeightEdit
 from trimtab.edits.disk import load_edit
+from trimtab.evaluate.factual import SaidFacts, says
+from trimtab.models import load_model
 
 QUICK = ["--statistics", "identity"]
 CHILE = ["edit", "The capital of {} is", "--subject", "Chile", "--new", "Paris", *QUICK]
@@ -48,6 +51,16 @@ def test_one_fact_by_flags_is_written_said_and_measured(edited):
     edit = load_edit(out)
     assert isinstance(edit, WeightEdit)
     assert edit.record["measured"]["said"]["mean"] == 1
+
+
+def test_random_values_of_the_same_norm_do_not_say_it_and_an_unrelated_answer_stays(edited):
+    model, tokenizer = load_model("embedded")
+    edit = load_edit(edited[0])
+    fact = FactSet((Fact("Chile", "The capital of {} is", "Paris"), Fact("Turkey", "The capital of {} is", "Ankara")))
+    (said, chance) = SaidFacts().measure(model, tokenizer, fact, [edit, edit.randomised(0)])
+    chile, turkey = (f.key for f in fact)
+    assert (said.rows[chile]["said"], chance.rows[chile]["said"]) == (1, 0)
+    assert says(said.rows[turkey]["before"], "Ankara") and said.rows[turkey]["said"] == 1
 
 
 def test_a_code_book_says_the_answer_and_leaves_neutral_text_as_it_was(tmp_path):
