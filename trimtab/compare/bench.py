@@ -137,8 +137,7 @@ class Bench:
         return {"without_model": self._without_model(parts), "mute": {k: why for k, why in mute.items() if why}}
 
     def _without_model(self, parts: Parts) -> dict[str, Any]:
-        fold = parts.train.with_items((*parts.train.items, *parts.validation.items))
-        found = {i.name: i.meter.without_model(fold, parts.test) for i in instruments(self.job.meters)}
+        found = {i.name: i.meter.without_model(parts.fold, parts.test) for i in instruments(self.job.meters)}
         return {name: {k: dict(row) for k, row in rows.items()} for name, rows in found.items() if rows is not None}
 
     def about(self, parts: Parts) -> dict[str, Any]:

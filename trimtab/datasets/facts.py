@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from trimtab.datasets.asking import BARE, form_of
 from trimtab.datasets.files import read_rows
-from trimtab.datasets.item_set import ItemSet, Self
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.statements import SftExample, Statement, true_examples
 from trimtab.errors import BadDataset
 from trimtab.plain_values import json_value
@@ -122,7 +122,7 @@ class FactSet(ItemSet[Fact]):
         near = [[n.prompt, n.answer] for n in item.neighbours]
         return [item.prompt, item.subject, item.new, item.true, item.paraphrases, near]
 
-    def folds(self, n: int, seed: int = 0) -> list[tuple[Self, Self]]:
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Any, Any]]:
         """Return n draws that cover every fact once, each as what is written and what is asked; raises as any set's."""
         return [(part, part) for _, part in super().folds(n, seed)]
 
