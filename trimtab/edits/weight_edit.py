@@ -61,8 +61,7 @@ class WeightEdit(Edit):
     record: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: the model's fingerprint under `"model"`, the facts' keys under `"facts"`."""
     keys: Mapping[str, Tensor] = field(default_factory=dict)
-    """By weight: what the map gets at each fact's subject (fact d_in), for later edits to keep; in the order of
-    `record["keys"]`."""
+    """By weight: what the map gets at each fact's subject (fact d_in), in the order of `record["keys"]`."""
 
     def __post_init__(self) -> None:
         if not self.changes:
@@ -121,7 +120,7 @@ class WeightEdit(Edit):
             "sum_of": [self.describe(), other.describe()],
             "facts": [*self.record.get("facts", ()), *other.record.get("facts", ())],
             "keys": {
-                name: [*self.record.get("keys", {}).get(name, ()), *other.record.get("keys", {}).get(name, ())]
+                name: [key for e in (self, other) for key in e.record.get("keys", {}).get(name, ())]
                 for name in sorted(self.keys.keys() | other.keys.keys())
             },
             "questions": sorted({*self.fitted_on, *other.fitted_on}),

@@ -214,7 +214,7 @@ class ROME(FactEditor):
             # what is sought is added to the output for every context: the same change of W k for the mean key
             right = least_squares(keys[-1][:, None], to.moments[site.layer], 0)
             new = stored_factors(values[-1].added[:, None], right)
-            changes[site.weight] = joined(changes[site.weight], new) if changes else new
+            changes[site.weight] = concatenated(changes[site.weight], new) if changes else new
         return Written(changes, values, {site.weight: torch.stack(keys)})
 
 
@@ -239,7 +239,7 @@ def warn_of_lost(lost: Sequence[str], n: int) -> None:
         )
 
 
-def joined(one: LowRank, other: LowRank) -> LowRank:
+def concatenated(one: LowRank, other: LowRank) -> LowRank:
     """Return the sum of two changes of one weight."""
     return LowRank(torch.cat([one.left, other.left], 1), torch.cat([one.right, other.right], 0))
 
