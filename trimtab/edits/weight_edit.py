@@ -112,7 +112,7 @@ class WeightEdit(Edit):
         """Return the edit that makes both changes; raises `Incompatible` if they were made for different models."""
         if type(other) is not type(self):
             return NotImplemented
-        model, total = common_model(self, other), self._at_one()
+        model, total, both = common_model(self, other), self._at_one(), (self, other)
         for name, change in other._at_one().items():
             total[name] = _joined(total[name], change) if name in total else change
         record = {
@@ -120,12 +120,12 @@ class WeightEdit(Edit):
             "sum_of": [self.describe(), other.describe()],
             "facts": [*self.record.get("facts", ()), *other.record.get("facts", ())],
             "keys": {
-                name: [key for e in (self, other) for key in e.record.get("keys", {}).get(name, ())]
-                for name in sorted(self.keys.keys() | other.keys.keys())
+                n: [key for e in both for key in e.record.get("keys", {}).get(n, ())]
+                for n in {**self.keys, **other.keys}
             },
             "questions": sorted({*self.fitted_on, *other.fitted_on}),
         }
-        keys = {name: torch.cat([e.keys[name] for e in (self, other) if name in e.keys]) for name in record["keys"]}
+        keys = {name: torch.cat([e.keys[name] for e in both if name in e.keys]) for name in record["keys"]}
         return WeightEdit(
             total,
             name=self.name if self.name == other.name else f"{self.name} + {other.name}",

@@ -2,11 +2,11 @@
 
 from trimtab.knowledge.arithmetic import combined, cosine, task_vector, task_vector_between
 from trimtab.knowledge.batches import InBatches
+from trimtab.knowledge.code_book import GRACE
 from trimtab.knowledge.editors import ROME
 from trimtab.knowledge.fine_tuning import FineTuneL
 from trimtab.knowledge.layer_choice import LayerChoice, choose_layer
 from trimtab.knowledge.mass_editors import EMMET, MEMIT, AlphaEdit
-from trimtab.knowledge.code_book import GRACE
 from trimtab.knowledge.merge_rules import DARE, TIES, MergeRule
 from trimtab.knowledge.moments import KeyStatistics, key_statistics
 from trimtab.knowledge.traced import Trace, TracedFact
