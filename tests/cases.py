@@ -15,7 +15,7 @@ from tests.foreign import Nudge, Nudging, Shuffled, Surprise, Vowels
 from tests.tiny import tiny_questions
 from trimtab import NoEdit, Prompted, Stacked, peft
 from trimtab.activations import Head
-from trimtab.compare import Ready, Stack, Widened
+from trimtab.compare import RandomTries, Ready, ShuffledLabels, Stack, Widened
 from trimtab.datasets import Fact, FactSet, Neighbour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
@@ -25,11 +25,14 @@ from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
+from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
 from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
-from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch, combined, task_vector
+from trimtab.evaluate.refusal import refusal_meters
+from trimtab.evaluate.wording_meters import wording_meters
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, ValueSearch, combined, task_vector
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
@@ -76,8 +79,9 @@ EDITING: dict[str, Method] = {
     "ROME": ROME(moment="identity", before=2, search=ValueSearch(steps=4)),
     "MEMIT": MEMIT(moment="identity", before=2, layers=(1, 2), search=ValueSearch(steps=4, measured_by="layer")),
     "EMMET": EMMET(moment="identity", before=2, search=ValueSearch(steps=4, measured_by="layer")),
-    "AlphaEdit": AlphaEdit(moment="identity", before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
+    "AlphaEdit": AlphaEdit(cache=None, before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
     "FT-L": FineTuneL(steps=4),
+    "in batches": InBatches(editor=ROME(moment="identity", before=0, search=ValueSearch(steps=4)), size=1),
 }
 FACTS = FactSet(
     (
@@ -110,6 +114,8 @@ METHODS: dict[str, Method] = {
     "ablation": Ablation(depths=(0.5, 1.0), layers=(1, 2)),
     "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
+    "random tries": RandomTries(ITI(top_ks=(2, 4), alphas=(1, 4))),
+    "shuffled labels": ShuffledLabels(ITI(top_ks=(2, 4), alphas=(1, 4))),
     "retrieved few-shot": RetrievedFewShot(shots=(1, 2)),
     "passages": RetrievedPassages((__file__,), passages=(1, 2)),
     "prompts and vectors": Stack((FewShot(shots=(1,)), ITI(top_ks=(2,), alphas=(1, 4)))),
@@ -392,14 +398,18 @@ class MeterCase(NamedTuple):
 
     meter: Meter
     items: Any
-    rows: Literal["items", "texts", "none"] = "items"
+    rows: Literal["items", "texts", "own", "none"] = "items"
 
 
 QUESTIONS = tiny_questions(3)
 METERS: dict[str, MeterCase] = {
     **{m.name: MeterCase(m, QUESTIONS) for m in judged_meters(judge=length_judge, max_new_tokens=3)},
     "foreign judge": MeterCase(judged_meters(judge=Vowels(), max_new_tokens=3)[0], QUESTIONS),
+    **{m.name: MeterCase(m, QUESTIONS) for m in wording_meters(judge=length_judge, max_new_tokens=3)},
     **{m.name: MeterCase(m, QUESTIONS) for m in choice_meters()},
+    **{m.name: MeterCase(m, QUESTIONS, "own") for m in capability_meters(tiny_questions(2))},
+    **{m.name: MeterCase(m, QUESTIONS, "own") for m in off_target_meters(PAIRS)},
+    **{m.name: MeterCase(m, QUESTIONS, "own") for m in refusal_meters(("Is snow black?", "Why?"), 3)},
     **{m.name: MeterCase(m, QUESTIONS, "texts") for m in drift_meters(NeutralTexts(TEXTS[1:], TEXTS[:1]))},
     **{m.name: MeterCase(m, PAIRS) for m in contrast_meters()},
     **{m.name: MeterCase(m, FACTS) for m in (SaidFacts(max_new_tokens=3), LikelyFacts(), *fact_meters())},

@@ -25,7 +25,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.before import Before
+from trimtab.card import card_of
 from trimtab.errors import BadValue, Incompatible
+from trimtab.hub import folder_of, push_folder
+from trimtab.storage import written_file
 
 Knobs: TypeAlias = Mapping[str, Any]
 """One setting of a method: knob -> value."""
@@ -97,7 +101,7 @@ class Edit(ABC):
     """How many of the decoder's first layers compute what they compute in the unedited model; measurements share
     them."""
     changes_prompt_only: bool = False
-    """Whether the model itself is left as it is, so that it has no drift of its own."""
+    """Whether the model itself is left as it is."""
     replaces_model: bool = False
     """Whether it answers with a model of its own, on which edits before it would not act."""
     fitted_on: Sequence[str] = ()
@@ -130,6 +134,18 @@ class Edit(ABC):
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return the whole context to ask `question` in, or None to leave the choice to the measurement."""
         return None
+
+    def before(self, question: str) -> Before | None:  # noqa: ARG002
+        """Return what is said before the question, for measurements to write as the model is asked (in its template).
+
+        None where nothing is, or where `prompt` gives the whole context, which is then taken as it stands.
+        """
+        return None
+
+    @property
+    def asked_as(self) -> str:
+        """How questions were asked while it was made, such as `"chat"`; empty where that is not known."""
+        return str(self.record.get("asking", ""))
 
     def scaled(self, factor: float | int) -> Edit:  # noqa: ARG002
         """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""
@@ -187,6 +203,31 @@ class Edit(ABC):
         """Return what `save` wrote; raises `Incompatible` for anything else."""
         raise Incompatible(f"{cls.__name__} cannot be read from {path}: an edit of this kind has no form on disk")
 
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the edit as `save` does, with a model card (`README.md`) from its record; raises as `save`."""
+        self.save(path)
+        with written_file(Path(path) / "README.md") as staging:
+            staging.write_text(card_of(self.name, self.describe(), self.record), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Any:
+        """Return an edit of this kind from a folder, or from a repository of the hub (`org/name`), at a revision.
+
+        `trimtab.from_pretrained` takes any kind; raises `Incompatible` where there is none of this one.
+        """
+        return cls.load(folder_of(name, revision))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Write the edit with its card to a repository of the hub, made if it is not there; return its address.
+
+        Raises:
+            Incompatible: the edit has no form on disk, or the hub refuses it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "edit")
+            message = commit_message or f"{self.name} by trimtab"
+            return push_folder(Path(folder) / "edit", repo_id, private=private, message=message)
+
     @property
     def stored_bytes(self) -> int:
         """The size of the folder that `save` writes, or what the cost says of an edit that has no form on disk."""
@@ -240,6 +281,8 @@ class Method(ABC):
     """As of its edits."""
     follows: ClassVar[str | None] = None
     """None: a method chooses its own setting (a control takes another row's)."""
+    control_of: str | None = None
+    """The name of the method that it is a control of, with tries of its own; None for what is no control."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class its own name as the name for tables if it has none, and no field for one."""
@@ -355,6 +398,8 @@ class Meter(ABC):
     """Columns of a row that hold text for reading, such as the answer; records keep them beside the figures."""
     sums_up: str = "mean"
     """How `summary` makes the figure, for whoever reads records without the code of the meter; filled in."""
+    collateral: bool = False
+    """Whether it says what an edit broke rather than what it was made for; pages show the two apart."""
     tested: bool = True
     """Whether a comparison tests its difference to the unedited model; it never does where `better` is neither."""
 
@@ -399,13 +444,25 @@ class Meter(ABC):
     def measure(
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> Sequence[Measured | None]:
-        """Return what was measured of every edit; None where it has nothing to say of one (drift of prompting).
+        """Return what was measured of every edit; None where it has nothing to say of one.
 
         Args:
             items: the questions, pairs or facts of the table.
             asking: how questions become tokens, such as `"plain"`.
             seed: of whatever is drawn.
         """
+
+    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:  # noqa: ARG002
+        """Return why the figure can tell nothing of any edit, from the rows of the unedited model; None if it can."""
+        return None
+
+    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:  # noqa: ARG002
+        """Return `says_nothing` of a few items, having asked the unedited model, where that costs little; None else."""
+        return None
+
+    def without_model(self, train: Any, items: Any) -> Mapping[str, Mapping[str, Any]] | None:  # noqa: ARG002
+        """Return the rows that the texts' style alone gives, learned from the training items; None where none does."""
+        return None
 
     def summary(self, means: Float[np.ndarray, "... column"]) -> Any:
         """Return the figure from the means of its columns; intervals and tests resample items and go through it."""

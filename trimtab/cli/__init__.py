@@ -24,9 +24,11 @@ from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
 from trimtab.cli.heads import heads
+from trimtab.cli.judge import judge
 from trimtab.cli.methods import methods
 from trimtab.cli.report import report
 from trimtab.cli.reproduce import reproduce
+from trimtab.cli.trace import trace
 from trimtab.cli.tune import tune
 
 
@@ -71,7 +73,8 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
     app.command()(_verb)
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
-for _verb in (edit, erase, combine, tune, methods, compare, report, reproduce, build_embedded):
+app.add_typer(judge, name="judge")
+for _verb in (trace, edit, combine, erase, tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from trimtab.protocols import Edit
 
-DATA_NAMES = ("folklore", "truthfulqa", "atlas")
+DATA_NAMES = ("folklore", "truthfulqa", "atlas", "cheerful", "casual", "unsure")
 """The data sets that `--data` knows by name."""
 
 
@@ -28,6 +28,7 @@ def read_data(data: str, *, part: Literal["development", "final"] | None = None,
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.
     """
+    from trimtab.datasets.behaviours import BEHAVIOURS, behaviour
     from trimtab.datasets.facts import atlas, facts_from_file
     from trimtab.datasets.files import from_file
     from trimtab.datasets.folklore import folklore
@@ -42,6 +43,8 @@ def read_data(data: str, *, part: Literal["development", "final"] | None = None,
         questions = truthfulqa()
     elif data == "atlas":
         questions = atlas()
+    elif data in BEHAVIOURS:
+        questions = behaviour(data).pairs
     elif path.is_file():
         questions = (
             truthfulqa(path) if _is_truthfulqa(path) else (facts_from_file if _has_facts(path) else from_file)(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from trimtab.compare.design import Design, Job, named
 from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
 from trimtab.compare.worker import Worker
-from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.given import Rows, as_items
 from trimtab.errors import BadValue
 from trimtab.evaluate.table import instruments
 from trimtab.models.processes import rank_and_count
@@ -26,10 +27,10 @@ POLL_SECONDS = 2.0
 def run(
     model: Any,
     tokenizer: Any,
-    questions: ItemSet[Any],
+    questions: Rows,
     methods: Sequence[Method | Edit | Control] | Mapping[str, Method | Edit | Control],
     *,
-    test: ItemSet[Any] | None = None,
+    test: Rows | None = None,
     meters: Sequence[Meter] | None = None,
     out: str | Path | None = None,
     **design: Any,
@@ -41,20 +42,22 @@ def run(
     questions, which nothing has seen before. The unedited model is always the first row.
 
     Args:
-        questions: split by question into folds, another split for every seed.
+        questions: a set, or a list of mappings, or a `datasets.Dataset`; split by question into folds, another split
+            for every seed.
         methods: methods, or ready edits, or a mapping that names them.
         test: questions to measure on instead of each fold's held-out part.
         meters: what is measured: those that speak of such questions if not given
             (`trimtab.evaluate.defaults.default_meters`), or a list of them with your own.
         out: run folder; running again does only what is missing. A temporary one if not given.
         design: fields of `Design`: `folds`, `seeds`, `trials` (settings each method may try: spread over its space
-            at first, then beside the best so far), `kl_budget`, `choose_by`, `validation`, `train_sizes`.
+            at first, then beside the best so far), `kl_budget`, `choose_by`, `validation`, `train_sizes`, `asking`.
 
     Raises:
         BadValue, BadDataset: the design is impossible on these questions, or the judge does not judge.
         Incompatible: the folder holds something else.
     """
-    job = Job(named(methods), questions, test, Design(**design), tuple(meters or ()))
+    held = None if test is None else as_items(test)
+    job = Job(named(methods), as_items(questions), held, Design(**design), tuple(meters or ()))
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return run_job(model, tokenizer, job, Path(folder) / "run")
@@ -81,7 +84,7 @@ def run_job(
         redo_changed: do anew the methods whose settings differ from those in the folder.
 
     Raises:
-        BadValue: the judge does not judge, or the process is one of a launch's.
+        BadValue: the judge does not judge, or no meter can choose; the process is one of a launch's.
         Incompatible: the folder holds something else.
     """
     if rank_and_count()[1] > 1:
@@ -90,9 +93,11 @@ def run_job(
             "a comparison runs in processes that share its folder, not in those of a launch (torchrun, accelerate "
             "launch): start the same command once for each device (CUDA_VISIBLE_DEVICES=0 trimtab compare ...)"
         )
+    job = job.asked(tokenizer)
     # a judge that cannot judge would fail every method alike; better to say so before hours of work
     for instrument in instruments(job.meters):
         instrument.meter.try_out(job.questions)
+    job = able_to_choose(model, tokenizer, job)
     folder = RunFolder(out)
     folder.open_for(specification(job, model), redo_changed=redo_changed)
     ends = None if stop_after is None else time.monotonic() + stop_after
@@ -102,6 +107,25 @@ def run_job(
             forget_failures(folder, job)
         _work(worker, job)
     return Comparison.load(out, meters=job.meters)
+
+
+def able_to_choose(model: Any, tokenizer: Any, job: Job) -> Job:
+    """Return the job, its settings chosen by another meter where the one that was to can tell nothing on this model.
+
+    Raises:
+        BadValue: no other meter can choose.
+    """
+    why = job.chooser.mute_on(model, tokenizer, job.questions)
+    if why is None:
+        return job
+    others = [m for m in job.meters if not m.collateral and m.better != "neither"]
+    other = next((m.name for m in others if m.instrument != job.chooser.instrument), None)
+    if other is None:
+        raise BadValue(f"settings cannot be chosen by {job.chooser.heading}: {why}")
+    warnings.warn(
+        f"{job.chooser.heading} says nothing here: {why}; settings are chosen by {other} instead", stacklevel=3
+    )
+    return job.chosen_by(other)
 
 
 def _work(worker: Worker, job: Job) -> None:

@@ -17,7 +17,7 @@ from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.anatomy import base_of
 from trimtab.models.carriers import with_biases
 from trimtab.models.identity import fingerprint, standing_for
-from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
+from trimtab.protocols import ALL_LAYERS, Before, Cost, Edit, EnterAt, Positions, require_order
 from trimtab.storage import RECORD, load_record, save_result, versions, write_json, written_folder
 
 
@@ -102,7 +102,7 @@ class Stacked(Edit):
 
     @property
     def changes_prompt_only(self) -> bool:
-        """Whether every edit of the stack only prompts: beside the unedited model, drift is measured, and is 0."""
+        """Whether every edit of the stack only prompts."""
         return all(e.changes_prompt_only for e in self.edits)
 
     @property
@@ -154,6 +154,15 @@ class Stacked(Edit):
     def prompt(self, question: str) -> str | None:
         """Return the prompt of the one edit that changes it."""
         return next((p for e in self.edits if (p := e.prompt(question)) is not None), None)
+
+    def before(self, question: str) -> Before | None:
+        """Return what the one edit that changes the prompt says before the question."""
+        return next((b for e in self.edits if (b := e.before(question)) is not None), None)
+
+    @property
+    def asked_as(self) -> str:
+        """As of the first edit that knows."""
+        return next((e.asked_as for e in self.edits if e.asked_as), "")
 
     def scaled(self, factor: float | int) -> Stacked:
         """Return the stack with every edit's effect multiplied; raises `BadValue` if one of them has no strength."""

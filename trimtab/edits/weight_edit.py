@@ -22,13 +22,14 @@ from trimtab.models.weights import LowRank, WeightChange, as_whole, changed_weig
 from trimtab.protocols import Cost, Edit, Positions
 from trimtab.storage import load_result, save_result, write_json, written_folder
 
-UNDESCRIBED = ("model", "seconds", "questions")
+UNDESCRIBED = ("model", "seconds", "keys", "questions")
 """What of the record is too long for a description."""
 
 
 class _MadeFrom(TypedDict):
     model: NotRequired[Fingerprint]
     facts: NotRequired[list[str]]
+    keys: NotRequired[dict[str, list[str]]]
     questions: NotRequired[list[str]]
 
 
@@ -59,6 +60,9 @@ class WeightEdit(Edit):
     cost: Cost = field(default_factory=Cost)
     record: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: the model's fingerprint under `"model"`, the facts' keys under `"facts"`."""
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    """By weight: what the map gets at each fact's subject (fact d_in), for later edits to keep; in the order of
+    `record["keys"]`."""
 
     def __post_init__(self) -> None:
         if not self.changes:
@@ -116,14 +120,20 @@ class WeightEdit(Edit):
             **({"model": model} if model else {}),
             "sum_of": [self.describe(), other.describe()],
             "facts": [*self.record.get("facts", ()), *other.record.get("facts", ())],
+            "keys": {
+                name: [*self.record.get("keys", {}).get(name, ()), *other.record.get("keys", {}).get(name, ())]
+                for name in sorted(self.keys.keys() | other.keys.keys())
+            },
             "questions": sorted({*self.fitted_on, *other.fitted_on}),
         }
+        keys = {name: torch.cat([e.keys[name] for e in (self, other) if name in e.keys]) for name in record["keys"]}
         return WeightEdit(
             total,
             name=self.name if self.name == other.name else f"{self.name} + {other.name}",
             unchanged_layers=min(self.unchanged_layers, other.unchanged_layers),
             cost=replace(self.cost + other.cost, trainable_parameters=_n_numbers(total)),
             record=record,
+            keys=keys,
         )
 
     def __neg__(self) -> WeightEdit:
@@ -198,6 +208,7 @@ class WeightEdit(Edit):
         for name, change in self.changes.items():
             factors = change._asdict().items() if isinstance(change, LowRank) else [("whole", change)]
             tensors |= {f"{name}:{part}": tensor for part, tensor in factors}
+        tensors |= {f"{name}:keys": keys for name, keys in self.keys.items()}
         record = {
             **{key: getattr(self, key) for key in ("name", "strength", "unchanged_layers", "record")},
             "seconds": self.cost.seconds,
@@ -212,13 +223,16 @@ class WeightEdit(Edit):
         for key, tensor in tensors.items():
             name, _, part = key.rpartition(":")
             parts.setdefault(name, {})[part] = tensor
+        keys = {name: own.pop("keys") for name, own in parts.items() if "keys" in own}
         try:
             changes = {n: own["whole"] if "whole" in own else LowRank(**own) for n, own in parts.items()}
         except TypeError as cause:
             raise Incompatible(f"the weight edit at {path} lacks a factor of some change; write it again") from cause
         stored = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
         fields = {key: record[key] for key in ("name", "unchanged_layers", "record")}
-        return cls(changes, record["strength"], cost=Cost(record["seconds"], _n_numbers(changes), stored), **fields)
+        return cls(
+            changes, record["strength"], cost=Cost(record["seconds"], _n_numbers(changes), stored), keys=keys, **fields
+        )
 
     def to_peft(self, path: str | Path, base_name: str = "") -> None:
         """Write the edit as a LoRA adapter that Hugging Face PEFT and vLLM load, its strength worked in.

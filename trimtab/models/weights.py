@@ -37,6 +37,22 @@ def unchanged(parameter: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
+def changes_suspended(model: Any) -> Iterator[None]:
+    """Run the block with the values that the model's parameters have when no change of this file is in place."""
+    changed = [p for p in base_of(model).parameters() if unchanged(p) is not p]
+    before = [p.detach().clone() for p in changed]
+    try:
+        with torch.no_grad():
+            for parameter in changed:
+                parameter.copy_(unchanged(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(changed, before, strict=True):
+                parameter.copy_(values)
+
+
+@contextlib.contextmanager
 def changed_weights(model: Any, changes: Mapping[str, WeightChange], strength: float | int = 1.0) -> Iterator[None]:
     """Add `strength` times each change, by its parameter's name in the base model; take them back on exit, to the bit.
 

@@ -45,7 +45,7 @@ class _Saved(TypedDict):
     record: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TunedEdit(Edit):
     """What a tuning method learned: an Edit.
 
@@ -66,6 +66,9 @@ class TunedEdit(Edit):
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.method.name)
+
+    def __repr__(self) -> str:
+        return f"TunedEdit({self.name!r}, {self.cost.trainable_parameters:,} numbers, strength {self.strength:g})"
 
     @contextlib.contextmanager
     def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
