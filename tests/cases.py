@@ -122,7 +122,7 @@ METHODS: dict[str, Method] = {
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
     "LEACE": LEACE(layers=(0, 1)),
-    "ACE": ACE(position="mean_answer"),
+    "ACE": ACE(position="mean_answer", layers=(0, 2)),
     "ablation": Ablation(depths=(0.5, 1.0), layers=(1, 2)),
     "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
