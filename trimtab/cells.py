@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,8 @@ def n_bytes(value: float | int) -> str:
 
 
 def figure(value: Estimate | float | None, unit: str, *, signed: bool = False) -> str:
-    """Return a figure with its interval if it has one; a dash where there is none."""
-    if value is None:
+    """Return a figure with its interval if it has one; a dash where there is none, or a share of nothing."""
+    if value is None or math.isnan(value):
         return MISSING
     interval = getattr(value, "low", None), getattr(value, "high", None)
     shown = number(value, unit, signed=signed)
@@ -44,6 +45,11 @@ def figure(value: Estimate | float | None, unit: str, *, signed: bool = False) -
         return shown
     low, high = (number(limit, unit, signed=signed) for limit in interval if limit is not None)
     return f"{shown} [{low}, {high}]"
+
+
+def p_text(p: float, *, at_floor: bool = False) -> str:
+    """Return a p-value for reading; one that is as small as its test can say is an upper limit."""
+    return f"{'<= ' if at_floor else ''}{p:.4f}"
 
 
 def unit_words(unit: str) -> str:

@@ -101,7 +101,7 @@ class Edit(ABC):
     """How many of the decoder's first layers compute what they compute in the unedited model; measurements share
     them."""
     changes_prompt_only: bool = False
-    """Whether the model itself is left as it is, so that it has no drift of its own."""
+    """Whether the model itself is left as it is."""
     replaces_model: bool = False
     """Whether it answers with a model of its own, on which edits before it would not act."""
     fitted_on: Sequence[str] = ()
@@ -246,6 +246,16 @@ class Edit(ABC):
         """
         raise BadValue(f"{self.name} adds no constant to what modules of {type(model).__name__} give; use it as it is")
 
+    def weight_changes(self, model: Any) -> Mapping[str, Any] | None:  # noqa: ARG002
+        """Return what the edit adds to weights, by name: factors (`LowRank`) or whole tensors.
+
+        None where it does not know that without working itself in: it is the difference that `merged` makes.
+
+        Raises:
+            Incompatible: the edit was made for another model.
+        """
+        return None
+
     def merged(self, model: Any) -> Any:
         """Return a plain model that computes what `model` does with the edit at all positions.
 
@@ -271,6 +281,8 @@ class Method(ABC):
     """As of its edits."""
     follows: ClassVar[str | None] = None
     """None: a method chooses its own setting (a control takes another row's)."""
+    control_of: str | None = None
+    """The name of the method that it is a control of, with tries of its own; None for what is no control."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class its own name as the name for tables if it has none, and no field for one."""
@@ -386,6 +398,8 @@ class Meter(ABC):
     """Columns of a row that hold text for reading, such as the answer; records keep them beside the figures."""
     sums_up: str = "mean"
     """How `summary` makes the figure, for whoever reads records without the code of the meter; filled in."""
+    collateral: bool = False
+    """Whether it says what an edit broke rather than what it was made for; pages show the two apart."""
     tested: bool = True
     """Whether a comparison tests its difference to the unedited model; it never does where `better` is neither."""
 
@@ -430,13 +444,25 @@ class Meter(ABC):
     def measure(
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> Sequence[Measured | None]:
-        """Return what was measured of every edit; None where it has nothing to say of one (drift of prompting).
+        """Return what was measured of every edit; None where it has nothing to say of one.
 
         Args:
             items: the questions, pairs or facts of the table.
             asking: how questions become tokens, such as `"plain"`.
             seed: of whatever is drawn.
         """
+
+    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:  # noqa: ARG002
+        """Return why the figure can tell nothing of any edit, from the rows of the unedited model; None if it can."""
+        return None
+
+    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:  # noqa: ARG002
+        """Return `says_nothing` of a few items, having asked the unedited model, where that costs little; None else."""
+        return None
+
+    def without_model(self, train: Any, items: Any) -> Mapping[str, Mapping[str, Any]] | None:  # noqa: ARG002
+        """Return the rows that the texts' style alone gives, learned from the training items; None where none does."""
+        return None
 
     def summary(self, means: Float[np.ndarray, "... column"]) -> Any:
         """Return the figure from the means of its columns; intervals and tests resample items and go through it."""

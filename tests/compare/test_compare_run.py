@@ -136,10 +136,9 @@ def test_none_within_the_budget_is_a_result(tmp_path):
     assert result.row("Spy").metrics["kl"].estimate > 1e-9
 
 
-def test_prompting_rows_show_no_drift_and_the_unedited_model_shows_none_to_itself(done):
+def test_prompting_rows_drift_too_and_the_unedited_model_does_not_from_itself(done):
     _, result = done
-    assert result.row("Few-shot").metrics["ce"] is None
-    assert result.row("Few-shot").metrics["kl"] is None
+    assert float(result.row("Few-shot").metrics["kl"].estimate) > 0
     assert float(result.row("Baseline").metrics["kl"].estimate) == 0
     assert float(result.row("ITI").metrics["kl"].estimate) > 0
 

@@ -48,6 +48,12 @@ def test_a_space_that_is_no_larger_is_tried_whole_and_in_order():
     assert tries(search, lambda knobs: 0.5) == list(search.grid)
 
 
+def test_one_setting_is_one_try_and_more_tries_than_settings_try_each_once():
+    assert tries(Search.of(Spaced(space={"a": (1,)}), 8, (0, 0)), lambda knobs: 0.5) == [{"a": 1}]
+    assert len(tries(Search.of(Spaced(space={"a": (1, 2, 3)}), 99, (0, 0)), lambda knobs: 0.5)) == 3
+    assert tries(Search.of(Spaced(space={}), 8, (0, 0)), lambda knobs: 0.5) == [{}]
+
+
 def test_the_middle_comes_first_and_nothing_is_tried_twice():
     search = Search.of(Spaced(), 20, (0, 1))
     found = tries(search, lambda knobs: -knobs["alpha"])

@@ -13,7 +13,7 @@ from scipy.stats import permutation_test
 from trimtab.compare.statistics import first, holm, paired, question_means, spread
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import SUMMARIES
-from trimtab.intervals import bootstrap_mean
+from trimtab.intervals import share
 
 
 def columns(*values):
@@ -36,7 +36,7 @@ def enumerated_p(differences):
 def test_seeds_are_averaged_inside_questions_before_questions_are_resampled():
     table = np.array([[1, 0, 1, 1], [0, 0, 1, 0]])
     got = spread(seeds_of(table))
-    assert got.estimate.as_dict() == bootstrap_mean(table.mean(0)).as_dict()
+    assert got.estimate.as_dict() == share(table.mean(0)).as_dict()
     assert got.estimate.n == 4  # questions, not answers
     assert got.between_seeds == pytest.approx(np.std([0.75, 0.25], ddof=1))
 

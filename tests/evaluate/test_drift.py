@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from trimtab.datasets import neutral_texts
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
+from trimtab.edits.retrieval import Retrieved
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import drift
 
@@ -90,7 +93,7 @@ def test_kl_is_of_the_unedited_distribution_from_the_edited_one():
     assert float(kl) != pytest.approx(hand_kl(edited, plain), rel=1e-2)
 
 
-@pytest.mark.parametrize("edit", [None, NoEdit(), FEW_SHOT], ids=["default", "no edit", "few-shot"])
+@pytest.mark.parametrize("edit", [None, NoEdit()], ids=["default", "no edit"])
 def test_kl_is_exactly_zero_where_the_model_is_unchanged(edit):
     model = tiny_model()
     result = measured(model, edit)
@@ -101,10 +104,61 @@ def test_kl_is_exactly_zero_where_the_model_is_unchanged(edit):
     assert float(measured(model, random_shift(model)).kl) > 0.01
 
 
-def test_a_stack_drifts_as_its_shifts_do():
+def behind(model, edit, text, shift=None):
+    """Return CE and KL of a text behind what the edit sets before it, one token list at a time."""
+    own, ahead = ids_of(text), ids_of(edit.before(text))
+    with shifted_from(model, shift, 0) if shift else contextlib.nullcontext():
+        edited = text_logprobs(model, ahead + own[1:])[len(ahead) - 1 :]
+    plain = text_logprobs(model, own)
+    return hand_ce(edited, own), hand_kl(plain, edited)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
+def test_a_prompt_is_charged_for_what_it_does_to_the_text_behind_it(family):
+    model = tiny_model(family, dtype=torch.float64)
+    assert ids_of("")[0] == ids_of(TEXTS[0])[0]  # one token opens every text, and is not repeated
+    found = measured(model, FEW_SHOT, batch_size=2)
+    assert flat(found.per_text) == pytest.approx(flat([behind(model, FEW_SHOT, t) for t in TEXTS]), rel=TOLERANCE)
+    assert min(kl for _, kl in found.per_text) > 0
+
+
+def test_a_prompt_that_depends_on_the_text_is_the_one_for_that_text():
+    model = tiny_model(dtype=torch.float64)
+    nearest = Retrieved(("sky", "snow"), ("Q: What is the sky?\nA: Grey.", "Q: What is snow?\nA: White."), 1)
+    assert nearest.before(TEXTS[0]) != nearest.before(TEXTS[1])
+    found = measured(model, nearest)
+    assert flat(found.per_text) == pytest.approx(flat([behind(model, nearest, t) for t in TEXTS]), rel=TOLERANCE)
+
+
+def test_a_stack_drifts_by_its_prompt_and_its_shift():
     model = tiny_model(dtype=torch.float64)
     shift = random_shift(model)
-    assert measured(model, Stacked((FEW_SHOT, shift))).per_text == measured(model, shift).per_text
+    found = measured(model, Stacked((FEW_SHOT, shift)))
+    assert flat(found.per_text) == pytest.approx(flat([behind(model, FEW_SHOT, t, shift) for t in TEXTS]), rel=1e-5)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_and_one_that_leaves_little_counts_what_fits():
+    n = len(ids_of(FEW_SHOT.before("")))
+    with pytest.raises(BadValue, match="leaves no room for a neutral text"):
+        measured(tiny_model("gpt2", context=n), FEW_SHOT)
+    model = tiny_model("gpt2", context=n + 3, dtype=torch.float64)
+    cut = [tiny_tokenizer().decode(ids_of(text)[1:4]) for text in TEXTS]
+    assert [ids_of(text) for text in cut] == [ids_of(text)[:4] for text in TEXTS]
+    expected = [behind(model, FEW_SHOT, text) for text in cut]
+    assert flat(measured(model, FEW_SHOT).per_text) == pytest.approx(flat(expected), rel=TOLERANCE)
+
+
+def test_the_tail_is_the_95th_percentile_over_a_text_s_tokens():
+    model = tiny_model(dtype=torch.float64)
+    shift = random_shift(model)
+    found, expected = measured(model, shift), []
+    for ids in map(ids_of, TEXTS):
+        plain = text_logprobs(model, ids)
+        with shifted_from(model, shift, 0):
+            edited = text_logprobs(model, ids)
+        expected.append(np.quantile((plain.exp() * (plain - edited)).sum(-1)[:-1], 0.95))
+    assert list(found.per_text_kl95) == pytest.approx(expected, rel=TOLERANCE)
+    assert found.kl95 == pytest.approx(np.mean(expected), rel=TOLERANCE) and found.kl95 > found.kl
 
 
 def test_stronger_shifts_drift_further():

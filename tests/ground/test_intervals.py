@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trimtab.errors import BadDataset
-from trimtab.intervals import Estimate, bootstrap, bootstrap_mean, resampled_means
+from trimtab.intervals import Estimate, bootstrap, bootstrap_mean, estimated, resampled_means, share
 
 ESTIMATE = Estimate(0.5, 0.25, 0.75, 12)
 
@@ -153,3 +153,76 @@ def test_true_info_is_the_product_of_means_and_its_interval_that_of_the_joint_pr
 def test_nothing_to_average_is_refused():
     with pytest.raises(BadDataset, match="nothing to average: an interval needs the values of at least one question"):
         bootstrap_mean([])
+
+
+# ---- shares
+
+
+SIZES, SHARES = (10, 20, 57, 106), (0.5, 0.9, 0.95, 0.99)
+
+
+def answers(k, n):
+    return np.repeat([1.0, 0.0], [k, n - k])
+
+
+def test_the_interval_of_a_share_covers_it_as_often_as_it_says_and_never_has_width_zero():
+    covered = []
+    for n in SIZES:
+        intervals = [share(answers(k, n)) for k in range(n + 1)]
+        assert min(e.high - e.low for e in intervals) > 0.02
+        for p in SHARES:  # exactly: every number of right answers with its probability
+            chances = stats.binom.pmf(range(n + 1), n, p)
+            covered.append(sum(c for c, e in zip(chances, intervals, strict=True) if e.low <= p <= e.high))
+    assert min(covered) >= 0.90
+    assert 0.94 <= np.mean(covered) <= 0.98
+
+
+def test_the_percentile_bootstrap_does_not():
+    # what the interval of shares is for: 90 of 100 times there is not one wrong answer among ten
+    estimate = bootstrap(answers(10, 10)[:, None])
+    assert estimate.low == estimate.high == 1
+    assert share(answers(10, 10)).low < 0.8
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("true, info", [(0.5, 0.9), (0.9, 0.95), (0.95, 0.95), (0.99, 0.99), (0.17, 0.99), (0.3, 1)])
+def test_the_interval_of_true_info_covers_it(n, true, info):
+    rng, trials = np.random.default_rng(n), 1000
+    drawn = (rng.random((trials, n, 2)) < [true, info]).astype(float)
+    intervals = (share(values, product) for values in drawn)
+    assert np.mean([e.low <= true * info <= e.high for e in intervals]) >= 0.92
+
+
+def test_the_interval_of_true_info_covers_it_where_abstentions_are_true_and_tell_nothing():
+    rng, trials, n = np.random.default_rng(0), 1000, 57
+    told = rng.random((trials, n)) < 0.7
+    drawn = np.stack([~told | (rng.random((trials, n)) < 0.6), told], axis=2).astype(float)
+    figure = (0.3 + 0.7 * 0.6) * 0.7
+    assert np.mean([(e := share(values, product)).low <= figure <= e.high for values in drawn]) >= 0.92
+
+
+def test_a_share_s_interval_is_wilson_s_with_student_s_quantile_for_zeros_and_ones():
+    n, k, t = 40, 31, stats.t.ppf(0.975, 39)
+    p = k / n
+    trials = n * (stats.norm.ppf(0.975) / t) ** 2
+    expected = stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert share(answers(k, n)).low < expected.low and share(answers(k, n)).high > expected.high
+    for limit in (share(answers(k, n)).low, share(answers(k, n)).high):
+        # where the score test of the limit is at the level
+        assert abs(p - limit) / math.sqrt(limit * (1 - limit) / trials) == pytest.approx(stats.norm.ppf(0.975))
+
+
+def test_answers_averaged_over_seeds_give_a_narrower_interval_than_single_ones():
+    steady = np.tile([0.6, 0.9], 20)
+    single = answers(30, 40)
+    assert steady.mean() == single.mean() == 0.75
+    assert share(steady).high - share(steady).low < 0.5 * (share(single).high - share(single).low)
+    # without any spread there are still no more than n of them
+    assert share([0.75] * 40).as_dict() == pytest.approx(share(single).as_dict())
+
+
+def test_what_is_no_share_has_the_bootstrap_s_interval():
+    values = np.random.default_rng(0).normal(2, 1, size=(30, 1))
+    assert share(values).as_dict() == estimated(values, unit="nats").as_dict() == bootstrap(values).as_dict()
+    with pytest.raises(BadDataset, match="nothing to average"):
+        share([])

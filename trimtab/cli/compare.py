@@ -74,15 +74,28 @@ def compare(
 
 def _show(done: "Comparison", job: "Job", out: Path) -> None:
     from trimtab.cli.printing import print_table
-    from trimtab.report.markdown import cost_cells, cost_headings, notes, quality_cells, quality_headings, status
+    from trimtab.report.markdown import (
+        broken_cells,
+        broken_headings,
+        cost_cells,
+        cost_headings,
+        notes,
+        quality_headings,
+        quality_rows,
+        status,
+    )
+    from trimtab.report.verdict import about, conclusions, warnings_of
 
     rows = done.rows(job.design.train_sizes[-1])
     print_table(
         quality_headings(done),
-        [quality_cells(r, done) for r in rows],
-        title="Means, 95 % intervals over questions, ± between seeds",
+        quality_rows(done, job.design.train_sizes[-1]),
+        title="What it gains: means, 95 % intervals over questions, ± between seeds",
     )
+    print_table(broken_headings(done), [broken_cells(r, done) for r in rows], title="What it breaks")
     print_table(cost_headings(done)[:-1], [cost_cells(r, done)[:-1] for r in rows], title="Costs")
     for note in notes(done):
         typer.echo(note)
+    for said in (about(done), *warnings_of(done), *conclusions(done)):
+        typer.echo(said)
     typer.echo(f"{status(done)}\nRun: {out}. Make the page with: trimtab report {out}")

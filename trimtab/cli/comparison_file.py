@@ -24,6 +24,11 @@ QUICK_LEFT_OUT = (
 
 
 Count = Annotated[int, Field(ge=1)]
+USUAL: Mapping[str, Sequence[str]] = {
+    "answers": ("few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti"),
+    "facts": ("facts in context", "rome", "memit", "alphaedit", "ft-l", "lora"),
+}
+"""What a set is measured by -> the methods that are compared if none are named; the first row's for others."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class LoadOptions:
     device: str | None = None
     quantization: str | None = None
     revision: str | None = None
+    gguf_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,8 @@ class ComparisonFile:
     limit: Count | None = None
     """Use only the first so many questions."""
     test_limit: Count | None = None
-    methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] = (
-        "few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti",
-    )  # fmt: skip
+    methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] | None = None
+    """Those of `USUAL` for such items if not given."""
     folds: Count = 2
     seeds: Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (0, 1, 2)
     trials: Count = 8
@@ -64,6 +69,12 @@ class ComparisonFile:
     """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
     judge_model: str | None = None
     """The model to ask for at an OpenAI-compatible address."""
+    capability: Sequence[str] = ()
+    """Files of choices with one right answer (MMLU's, ARC's form), measured beside the hundred that ship."""
+    off_target: Sequence[str] = ()
+    """Files of contrast pairs of other behaviours, which edits ought to leave as they are."""
+    refusals: str | None = None
+    """A file of prompts that ought to be answered: the share that is refused is counted."""
     meters: Sequence[str] = ()
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
@@ -113,10 +124,10 @@ def job_of(said: ComparisonFile) -> "Job":
         BadValue, BadDataset: naming the key whose value cannot be used.
     """
     from trimtab.cli.judging import open_judge
-    from trimtab.cli.measuring import own_meters
+    from trimtab.cli.measuring import Broken, own_meters
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
-    from trimtab.evaluate.defaults import default_meters
+    from trimtab.evaluate.defaults import default_meters, options_of
 
     questions, test = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
@@ -124,22 +135,26 @@ def job_of(said: ComparisonFile) -> "Job":
     loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
     judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
     texts = None if said.texts is None else read_lines(said.texts, "neutral text")
-    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "divide_texts": True}
-    if questions.measured_by == "pairs":
-        options |= {} if said.judge == "exact" else {"judge": judge}
-    else:
-        options |= {"judge": judge, "convention": said.convention}
-    meters = (*default_meters(questions, **options), *own_meters(said.meters))
-    methods = rows_of(said.methods)
+    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens}
+    options |= {"divide_texts": True, "broken": True, "convention": said.convention}
+    options |= {} if said.judge == "exact" else {"judge": judge}
+    taken = options_of(questions)
+    if "judge" in options and "judge" not in taken:
+        raise BadValue(f"judge: no judge is asked about {questions.name}; leave the key out")
+    own = {name: value for name, value in options.items() if name in taken}
+    damage = Broken(list(said.capability), list(said.off_target), said.refusals).meters(said.max_new_tokens)
+    meters = (*default_meters(questions, **own), *damage, *own_meters(said.meters))
+    entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
+    methods = rows_of(entries)
     design = Design(*fixed, choose_by=said.metric or "", asking=said.asking)
-    return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))
+    return Job(named(methods), questions, test, design, meters, _low_data(said, entries, list(methods)))
 
 
-def _low_data(said: ComparisonFile, names: Sequence[str]) -> tuple[str, ...] | None:
+def _low_data(said: ComparisonFile, entries: Sequence[Any], names: Sequence[str]) -> tuple[str, ...] | None:
     if said.low_data_methods is None:
         return None
     # an entry's own word for it, or the name of its row
-    keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in said.methods]
+    keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in entries]
     rows = {**dict(zip(keys, names, strict=True)), **{name: name for name in names}}
     for name in said.low_data_methods:
         if name not in rows:

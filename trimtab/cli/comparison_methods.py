@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 def method_of(said: Any) -> "Method | Control":
     """Return the method or control that an entry of `methods:` means.
 
-    An entry is a name (`iti`), a name with options (`lora: {r: 8}`), names joined by + for a stack, or
-    `stack: [...]` of such entries. The option `grid` adds knobs to try: `lora: {grid: {epochs: [5, 15]}}`.
+    An entry is a name (`iti`), a name with options (`lora: {r: 8}`), names joined by + for a stack, `stack: [...]` of
+    such entries, or a control that is searched as the entry below it is (`random tries: iti`, `shuffled labels: iti`).
+    The option `grid` adds knobs to try: `lora: {grid: {epochs: [5, 15]}}`.
 
     Raises:
         BadValue: an unknown name (the nearest ones are offered), or options or knobs that the method does not have.
@@ -22,10 +23,14 @@ def method_of(said: Any) -> "Method | Control":
     if isinstance(said, str) and "+" in said:
         return _stacked([part.strip() for part in said.split("+")])
     if not isinstance(said, Mapping):
+        if said in CONTROLS_OF_A_METHOD:
+            raise BadValue(f"{said!r} needs the method that it stands beside, such as `{said}: iti`")
         return _made(said, {})
     if len(said) != 1:
         raise BadValue(f"an entry of methods is one name, with its options below it; got {', '.join(map(str, said))}")
     name, options = next(iter(said.items()))
+    if name in CONTROLS_OF_A_METHOD:
+        return _beside(str(name), options)
     if name == "stack":
         if not isinstance(options, list):
             raise BadValue(f"a stack is a list of methods, such as `stack: [lora, iti]`; got {options!r:.60}")
@@ -75,6 +80,18 @@ def _stacked(parts: list[Any]) -> "Method":
         if method.follows is not None:
             raise BadValue(f"{method.name} is a control of a whole row; it cannot be part of a stack")
     return Stack(tuple(methods))
+
+
+CONTROLS_OF_A_METHOD = ("random tries", "shuffled labels")
+
+
+def _beside(name: str, said: Any) -> "Method":
+    from trimtab.compare.controls import RandomTries, ShuffledLabels
+
+    method: Any = method_of(said)
+    if method.follows is not None or method.control_of is not None:
+        raise BadValue(f"{name!r} is a control of a method, such as `{name}: iti`; {method.name} is a control itself")
+    return (RandomTries if name == "random tries" else ShuffledLabels)(method)
 
 
 def _made(name: Any, options: dict[str, Any]) -> "Method | Control":

@@ -7,7 +7,7 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.judging import Judging, print_judge
-from trimtab.cli.measuring import OwnMeters
+from trimtab.cli.measuring import Broken, OwnMeters
 from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading, Texts, one_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ def evaluate(
         ),
     ] = "auto",
     judging: Judging = Judging(),
+    broken: Broken = Broken(),
+    wording: Annotated[
+        bool, typer.Option("--wording", help="Say how the same answers read: debris, loops, length.")
+    ] = False,
     choices_only: Annotated[
         bool, typer.Option("--choices-only", help="Multiple choice only: no generated answers, no judge.")
     ] = False,
@@ -92,7 +96,8 @@ def evaluate(
     edits = ([NoEdit()] if baseline or edit is None else []) + ([edit] if edit is not None else [])
     how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "choices_only": choices_only}
     how["n_texts"] = 0 if no_drift else texts
-    meters = (*meters_for(questions, judged, **how), *own_meters(meter))
+    how["wording"] = wording
+    meters = (*meters_for(questions, judged, **how), *broken.meters(), *own_meters(meter))
     form = "plain" if convention else asking
     measured = table(*loaded, questions, edits, meters=meters, keep=answers, asking=form)
     setting["convention"] = convention or measured.setting["convention"]

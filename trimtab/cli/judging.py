@@ -18,10 +18,11 @@ class Judging:
 
     judge: Annotated[
         str,
-        typer.Option("--judge", metavar="exact|allenai|tfidf:DIR|http://...|TRUTH,INFO|FILE.py:NAME",
+        typer.Option("--judge", metavar="exact|allenai|tfidf:DIR|trained:DIR|http://...|A,B|FILE.py:NAME",
                      help="exact: the questions' own answers; allenai: the two fine-tuned 7B judges; tfidf:DIR: a "
-                     "small indicative judge trained on the judge data there; an OpenAI-compatible address; two "
-                     "models; or a function of your own, for contrast pairs too.", rich_help_panel=PANEL),
+                     "small indicative judge trained on the judge data there; trained:DIR: what `trimtab judge train` "
+                     "wrote; an OpenAI-compatible address; two models; or a function of your own, for contrast "
+                     "pairs too.", rich_help_panel=PANEL),
     ] = "exact"  # fmt: skip
     judge_model: Annotated[
         str | None,
@@ -86,9 +87,11 @@ def open_judge(name: str, model: str | None = None, key: str | None = None, **lo
     if is_user_code(name):
         found = open_object(name, "judge")
         return as_judge(replace(found, value=found.value()) if isinstance(found.value, type) else found)
+    if name.startswith("trained:"):
+        return LocalJudge.trained(Path(name.removeprefix("trained:")).expanduser(), **loading)
     if name.count(",") == 1:
         return LocalJudge.load(*name.split(","), **loading)
-    known = ("exact", "allenai", "tfidf:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")
+    known = ("exact", "allenai", "tfidf:DIR", "trained:DIR", "http://...", "TRUTH_MODEL,INFO_MODEL", "FILE.py:NAME")
     raise BadValue(f"unknown judge {name!r}{nearest(name, known)}")
 
 

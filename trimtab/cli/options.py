@@ -53,6 +53,12 @@ class Loading:
     revision: Annotated[
         str | None, _model("--revision", help="Branch, tag or commit on the hub.", show_default="the newest")
     ] = None
+    gguf_file: Annotated[
+        str | None,
+        _model(
+            "--gguf-file", help="Which GGUF file of a folder or of a hub's repository.", show_default="the only one"
+        ),
+    ] = None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -65,7 +71,8 @@ class Loading:
         from trimtab.models.load.checkpoints import load_model
 
         quiet()
-        return load_model(self.model, revision=self.revision, **self.settings)  # pyright: ignore[reportArgumentType]
+        where = {"revision": self.revision, "gguf_file": self.gguf_file}
+        return load_model(self.model, **where, **self.settings)  # pyright: ignore[reportArgumentType]
 
 
 Strength = Annotated[

@@ -95,7 +95,7 @@ def open_edit(specs: Sequence[str], *, strength: float | None = None, classes: S
     kinds = [open_object(spec, "class").value for spec in classes]
     edits = []
     for spec in specs:
-        folder, own = _with_strength(spec)
+        folder, own = with_strength(spec)
         if not _holds_a_result(folder):
             beside = [str(p) for p in _beside(folder) if _holds_a_result(p)]
             known = nearest(str(folder), beside)
@@ -114,7 +114,8 @@ def _holds_a_result(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("record.json", "adapter_config.json"))
 
 
-def _with_strength(spec: str) -> tuple[Path, float | None]:
+def with_strength(spec: str) -> tuple[Path, float | None]:
+    """Return the folder that DIR[:STRENGTH] names, and the strength behind its colon, or None."""
     folder, colon, strength = spec.rpartition(":")
     with suppress(ValueError):
         if colon and not Path(spec).exists():

@@ -82,9 +82,9 @@ def tune(
         measured: dict[str, Any] = {}
         if held is not None and held.measured_by == "answers":
             measured = _measured(opened.model, opened.tokenizer, edit, held)
-    edit = edit.with_record(
-        seconds={**edit.record["seconds"], "load": opening[0], "evaluate": evaluating[0]}, measured=measured
-    )
+        speed = _speed(opened.model, opened.tokenizer, edit)
+    seconds = {**edit.record["seconds"], "load": opening[0], "evaluate": evaluating[0]}
+    edit = edit.with_record(seconds=seconds, measured=measured, ms_per_token=speed)
     edit.save(out)
     _clear(unfinished, out.with_name(f"{out.name}.trackers"))
     if as_json:
@@ -147,6 +147,17 @@ def _measured(model: Any, tokenizer: Any, edit: "TunedEdit", held: "QuestionSet"
     rows = table(model, tokenizer, held, [NoEdit(), edit], meters=choice_meters()[:2]).rows
     figures = [{meter: plain_figure(value) for meter, value in row.estimates.items()} for row in rows]
     return {"questions": len(held), **dict(zip(("untuned", "tuned"), figures, strict=True))}
+
+
+def _speed(model: Any, tokenizer: Any, edit: "TunedEdit") -> dict[str, float]:
+    from trimtab.edits.combined import NoEdit
+    from trimtab.evaluate.cost import milliseconds_per_token
+
+    asked = ("What is snow?",) * 3
+    return {
+        name: milliseconds_per_token(model, tokenizer, asked, one, new_tokens=8)
+        for name, one in (("untuned", NoEdit()), ("tuned", edit))
+    }
 
 
 def _show(edit: "TunedEdit", out: Path) -> None:

@@ -1,6 +1,7 @@
 """The same questions and meters for every edit, and the same folds, seeds and trials for every method."""
 
 from trimtab.compare.comparison import Comparison, merged
+from trimtab.compare.controls import RandomTries, ShuffledLabels
 from trimtab.compare.design import Design, Job
 from trimtab.compare.on_quantized import OnQuantized
 from trimtab.compare.rows import ResultRow
@@ -18,11 +19,13 @@ __all__ = [
     "FewShot",
     "Job",
     "OnQuantized",
+    "RandomTries",
     "Ready",
     "ResultRow",
     "RetrievedFewShot",
     "RetrievedPassages",
     "Row",
+    "ShuffledLabels",
     "Stack",
     "Table",
     "Widened",

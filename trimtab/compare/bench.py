@@ -121,6 +121,26 @@ class Bench:
         values[SPEED.name] = SPEED.of(self.model, self.tokenizer, test, edit)
         return {"rows": rows, "values": values, "records": records, "edit": edit.describe()}
 
+    def of_the_unedited(self, parts: Parts, results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what the unedited model's measurement says of the others.
+
+        By instrument the rows that the texts' style gives, learned from all of the training fold; by meter why it can
+        tell nothing here.
+        """
+        ((_, found),) = results.items()
+        mute = {
+            m.name: m.says_nothing(rows)
+            for i in instruments(self.job.meters)
+            for m in i.sums
+            if (rows := found["rows"].get(i.name))
+        }
+        return {"without_model": self._without_model(parts), "mute": {k: why for k, why in mute.items() if why}}
+
+    def _without_model(self, parts: Parts) -> dict[str, Any]:
+        fold = parts.train.with_items((*parts.train.items, *parts.validation.items))
+        found = {i.name: i.meter.without_model(fold, parts.test) for i in instruments(self.job.meters)}
+        return {name: {k: dict(row) for k, row in rows.items()} for name, rows in found.items() if rows is not None}
+
     def about(self, parts: Parts) -> dict[str, Any]:
         """Return which questions a last measurement rests on."""
         n = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}

@@ -7,11 +7,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from trimtab.compare.contrasts import Contrast, contrast, contrasts
 from trimtab.compare.design import BASELINE
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.recorded_meters import meters_of
 from trimtab.compare.records import RunFolder
-from trimtab.compare.rows import ResultRow, corrected, row_of
+from trimtab.compare.rows import ResultRow, corrected, row_of, style_row
 from trimtab.compare.run_records import RunRecords, Variant
 from trimtab.compare.specification import joint_specification, planned
 from trimtab.errors import BadValue, Incompatible
@@ -57,6 +58,22 @@ class Comparison(RunRecords):
             variants: tuple[Variant, ...] = ("best", "within") if split else ("best",)
             rows += [row_of(self, method, size, variant) for variant in variants]
         return corrected(rows, self.meters)
+
+    def style(self, size: int | None = None) -> ResultRow | None:
+        """Return what the answers' style alone gives on the same questions, learned from the training folds."""
+        return style_row(self, size)
+
+    def contrasts(self, meter: str = "", size: int | None = None) -> list[Contrast]:
+        """Return the tested difference of every two rows in a meter (the main one if not given), Holm over all."""
+        return list(self._contrasts_at(meter or self.main.name, size))
+
+    def contrast(self, one: str, other: str, meter: str = "", size: int | None = None) -> Contrast:
+        """Return the tested difference of two rows, named in advance and so uncorrected; raises `BadValue`."""
+        return contrast(self, self.rows(size), one, other, self.meter(meter or self.main.name))
+
+    @cached_property
+    def _contrasts_at(self) -> Callable[[str, int | None], list[Contrast]]:
+        return cache(lambda meter, size: contrasts(self, self.rows(size), self.meter(meter)))
 
     def row(self, name: str, size: int | None = None) -> ResultRow:
         """Return the row of this name.

@@ -98,15 +98,19 @@ class Job:
     """The methods that are measured at the smaller numbers of training questions too; all of them if not given."""
 
     def __post_init__(self) -> None:
-        meters = tuple(self.meters) or default_meters(self.questions, divide_texts=True)
+        meters = tuple(self.meters) or default_meters(self.questions, divide_texts=True, broken=True)
         instruments(meters)
         object.__setattr__(self, "meters", meters)
         object.__setattr__(self, "design", replace(self.design, choose_by=self.design.choose_by or meters[0].name))
         known = [meter.name for meter in meters if meter.better != "neither"]
+        # what facts were fitted on may be looked at; by anything else, settings would be chosen on what is reported
+        known = known[:1] if self.questions.taught else known
         if self.design.choose_by not in known:
             raise BadValue(f"settings cannot be chosen by {self.design.choose_by!r}; choose {', '.join(known)}")
         self._require_followed()
-        if self.test is None and self.design.folds < 2:
+        if self.questions.taught and self.test is not None:
+            raise BadValue(f"{self.questions.name} is measured by the very facts that are written; leave out `test`")
+        if self.test is None and self.design.folds < 2 and not self.questions.taught:
             raise BadValue("one fold leaves no questions to test on; choose two or more folds, or give test questions")
         if self.test is not None:
             shared = {q.key for q in self.questions} & {q.key for q in self.test}
@@ -150,6 +154,10 @@ class Job:
         """The meter that settings are chosen by, on the items for choosing."""
         return next(meter for meter in self.meters if meter.name == self.design.choose_by).choosing
 
+    def chosen_by(self, meter: str) -> Job:
+        """Return the job with its settings chosen by another meter."""
+        return replace(self, design=replace(self.design, choose_by=meter))
+
     @property
     def budgeted(self) -> Meter:
         """The drift that the KL budget limits, on the texts for choosing."""
@@ -166,8 +174,7 @@ class Job:
         if n > len(self.questions):
             raise BadDataset(self._too_few(f"{n} folds of {len(self.questions)} questions"))
         if n == 1:
-            assert self.test is not None
-            return [(self.questions, self.test)]
+            return [(self.questions, self.test or self.questions)]
         return [(train, self.test or held) for train, held in self.questions.folds(n, seed)]
 
     @property
@@ -196,6 +203,8 @@ class Job:
         if unit.size is not None:
             order = np.random.default_rng([unit.seed, unit.fold, 1]).permutation(len(fold))
             fold = fold.select(sorted(order[: unit.size]))
+        if self.questions.taught:
+            return Parts(fold, fold, fold)
         n_validation = max(1, round(self.design.validation * len(fold)))
         if len(fold) - n_validation < 2 or len(held) < 2:
             raise BadDataset(self._too_few(f"fold {unit.fold} with {len(fold)} to train on and {len(held)} to test on"))

@@ -21,7 +21,9 @@ def is_old(specification: Mapping[str, Any]) -> bool:
 def converted_specification(specification: Mapping[str, Any]) -> dict[str, Any]:
     """Return an old run's specification with its meters as they are declared now."""
     old = specification["meters"]
-    entries = recorded(answer_meters(convention=old["convention"], max_new_tokens=old["max_new_tokens"]))
+    known = {*JUDGED, *CHOICES, *DRIFT}
+    now = recorded(answer_meters(convention=old["convention"], max_new_tokens=old["max_new_tokens"]))
+    entries = [entry for entry in now if known >= set(entry["columns"])]
     said = {"judge": old["judge"], "judge_record": {"name": old["judge"], **old.get("judge_record", {})}}
     for entry in entries:
         measured_by = {**entry["measured_by"]}

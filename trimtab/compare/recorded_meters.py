@@ -10,7 +10,7 @@ from trimtab.evaluate.figure import SUMMARIES, Figure
 from trimtab.evaluate.table import instruments
 from trimtab.protocols import Meter
 
-FIELDS = ("name", "heading", "columns", "unit", "better", "tested", "sums_up")
+FIELDS = ("name", "heading", "columns", "unit", "better", "tested", "sums_up", "collateral")
 
 
 def recorded(meters: Sequence[Meter]) -> list[dict[str, Any]]:
@@ -26,6 +26,7 @@ def recorded(meters: Sequence[Meter]) -> list[dict[str, Any]]:
                 "columns": list(meter.columns),
                 "tested": meter.tested and meter.better != "neither",
                 "sums_up": meter.sums_up,
+                "collateral": meter.collateral,
                 "shown": list(instrument.shown),
                 "instrument": name,
                 "measured_by": instrument.describe(),
@@ -47,5 +48,6 @@ def meters_of(records: Sequence[Mapping[str, Any]], given: Sequence[Meter] = ())
                 "meters=[...]), or --meter FILE.py:NAME"
             )
     return tuple(
-        own.get(record["name"]) or Figure(None, **{field: record[field] for field in FIELDS}) for record in records
+        own.get(record["name"]) or Figure(None, **{field: record[field] for field in FIELDS if field in record})
+        for record in records
     )

@@ -18,6 +18,7 @@ from trimtab.compare.statistics import (
     Spread,
     Values,
     holm,
+    moved,
     over_draws,
     paired,
     question_means,
@@ -114,6 +115,20 @@ def row_of(run: RunRecords, method: str, size: int | None, variant: Variant) -> 
     )
 
 
+STYLE = "Answers' style alone"
+
+
+def style_row(run: RunRecords, size: int | None) -> ResultRow | None:
+    """Return what the answers' words and length give without question or model; None where no meter has it."""
+    units = [t for t in run.of(BASELINE, size) if t["status"] == "done" and t.get("without_model")]
+    made = [{**t, "best": 0, "measured": {"0": {"rows": t["without_model"]}}} for t in units]
+    metrics = {m.name: s for m in run.summed if (s := _of_items(run, made, "best", m)) is not None}
+    if not metrics:
+        return None
+    shown = {m.name: metrics.get(m.name) for m in run.summed}
+    return ResultRow(STYLE, "best", size, shown, {}, {}, (), len(units), run.n_units, None, None, (), ())
+
+
 def _about_draws(run: RunRecords, used: Sequence[Mapping[str, Any]], draws: Sequence[float]) -> list[str]:
     if not draws:
         return []
@@ -133,7 +148,7 @@ def _chosen_knobs(trial: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_items(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter) -> Spread | None:
     values = values_of(run, used, variant, meter)
-    return spread(values, meter.summary) if any(values.values()) else None
+    return spread(values, meter.summary, unit=meter.unit) if any(values.values()) else None
 
 
 def _of_draws(
@@ -156,8 +171,9 @@ def _difference(
     ours = values_of(run, used, variant, meter)
     if not any(theirs.values()) or not any(ours.values()):
         return None
-    difference, p = paired(question_means(ours), question_means(theirs), meter.summary)
-    return PairedDifference(difference, p, p, difference.n)
+    mine, base = question_means(ours), question_means(theirs)
+    difference, p = paired(mine, base, meter.summary)
+    return PairedDifference(difference, p, p, difference.n, moved(mine, base, meter.summary, sign=meter.sign))
 
 
 def _costs(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:

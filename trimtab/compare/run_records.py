@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trimtab.compare.design import Unit
+from trimtab.compare.design import BASELINE, Unit
 from trimtab.compare.specification import planned
 from trimtab.errors import Incompatible
 from trimtab.protocols import Meter
@@ -57,8 +57,8 @@ class RunRecords:
 
     @property
     def main(self) -> Meter:
-        """The meter that pictures show: the first one."""
-        return self.meters[0]
+        """The meter that pictures and conclusions are about: the first one that can tell something here."""
+        return next((meter for meter in self.meters if meter.name not in self.mute), self.meters[0])
 
     @property
     def valued(self) -> tuple[Meter, ...]:
@@ -77,6 +77,17 @@ class RunRecords:
         """The meters that sum up rows of items."""
         valued = [meter.name for meter in self.valued]
         return tuple(meter for meter in self.meters if meter.name not in valued)
+
+    @property
+    def mute(self) -> dict[str, str]:
+        """Name of a meter that can tell nothing of any edit here -> why, as the unedited model showed everywhere."""
+        units = [t.get("mute", {}) for t in self.of(BASELINE, self.sizes[-1]) if t["status"] == "done"]
+        return {name: why for name, why in units[0].items() if all(name in unit for unit in units)} if units else {}
+
+    @property
+    def control_of(self) -> dict[str, str]:
+        """Name of a control's row -> name of the method whose effect it could have had by luck."""
+        return {key: name for of in ("controls", "control_of") for key, name in self.specification.get(of, {}).items()}
 
     def meter(self, name: str) -> Meter:
         """Return the meter of this name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def run_job(
         redo_changed: do anew the methods whose settings differ from those in the folder.
 
     Raises:
-        BadValue: the judge does not judge, or the process is one of a launch's.
+        BadValue: the judge does not judge, or no meter can choose; the process is one of a launch's.
         Incompatible: the folder holds something else.
     """
     if rank_and_count()[1] > 1:
@@ -96,6 +97,7 @@ def run_job(
     # a judge that cannot judge would fail every method alike; better to say so before hours of work
     for instrument in instruments(job.meters):
         instrument.meter.try_out(job.questions)
+    job = able_to_choose(model, tokenizer, job)
     folder = RunFolder(out)
     folder.open_for(specification(job, model), redo_changed=redo_changed)
     ends = None if stop_after is None else time.monotonic() + stop_after
@@ -105,6 +107,25 @@ def run_job(
             forget_failures(folder, job)
         _work(worker, job)
     return Comparison.load(out, meters=job.meters)
+
+
+def able_to_choose(model: Any, tokenizer: Any, job: Job) -> Job:
+    """Return the job, its settings chosen by another meter where the one that was to can tell nothing on this model.
+
+    Raises:
+        BadValue: no other meter can choose.
+    """
+    why = job.chooser.mute_on(model, tokenizer, job.questions)
+    if why is None:
+        return job
+    others = [m for m in job.meters if not m.collateral and m.better != "neither"]
+    other = next((m.name for m in others if m.instrument != job.chooser.instrument), None)
+    if other is None:
+        raise BadValue(f"settings cannot be chosen by {job.chooser.heading}: {why}")
+    warnings.warn(
+        f"{job.chooser.heading} says nothing here: {why}; settings are chosen by {other} instead", stacklevel=3
+    )
+    return job.chosen_by(other)
 
 
 def _work(worker: Worker, job: Job) -> None:

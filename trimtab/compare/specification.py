@@ -9,15 +9,16 @@ from trimtab.compare.machine import hardware
 from trimtab.compare.recorded_meters import recorded
 from trimtab.errors import Incompatible
 from trimtab.models.identity import fingerprint
-from trimtab.plain_values import hash_of
+from trimtab.plain_values import hash_of, in_words
 from trimtab.protocols import settings_of
 from trimtab.storage import versions
 
 if TYPE_CHECKING:
     from trimtab.compare.design import Job
 
-GROWS = ("methods", "grids", "controls", "planned")
-"""What may be added to a run: methods, how many settings they have, whom controls follow, methods at each size."""
+GROWS = ("methods", "told", "grids", "controls", "control_of", "planned")
+"""What may be added to a run: methods, how many settings they have, whom controls follow or stand beside, methods at
+each size."""
 FREE = ("versions", "hardware")
 """Those of the process that began the run; every record says on which machine it was made."""
 
@@ -32,8 +33,10 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
         "questions": _described(job.questions),
         "test": _described(job.test) if job.test else None,
         "methods": {name: repr(method) for name, method in job.methods.items()},
+        "told": {name: in_words(method) for name, method in job.methods.items()},
         "grids": {name: len(settings_of(method)) for name, method in job.fitted.items()},
         "controls": {name: control.follows for name, control in job.controls.items()},
+        "control_of": {name: m.control_of for name, m in job.fitted.items() if m.control_of is not None},
         "planned": {_key(size): job.methods_at(size) for size in job.design.train_sizes},
         "versions": versions(),
         "hardware": hardware(model),

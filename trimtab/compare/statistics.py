@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -11,17 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from trimtab.errors import BadDataset, BadValue
-from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
+from trimtab.intervals import Estimate, Reduce, bootstrap, bootstrap_mean, estimated, first
 
-Reduce: TypeAlias = Callable[[np.ndarray], Any]
-"""Turns the means of an item's columns into one number, as `Meter.summary` does."""
 Values: TypeAlias = dict[int, dict[str, list[list[float]]]]
 """seed -> item -> its measurements, each a list of columns."""
-
-
-def first(means: Float[np.ndarray, "*draw metric"]) -> Any:
-    """Return the first column's mean."""
-    return means[..., 0]
 
 
 @dataclass(frozen=True)
@@ -29,13 +22,54 @@ class Spread:
     """One metric of one row: its interval over questions, and apart from it the spread between seeds."""
 
     estimate: Estimate
-    """Mean with a 95 % interval: questions resampled, their repetitions (seeds) averaged inside."""
+    """Mean with a 95 % interval over questions, their repetitions (seeds) averaged inside."""
     between_seeds: float | None
     """Standard deviation (ddof 1) of the seeds' means; None with one seed."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**self.estimate.as_dict(), "between_seeds": self.between_seeds}
+
+
+RESAMPLES = 9999
+"""Random swaps of a sign-flip test, where there are more ways to swap than that."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The questions on which two rows differ, by the way that is better."""
+
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+    n: int
+    """All questions; those that did not move are the rest."""
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of questions that moved the right way, the wrong way, and not at all."""
+        right, wrong = len(self.right) / self.n, len(self.wrong) / self.n
+        return right, wrong, 1 - right - wrong
+
+
+def moved(
+    row: Mapping[str, Float[np.ndarray, " metric"]],
+    other: Mapping[str, Float[np.ndarray, " metric"]],
+    reduce: Reduce = first,
+    *,
+    sign: int = 1,
+) -> Moved:
+    """Return which of the questions that both rows have moved from the other row to this one, and which way.
+
+    Args:
+        sign: -1 where less is better.
+
+    Raises:
+        BadDataset: they share no question.
+    """
+    shared = _shared(row, other)
+    change = {q: sign * float(reduce(row[q]) - reduce(other[q])) for q in shared}
+    right, wrong = (tuple(q for q in shared if way * change[q] > EQUAL) for way in (1, -1))
+    return Moved(right, wrong, len(shared))
 
 
 @dataclass(frozen=True)
@@ -50,19 +84,34 @@ class PairedDifference:
     """`p` after Holm's correction over the rows of the table (see `holm`)."""
     n: int
     """Questions compared."""
+    moved: Moved | None = None
+    """Which questions moved, and which way; None where it was not asked."""
+
+    @property
+    def floor(self) -> float:
+        """The smallest p that the test could have given: 0 where it is exact."""
+        return 2 / (RESAMPLES + 1) if 2**self.n > RESAMPLES else 0.0
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether p is as small as the test can say, and may be smaller."""
+        return self.p <= self.floor
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "difference": self.difference.as_dict()}
+        return {**asdict(self), "difference": self.difference.as_dict(), "p_floor": self.floor}
 
 
-def spread(values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]], reduce: Reduce = first) -> Spread:
+def spread(
+    values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]], reduce: Reduce = first, *, unit: str = "share"
+) -> Spread:
     """Return a metric's interval and its spread between seeds.
 
     Args:
         values: seed -> question -> its measurements, each a list of columns. A question may have been measured
             several times under one seed (a fixed test set, once per fold).
         reduce: what the columns' means become.
+        unit: of the figure; a share has another interval than the rest.
 
     Raises:
         BadDataset: there are no measurements.
@@ -72,7 +121,7 @@ def spread(values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]], reduce
         raise BadDataset("nothing to average: no question was measured")
     per_seed = [float(reduce(np.array(list(_means(rows).values())).mean(0))) for rows in values.values() if rows]
     return Spread(
-        bootstrap(np.array(list(by_question.values())), reduce),
+        estimated(np.array(list(by_question.values())), reduce, unit=unit),
         float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
     )
 
@@ -116,7 +165,7 @@ def paired(
     baseline: Mapping[str, Float[np.ndarray, " metric"]],
     reduce: Reduce = first,
     *,
-    resamples: int = 9999,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Estimate, float]:
     """Return (difference, p) of a row and the baseline over the questions that both have.
@@ -129,9 +178,7 @@ def paired(
     Raises:
         BadDataset: they share no question.
     """
-    shared = [question for question in row if question in baseline]
-    if not shared:
-        raise BadDataset("the two rows share no question: there is nothing to pair")
+    shared = _shared(row, baseline)
     ours, theirs = (np.array([side[q] for q in shared]) for side in (row, baseline))
     width = ours.shape[1]
     difference = bootstrap(
@@ -149,6 +196,13 @@ def paired(
     drawn = len(swaps) < 2**n
     tails = [np.count_nonzero(side) + drawn for side in (null <= seen + near, null >= seen - near)]
     return difference, float(min(1.0, 2 * min(tails) / (len(swaps) + drawn)))
+
+
+def _shared(row: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    shared = [question for question in row if question in other]
+    if not shared:
+        raise BadDataset("the two rows share no question: there is nothing to pair")
+    return shared
 
 
 EQUAL = 1e-12

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trimtab.compare.bench import TOGETHER, Bench, Fitter, each
-from trimtab.compare.design import Parts, Unit
+from trimtab.compare.design import BASELINE, Parts, Unit
 from trimtab.compare.draws import do_control
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import why
@@ -122,9 +122,11 @@ class Worker(Bench):
                 results[number] = {**found, "refitted": number not in kept.edits}
         except Exception as mistake:
             return {"status": "failed", "why": f"the last measurement failed: {why(mistake)}"}
+        alone = self.of_the_unedited(parts, results) if unit.method == BASELINE else {}
         return {
             "status": "done",
             **self.about(parts),
+            **alone,
             "best": best,
             "within": within,
             "failed_trials": [r["why"] for r in records if r["status"] == "failed"],
@@ -174,8 +176,8 @@ class _Kept:
 def chosen(records: Sequence[Mapping[str, Any]], chooser: Meter, kl_budget: float | int | None) -> int | None:
     """Return the trial with the best score (within the budget, if given), or None if there is none.
 
-    Equal scores go to the smaller drift, then to the earlier trial. Prompting has no drift and is within any budget;
-    a trial of which the chooser says nothing is not chosen.
+    Equal scores go to the smaller drift, then to the earlier trial. A trial of which the chooser says nothing is not
+    chosen.
     """
     done = [(i, r["validation"]) for i, r in enumerate(records) if r["status"] == "done"]
     within = [

@@ -68,10 +68,13 @@ class Joined(Form):
         return statement(lambda q, a: self._text(before, self.join(q, a)), question, answer, label, group)
 
     def _text(self, before: Before, last: Any) -> Any:
+        return f"{ahead}{last}" if (ahead := self.ahead(before)) else last
+
+    def ahead(self, before: Before) -> str:
+        """Return what stands before a question, each part followed by a blank line."""
         texts = [before.instruction] if before.instruction else []
         texts += [self.join(q, a) for q, a in before.turns]
-        texts = texts or [self.opening] * bool(self.opening)
-        return "\n\n".join([*texts, last]) if texts else last
+        return "".join(f"{text}\n\n" for text in texts or [self.opening] * bool(self.opening))
 
 
 PLAIN = Joined("plain", plain)

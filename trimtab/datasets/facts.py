@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from trimtab.datasets.asking import BARE, form_of
 from trimtab.datasets.files import read_rows
@@ -102,6 +102,7 @@ class FactSet(ItemSet[Fact]):
     facts: tuple[Fact, ...]
     name: str = "facts"
     measured_by: ClassVar[str] = "facts"
+    taught: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", tuple(self.facts))
@@ -120,6 +121,10 @@ class FactSet(ItemSet[Fact]):
         """Return all texts of a fact."""
         near = [[n.prompt, n.answer] for n in item.neighbours]
         return [item.prompt, item.subject, item.new, item.true, item.paraphrases, near]
+
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Self, Self]]:
+        """Return n draws that cover every fact once, each as what is written and what is asked; raises as any set's."""
+        return [(part, part) for _, part in super().folds(n, seed)]
 
     def statements(self, format: Any = None) -> list[Statement]:
         """Return the new answer to each prompt as a true statement, and the one that was true, if known, as false."""

@@ -49,6 +49,9 @@ class ItemSet(Sequence[ItemT]):
     name: str
     measured_by: ClassVar[str]
     """Which meters speak of it if nobody says: a key of `trimtab.evaluate.defaults.DEFAULTS`."""
+    taught: ClassVar[bool] = False
+    """Whether methods are measured by the items that they were fitted on, as with facts: what is asked is whether that
+    which was written is said, and what it did to paraphrases and neighbours, which nothing was fitted on."""
 
     @property
     @abstractmethod
@@ -97,6 +100,10 @@ class ItemSet(Sequence[ItemT]):
     def statements(self, format: Any = None) -> list[Any]:  # noqa: ARG002
         """Return every item's texts as labelled statements; raises `BadDataset` where items have no two sides."""
         raise BadDataset(f"{self.name} has no true and false statements; give questions or contrast pairs")
+
+    def shuffled(self, seed: int) -> Self:  # noqa: ARG002
+        """Return the items, each with its texts dealt to its sides at random; raises `BadDataset` as `statements`."""
+        raise BadDataset(f"{self.name} has no true and false statements to shuffle; give questions or contrast pairs")
 
     def require_distinct(self, what: str, advice: str) -> None:
         """Raise `BadDataset` if there are no items or one stands twice."""

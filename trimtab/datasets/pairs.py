@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from trimtab.datasets.asking import BARE, Form, form_of
 from trimtab.datasets.item_set import ItemSet
-from trimtab.datasets.questions import two_sides
+from trimtab.datasets.questions import dealt_anew, two_sides
 from trimtab.datasets.statements import Format, SftExample, Statement, true_examples
 from trimtab.errors import BadDataset
+from trimtab.intervals import seeded
 from trimtab.plain_values import hash_of, one_form
 
 
@@ -87,6 +88,13 @@ class PairSet(ItemSet[ContrastPair]):
     def texts(self, item: ContrastPair) -> Sequence[Any]:
         """Return a pair's prompt and texts, as a set of questions with these answers has them."""
         return [item.prompt, item.positive, item.negative, item.positive[0]]
+
+    def shuffled(self, seed: int) -> PairSet:
+        """Return the pairs, each with its texts dealt to its sides at random."""
+        rng = seeded(seed)
+        return self.with_items(
+            tuple(ContrastPair(p.prompt, *dealt_anew(p.positive, p.negative, rng)) for p in self.pairs)
+        )
 
     def statements(self, format: str | Format | Form | None = None) -> list[Statement]:
         """Return every text as a statement that continues its pair's prompt, labelled true if it is a positive one.

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from trimtab.datasets.asking import Form, form_of
 from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.statements import Format, SftExample, Statement, true_examples
 from trimtab.errors import BadDataset
+from trimtab.intervals import seeded
 from trimtab.plain_values import one_form
 
 
@@ -77,6 +80,15 @@ def two_sides(what: str, one: tuple[str, Any], other: tuple[str, Any]) -> tuple[
     return tuple(one[1]), tuple(other[1])
 
 
+def dealt_anew(
+    one: Sequence[str], other: Sequence[str], rng: np.random.Generator
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return two sides of the same sizes, of all texts at random."""
+    texts = [*one, *other]
+    mixed = [texts[i] for i in rng.permutation(len(texts))]
+    return tuple(mixed[: len(one)]), tuple(mixed[len(one) :])
+
+
 @dataclass(frozen=True, repr=False)
 class QuestionSet(ItemSet[Question]):
     """A sequence of questions; slices are question sets too.
@@ -116,6 +128,17 @@ class QuestionSet(ItemSet[Question]):
     def texts(self, item: Question) -> Sequence[Any]:
         """Return a question with its answers."""
         return [item.question, item.correct, item.incorrect, item.best_answer]
+
+    def shuffled(self, seed: int) -> QuestionSet:
+        """Return the questions, each with as many true answers as before, drawn from all of its answers."""
+        rng = seeded(seed)
+        dealt = [dealt_anew(q.correct, q.incorrect, rng) for q in self.questions]
+        return self.with_items(
+            tuple(
+                replace(q, correct=true, incorrect=false, best_answer=true[0])
+                for q, (true, false) in zip(self.questions, dealt, strict=True)
+            )
+        )
 
     def statements(self, format: Literal["plain", "iti", "bare"] | Format | Form | None = None) -> list[Statement]:
         """Return every answer of every question as a labelled statement.

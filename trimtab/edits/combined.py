@@ -102,7 +102,7 @@ class Stacked(Edit):
 
     @property
     def changes_prompt_only(self) -> bool:
-        """Whether every edit of the stack only prompts: beside the unedited model, drift is measured, and is 0."""
+        """Whether every edit of the stack only prompts."""
         return all(e.changes_prompt_only for e in self.edits)
 
     @property

@@ -20,6 +20,8 @@ KINDS = {
     "retrieved": "trimtab.edits.retrieval.Retrieved",
     "stacked": "trimtab.edits.combined.Stacked",
     "no edit": "trimtab.edits.combined.NoEdit",
+    "eraser": "trimtab.edits.erasure.Eraser",
+    "ablation": "trimtab.edits.ablation.DirectionalAblation",
     "weight edit": "trimtab.edits.weight_edit.WeightEdit",
     "tuned edit": "trimtab.peft.edit.TunedEdit",
 }

@@ -183,7 +183,7 @@ def _fill(
         nonlocal may_stop
         gather = _Gather(step, len(modules), stops=bool(may_stop))
         hooks = site.hooks((module, gather.reader(i)) for i, module in enumerate(modules))
-        with hooks, contextlib.suppress(_AllRead):
+        with hooks, contextlib.suppress(AllRead):
             forward()
         if may_stop is None:  # the first forward, run whole, tells whether a module is called again
             may_stop = gather.calls == len(modules)
@@ -194,7 +194,7 @@ def _fill(
     return took
 
 
-class _AllRead(Exception):
+class AllRead(Exception):
     """Ends a forward of which everything has been read: the last layer's MLP and the model's head need not run."""
 
 
@@ -226,7 +226,7 @@ class _Gather:
             self.read[layer] = found
             self.calls += 1
             if self.stops and self.calls == len(self.read):
-                raise _AllRead
+                raise AllRead
 
         return read
 

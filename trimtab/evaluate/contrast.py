@@ -18,7 +18,8 @@ from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
-from trimtab.intervals import Estimate, bootstrap_mean
+from trimtab.evaluate.style import AnswerStyle
+from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import scored_tokens
 from trimtab.protocols import Edit, Measured, Meter
 
@@ -119,7 +120,7 @@ def _pair_scores(pairs: PairSet, values: Iterator[float]) -> PairScores:
         probability = float(np.exp(positive - np.logaddexp(positive, negative)))
         rows.append(PairRow(pair.prompt, positive, negative, probability))
     preferred = [float(row.positive > row.negative) for row in rows]
-    return PairScores(bootstrap_mean([r.probability for r in rows]), bootstrap_mean(preferred), tuple(rows))
+    return PairScores(share([r.probability for r in rows]), share(preferred), tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,15 @@ class PairContrast(Meter):
     batch_size: int | None = None
     name: ClassVar[str] = "pairs"
     columns: ClassVar[Sequence[str]] = ("probability", "preferred")
+
+    def without_model(self, train: Any, items: Any) -> dict[str, dict[str, float]]:
+        """Return how much likelier the positive sides are by how they are worded and how long they are."""
+        style, rows = AnswerStyle(train.statements()), {}
+        for pair in items:
+            positive, negative = (float(style.logprobs(side).mean()) for side in (pair.positive, pair.negative))
+            probability = float(np.exp(positive - np.logaddexp(positive, negative)))
+            rows[pair.key] = {"probability": probability, "preferred": float(positive > negative)}
+        return rows
 
     def measure(
         self,
@@ -260,7 +270,7 @@ def score_texts(
     texts = complete(model, tokenizer, [a.prompt for a in asked], edit, **options)
     scores = [checked_score(scorer, pair, text) for pair, text in zip(pairs, texts, strict=True)]
     rows = [TextRow(pair.prompt, text, score) for pair, text, score in zip(pairs, texts, scores, strict=True)]
-    return TextScores(bootstrap_mean(scores), tuple(rows))
+    return TextScores(share(scores), tuple(rows))
 
 
 def require_prompts(pairs: Sequence[ContrastPair]) -> None:

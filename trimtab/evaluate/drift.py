@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.datasets.asking import PLAIN
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import last_logits
@@ -21,7 +22,7 @@ from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.anatomy import input_device
 from trimtab.models.calling import inference, require_numbers
 from trimtab.models.processes import over_processes
-from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id
+from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id, padded_batch
 from trimtab.plain_values import hash_of
 from trimtab.progress import tracked
 from trimtab.protocols import ALL_LAYERS, Edit, EnterAt, Measured, Meter
@@ -35,21 +36,25 @@ class Drift:
     """Cross-entropy of the edited model on the texts."""
     kl: Estimate
     """KL(unedited || edited) of the next-token distributions."""
+    kl95: Estimate
+    """The 95th percentile of KL over a text's tokens, averaged over texts."""
     per_text: tuple[tuple[float, float], ...]
     """(CE, KL) of each text."""
+    per_text_kl95: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
             "ce": self.ce.as_dict(),
             "kl": self.kl.as_dict(),
+            "kl95": self.kl95.as_dict(),
             "per_text": [list(p) for p in self.per_text],
         }
 
 
 @dataclass(frozen=True)
 class NeutralTexts(Meter):
-    """Measures drift: a row for every neutral text with its CE and KL; nothing of an edit that only prompts."""
+    """Measures drift: a row for every neutral text with its CE and KL, behind what an edit sets before it."""
 
     texts: Sequence[str] | None = None
     """To measure on; trimtab's own neutral prose if not given."""
@@ -58,7 +63,7 @@ class NeutralTexts(Meter):
     max_tokens: int = 128
     batch_size: int = 32
     name: ClassVar[str] = "drift"
-    columns: ClassVar[Sequence[str]] = ("ce", "kl")
+    columns: ClassVar[Sequence[str]] = ("ce", "kl", "kl95")
 
     @property
     def choosing(self) -> Meter:
@@ -74,16 +79,17 @@ class NeutralTexts(Meter):
         *,
         asking: str = "plain",
         seed: int = 0,
-    ) -> list[Measured | None]:
-        """Return every text's CE and KL under every edit that changes the model."""
-        moving = [edit for edit in edits if not edit.changes_prompt_only]
+    ) -> list[Measured]:
+        """Return every text's CE and KL under every edit."""
         options = {"texts": self.texts, "max_tokens": self.max_tokens, "batch_size": self.batch_size}
-        found = iter(drifts(model, tokenizer, moving, **options) if moving else ())
         return [
-            None
-            if edit.changes_prompt_only
-            else Measured({str(i): {"ce": ce, "kl": kl} for i, (ce, kl) in enumerate(next(found).per_text)})
-            for edit in edits
+            Measured(
+                {
+                    str(i): {"ce": ce, "kl": kl, "kl95": high}
+                    for i, ((ce, kl), high) in enumerate(zip(found.per_text, found.per_text_kl95, strict=True))
+                }
+            )
+            for found in drifts(model, tokenizer, edits, **options)
         ]
 
     def describe(self) -> dict[str, Any]:
@@ -96,11 +102,12 @@ class NeutralTexts(Meter):
 
 
 def drift_meters(source: NeutralTexts | None = None) -> tuple[Figure, ...]:
-    """Return CE and KL(unedited || edited) on neutral texts. Whatever acts drifts, so that nothing is tested."""
+    """Return CE and KL(unedited || edited) on neutral texts, its mean and its tail. Whatever acts drifts: no tests."""
     source = source or NeutralTexts()
     return (
-        Figure(source, "ce", "CE", ("ce",), unit="nats", better="neither"),
-        Figure(source, "kl", "KL", ("kl",), unit="nats", better="down", tested=False),
+        Figure(source, "ce", "CE", ("ce",), unit="nats", better="neither", collateral=True),
+        Figure(source, "kl", "KL", ("kl",), unit="nats", better="down", tested=False, collateral=True),
+        Figure(source, "kl95", "KL 95 %", ("kl95",), unit="nats", better="down", tested=False, collateral=True),
     )
 
 
@@ -132,7 +139,8 @@ def drift(
     """Return CE and KL(unedited || edited) on neutral texts, with the edit acting at all positions.
 
     As in ITI's evaluation (Li et al. 2023, section 5.1), except that the texts are fixed and the log-softmax is in
-    float32. A prompting edit does not change the model: its KL is 0.
+    float32. An edit that prompts is charged as soft prompts are: the text stands behind what the edit sets before it
+    (`Edit.before`), and the same tokens count; where both do not fit the model's context, those that do.
 
     Args:
         texts: neutral text (not questions and answers), 200 or more; trimtab's own neutral prose if not given.
@@ -171,50 +179,118 @@ def drifts(
         raise BadValue(f"max_tokens must be at least 2, the first token predicting the second; got {max_tokens}")
     texts = neutral_texts() if texts is None else texts
     limit = min(max_tokens, context_length(model) or max_tokens)
-    ids = [encode(tokenizer, text)[:limit] for text in texts]
-    ids = [i for i in ids if len(i) > 1]
+    kept = [text for text in texts if len(encode(tokenizer, text)) > 1]
+    ids = [encode(tokenizer, text)[:limit] for text in kept]
     if not ids:
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
-    rows = over_processes(ids, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
-    pairs = list(zip(*rows, strict=True))
+    ahead = [[encode(tokenizer, before) if (before := _ahead(e, text)) else [] for e in edits] for text in kept]
+    work = list(zip(ids, ahead, strict=True))
+    rows = over_processes(work, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
     # every text weighs the same: texts are cut to nearly equal length, and intervals resample texts
-    return tuple(Drift(bootstrap_mean([c for c, _ in p]), bootstrap_mean([k for _, k in p]), tuple(p)) for p in pairs)
+    return tuple(_summed(of_edit) for of_edit in zip(*rows, strict=True))
+
+
+def _ahead(edit: Edit, text: str) -> str:
+    """Return what an edit sets before a text that is no question."""
+    before = edit.before(text)
+    if before is not None:
+        return PLAIN.ahead(before)
+    return (edit.prompt(text) or "").rpartition(text)[0]
+
+
+def _summed(rows: Sequence[tuple[float, float, float]]) -> Drift:
+    ce, kl, kl95 = zip(*rows, strict=True)
+    means = bootstrap_mean(ce), bootstrap_mean(kl), bootstrap_mean(kl95)
+    return Drift(*means, per_text=tuple(zip(ce, kl, strict=True)), per_text_kl95=kl95)
+
+
+Row: TypeAlias = tuple[float, float, float]
+"""CE, KL and the 95th percentile of KL over the tokens of a text."""
 
 
 def _per_text(
-    model: Any, tokenizer: Any, ids: Sequence[list[int]], edits: Sequence[Edit], batch_size: int
-) -> list[tuple[tuple[float, float], ...]]:
-    """Return for each text (CE, KL) under every edit."""
-    pairs = [[(0.0, 0.0)] * len(ids) for _ in edits]
+    model: Any,
+    tokenizer: Any,
+    work: Sequence[tuple[list[int], list[list[int]]]],
+    edits: Sequence[Edit],
+    batch_size: int,
+) -> list[tuple[Row, ...]]:
+    """Return for each text, given with the tokens that each edit sets before it, its row under every edit."""
+    ids, found = [own for own, _ in work], [[(0.0, 0.0, 0.0)] * len(work) for _ in edits]
+    prompting = [any(ahead[i] for _, ahead in work) for i in range(len(edits))]
+    # what changes no layer, and sets nothing before a text, computes what the unedited model does
+    ways = [
+        None if e.unchanged_layers == ALL_LAYERS and not prompts else (e.prepared(model), e.unchanged_layers)
+        for e, prompts in zip(edits, prompting, strict=True)
+    ]
+    unedited, opening = NoEdit().prepared(model), len(encode(tokenizer, ""))
+    shared = SharedLayers(model, [way[1] for way, prompts in zip(ways, prompting, strict=True) if way and not prompts])
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
-    # what changes no layer computes what the unedited model does
-    ways = [None if e.unchanged_layers == ALL_LAYERS else (e.prepared(model), e.unchanged_layers) for e in edits]
-    unedited = NoEdit().prepared(model)
-    shared = SharedLayers(model, [way[1] for way in ways if way])
     for batch in tracked(batches, "measuring drift"):
-        plain = _logprobs(unedited, batch, shared.recording())
-        for way, found in zip(ways, pairs, strict=True):
-            edited = plain
-            if way is not None:
+        plain, real = _logprobs(unedited, batch, shared.recording()), batch.attention_mask[:, 1:].bool()
+        for i, (way, rows) in enumerate(zip(ways, found, strict=True)):
+            edited, counted = plain, real
+            if way is not None and prompting[i]:
+                ahead = [work[place][1][i] for place in batch.indices]
+                edited, counted = _behind(way[0], ahead, [ids[place] for place in batch.indices], opening, plain)
+            elif way is not None:
                 edited = _logprobs(way[0], batch, shared.resumed(way[1]))
-            for place, pair in zip(batch.indices, _ce_and_kl(plain, edited, batch), strict=True):
-                found[place] = pair
-    return list(zip(*pairs, strict=True))
+            for place, row in zip(batch.indices, _rows(plain, edited, batch, counted), strict=True):
+                rows[place] = row
+    return list(zip(*found, strict=True))
 
 
 def _logprobs(enter: EnterAt, batch: Batch, within: AbstractContextManager[None]) -> Float[Tensor, "batch seq vocab"]:
     with enter("all") as edited, inference(edited), within:
-        logits = last_logits(edited, batch, keep=batch.input_ids.shape[1])[:, :-1]
+        return _normalised(last_logits(edited, batch, keep=batch.input_ids.shape[1])[:, :-1])
+
+
+def _normalised(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def _ce_and_kl(
-    plain: Float[Tensor, "batch seq vocab"], edited: Float[Tensor, "batch seq vocab"], batch: Batch
-) -> list[tuple[float, float]]:
-    real = batch.attention_mask[:, 1:].bool()
+def _behind(
+    enter: EnterAt,
+    ahead: Sequence[list[int]],
+    ids: Sequence[list[int]],
+    opening: int,
+    plain: Float[Tensor, "batch seq vocab"],
+) -> tuple[Float[Tensor, "batch seq vocab"], Bool[Tensor, "batch seq"]]:
+    """Return the edited log-probabilities of texts behind what an edit sets before them, and which of them there are.
+
+    They stand where the plain ones do: `opening` tokens of each text are those that stand before every text, and are
+    not repeated.
+    """
+    with enter("all") as edited, inference(edited):
+        whole = [(before + own[opening:])[: context_length(edited)] for before, own in zip(ahead, ids, strict=True)]
+        # a text's own first token is predicted by what stands before every text, or not at all
+        first = [len(before) - 1 + (opening == 0) for before in ahead]
+        if any(len(tokens) - 1 <= start for tokens, start in zip(whole, first, strict=True)):
+            raise BadValue(
+                f"a prompt of {max(map(len, ahead))} tokens leaves no room for a neutral text in the model's context "
+                f"of {context_length(edited)}; give fewer examples"
+            )
+        batch = padded_batch(whole, [*range(len(whole))], pad=0, device=plain.device)
+        keep = batch.input_ids.shape[1] - min(first)
+        logits = last_logits(edited, batch, keep=keep)
+    moved, counted = plain.clone(), torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
+    for row, (tokens, start) in enumerate(zip(whole, first, strict=True)):
+        n, at = len(tokens) - 1 - start, max(opening, 1) - 1
+        moved[row, at : at + n] = _normalised(logits[row, start - min(first) :][:n])
+        counted[row, at : at + n] = True
+    return moved, counted
+
+
+def _rows(
+    plain: Float[Tensor, "batch seq vocab"],
+    edited: Float[Tensor, "batch seq vocab"],
+    batch: Batch,
+    counted: Bool[Tensor, "batch seq"],
+) -> list[Row]:
     ce = -edited.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
     kl = (plain.exp() * (plain - edited)).sum(-1)
-    count = real.sum(1)
-    means = torch.stack([x.masked_fill(~real, 0).sum(1) / count for x in (ce, kl)])
-    require_numbers(means, "CE or KL")
-    return list(zip(*means.tolist(), strict=True))
+    means = [x.masked_fill(~counted, 0).sum(1) / counted.sum(1) for x in (ce, kl)]
+    high = kl.masked_fill(~counted, torch.nan).nanquantile(0.95, dim=1)
+    rows = torch.stack([*means, high])
+    require_numbers(rows, "CE or KL")
+    return list(zip(*rows.tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Literal
@@ -68,6 +68,7 @@ class Figure(Meter):
     unit: str = "share"
     better: Literal["up", "down", "neither"] = "up"
     tested: bool = True
+    collateral: bool = False
     sums_up: str = "mean"  # pyright: ignore[reportIncompatibleMethodOverride]
     """A key of `SUMMARIES`."""
 
@@ -85,6 +86,18 @@ class Figure(Meter):
     def choosing(self) -> Meter:
         """The figure of what the instrument measures to choose by."""
         return replace(self, source=self.source and self.source.choosing)
+
+    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """As of the instrument."""
+        return self.source.says_nothing(unedited) if self.source else None
+
+    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:
+        """As of the instrument."""
+        return self.source.mute_on(model, tokenizer, items) if self.source else None
+
+    def without_model(self, train: Any, items: Any) -> Mapping[str, Mapping[str, Any]] | None:
+        """As of the instrument."""
+        return self.source.without_model(train, items) if self.source else None
 
     def kept_in(self, folder: Any) -> Meter:
         """Return the figure of the instrument that keeps its work there."""

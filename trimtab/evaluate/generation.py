@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,14 +18,18 @@ from trimtab.engine.completion import completions
 from trimtab.engine.conversation import asked_by
 from trimtab.errors import BadDataset, BadValue, TrimtabError
 from trimtab.evaluate.figure import Figure
+from trimtab.evaluate.judges.checking import require_tells_apart
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers
-from trimtab.intervals import Estimate, bootstrap
+from trimtab.evaluate.wording import wording
+from trimtab.intervals import Estimate, share
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter, as_judge
 
 FORMS = (*ASKINGS, "iti")
+FEW = 12
+"""Questions that show whether a judge knows a model's answers at all."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,31 @@ class AnswerRow:
     true: float
     informative: float
     matched: bool
+    words: float = 0.0
+    distinct: float = 1.0
+    """Share of the answer's word pairs that are distinct."""
+    loops: float = 0.0
+    """1 if a block of words stands several times in a row."""
+    ended: float = 1.0
+    """1 if the answer was shorter than it might have been."""
+    debris: float = 0.0
+    """1 if it is no answer whatever the question (`trimtab.evaluate.wording.is_debris`)."""
+
+    @property
+    def both(self) -> float:
+        """True and informative at once."""
+        return self.true * self.informative
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """The row, with its verdict where debris counts as neither true nor informative."""
+        kept = 1 - self.debris
+        strict = {
+            "strict_true": kept * self.true,
+            "strict_info": kept * self.informative,
+            "strict_both": kept * self.both,
+        }
+        return {**asdict(self), "both": self.both, **strict}
 
 
 @dataclass(frozen=True)
@@ -94,8 +123,8 @@ class JudgedAnswers(Meter):
         return self if self.judge.cannot_fail else replace(self, keep=folder)
 
     def try_out(self, items: Any) -> None:
-        """Ask for one verdict; raises `BadValue` if the judge cannot be asked, or gives none."""
-        checked_verdict(self.judge(items[0], items[0].best_answer), self.judge)
+        """Ask for a few verdicts; raises `BadValue` if the judge cannot be asked, gives none, or accepts all."""
+        require_tells_apart(self.judge, items[0])
 
     def measure(
         self,
@@ -112,10 +141,26 @@ class JudgedAnswers(Meter):
         found = replace(self, convention=form).answers(model, tokenizer, items, edits)
         return [
             Measured(
-                {q.key: asdict(row) for q, row in zip(items, said.rows, strict=True)}, record={"judge": said.judge}
+                {q.key: row.counted for q, row in zip(items, said.rows, strict=True)}, record={"judge": said.judge}
             )
             for said in found
         ]
+
+    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Return that no answer is one that an exact judge knows, if it is so."""
+        if any(row["matched"] for row in unedited.values()):
+            return None
+        return (
+            f"the judge {self.judge.name} knows none of the unedited model's {len(unedited)} answers, which count as "
+            "neither true nor informative: give another judge, such as tfidf:DIR"
+        )
+
+    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:
+        """Return that an exact judge knows none of a few answers of the unedited model."""
+        if not self.judge.cannot_fail:
+            return None
+        (found,) = self.measure(model, tokenizer, items[:FEW], [NoEdit()])
+        return self.says_nothing(found.rows)
 
     def describe(self) -> dict[str, Any]:
         """Return the judge with what it says of itself, and the form of the answers."""
@@ -149,7 +194,15 @@ class JudgedAnswers(Meter):
         for i, held in enumerate(kept):
             if held is not None:
                 answers[i] = held.answers(lambda i=i: answers[i])
-        return tuple(self._judged(questions, asked[i], answers[i], kept[i]) for i in range(len(edits)))
+        judged = [self._judged(questions, asked[i], answers[i], kept[i]) for i in range(len(edits))]
+        return tuple(replace(one, rows=self._worded(tokenizer, one.rows)) for one in judged)
+
+    def _worded(self, tokenizer: Any, rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
+        lengths = [len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows]
+        # the space before the answer, which was cut off, may have been a token
+        ended = [float(length < self.max_new_tokens - 1) for length in lengths]
+        worded = zip(rows, map(wording, (row.answer for row in rows)), ended, strict=True)
+        return tuple(replace(row, **of._asdict(), ended=end) for row, of, end in worded)
 
     def _prompts(self, tokenizer: Any, questions: Sequence[Question], edit: Edit) -> tuple[list[str], dict[str, bool]]:
         """Return how an edit asks the questions, and how the answers end."""
@@ -235,7 +288,7 @@ def generate_answers_many(
 def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
     """Return the scores of judged answers."""
     figures = {
-        meter.name: bootstrap(np.array([[float(getattr(r, c)) for c in meter.columns] for r in rows]), meter.summary)
+        meter.name: share(np.array([[float(getattr(r, c)) for c in meter.columns] for r in rows]), meter.summary)
         for meter in judged_meters()
     }
     return GeneratedAnswers(

@@ -16,7 +16,8 @@ from trimtab.engine.conversation import asked_by
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
-from trimtab.intervals import Estimate, bootstrap_mean
+from trimtab.evaluate.style import AnswerStyle
+from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
 from trimtab.protocols import Edit, Measured, Meter
 
@@ -162,6 +163,14 @@ class AnswerChoices(Meter):
     name: ClassVar[str] = "multiple_choice"
     columns: ClassVar[Sequence[str]] = ("mc1", "mc2", "mc3")
 
+    def without_model(self, train: Any, items: Any) -> dict[str, dict[str, float]]:
+        """Return MC1, MC2 and MC3 of choosing by how the answers are worded and how long they are."""
+        style = AnswerStyle(train.statements())
+        choices = [labelled_answers(q) for q in items]
+        scores = iter(style.logprobs([text for own in choices for text, _ in own]).tolist())
+        rows = [_row("", "", tuple(ScoredAnswer(*c, next(scores)) for c in own), strict=False) for own in choices]
+        return {q.key: {n: getattr(row, n) for n in self.columns} for q, row in zip(items, rows, strict=True)}
+
     def measure(
         self,
         model: Any,
@@ -223,7 +232,7 @@ def _summary(
     for question, prompt in zip(questions, prompts, strict=True):
         answers = tuple(ScoredAnswer(text, label, next(scores)) for text, label in _choices(question, convention))
         rows.append(_row(question.question, prompt.prompt, answers, strict=convention == "iti"))
-    mc1, mc2, mc3 = (bootstrap_mean([getattr(row, name) for row in rows]) for name in ("mc1", "mc2", "mc3"))
+    mc1, mc2, mc3 = (share([getattr(row, name) for row in rows]) for name in ("mc1", "mc2", "mc3"))
     return MultipleChoice(mc1, mc2, mc3, tuple(rows), convention, n_tokens)
 
 

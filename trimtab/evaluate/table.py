@@ -15,7 +15,7 @@ from trimtab.datasets.given import as_items
 from trimtab.engine.conversation import note_asked_otherwise
 from trimtab.errors import BadValue
 from trimtab.evaluate.defaults import default_meters
-from trimtab.intervals import Estimate, bootstrap, bootstrap_mean
+from trimtab.intervals import Estimate, bootstrap_mean, estimated
 from trimtab.protocols import Edit, Measured, Meter
 
 
@@ -91,7 +91,7 @@ def summed_up(meter: Meter, found: Measured | None) -> Estimate | float | int | 
         return None
     if not found.rows:
         return found.value
-    estimate = bootstrap(columns_of(meter, found.rows), meter.summary)
+    estimate = estimated(columns_of(meter, found.rows), meter.summary, unit=meter.unit)
     return estimate if estimate == estimate else None
 
 

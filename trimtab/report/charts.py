@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,36 @@ def intervals_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
     return figure
 
 
+def effect_figure(rows: Sequence[ResultRow], meter: Meter, controls: Mapping[str, str]) -> Figure:
+    """Return a meter's figure against drift, of rows that have one; controls in grey, the unedited model as a line.
+
+    Numbers stand for rows in the order given, from 1: the page lists them, since names would lie on one another.
+    """
+    figure, axes = new_figure(6, 4.6)
+    style = styles([row.method for row in rows])
+    for n, row in enumerate(rows, 1):
+        found, x = row.metrics[meter.name], _drift(row)
+        assert found is not None, f"{row.name} has no {meter.name}"
+        value = found.estimate
+        color = "grey" if row.method in controls else style[row.method]["color"]
+        low, high, y = (scale(meter) * v for v in (value.low, value.high, float(value)))
+        if row.method == BASELINE:
+            axes.axhline(y, color="grey", linestyle="--", linewidth=1)
+        axes.plot([x, x], [low, high], color=color, linewidth=1.5, alpha=0.5)
+        face = color if row.variant == "best" else "white"
+        axes.plot(x, y, marker=style[row.method]["marker"], color=color, markerfacecolor=face, markersize=9)
+        axes.annotate(str(n), (x, y), xytext=(6, 5), textcoords="offset points", color=color, fontsize=12)
+    edge = 2 * max([1e-3, *(_drift(row) for row in rows)])
+    axes.set_xscale("symlog", linthresh=1e-3)
+    axes.set_xlim(-2e-4, edge)
+    axes.set(**limits(meter, "y"))
+    axes.set_xlabel("drift: KL from the unedited model, nats per token", fontsize=12)
+    axes.set_ylabel(axis_label(meter), fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.3)
+    return figure
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the places of the points (cost, gain) that no other point beats, by rising cost.
 
@@ -88,7 +118,7 @@ def pareto_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
     """Return a meter's figure against KL and against the seconds to make it, each with its Pareto front."""
     figure, (left, right) = new_figure(10, 4.6, columns=2)
     _pareto(left, rows, meter, _drift, linear=1e-3)
-    label = "KL(unedited || edited), nats per token (prompting: 0)"
+    label = "KL(unedited || edited), nats per token"
     left.set(xlabel=label, ylabel=axis_label(meter), **limits(meter, "y"))
     _pareto(right, rows, meter, lambda r: r.costs["seconds"], linear=0.1)
     right.set(xlabel="seconds to make", **limits(meter, "y"))

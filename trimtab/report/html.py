@@ -7,20 +7,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.cells import MISSING
+from trimtab.cells import MISSING, number
 from trimtab.compare.comparison import Comparison
 from trimtab.compare.design import BASELINE
 from trimtab.compare.rows import ResultRow
-from trimtab.report import charts
+from trimtab.report import charts, verdict
 from trimtab.report import markdown as text
 from trimtab.report.knobs import knobs_figure
-from trimtab.report.settings import SETTINGS, tried
+from trimtab.report.settings import SETTINGS, TRIES, expected_best, tried
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-N_ANSWERS = 12
-WORDS = ("chosen settings", "setting")
+N_ANSWERS = 6
+WORDS = ("chosen settings", "setting", TRIES[2], TRIES[3])
 """Headings of columns that hold words rather than figures."""
 
 
@@ -45,7 +45,9 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
     )  # fmt: skip
     # the interval goes below its mean, so that columns stay narrow
     environment.filters["halves"] = lambda cell: cell.partition(" [") if " [" in cell else (cell, "", "")
+    drawn = [row for row in rows if row.metrics[run.main.name] is not None]
     pictures = {
+        "effect": charts.effect_figure(drawn, run.main, run.control_of),
         "intervals": charts.intervals_figure(rows, run.main),
         "pareto": charts.pareto_figure(rows, run.main),
         "low_data": charts.low_data_figure(run),
@@ -55,10 +57,18 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
     }
     return environment.get_template("page.html").render(
         title=title,
+        about=verdict.about(run),
+        warnings=verdict.warnings_of(run),
+        conclusions=verdict.conclusions(run),
+        numbered=[row.name for row in drawn],
+        main=run.main.heading,
         status=text.status(run),
         finished=run.finished,
         words=WORDS,
-        quality=_table(text.quality_headings(run), (text.quality_cells(r, run) for r in rows)),
+        quality=_table(text.quality_headings(run), text.quality_rows(run, run.sizes[-1])),
+        broken=_table(text.broken_headings(run), (text.broken_cells(r, run) for r in rows)),
+        moved=_moved(run, rows),
+        expected=_table(TRIES, expected_best(run)),
         differences=_table(
             text.difference_headings(run), (text.difference_cells(r, run) for r in rows if r.differences)
         ),
@@ -70,7 +80,7 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         terms=text.HOW_TO_READ,
         notes=text.notes(run),
         caveats=text.CAVEATS,
-        facts={**text.facts(run), **run.specification["methods"]},
+        facts={**text.facts(run), **text.methods_in_words(run)},
     )
 
 
@@ -106,10 +116,23 @@ def _low_data(run: Comparison) -> dict[str, Any] | None:
     return _table(heads, ([m, *(found[m].get(size, MISSING) for size in run.sizes)] for m in run.methods))
 
 
-def _answers(run: Comparison, rows: Sequence[ResultRow]) -> dict[str, Any] | None:
-    """Return the first test items with what every method's edited model says of them, side by side.
+def _moved(run: Comparison, rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """Return of every tested row the questions that it answers better, and worse, than the unedited model."""
+    found = []
+    for row in rows:
+        moved = (d := row.differences.get(run.main.name)) and d.moved
+        if moved:
+            right, wrong, still = (number(share, "share", brief=True) for share in moved.shares)
+            shares = f"{right} % the right way, {wrong} % the wrong way, {still} % not at all"
+            found.append({"name": row.name, "shares": shares, "right": moved.right, "wrong": moved.wrong})
+    return found
 
-    What is said is the first column that a meter shows; its first figure says whether it counts.
+
+def _answers(run: Comparison, rows: Sequence[ResultRow]) -> dict[str, Any] | None:
+    """Return test items with what the unedited model says of them, and every method's edited model.
+
+    What is said is the first column that a meter shows; its first figure says whether it counts. First come items on
+    which the leading row moved, either way.
     """
     shown = {m["name"]: m["shown"][0] for m in run.specification["meters"] if m["shown"]}
     meter = next((m for m in run.summed if m.name in shown), None)
@@ -122,16 +145,18 @@ def _answers(run: Comparison, rows: Sequence[ResultRow]) -> dict[str, Any] | Non
         for test in run.of(row.method, row.size):
             if test["status"] == "done" and all(test[key] == base[0][key] for key in ("fold", "seed")):
                 columns[row.method] = run.measurements(test, "best")[0]["rows"].get(run.instrument(meter)) or {}
-    return {
-        "heads": ["", *columns],
-        "rows": [
-            (
-                item,
-                [(c[item][shown[meter.name]], c[item][meter.columns[0]] >= 0.5) for c in columns.values() if item in c],
-            )
-            for item in list(columns[BASELINE])[:N_ANSWERS]
-        ],
-    }
+    first = verdict.leading(run, rows)
+    moved = first and (d := first.differences.get(run.main.name)) and d.moved
+    wanted = [*moved.right[: N_ANSWERS // 2], *moved.wrong[: N_ANSWERS // 3]] if moved else []
+    items = [item for item in dict.fromkeys([*wanted, *columns[BASELINE]]) if item in columns[BASELINE]][:N_ANSWERS]
+    ahead = [BASELINE, *([first.method] if first and first.method in columns else [])]
+
+    def said(names: Sequence[str], item: str) -> list[tuple[str, str, bool]]:
+        cells = ((name, columns[name][item]) for name in names if item in columns[name])
+        return [(name, cell[shown[meter.name]], cell[meter.columns[0]] >= 0.5) for name, cell in cells]
+
+    others = [name for name in columns if name not in ahead]
+    return {"rows": [(item, said(ahead, item), said(others, item)) for item in items], "first": ahead[-1]}
 
 
 def _printable(value: Any) -> Any:

@@ -6,27 +6,40 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.cells import MISSING, figure, number, settings_text, table_lines
+from trimtab.cells import MISSING, figure, number, p_text, settings_text, table_lines
 from trimtab.compare.comparison import Comparison
+from trimtab.compare.contrasts import LEVEL
 from trimtab.compare.rows import ResultRow
 from trimtab.compare.run_records import RunRecords
 from trimtab.compare.statistics import PairedDifference, Spread
 from trimtab.evaluate.cost import SPEED, making
 from trimtab.protocols import Meter
-from trimtab.report.settings import SETTINGS, tried
+from trimtab.report.settings import SETTINGS, TRIES, expected_best, tried
+from trimtab.report.verdict import about, conclusions, warnings_of
 
 MINUS = "\N{MINUS SIGN}"
 HOW_TO_READ = {
     "Figures": "shares in %. True*Info is mean(True) x mean(Info); CE and KL are in nats per token on neutral text, "
-    "against the unedited model; prompting, which leaves the model as it is, has neither.",
+    "against the unedited model, with a prompt before it where the row prompts.",
     "[low, high] and ±": "95 % interval over questions (of drift over texts), seeds averaged inside; ± is the "
     "standard deviation between seeds.",
-    "p": "of a sign-flip test, paired by question; p (Holm) is corrected over the rows of the table.",
-    "Settings": "every method tried its own on the same validation questions, up to the same number, drawn once for "
-    "all folds and seeds; no test question was seen before the last measurement.",
+    "No debris": "the same where an answer that is empty, a loop or a list of letters counts as neither true nor "
+    "informative; 'both' is the share of answers that are true and informative at once.",
+    "p": "of a sign-flip test, paired by question; '<=' where the test could not have given a smaller one; p (Holm) is "
+    "corrected over the rows of the table. 'moved': the questions that a row answers better, worse and as well as the "
+    "unedited model.",
+    "Settings": "every method tried its own on the same validation questions, up to the same number: spread over "
+    "its space at first, other ones in every fold and seed, then beside the best; no test question was seen before the "
+    "last measurement.",
     "KL budget": "'kept': in every fold and seed the best setting is also the best one within the budget, so that one "
     "row is both results. Where it was not, a second row shows the best that kept it. The budget is for the texts that "
     "settings are chosen on, the KL shown is that of other texts.",
+    "What broke": "figures that an edit is not made for; 'worse' or 'better' where a test against the unedited model "
+    "says so (Holm over the rows).",
+    "Answers' style alone": "is no edit: a classifier of the answers' words and length, without question or model, "
+    "fitted on the training folds.",
+    "Random tries, shuffled labels": "a random direction at each of the method's settings, or the method fitted on "
+    "mixed-up labels, with as many tries as the method, chosen by the same validation score.",
     "Random control": "took the setting that the method it follows chose; its intervals are over draws, and it is not "
     "tested.",
     "measured": "folds times seeds that the row rests on.",
@@ -46,15 +59,49 @@ CAVEATS = (
 
 
 def quality_headings(run: RunRecords) -> list[str]:
-    """Return the headings of what the methods do."""
-    return ["", *(m.heading for m in run.summed), "KL budget", "measured"]
+    """Return the headings of what the methods gain."""
+    return ["", *(m.heading for m in gained(run)), "measured"]
 
 
 def quality_cells(row: ResultRow, run: RunRecords) -> list[str]:
-    """Return a row's measurements as text."""
-    figures = [spread_text(row.metrics[m.name], m) for m in run.summed]
+    """Return a row's measurements of what it is made for as text."""
+    figures = [spread_text(row.metrics[m.name], m) for m in gained(run)]
     draws = f", {len(row.draws)} draws" if row.draws else ""
-    return [row.name, *figures, _budget(row), f"{row.n_done} of {row.n_units}{draws}"]
+    return [row.name, *figures, f"{row.n_done} of {row.n_units}{draws}"]
+
+
+def quality_rows(run: Comparison, size: int | None) -> list[list[str]]:
+    """Return every row's measurements as text, and what the answers' style gives, which is no edit."""
+    style = run.style(size)
+    return [quality_cells(row, run) for row in (*run.rows(size), *([style] if style else []))]
+
+
+def gained(run: RunRecords) -> list[Meter]:
+    """Return the meters of what edits are made for."""
+    return [m for m in run.summed if not m.collateral]
+
+
+def broken(run: RunRecords) -> list[Meter]:
+    """Return the meters of what edits may break."""
+    return [m for m in run.summed if m.collateral]
+
+
+def broken_headings(run: RunRecords) -> list[str]:
+    """Return the headings of what the methods break."""
+    return ["", *(m.heading for m in broken(run)), "KL budget"]
+
+
+def broken_cells(row: ResultRow, run: RunRecords) -> list[str]:
+    """Return a row's measurements of what it may have broken as text, each with its tested change."""
+    return [row.name, *(_broken(row, m) for m in broken(run)), _budget(row)]
+
+
+def _broken(row: ResultRow, meter: Meter) -> str:
+    shown, tested = spread_text(row.metrics[meter.name], meter), row.differences.get(meter.name)
+    if tested is None or tested.p_holm > LEVEL:
+        return shown
+    way = "worse" if meter.sign * tested.difference < 0 else "better"
+    return f"{shown} ({way}, p {p_text(tested.p_holm, at_floor=tested.at_floor)})"
 
 
 def spread_text(value: Spread | None, meter: Meter) -> str:
@@ -74,12 +121,20 @@ def _budget(row: ResultRow) -> str:
 
 
 def _tested(run: RunRecords) -> list[Meter]:
-    return [m for m in run.summed if m.tested and m.better != "neither"]
+    return [m for m in gained(run) if m.tested and m.better != "neither"]
 
 
 def difference_headings(run: RunRecords) -> list[str]:
     """Return the headings of the differences to the unedited model."""
-    return ["", *(h for m in _tested(run) for h in (f"{m.heading} {MINUS} baseline", "p", "p (Holm)")), "questions"]
+    return [
+        "",
+        *(
+            h
+            for m in _tested(run)
+            for h in (f"{m.heading} {MINUS} baseline", "p", "p (Holm)", "moved right / wrong / not")
+        ),
+        "questions",
+    ]
 
 
 def difference_cells(row: ResultRow, run: RunRecords) -> list[str]:
@@ -92,8 +147,10 @@ def difference_cells(row: ResultRow, run: RunRecords) -> list[str]:
 
 def _difference(value: PairedDifference | None, meter: Meter) -> list[str]:
     if value is None:
-        return [MISSING] * 3
-    return [figure(value.difference, meter.unit, signed=True), f"{value.p:.4f}", f"{value.p_holm:.4f}"]
+        return [MISSING] * 4
+    ways = "" if value.moved is None else " / ".join(number(s, "share", brief=True) for s in value.moved.shares)
+    tests = (p_text(p, at_floor=value.at_floor) for p in (value.p, value.p_holm))
+    return [figure(value.difference, meter.unit, signed=True), *tests, f"{ways} %" if ways else MISSING]
 
 
 def _costs(run: RunRecords) -> list[Meter]:
@@ -149,6 +206,11 @@ def facts(comparison: Comparison) -> dict[str, str]:
     }
 
 
+def methods_in_words(run: RunRecords) -> dict[str, str]:
+    """Return every method with what it was given; a run of the version before has no words for it."""
+    return run.specification.get("told", dict.fromkeys(run.methods, "not recorded in words"))
+
+
 def _instruments(meters: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     about = {m["instrument"]: m["measured_by"] for m in meters}
     return {
@@ -174,9 +236,13 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     """Return status, tables, notes and facts as Markdown; pictures and answers are in the page alone."""
     rows = comparison.rows(comparison.sizes[-1])
     quality = quality_headings(comparison)
-    lines = [f"# {title}", "", status(comparison), ""]
-    lines += ["## What it does", "", *table_lines(quality, (quality_cells(r, comparison) for r in rows)), ""]
+    lines = [f"# {title}", "", about(comparison), "", status(comparison), ""]
+    lines += [f"**{warning}**\n" for warning in warnings_of(comparison)]
+    lines += ["## What follows", "", *(f"- {said}" for said in conclusions(comparison)), ""]
+    lines += ["## What it gains", "", *table_lines(quality, quality_rows(comparison, comparison.sizes[-1])), ""]
     lines += [*(f"- **{term}**: {meaning}" for term, meaning in HOW_TO_READ.items()), ""]
+    damage = (broken_cells(r, comparison) for r in rows)
+    lines += ["## What it breaks", "", *table_lines(broken_headings(comparison), damage), ""]
     tested = (difference_cells(r, comparison) for r in rows if r.differences)
     lines += ["## Against the unedited model", "", *table_lines(difference_headings(comparison), tested), ""]
     costs = (cost_cells(r, comparison) for r in rows)
@@ -184,10 +250,11 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     for smaller in comparison.sizes[:-1]:
         fewer = (quality_cells(r, comparison) for r in comparison.rows(smaller))
         lines += [f"## {smaller or 'All'} training questions", "", *table_lines(quality, fewer), ""]
-    lines += ["## Settings tried", "", *table_lines(SETTINGS, tried(comparison)), ""]
+    lines += ["## Settings tried", "", *table_lines(TRIES, expected_best(comparison)), ""]
+    lines += [*table_lines(SETTINGS, tried(comparison)), ""]
     noted = [f"- {note}" for note in notes(comparison)]
     lines += ["## Notes", "", *(noted or ["- none"]), "", "## Caveats", "", *(f"- {c}" for c in CAVEATS), ""]
     lines += ["## What was run", ""]
     lines += [f"- {key}: {value}" for key, value in facts(comparison).items()]
-    lines += [f"- {name}: `{text}`" for name, text in comparison.specification["methods"].items()]
+    lines += [f"- {name}: {text}" for name, text in methods_in_words(comparison).items()]
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ import numpy as np
 from trimtab.cells import MISSING, number, settings_text
 from trimtab.compare.run_records import RunRecords
 
+TRIES = ("", "tries", "best validation score expected of 1, 2, 4, ... tries ± between searches", "more tries")
 SETTINGS = ("", "setting", "validation score", "KL", "chosen")
 
 
@@ -36,6 +37,40 @@ def tried(run: RunRecords) -> list[list[str]]:
                     f"{chosen.count(knobs)} of {len(chosen)}",
                 ]
             )
+    return lines
+
+
+HELPS = 0.01
+"""A rise of the best score over the last half of the tries from which on more of them are said to help."""
+
+
+def expected_best(run: RunRecords) -> list[list[str]]:
+    """Return one line per method: the best validation score that so many of its tries found, over all its searches.
+
+    Every fold and seed is a search of its own. Where the second half of the tries still raised the best score by a
+    point or more, more tries would help.
+    """
+    lines, meter = [], run.chooser
+    for method in run.methods:
+        curves = []
+        for test in (t for t in run.of(method, run.sizes[-1]) if t["status"] == "done" and "follows" not in t):
+            trials = sorted(run.trials_of(test), key=lambda t: t["step"])
+            scores = [t["validation"]["score"] for t in trials if t["status"] == "done"]
+            if scores and None not in scores:
+                curves.append(meter.sign * np.maximum.accumulate(meter.sign * np.array(scores, dtype=np.float64)))
+        shortest = min(map(len, curves), default=0)
+        if shortest < 2:
+            continue
+        best = np.array([curve[:shortest] for curve in curves])
+        places = sorted({*(2**i for i in range(10) if 2**i < shortest), shortest})
+        spread = best.std(0, ddof=1) if len(best) > 1 else np.zeros(shortest)
+        said = (
+            f"{n}: {number(best[:, n - 1].mean(), meter.unit)} ± {number(spread[n - 1], meter.unit)}" for n in places
+        )
+        rise = meter.sign * float(best[:, -1].mean() - best[:, (shortest + 1) // 2 - 1].mean())
+        all_tried = shortest >= run.specification.get("grids", {}).get(method, 0)
+        more = "has no more settings" if all_tried else "would help" if rise >= HELPS else "would help little"
+        lines.append([method, str(shortest), ", ".join(said), more])
     return lines
 
 

@@ -16,8 +16,11 @@ from trimtab.models.calling import inference, logits_limit
 from trimtab.models.load.checkpoints import LoadedModel, load_model
 from trimtab.models.tokens import encode
 from trimtab.protocols import Judge, Verdict
+from trimtab.storage import load_record
 
 TRUTH = "allenai/truthfulqa-truth-judge-llama2-7B"
+JUDGE_KIND = "judge"
+"""What the record of a folder says that holds a judge trained here."""
 INFO = "allenai/truthfulqa-info-judge-llama2-7B"
 
 
@@ -43,6 +46,20 @@ class LocalJudge(Judge):
         """
         record = {"truth": str(truth), "informative": str(informative)}
         return cls(load_model(truth, **options), load_model(informative, **options), record)
+
+    @classmethod
+    def trained(cls, folder: str | Path, **options: Any) -> LocalJudge:
+        """Return the judge that `trimtab judge train` wrote to a folder, with what was found of it in its record.
+
+        Raises:
+            Incompatible: there is none, or it is damaged.
+            UnsupportedModel, BadValue: as `load_model`.
+        """
+        folder, record = Path(folder), load_record(folder, JUDGE_KIND)
+        said = {key: value for key, value in record.items() if key not in ("kind", "versions")}
+        models = {part: str(folder / part) for part in ("truth", "informative")}
+        truth, informative = (load_model(path, **options) for path in models.values())
+        return cls(truth, informative, {**said, **models})
 
     def verdicts(self, question: Question, answers: Sequence[str]) -> list[Verdict]:
         """Return the verdicts; raises `BadValue` naming the model if its likeliest word is neither yes nor no."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trimtab.errors import BadValue
@@ -29,13 +30,28 @@ def checked_verdict(verdict: Any, judge: Judge) -> Verdict:
     return Verdict(true, informative, matched)
 
 
-def judge_line(record: dict[str, Any]) -> str:
-    """Return what must stand beside a judge's figures: its name, and how far an indicative one agrees with people."""
-    if not record.get("indicative"):
-        return f"judge: {record['name']}"
-    parts = [
-        f"{100 * agreed['mean']:.1f} % [{100 * agreed['low']:.1f}, {100 * agreed['high']:.1f}] for {kind} "
-        f"(always the commoner answer: {100 * record['majority'][kind]:.1f} %)"
-        for kind, agreed in record["agreement"].items()
-    ]
-    return f"judge: {record['name']}, INDICATIVE: on held-out questions it agrees with people on {', '.join(parts)}"
+def judge_line(record: Mapping[str, Any]) -> str:
+    """Return what must stand beside a judge's figures: its name, how far it agrees with people, what nonsense it takes.
+
+    Of a judge that was not checked it is the name alone.
+    """
+    head, said = f"judge: {record['name']}{', INDICATIVE' if record.get('indicative') else ''}", []
+    agreed = []
+    for kind, of in record.get("people", {}).items():
+        rates = [f"{_share(of[key])} of {word}" for key, word in (("on_yes", "yes"), ("on_no", "no")) if of.get(key)]
+        common = f"always the commoner answer: {100 * record['majority'][kind]:.1f} %; " if "majority" in record else ""
+        kappa = of["kappa"]
+        agreed.append(
+            f"{_share(of['agreement'])} for {kind} ({common}kappa {kappa['mean']:.2f} [{kappa['low']:.2f}, "
+            f"{kappa['high']:.2f}]; {', '.join(rates)})"
+        )
+    if agreed:
+        said.append(f"on held-out questions it agrees with people on {', '.join(agreed)}")
+    if accepted := record.get("false_accepts", {}):
+        taken = (f"{kind} {100 * of['both']['mean']:.0f} %" for kind, of in accepted.items())
+        said.append(f"it calls nonsense true and informative: {', '.join(taken)}")
+    return f"{head}: {'; '.join(said)}" if said else head
+
+
+def _share(of: Mapping[str, Any]) -> str:
+    return f"{100 * of['mean']:.1f} % [{100 * of['low']:.1f}, {100 * of['high']:.1f}]"

@@ -1,0 +1,67 @@
+"""Tests between any two rows, p-values at the floor, and which questions moved which way."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from tests.comparing import SpyMethod, tiny_run
+from trimtab.cells import p_text
+from trimtab.compare.statistics import PairedDifference, holm, moved, paired
+from trimtab.errors import BadValue
+from trimtab.intervals import Estimate
+from trimtab.prompting import FewShot
+from trimtab.steer import RandomDirection
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    methods = [FewShot(shots=(1,), draws=1), SpyMethod(), RandomDirection(draws=2, follows="Spy")]
+    return tiny_run(tmp_path_factory.mktemp("run") / "run", methods, seeds=(0, 1))
+
+
+def test_every_two_rows_are_tested_and_corrected_over_all_pairs(done):
+    found = done.contrasts("mc2")
+    rows = [row.name for row in done.rows() if row.method != "Random direction"]
+    assert [(c.one, c.other) for c in found] == list(combinations(rows, 2))
+    assert [c.tested.p_holm for c in found] == holm([c.tested.p for c in found])
+    assert all(c.tested.p_holm >= c.tested.p for c in found)
+
+
+def test_a_difference_to_the_unedited_model_is_the_row_s_own(done):
+    for contrast in (c for c in done.contrasts("mc1") if c.one == "Baseline"):
+        own = done.row(contrast.other).differences["mc1"]
+        assert contrast.tested.difference == pytest.approx(-own.difference)
+        assert contrast.tested.p == own.p
+        assert contrast.tested.moved.right == own.moved.wrong
+    assert done.contrast("Spy", "Baseline", "mc1").tested.p == done.row("Spy").differences["mc1"].p
+
+
+def test_what_has_no_questions_of_its_own_cannot_be_tested(done):
+    with pytest.raises(BadValue, match="no row 'Random direction' with questions of its own"):
+        done.contrast("Spy", "Random direction")
+
+
+def test_questions_move_the_way_that_is_better_the_other_way_or_not_at_all():
+    ours = {"a": np.array([1.0]), "b": np.array([0.0]), "c": np.array([0.5]), "d": np.array([1.0])}
+    theirs = {"a": np.array([0.0]), "b": np.array([0.5]), "c": np.array([0.5]), "e": np.array([1.0])}
+    found = moved(ours, theirs)
+    assert (found.right, found.wrong, found.n) == (("a",), ("b",), 3)
+    assert found.shares == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert moved(ours, theirs, sign=-1).right == ("b",)
+
+
+@pytest.mark.parametrize("n, floor", [(60, 0.0002), (8, 0.0)])
+def test_a_p_value_as_small_as_the_test_can_say_is_printed_as_a_limit(n, floor):
+    names = [str(i) for i in range(n)]
+    ones, zeros = ({q: np.array([float(v)]) for q in names} for v in (1, 0))
+    difference, p = paired(ones, zeros)
+    tested = PairedDifference(difference, p, p, n)
+    assert tested.floor == pytest.approx(floor)
+    assert tested.at_floor == (n == 60)
+    # control: exact where all swaps are few, so that the smallest p is no limit
+    assert p == pytest.approx(2 / 2**8 if n == 8 else floor)
+    assert p_text(p, at_floor=tested.at_floor) == ("<= 0.0002" if n == 60 else "0.0078")
+    assert not PairedDifference(Estimate(0.1, 0.0, 0.2, n), 0.5, 0.5, n).at_floor

@@ -1,0 +1,78 @@
+"""Tests between any two rows of a comparison, and which rows can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from trimtab.compare.rows import ResultRow, values_of
+from trimtab.compare.run_records import RunRecords
+from trimtab.compare.statistics import PairedDifference, holm, moved, paired, question_means
+from trimtab.errors import BadValue
+from trimtab.protocols import Meter
+
+Means = Mapping[str, Float[np.ndarray, " column"]]
+LEVEL = 0.05
+"""Chance of any false difference among those that a page speaks of."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The difference of two rows in one figure; `p_holm` is corrected over all pairs of rows that were tested."""
+
+    one: str
+    other: str
+    tested: PairedDifference
+
+    @property
+    def apart(self) -> bool:
+        """Whether the test tells the two apart, whichever pairs one looks at."""
+        return self.tested.p_holm <= LEVEL
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"one": self.one, "other": self.other, **self.tested.as_dict()}
+
+
+def means_of(run: RunRecords, row: ResultRow, meter: Meter) -> Means:
+    """Return a row's measurements of a meter by question, averaged over folds and seeds; none of a control's draws."""
+    used = [t for t in run.of(row.method, row.size) if t["status"] == "done" and t[row.variant] is not None]
+    if not used or any("follows" in t for t in used):
+        return {}
+    return question_means(values_of(run, used, row.variant, meter))
+
+
+def contrasts(run: RunRecords, rows: Sequence[ResultRow], meter: Meter) -> list[Contrast]:
+    """Return the tested difference of every pair of rows, in the order of the rows, corrected by Holm over all of them.
+
+    Corrected over all pairs, since whoever looks for the best row has looked at all of them.
+    """
+    means = {row.name: found for row in rows if (found := means_of(run, row, meter))}
+    made = [
+        _contrast(one, other, means[one], means[other], meter)
+        for one, other in combinations(means, 2)
+        if means[one].keys() & means[other].keys()
+    ]
+    adjusted = holm([c.tested.p for c in made])
+    return [replace(c, tested=replace(c.tested, p_holm=p)) for c, p in zip(made, adjusted, strict=True)]
+
+
+def contrast(run: RunRecords, rows: Sequence[ResultRow], one: str, other: str, meter: Meter) -> Contrast:
+    """Return the tested difference of two rows by name, uncorrected; raises `BadValue` for one without questions."""
+    found = {row.name: means_of(run, row, meter) for row in rows}
+    for name in (one, other):
+        if not found.get(name):
+            known = ", ".join(name for name, means in found.items() if means)
+            raise BadValue(f"no row {name!r} with questions of its own to test; the comparison has {known}")
+    return _contrast(one, other, found[one], found[other], meter)
+
+
+def _contrast(one: str, other: str, ours: Means, theirs: Means, meter: Meter) -> Contrast:
+    difference, p = paired(ours, theirs, meter.summary)
+    ways = moved(ours, theirs, meter.summary, sign=meter.sign)
+    return Contrast(one, other, PairedDifference(difference, p, p, difference.n, ways))

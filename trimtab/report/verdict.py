@@ -1,0 +1,192 @@
+"""What follows from a comparison, in sentences: what leads, what is not told apart, what luck reaches, what broke."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from trimtab.cells import figure, number, p_text, unit_words
+from trimtab.compare.comparison import Comparison
+from trimtab.compare.contrasts import LEVEL, Contrast
+from trimtab.compare.design import BASELINE
+from trimtab.compare.rows import ResultRow
+from trimtab.compare.statistics import PairedDifference
+from trimtab.protocols import Meter
+
+
+def about(run: Comparison) -> str:
+    """Return in a sentence which model was compared on what, and how."""
+    said, design = run.specification, run.specification["design"]
+    on = said["test"] or said["questions"]
+    name = Path(said["model"]["name"] or "a model without a name").name
+    seeds, folds = len(design["seeds"]), design["folds"]
+    return (
+        f"{name} on {on['n']} questions of {on['name']}: {_count(folds, 'fold')}, {_count(seeds, 'seed')}, "
+        f"up to {design['trials']} tries for each method, chosen by {run.chooser.heading}."
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n > 1)}"
+
+
+def warnings_of(run: Comparison) -> list[str]:
+    """Return what must be said before any figure: meters that can tell nothing here."""
+    by_why: dict[str, list[str]] = {}
+    for name, why in run.mute.items():
+        by_why.setdefault(why, []).append(run.meter(name).heading)
+    return [f"{', '.join(names)} can tell nothing here: {why}." for why, names in by_why.items()]
+
+
+def leading(run: Comparison, rows: Sequence[ResultRow]) -> ResultRow | None:
+    """Return the row with the best figure of all that are neither the unedited model nor a control."""
+    found = _ranked(run, rows)
+    return found[0] if found else None
+
+
+def _ranked(run: Comparison, rows: Sequence[ResultRow]) -> list[ResultRow]:
+    meter, others = run.main, {BASELINE, *run.control_of}
+    able = [row for row in rows if row.metrics[meter.name] is not None and row.method not in others]
+    return sorted(able, key=lambda row: -meter.sign * _value(row, meter))
+
+
+def conclusions(run: Comparison) -> list[str]:
+    """Return what the tests support: the leading row, those not told apart from it, controls, and what broke."""
+    size, meter = run.sizes[-1], run.main
+    rows = [row for row in run.rows(size) if row.metrics[meter.name] is not None]
+    controls = run.control_of
+    ranked = _ranked(run, rows)
+    base = next((row for row in rows if row.method == BASELINE), None)
+    if not ranked or base is None or meter.better == "neither":
+        return ["No method was measured yet, so nothing follows."]
+    pairs = {frozenset((c.one, c.other)): c for c in run.contrasts(meter.name, size)}
+    told = [_leading(ranked, base, meter, pairs), *_against_the_unedited(ranked, base, meter, pairs)]
+    told += [
+        text for row in rows if row.method in controls for text in _luck(run, row, controls[row.method], meter, pairs)
+    ]
+    told += _style(run, ranked, size)
+    told += _broken(run, ranked)
+    n = len(pairs)
+    told.append(
+        f"Apart means p at most {LEVEL} in sign-flip tests paired by question, after Holm's correction over all {n} "
+        "pairs of rows; what broke is tested against the unedited model, Holm over the rows."
+    )
+    return told
+
+
+Pairs = dict[frozenset[str], Contrast]
+
+
+def _value(row: ResultRow, meter: Meter) -> float:
+    spread = row.metrics[meter.name]
+    assert spread is not None
+    return float(spread.estimate)
+
+
+def _reads(row: ResultRow, meter: Meter) -> str:
+    spread = row.metrics[meter.name]
+    return figure(spread and spread.estimate, meter.unit)
+
+
+def _difference(one: str, pair: Contrast, meter: Meter) -> str:
+    """Return the difference of the row `one` to the other one of a pair."""
+    found, turn = pair.tested.difference, 1 if pair.one == one else -1
+    low, high = sorted((turn * found.low, turn * found.high))
+    shown = partial(number, unit=meter.unit, signed=True)
+    p = p_text(pair.tested.p_holm, at_floor=pair.tested.at_floor)
+    return f"{shown(turn * found)} [{shown(low)}, {shown(high)}], p {p}"
+
+
+def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: Pairs) -> str:
+    first, rest = ranked[0], ranked[1:]
+    alike, behind = [], []
+    for row in rest:
+        pair = pairs.get(frozenset((first.name, row.name)))
+        (behind if pair is not None and pair.apart else alike).append(row)
+    text = (
+        f"{first.name} has the highest {meter.heading}, {_reads(first, meter)} {unit_words(meter.unit)} "
+        f"(unedited: {_reads(base, meter)})."
+    )
+    if alike:
+        text += f" Not told apart from it: {', '.join(f'{r.name} ({_short(r, meter)})' for r in alike)}."
+    if behind:
+        far = (f"{r.name} ({_difference(r.name, pairs[frozenset((first.name, r.name))], meter)})" for r in behind)
+        text += f" Behind it: {'; '.join(far)}."
+    return text
+
+
+def _short(row: ResultRow, meter: Meter) -> str:
+    return number(_value(row, meter), meter.unit)
+
+
+def _against_the_unedited(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: Pairs) -> list[str]:
+    better, worse, alike = [], [], []
+    for row in ranked:
+        pair = pairs.get(frozenset((base.name, row.name)))
+        ahead = meter.sign * (_value(row, meter) - _value(base, meter)) > 0
+        (alike if pair is None or not pair.apart else better if ahead else worse).append(row.name)
+    found = (("Better than the unedited model", better), ("Worse than it", worse), ("Not told apart from it", alike))
+    return [". ".join(f"{word}: {', '.join(names)}" for word, names in found if names) + "."]
+
+
+def _luck(run: Comparison, row: ResultRow, method: str, meter: Meter, pairs: Pairs) -> list[str]:
+    pair = pairs.get(frozenset((row.name, method)))
+    if row.draws:
+        best = run.row(method, row.size).metrics[meter.name] if method in run.methods else None
+        if best is None:
+            return []
+        reach = sum(meter.sign * (draw - best.estimate) >= 0 for draw in row.draws)
+        return [f"Of {row.method}'s {len(row.draws)} draws, which nobody chose among, {reach} reach {method}'s figure."]
+    if row.variant != "best" or pair is None:
+        return []
+    if pair.apart and meter.sign * (_value(row, meter) - _value(run.row(method, row.size), meter)) < 0:
+        return [
+            f"{method} is ahead of its control {row.name} ({_reads(row, meter)}): {_difference(method, pair, meter)}."
+        ]
+    return [
+        f"{method} is NOT told apart from its control {row.name} ({_reads(row, meter)}), which has as many tries and "
+        f"not what {method} claims to find: {_difference(method, pair, meter)}."
+    ]
+
+
+def _style(run: Comparison, ranked: Sequence[ResultRow], size: int | None) -> list[str]:
+    style, told = run.style(size), []
+    for meter in run.summed if style else ():
+        found = style.metrics[meter.name] if style else None
+        if found is None or meter.better == "neither" or not meter.tested:
+            continue
+        below = [
+            row.name
+            for row in ranked
+            if (one := row.metrics[meter.name]) and meter.sign * (one.estimate - found.estimate) <= 0
+        ]
+        text = f"Choosing by the answers' words and length alone, without question or model, gives {meter.heading} "
+        text += figure(found.estimate, meter.unit)
+        told.append(f"{text}; no higher than that: {', '.join(below)}." if below else f"{text}.")
+    return told
+
+
+def _broken(run: Comparison, ranked: Sequence[ResultRow]) -> list[str]:
+    budget, found = run.specification["design"].get("kl_budget"), []
+    for row in ranked:
+        worse = [w for m in run.meters if m.collateral and (w := _worse(row.differences.get(m.name), m))]
+        drift = row.metrics.get("kl")
+        if drift is not None and budget is not None and drift.estimate > budget:
+            worse.append(f"KL {number(float(drift.estimate), 'nats')}, above the budget of {budget:g}")
+        if worse:
+            found.append(f"{row.name} ({'; '.join(worse)})")
+    tested = [
+        m.heading for m in run.meters if m.collateral and m.tested and m.better != "neither" and m.name not in run.mute
+    ]
+    what = f"in {', '.join(tested)} or" if tested else "in"
+    if not found:
+        return [f"What broke: nothing was shown {what} drift beyond the budget."]
+    return [f"What broke, against the unedited model: {'; '.join(found)}. Nothing was shown of the other rows."]
+
+
+def _worse(difference: PairedDifference | None, meter: Meter) -> str:
+    if difference is None or difference.p_holm > LEVEL or meter.sign * difference.difference >= 0:
+        return ""
+    p = p_text(difference.p_holm, at_floor=difference.at_floor)
+    return f"{meter.heading} {figure(difference.difference, meter.unit, signed=True)}, p {p}"
