@@ -26,7 +26,7 @@ from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import SPEED, making
-from trimtab.evaluate.counted import CountedAnswers
+from trimtab.evaluate.counted import behaviour_meter
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
@@ -420,7 +420,7 @@ METERS: dict[str, MeterCase] = {
     "reading": MeterCase(ReadAnswers(Reader(1, torch.ones(48).double(), (-1.0, 1.0), 1.0), max_new_tokens=3), PAIRS),
     "pair margin": MeterCase(pair_margin(), PAIRS),
     "counted": MeterCase(
-        CountedAnswers(replace(behaviour("casual"), prompts=("Why?", "How?")), max_new_tokens=3), PAIRS, "texts"
+        behaviour_meter(replace(behaviour("casual"), prompts=("Why?",)), max_new_tokens=3), PAIRS, "own"
     ),
     **{
         m.name: MeterCase(m, MEANINGS)
