@@ -2,7 +2,7 @@
 
 from trimtab.engine.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.contrast import PairScores, Scorer, TextScores, contrast, score_texts
-from trimtab.evaluate.counted import CountedAnswers
+from trimtab.evaluate.counted import behaviour_meter
 from trimtab.evaluate.defaults import answer_meters, default_meters, pair_meters
 from trimtab.evaluate.drift import Drift, drift, drifts
 from trimtab.evaluate.factual import fact_meters, known_facts, says
@@ -12,7 +12,6 @@ from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, mu
 from trimtab.protocols import Judge, Verdict
 
 __all__ = [
-    "CountedAnswers",
     "Drift",
     "GeneratedAnswers",
     "Judge",
@@ -24,6 +23,7 @@ __all__ = [
     "Verdict",
     "answer_meters",
     "answers",
+    "behaviour_meter",
     "contrast",
     "default_meters",
     "drift",

@@ -127,14 +127,7 @@ class JudgedAnswers(Meter):
         require_tells_apart(self.judge, items[0])
 
     def measure(
-        self,
-        model: Any,
-        tokenizer: Any,
-        items: Any,
-        edits: Sequence[Edit],
-        *,
-        asking: str = "plain",
-        seed: int = 0,
+        self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> list[Measured]:
         """Return every question's answer and verdict under every edit."""
         form = self.convention or ("plain" if asking == "lm-eval" else asking)
@@ -159,7 +152,9 @@ class JudgedAnswers(Meter):
         """Return that an exact judge knows none of a few answers of the unedited model."""
         if not self.judge.cannot_fail:
             return None
-        (found,) = self.measure(model, tokenizer, items[:FEW], [NoEdit()])
+        (found,) = self.measure(
+            model, tokenizer, items[:FEW], [NoEdit()], asking=asking_for("auto", tokenizer, items).name
+        )
         return self.says_nothing(found.rows)
 
     def describe(self) -> dict[str, Any]:
