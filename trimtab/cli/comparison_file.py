@@ -49,7 +49,7 @@ class ComparisonFile:
     """Use only the first so many questions."""
     test_limit: Count | None = None
     methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] = (
-        "few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti",
+        "few-shot", "retrieved few-shot", "iti", "random direction", {"random tries": "iti"}, "few-shot + iti",
     )  # fmt: skip
     folds: Count = 2
     seeds: Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (0, 1, 2)
@@ -104,8 +104,8 @@ def read_comparison_file(path: Path) -> ComparisonFile:
 
 def quick() -> ComparisonFile:
     """Return the small comparison of `--quick`."""
-    control = {"random direction": {"draws": 3}}
-    methods = ("few-shot", "retrieved few-shot", "iti", control, "few-shot + iti", "lora")
+    controls = {"random direction": {"draws": 3}}, {"random tries": "iti"}
+    methods = ("few-shot", "retrieved few-shot", "iti", *controls, "few-shot + iti", "lora")
     return ComparisonFile(folds=1, seeds=(0,), trials=2, test_limit=50, limit=120, methods=methods, max_new_tokens=24)
 
 

@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from trimtab.compare.contrasts import Contrast, contrast, contrasts
+from trimtab.compare.contrasts import Contrast, contrast_of, contrasts
 from trimtab.compare.design import BASELINE
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.recorded_meters import meters_of
@@ -69,7 +69,7 @@ class Comparison(RunRecords):
 
     def contrast(self, one: str, other: str, meter: str = "", size: int | None = None) -> Contrast:
         """Return the tested difference of two rows, named in advance and so uncorrected; raises `BadValue`."""
-        return contrast(self, self.rows(size), one, other, self.meter(meter or self.main.name))
+        return contrast_of(self, self.rows(size), one, other, self.meter(meter or self.main.name))
 
     @cached_property
     def _contrasts_at(self) -> Callable[[str, int | None], list[Contrast]]:
