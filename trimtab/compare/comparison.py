@@ -87,9 +87,12 @@ class Comparison(RunRecords):
         return rows[name]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return specification and rows as plain values for JSON."""
+        """Return specification, rows, what style alone gives and tests between rows as plain values for JSON."""
         rows = [row.as_dict() for size in self.sizes for row in self.rows(size)]
-        return {**self.specification, "finished": self.finished, "rows": rows}
+        style, pairs = self.style(self.sizes[-1]), self.contrasts(size=self.sizes[-1])
+        found = {"rows": rows, "style": style and style.as_dict(), "mute": self.mute}
+        between = {"meter": self.main.name, "pairs": [pair.as_dict() for pair in pairs]}
+        return {**self.specification, "finished": self.finished, **found, "contrasts": between}
 
 
 def merged(comparisons: Sequence[Comparison]) -> Comparison:
