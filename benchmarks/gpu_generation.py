@@ -41,7 +41,13 @@ SMOLLM2 = {
 
 
 def model_of(tiny: bool) -> Any:
-    small = {"hidden_size": 36, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 3}
+    small = {
+        "vocab_size": 4096,
+        "hidden_size": 36,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+    }
     config = LlamaConfig(**{**SMOLLM2, **(small if tiny else {})}, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

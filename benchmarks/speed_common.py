@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from trimtab.activations import Head
 from trimtab.datasets import QuestionSet, Statement, folklore, truthfulqa
+from trimtab.datasets.primer import QA_PRIMER
 from trimtab.edits.vectors import HeadShift
-from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
+from trimtab.evaluate.multiple_choice import labelled_answers
 from trimtab.models.calling import inference
 from trimtab.models.tokens import length_batches
 from trimtab.storage import versions

@@ -19,7 +19,7 @@ from trimtab.compare import RandomTries, Ready, ShuffledLabels, Stack, Widened
 from trimtab.datasets import Fact, FactSet, Neighbour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
-from trimtab.edits import HeadShift, ResidualShift, Retrieved, WeightEdit
+from trimtab.edits import DirectionalAblation, Eraser, HeadShift, ResidualShift, Retrieved, WeightEdit
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
@@ -32,13 +32,13 @@ from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.evaluate.refusal import refusal_meters
 from trimtab.evaluate.wording_meters import wording_meters
-from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, ValueSearch
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, ValueSearch, combined, task_vector
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
 from trimtab.prompting import FactsInContext, FewShot, Instruction, RetrievedFewShot, RetrievedPassages
 from trimtab.protocols import Control, Edit, Judge, Meter, Method, Verdict, as_judge
-from trimtab.steer import CAA, ITI, RandomDirection
+from trimtab.steer import ACE, CAA, ITI, LEACE, Ablation, RandomDirection
 from trimtab.steer.reading import ReadAnswers, Reader
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
@@ -79,8 +79,9 @@ EDITING: dict[str, Method] = {
     "ROME": ROME(moment="identity", before=2, search=ValueSearch(steps=4)),
     "MEMIT": MEMIT(moment="identity", before=2, layers=(1, 2), search=ValueSearch(steps=4, measured_by="layer")),
     "EMMET": EMMET(moment="identity", before=2, search=ValueSearch(steps=4, measured_by="layer")),
-    "AlphaEdit": AlphaEdit(moment="identity", before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
+    "AlphaEdit": AlphaEdit(cache=None, before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
     "FT-L": FineTuneL(steps=4),
+    "in batches": InBatches(editor=ROME(moment="identity", before=0, search=ValueSearch(steps=4)), size=1),
 }
 FACTS = FactSet(
     (
@@ -108,6 +109,9 @@ METHODS: dict[str, Method] = {
     "ITI": ITI(top_ks=(2, 4), alphas=(1, 4)),
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
+    "LEACE": LEACE(layers=(0, 1)),
+    "ACE": ACE(position="mean_answer"),
+    "ablation": Ablation(depths=(0.5, 1.0), layers=(1, 2)),
     "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
     "random tries": RandomTries(ITI(top_ks=(2, 4), alphas=(1, 4))),
@@ -212,6 +216,21 @@ def total(a: dict[Head, Tensor], b: dict[Head, Tensor]) -> dict[Head, Tensor]:
     return {h: a.get(h, zero) + b.get(h, zero) for h in a.keys() | b.keys()}
 
 
+def ablation(model: Any) -> DirectionalAblation:
+    """Return the ablation of one direction in two layers."""
+    direction = normalize(torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(9)), dim=0)
+    return DirectionalAblation((0, 2), direction.repeat(2, 1), record={"model": fingerprint(model)})
+
+
+def eraser(model: Any) -> Eraser:
+    """Return an oblique projection of rank 2 after two layers, about a centre of its own."""
+    generator, width = torch.Generator().manual_seed(10), model.config.hidden_size
+    right = torch.randn(2, 2, width, generator=generator)
+    left = torch.linalg.pinv(right + 0.3 * torch.randn(2, 2, width, generator=generator))
+    centre = torch.randn(2, width, generator=generator)
+    return Eraser((0, 2), left, right, centre, record={"model": fingerprint(model)})
+
+
 def one_tuned(method: TuningMethod) -> Callable[[Any], TunedEdit]:
     """Return what makes an edit of this method whose parts were moved at random instead of trained."""
 
@@ -236,7 +255,8 @@ class EditCase(NamedTuple):
     adds: Callable[[Any], dict[Any, Tensor]] = lambda model: {}
     """What it adds: by head, or by layer (a number) to the residual stream."""
     tags: frozenset[str] = frozenset()
-    """"vectors": adds vectors at positions; "tunes": acts at all positions; "weights": changes weights, and acts there
+    """"vectors": adds vectors at positions; "erases": takes something out there;
+    "tunes": acts at all positions; "weights": changes weights, and acts there
     too; "prompts"; "residual"; "saves": has a form on disk; "scales": has a strength; "merges": can be worked into a
     plain model; "constants": is what vectors added to modules' outputs do; "draws": has random counterparts;
     "foreign": of a user's own."""
@@ -250,6 +270,7 @@ def tags(*names: str) -> frozenset[str]:
 
 
 SHIFT = tags("vectors", "saves", "scales", "merges", "constants", "draws")
+ERASES = tags("erases", "saves", "scales")
 WEIGHTS = tags("weights", "saves", "scales", "merges")
 EDITS: dict[str, EditCase] = {
     "no edit": EditCase(lambda m: NoEdit(), tags=tags("scales", "saves", "merges")),
@@ -287,9 +308,14 @@ EDITS: dict[str, EditCase] = {
     "weights": EditCase(weight_edit, tags=WEIGHTS),
     "whole weights": EditCase(whole_weight_edit, tags=WEIGHTS),
     "weights + weights": EditCase(lambda m: weight_edit(m) + weight_edit(m, layers=(2, 0), seed=7), tags=WEIGHTS),
+    "task vectors": EditCase(
+        lambda m: combined(m, [task_vector(m, one_tuned(TUNING["lora"])(m)), weight_edit(m)], [1, -1]), tags=WEIGHTS
+    ),
     "weights within weights": EditCase(
         lambda m: Stacked((weight_edit(m), weight_edit(m, layers=(2, 0), seed=7))), tags=WEIGHTS
     ),
+    "ablation": EditCase(ablation, tags=ERASES | {"merges"}),
+    "eraser": EditCase(eraser, tags=ERASES),
     "foreign": EditCase(
         foreign_nudge,
         lambda m: {0: foreign_nudge(m).strength * torch.tensor(foreign_nudge(m).vector, dtype=torch.float64)},
@@ -313,7 +339,7 @@ UNLIKE = {"lora", "ia3", "houlsby", "heads", "prompt", "full"}
 
 def moves(name: str) -> bool:
     """Return whether the edit changes what the model says to a prompt."""
-    return bool(EDITS[name].tags & {"vectors", "tunes", "weights"})
+    return bool(EDITS[name].tags & {"vectors", "tunes", "weights", "erases"})
 
 
 def tagged(*wanted: str) -> list[str]:

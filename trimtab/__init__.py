@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trimtab.activations.labelled import Head
     from trimtab.activations.shards import ActivationStore
     from trimtab.edits.combined import NoEdit, Stacked
-    from trimtab.edits.disk import load_edit
+    from trimtab.edits.disk import from_pretrained, load_edit
     from trimtab.edits.prompts import Prompted
     from trimtab.engine.capture import capture_heads
     from trimtab.engine.capture_store import capture_to_store
@@ -95,6 +95,7 @@ _HOMES = {
     "capture_heads": "engine.capture",
     "capture_to_store": "engine.capture_store",
     "find_heads": "models.heads",
+    "from_pretrained": "edits.disk",
     "load_edit": "edits.disk",
     "load_model": "models.load.checkpoints",
 }
@@ -131,6 +132,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_heads",
+    "from_pretrained",
     "knowledge",
     "load_edit",
     "load_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,8 @@ def n_bytes(value: float | int) -> str:
 
 
 def figure(value: Estimate | float | None, unit: str, *, signed: bool = False) -> str:
-    """Return a figure with its interval if it has one; a dash where there is none."""
-    if value is None:
+    """Return a figure with its interval if it has one; a dash where there is none, or a share of nothing."""
+    if value is None or math.isnan(value):
         return MISSING
     interval = getattr(value, "low", None), getattr(value, "high", None)
     shown = number(value, unit, signed=signed)

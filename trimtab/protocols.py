@@ -25,7 +25,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.before import Before
+from trimtab.card import card_of
 from trimtab.errors import BadValue, Incompatible
+from trimtab.hub import folder_of, push_folder
+from trimtab.storage import written_file
 
 Knobs: TypeAlias = Mapping[str, Any]
 """One setting of a method: knob -> value."""
@@ -131,9 +135,17 @@ class Edit(ABC):
         """Return the whole context to ask `question` in, or None to leave the choice to the measurement."""
         return None
 
-    def before(self, text: str) -> str:  # noqa: ARG002
-        """Return what the edit sets before a text that is no question, as drift is measured: empty for most."""
-        return ""
+    def before(self, question: str) -> Before | None:  # noqa: ARG002
+        """Return what is said before the question, for measurements to write as the model is asked (in its template).
+
+        None where nothing is, or where `prompt` gives the whole context, which is then taken as it stands.
+        """
+        return None
+
+    @property
+    def asked_as(self) -> str:
+        """How questions were asked while it was made, such as `"chat"`; empty where that is not known."""
+        return str(self.record.get("asking", ""))
 
     def scaled(self, factor: float | int) -> Edit:  # noqa: ARG002
         """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""
@@ -191,6 +203,31 @@ class Edit(ABC):
         """Return what `save` wrote; raises `Incompatible` for anything else."""
         raise Incompatible(f"{cls.__name__} cannot be read from {path}: an edit of this kind has no form on disk")
 
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the edit as `save` does, with a model card (`README.md`) from its record; raises as `save`."""
+        self.save(path)
+        with written_file(Path(path) / "README.md") as staging:
+            staging.write_text(card_of(self.name, self.describe(), self.record), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Any:
+        """Return an edit of this kind from a folder, or from a repository of the hub (`org/name`), at a revision.
+
+        `trimtab.from_pretrained` takes any kind; raises `Incompatible` where there is none of this one.
+        """
+        return cls.load(folder_of(name, revision))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Write the edit with its card to a repository of the hub, made if it is not there; return its address.
+
+        Raises:
+            Incompatible: the edit has no form on disk, or the hub refuses it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "edit")
+            message = commit_message or f"{self.name} by trimtab"
+            return push_folder(Path(folder) / "edit", repo_id, private=private, message=message)
+
     @property
     def stored_bytes(self) -> int:
         """The size of the folder that `save` writes, or what the cost says of an edit that has no form on disk."""
@@ -208,6 +245,16 @@ class Edit(ABC):
             BadValue: an edit of this kind does anything else.
         """
         raise BadValue(f"{self.name} adds no constant to what modules of {type(model).__name__} give; use it as it is")
+
+    def weight_changes(self, model: Any) -> Mapping[str, Any] | None:  # noqa: ARG002
+        """Return what the edit adds to weights, by name: factors (`LowRank`) or whole tensors.
+
+        None where it does not know that without working itself in: it is the difference that `merged` makes.
+
+        Raises:
+            Incompatible: the edit was made for another model.
+        """
+        return None
 
     def merged(self, model: Any) -> Any:
         """Return a plain model that computes what `model` does with the edit at all positions.

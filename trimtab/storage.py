@@ -29,6 +29,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RECORD, TENSORS = "record.json", "tensors.safetensors"
 
 
+def cache_folder(name: str) -> Path:
+    """Return where trimtab keeps what it can make again, in the user's cache (`XDG_CACHE_HOME`, else `~/.cache`)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab" / name
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
     found = {}

@@ -12,6 +12,7 @@ import torch
 
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_tokenizer
+from trimtab.datasets import SftExample
 from trimtab.datasets.e2e import e2e, e2e_examples
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.beam_search import BeamSettings, beam_texts
@@ -120,7 +121,7 @@ def test_the_reader_groups_texts_by_meaning(tmp_path):
     first, second = e2e(path)
     assert (first.meaning, first.texts) == ("name : A | area : riverside", ("A is there .", "There is A ."))
     assert second.texts == ("B is .",)
-    assert e2e_examples((second,)) == [("name : B ||", " B is .")]
+    assert e2e_examples((second,)) == [SftExample("name : B ||", " B is .")]
 
 
 @pytest.mark.parametrize(

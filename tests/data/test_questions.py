@@ -308,7 +308,9 @@ def test_a_format_that_loses_the_answer_and_an_unknown_one_are_refused():
             questions.statements(lambda q, a, nonsense=nonsense: nonsense)
         with pytest.raises(BadValue, match="must return the whole text"):
             questions.sft_examples(lambda q, a, nonsense=nonsense: nonsense)
-    with pytest.raises(BadValue, match="unknown statement format 'two'; choose plain, iti, bare or pass a callable"):
+    with pytest.raises(
+        BadValue, match="unknown statement format 'two'; choose plain, iti, bare, primer or pass a callable"
+    ):
         QuestionSet((SKY,), default_format="two").statements()
 
 

@@ -196,7 +196,7 @@ def test_hooks_and_weights_are_as_before_on_exit(family, name):
     before, draws = state_of(model), random_state()
     with edit.applied(model) as edited:
         generated(edited, tokens())
-        if "vectors" in EDITS[name].tags:
+        if EDITS[name].tags & {"vectors", "erases"}:
             assert state_of(model)["hooks"] != before["hooks"]
     assert state_of(model) == before
     assert random_state() == draws
@@ -222,7 +222,7 @@ def test_hooks_and_weights_are_as_before_after_an_exception(name):
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("name", [n for n in tagged("vectors") if n not in tagged("foreign")])
+@pytest.mark.parametrize("name", [n for n in tagged("vectors", "erases") if n not in tagged("foreign")])
 def test_hooks_are_as_before_after_the_edit_refuses_a_forward(name):
     model, edit = made(name, "llama")
     before = state_of(model)
@@ -318,6 +318,8 @@ def test_a_saved_and_loaded_edit_gives_equal_logits(family, name, tmp_path):
         "foreign",
         "weights",
         "whole weights",
+        "eraser",
+        "ablation",
     ):  # prompts count their texts, stacks their parts
         written = sum(file.stat().st_size for file in (tmp_path / "edit").rglob("*") if file.is_file())
         assert edit.stored_bytes == written
@@ -349,8 +351,8 @@ def test_a_merged_edit_is_the_edit_at_all_positions_in_a_plain_model(family, nam
     before = state_of(model)
     with edit.applied(model, "all") as edited:
         expected = logits(edited)
-    if family == "gemma2" and "residual" in EDITS[name].tags:  # no bias of its MLP, and a norm behind it
-        with pytest.raises(UnsupportedModel, match="cannot carry a bias"):
+    if family == "gemma2" and EDITS[name].tags & {"residual", "erases"}:  # no bias of its MLP, and a norm behind it
+        with pytest.raises(UnsupportedModel, match=r"cannot carry a bias|use the edit as it is"):
             edit.merged(model)
         return
     plain = edit.merged(model)
@@ -396,7 +398,7 @@ def test_cached_generation_equals_one_forward_with_a_mask_from_the_final_prompt_
             return logits(edited, seen)[:, last:]
 
     assert torch.allclose(scored_from(last), scores, **CLOSE)
-    if "vectors" in case.tags:
+    if case.tags & {"vectors", "erases"}:
         for elsewhere in (last - 1, last + 1):
             assert not torch.allclose(scored_from(elsewhere), scores, rtol=0, atol=1e-3)
 
@@ -433,7 +435,7 @@ def test_an_edit_that_leaves_the_prompt_unedited_leaves_its_cache_as_it_was(name
         after = keys(edited)
     assert torch.equal(after[..., :-1, :], before[..., :-1, :])
     # the last position is where generation starts; from the second layer on its keys feel the edit
-    assert torch.equal(after[..., -1, :], before[..., -1, :]) == ("vectors" not in case.tags)
+    assert torch.equal(after[..., -1, :], before[..., -1, :]) == (not case.tags & {"vectors", "erases"})
 
 
 @every_edit

@@ -429,7 +429,7 @@ def test_a_shift_does_not_overwrite_another_kind_of_result(acts, tmp_path):
 
 
 def test_a_shift_of_nothing_or_of_what_is_no_number_is_refused():
-    with pytest.raises(BadValue, match="a shift needs one head or more, got none"):
+    with pytest.raises(BadValue, match="the shift needs one head or more, got none"):
         HeadShift((), torch.ones(0, 12), torch.ones(0))
     for bad in (float("nan"), float("inf")):
         with pytest.raises(BadValue, match="directions and sigma must be finite numbers"):

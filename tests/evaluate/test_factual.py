@@ -56,7 +56,7 @@ def test_a_row_counts_by_hand(monkeypatch):
         return [[(BEFORE if i == 0 else AFTER).get(p, "") for p in prompts] for i in range(len(edits))]
 
     monkeypatch.setattr(facts_module, "completions", scripted)
-    (found,) = facts_module.SaidFacts().measure(None, None, FactSet((FACT,)), [NoEdit()])
+    (found,) = facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((FACT,)), [NoEdit()])
     row = found.rows[FACT.key]
     assert (row["said"], row["said_paraphrases"], row["paraphrases"]) == (1, 1, 2)
     # known: Peru, Rome and Paris; of these Peru is lost. Paris says the new answer anyway and cannot leak
@@ -66,15 +66,32 @@ def test_a_row_counts_by_hand(monkeypatch):
     assert figures == pytest.approx({"said": 1, "paraphrases": 0.5, "kept": 2 / 3, "leak": 1 / 3})
 
 
+def test_as_much_is_generated_as_the_longest_answer_needs(monkeypatch):
+    lengths = []
+
+    def scripted(model, tokenizer, prompts, edits, max_new_tokens, **how):
+        lengths.append(max_new_tokens)
+        return [[""] * len(prompts) for _ in edits]
+
+    monkeypatch.setattr(facts_module, "completions", scripted)
+    long = Fact("Chile", "The capital of {} is", "a place of which nobody has heard in many long years")
+    for fact in (FACT, long):
+        facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((fact,)), [NoEdit()])
+    tokens = len(tiny_tokenizer()(f" {long.new}", add_special_tokens=False)["input_ids"])
+    assert lengths[1] >= tokens + 4 > lengths[0]
+    facts_module.SaidFacts(max_new_tokens=3).measure(None, tiny_tokenizer(), FactSet((long,)), [NoEdit()])
+    assert lengths[2] == 3
+
+
 def test_facts_that_the_model_knows_are_those_whose_true_answer_it_says(monkeypatch):
     def scripted(model, tokenizer, prompts, edits, **how):
         return [[BEFORE.get(p, "") for p in prompts] for _ in edits]
 
     monkeypatch.setattr(facts_module, "completions", scripted)
     unknown = Fact("Fiji", "The capital of {} is", "Paris", "Suva")
-    assert list(known_facts(None, None, FactSet((FACT, unknown)))) == [FACT]
+    assert list(known_facts(None, tiny_tokenizer(), FactSet((FACT, unknown)))) == [FACT]
     with pytest.raises(BadDataset):
-        known_facts(None, None, FactSet((FACT,)), neighbours=4)
+        known_facts(None, tiny_tokenizer(), FactSet((FACT,)), neighbours=4)
 
 
 def test_likelihood_tells_the_answer_that_was_trained_from_its_rival():

@@ -10,11 +10,11 @@ import torch
 
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets import Question
+from trimtab.datasets.primer import INSTRUCTION, QA_PRIMER, iti_context
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import cut
 from trimtab.errors import BadValue
 from trimtab.evaluate import generate_answers, multiple_choice
-from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER, iti_context
 
 SOME = Question("Some?", ("best", "good.", "fair"), ("bad", "worse."))
 
@@ -92,7 +92,7 @@ def test_generated_answers_are_asked_and_cut_as_published():
     assert said.rows[0].prompt == iti_context(tiny_questions(1)[0].question)
     assert cut("\nA: One.\n\nTwo.\nQ: Next?", paragraphs=True) == "One.\n\nTwo."
     assert cut("One.\n\nTwo.") == "One."  # the control: plain form ends at the paragraph
-    with pytest.raises(BadValue, match="choose plain or iti"):
+    with pytest.raises(BadValue, match="choose auto, plain, primer, chat, iti"):
         getattr(generate_answers, "__wrapped__", generate_answers)(
             tiny_model(), tiny_tokenizer(), tiny_questions(1), convention="lm-eval"
         )

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets import Question, truthfulqa
+from trimtab.datasets.primer import QA_PRIMER
 from trimtab.edits.prompts import Prompted
 from trimtab.errors import BadValue
 from trimtab.evaluate import multiple_choice
-from trimtab.evaluate.multiple_choice import QA_PRIMER
 from trimtab.protocols import Cost, Edit
 
 pytest.importorskip("lm_eval")

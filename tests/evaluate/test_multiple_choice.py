@@ -14,12 +14,13 @@ import torch
 from tests.measuring import answer_logprob, random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets import Question, truthfulqa
+from trimtab.datasets.primer import QA_PRIMER
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.engine.score import Scores
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import multiple_choice
-from trimtab.evaluate.multiple_choice import QA_PRIMER, labelled_answers
+from trimtab.evaluate.multiple_choice import labelled_answers
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."), ("What is coal?", "Coal is black.")))
 SOME = Question("Some?", ("best", "good", "fair"), ("bad", "worse"))
@@ -230,5 +231,5 @@ def test_a_text_as_long_as_the_context_is_scored_and_one_token_more_is_refused()
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("convention", ["iti-original", "", "Plain"])
 def test_an_unknown_convention_is_refused(convention):
-    with pytest.raises(BadValue, match=r"unknown convention .*; choose plain, lm-eval, iti"):
+    with pytest.raises(BadValue, match=r"unknown convention .*; choose auto, plain, primer, chat, lm-eval, iti"):
         multiple_choice(tiny_model(), tiny_tokenizer(), tiny_questions(1), convention=convention)

@@ -17,9 +17,10 @@ from trimtab import NoEdit
 from trimtab.datasets import Fact, FactSet
 from trimtab.edits.disk import load_edit
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
-from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, KeyStatistics, ValueSearch
+from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, KeyStatistics, ValueSearch
 from trimtab.knowledge.keys import lookups, seen_at
-from trimtab.knowledge.value import sought_value
+from trimtab.knowledge.solve import least_squares
+from trimtab.knowledge.value import SoughtValue, sought_values
 from trimtab.models.mlp import find_mlp_outputs
 
 CONTEXTS = ("", "Some text. ", "Now. ")
@@ -33,6 +34,11 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*stayed unlikely")
         yield
+
+
+def sought_value(model: Any, tokenizer: Any, fact: Fact, *given: Any) -> SoughtValue:
+    (found,) = sought_values(model, tokenizer, [fact], *given)
+    return found
 
 
 def plain_loss(model: Any, fact: Fact, contexts: tuple[str, ...]) -> float:
@@ -72,6 +78,29 @@ def test_the_first_loss_is_that_of_plain_forwards_and_the_last_that_of_the_chang
         losses.append(plain_loss(model, fact, (context,)))
         handle.remove()
     assert sum(losses) / 3 == pytest.approx(found.losses[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
+def test_facts_that_share_forwards_get_the_values_that_they_get_alone(family):
+    model = tiny_model(family)
+    site, search = find_mlp_outputs(model)[1], ValueSearch(steps=6, rate=1.0, radius=20, kl=0, decay=0)
+    likely = model_answer(model)  # done after a step, and the others go on
+    facts = [ONE, likely, FIRST, SHORT]
+    together = sought_values(model, tiny_tokenizer(), facts, site, ("", "Now. "), search)
+    for fact, of_batch in zip(facts, together, strict=True):
+        alone = sought_value(model, tiny_tokenizer(), fact, site, ("", "Now. "), search)
+        assert alone.losses == pytest.approx(of_batch.losses, rel=1e-3, abs=1e-4)
+        torch.testing.assert_close(alone.added, of_batch.added, rtol=1e-3, atol=1e-3)
+
+
+def model_answer(model: Any) -> Fact:
+    """Return a fact whose answer the model gives already, behind a subject of many tokens."""
+    subject = "The wide and cold northern sea"
+    for answer in ("a", "b", "the", "sky", "is"):
+        fact = Fact(subject, "{} is", answer)
+        if plain_loss(model, fact, ("",)) < 2:
+            return fact
+    return Fact(subject, "{} is", "a")
 
 
 def test_no_more_is_added_than_the_radius_allows():
@@ -115,14 +144,14 @@ def test_memit_brings_every_fact_s_layer_to_its_goal_by_the_share_that_was_asked
     search = ValueSearch(steps=4, measured_by="layer")
 
     def left(share: float) -> float:
-        method = MEMIT(moment="identity", before=0, layers=(0, 1, 2), search=search, share=share)
+        method = MEMIT(moment="identity", before=0, layers=(0, 1), search=search, share=share)
         edit = method.fit(model, tiny_tokenizer(), FACTS)
         sites = find_mlp_outputs(model)
-        layer = model.model.layers[2]
+        layer = model.model.layers[1]
         texts = [lookups(tiny_tokenizer(), fact, [""])[0] for fact in FACTS]
         now = seen_at(model, tiny_tokenizer(), texts, [], [layer]).outputs[layer]
         wanted = torch.stack(
-            [sought_value(model, tiny_tokenizer(), fact, sites[2], ("",), search).added for fact in FACTS]
+            [sought_value(model, tiny_tokenizer(), fact, sites[1], ("",), search).added for fact in FACTS]
         )
         with edit.applied(model):
             after = seen_at(model, tiny_tokenizer(), texts, [], [layer]).outputs[layer]
@@ -187,15 +216,15 @@ def test_fine_tuning_stays_within_its_bound_and_lowers_the_loss():
 @pytest.mark.parametrize(
     "method, facts, family, error, words",
     [
-        (ROME(moment="identity"), tiny_questions(3), "llama", BadDataset, "writes facts, got QuestionSet"),
+        (ROME(moment="identity"), tiny_questions(3), "llama", BadDataset, "takes facts, got QuestionSet"),
         (ROME(moment="identity", layers=(7,)), FACTS, "llama", BadValue, "no layer 7"),
         (ROME(moment="identity", layers=(0, 1)), FACTS, "llama", BadValue, "into one layer"),
         (ROME(n_tokens=30, cache=None, before=0), FACTS, "gpt2", BadValue, "too few for keys of 192"),
         (ROME(moment=KeyStatistics({0: torch.eye(64)}, 99)), FACTS, "llama", Incompatible, "lack layer 1"),
         (MEMIT(moment="identity", before=0), FACTS, "gemma2", UnsupportedModel, "a norm"),
-        (AlphaEdit(moment="identity", before=0), FACTS, "gemma2", UnsupportedModel, "a norm"),
+        (AlphaEdit(before=0), FACTS, "gemma2", UnsupportedModel, "a norm"),
         (FineTuneL(layer=9), FACTS, "llama", BadValue, "no layer 9"),
-        (FineTuneL(), tiny_questions(3), "llama", BadDataset, "writes facts"),
+        (FineTuneL(), tiny_questions(3), "llama", BadDataset, "takes facts"),
     ],
 )
 def test_what_cannot_be_edited_is_refused_in_one_sentence(method, facts, family, error, words):
@@ -222,7 +251,105 @@ def test_a_prompt_whose_tokens_change_when_the_answer_follows_is_refused():
     assert whole[: len(prompt)] == prompt  # here they do not; a prompt that ends in a space would
     site = find_mlp_outputs(model)[1]
     with pytest.raises(BadValue, match="change when"):
-        from trimtab.knowledge.value import _answer_ids
+        from trimtab.knowledge.value import answer_ids
 
-        _answer_ids(tiny_tokenizer(), "The sky is the colou", lookups(tiny_tokenizer(), ONE, [""])[0], "r")
+        answer_ids(tiny_tokenizer(), "The sky is the colou", lookups(tiny_tokenizer(), ONE, [""])[0], "r")
     assert site.additive
+
+
+def keeping(cls: Any, **options: Any) -> Any:
+    """Return an editor of one layer that needs no statistics but those of a few tokens."""
+    search = ValueSearch(steps=4, measured_by="layer")
+    return cls(**{"cache": None, "before": 0, "layers": (1,), "search": search, **options})
+
+
+MORE = FactSet((Fact("Coal", "{} is now", "red"), Fact("A rose", "{} is", "grey")))
+
+
+@pytest.mark.parametrize("cls", [MEMIT, EMMET, AlphaEdit])
+def test_a_later_edit_leaves_the_values_of_earlier_facts_if_it_is_told_of_them(cls, tmp_path):
+    model, editor = tiny_model(), keeping(cls, share=1.0, **({"free": 0.9} if cls is AlphaEdit else {}))
+    first = editor.fit(model, tiny_tokenizer(), FACTS)
+    (weight,) = first.changes
+    assert first.record["keys"] == {weight: [fact.key for fact in FACTS]}
+    first.save(tmp_path / "first")
+    first = load_edit(tmp_path / "first")  # keys are kept with it
+    with first.applied(model):
+        told = replace(editor, previous=first).fit(model, tiny_tokenizer(), MORE)
+        untold = editor.fit(model, tiny_tokenizer(), MORE)
+
+    def moved(edit: Any) -> float:
+        change = edit.changes[weight]
+        return float((change.left @ (change.right @ first.keys[weight].T)).norm())
+
+    assert moved(told) < 1e-3 * moved(untold)
+    assert told.record["previous"] == [fact.key for fact in FACTS]
+    assert told.record["written"]["layer 1"]["earlier_keys"] == 2
+    both = first + told
+    assert both.record["keys"][weight] == [fact.key for fact in (*FACTS, *MORE)]
+    assert both.keys[weight].shape == (4, 64)
+
+
+def test_what_memit_makes_beside_earlier_keys_is_the_published_sum():
+    generator = torch.Generator().manual_seed(0)
+    new, old = (torch.randn(12, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+    residual = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    moment = torch.randn(12, 40, generator=generator, dtype=torch.float64)
+    moment = moment @ moment.T / 40
+    ours = residual @ least_squares(torch.cat([new, old], 1), moment, 5.0)[:3]
+    published = residual @ new.T @ torch.linalg.inv(5.0 * moment + new @ new.T + old @ old.T)
+    torch.testing.assert_close(ours, published, rtol=1e-9, atol=1e-12)
+
+
+def test_a_fact_that_is_written_anew_is_not_kept_as_it_was():
+    model, editor = tiny_model(), keeping(EMMET)
+    first = editor.fit(model, tiny_tokenizer(), FACTS)
+    again = FactSet((replace(FACTS[0], new="red"),))
+    with first.applied(model):
+        second = replace(editor, previous=first).fit(model, tiny_tokenizer(), again)
+    assert second.record["written"]["layer 1"]["earlier_keys"] == 1
+
+
+@pytest.mark.parametrize("cls", [ROME, MEMIT])
+def test_batches_are_the_sum_of_edits_one_after_another(cls):
+    model, facts = tiny_model(), FactSet((*FACTS, *MORE))
+    editor = ROME(moment="identity", before=0, search=ValueSearch(steps=4)) if cls is ROME else keeping(MEMIT)
+    before = state_of(model)
+    found = InBatches(editor=editor, size=3).fit(model, tiny_tokenizer(), facts)
+    assert state_of(model) == before
+    first = editor.fit(model, tiny_tokenizer(), facts[:3])
+    with first.applied(model):
+        second = replace(editor, previous=first).fit(model, tiny_tokenizer(), facts[3:])
+    for name, change in (first + second).changes.items():
+        torch.testing.assert_close(
+            found.changes[name].left @ found.changes[name].right, change.left @ change.right, rtol=1e-3, atol=1e-4
+        )
+    assert [step["facts"] for step in found.record["batches"]] == [3, 4]
+    assert found.record["batches"][0]["norms"] == pytest.approx(first.norms, rel=1e-4)
+    assert found.record["facts"] == [fact.key for fact in facts]
+    assert len(found.losses) == 4
+
+
+def test_statistics_are_the_unedited_model_s_whatever_is_in_place(tmp_path):
+    model, editor = tiny_model(), keeping(MEMIT)
+    first = editor.fit(model, tiny_tokenizer(), FACTS)
+    plain = replace(editor, cache=tmp_path / "a")
+    plain.fit(model, tiny_tokenizer(), MORE)
+    with first.applied(model):
+        replace(editor, cache=tmp_path / "b").fit(model, tiny_tokenizer(), MORE)
+    (one,), (other,) = ([*(tmp_path / name).iterdir()] for name in "ab")
+    assert one.name == other.name
+    torch.testing.assert_close(KeyStatistics.load(one).moments[1], KeyStatistics.load(other).moments[1])
+
+
+def test_a_previous_edit_that_is_not_in_place_and_statistics_of_nothing_are_refused():
+    model = tiny_model()
+    first = keeping(MEMIT).fit(model, tiny_tokenizer(), FACTS)
+    with pytest.raises(Incompatible, match="not in place"):
+        keeping(MEMIT, previous=first).fit(model, tiny_tokenizer(), MORE)
+    with pytest.raises(Incompatible), first.applied(model):
+        keeping(MEMIT, previous=first).fit(tiny_model(seed=1), tiny_tokenizer(), MORE)
+    with pytest.raises(BadValue, match="as free as any"):
+        AlphaEdit(moment="identity")
+    with pytest.raises(BadValue, match="one fact or more"):
+        InBatches(editor=keeping(MEMIT), size=0)

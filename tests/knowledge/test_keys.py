@@ -57,6 +57,10 @@ def test_the_last_token_of_a_subject_is_the_one_that_holds_its_last_character(to
     assert a < end <= b
     # what follows stands behind it
     assert all(offset[0] >= end for offset in made["offset_mapping"][found.place + 1 :])
+    # and what precedes it before
+    _, last = made["offset_mapping"][found.first]
+    assert last > start and found.first <= found.place
+    assert all(offset[1] <= start for offset in made["offset_mapping"][: found.first])
 
 
 def test_a_character_of_several_tokens_ends_with_its_last_one():
@@ -120,7 +124,9 @@ def by_hand(model: Any, layer: int, ids: list[int]) -> torch.Tensor:
 def test_keys_are_those_of_each_text_alone():
     model, site = tiny_model(dtype=torch.float64), find_mlp_outputs(tiny_model(dtype=torch.float64))[1]
     site = find_mlp_outputs(model)[1]
-    texts = [Lookup(tiny_tokenizer()(text)["input_ids"], place) for text, place in zip(TEXTS, (3, 1, 7), strict=True)]
+    texts = [
+        Lookup(tiny_tokenizer()(text)["input_ids"], place, place) for text, place in zip(TEXTS, (3, 1, 7), strict=True)
+    ]
     found = seen_at(model, tiny_tokenizer(), texts, [site.module], [site.module])
     for text, key, out in zip(texts, found.inputs[site.module], found.outputs[site.module], strict=True):
         expected = by_hand(model, 1, text.ids)[text.place]
@@ -146,7 +152,7 @@ def test_statistics_are_a_plain_mean_over_positions_and_halves_make_the_whole():
         key_statistics(model, tokenizer, (), sites)
 
 
-def test_statistics_are_kept_by_model_and_layer_and_not_while_an_edit_is_in_place(tmp_path):
+def test_statistics_are_kept_by_model_and_layer_and_are_the_unedited_model_s(tmp_path):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     sites, how = find_mlp_outputs(model), {"n_tokens": 80, "seed": 3}
     draws = random_state()
@@ -162,8 +168,10 @@ def test_statistics_are_kept_by_model_and_layer_and_not_while_an_edit_is_in_plac
     own_statistics(tiny_model(seed=1), tokenizer, sites[1:2], cache=tmp_path, **how)
     assert len(list(tmp_path.iterdir())) == 3
     with changed_weights(model, {sites[0].weight: torch.ones(48, 64)}):
-        changed = own_statistics(model, tokenizer, sites[1:2], cache=tmp_path, **how)
-    assert not torch.allclose(changed.moments[1], first.moments[1])
+        held = state_of(model)
+        changed = own_statistics(model, tokenizer, sites[1:2], cache=None, **how)
+        assert state_of(model) == held != state_of(tiny_model())
+    assert torch.equal(changed.moments[1], first.moments[1])
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -171,7 +171,7 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_refused_without_asking_the_
 
 
 def test_a_missing_folder_is_refused_with_what_may_be_given(tmp_path: Path) -> None:
-    words = "no model folder at .*absent; give an existing folder, a hub id such as organisation/model, or 'embedded'"
+    words = "no model folder at .*absent; give an existing folder, a GGUF file, a hub id such as .* or 'embedded'"
     for name in (tmp_path / "absent", str(tmp_path / "absent")):
         with pytest.raises(UnsupportedModel, match=words):
             load_model(name)
@@ -180,10 +180,8 @@ def test_a_missing_folder_is_refused_with_what_may_be_given(tmp_path: Path) -> N
 def test_a_file_in_place_of_a_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     calls = spied(monkeypatch)
-    Path("model.Q8_0.gguf").write_bytes(b"GGUF")
-    for name in ("model/config.json", "model.Q8_0.gguf"):
-        with pytest.raises(UnsupportedModel, match=f"{name} is a file, and GGUF .* are not read; give a model folder"):
-            load_model(name)
+    with pytest.raises(UnsupportedModel, match=r"model/config.json is a file, and no GGUF file; give a model folder"):
+        load_model("model/config.json")
     assert calls == []
 
 

@@ -10,10 +10,10 @@ import torch
 from tests.comparing import TEXTS, length_judge
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets import truthfulqa
+from trimtab.datasets.primer import INSTRUCTION, QA_PRIMER
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import answer_meters
-from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
 from trimtab.peft import FullFineTuning, Recipe
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
 from trimtab.published.reproduce import PublishedIti, _iti, _two_folds, iti_table_1, iti_two_fold, sigma_bank

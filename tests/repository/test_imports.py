@@ -22,9 +22,9 @@ from tests.repository.source import (
 # a room imports only rooms above it, and those of its own line only where that line is the ground
 ROOMS = [
     {"errors"},
-    {"fields", "noise", "plain_values", "posix"},
-    {"storage", "intervals", "progress", "devices"},
-    {"cells"},
+    {"before", "fields", "noise", "plain_values", "posix"},
+    {"storage", "intervals", "progress", "devices", "hub"},
+    {"cells", "card"},
     {"protocols"},
     {"activations"},
     {"datasets"},

@@ -58,9 +58,28 @@ def test_the_edit_is_taken_by_the_other_verbs(edited, tmp_path):
     assert [row["said"]["mean"] for row in rows] == [0, 1]
 
 
+def test_facts_are_written_in_batches_and_on_from_an_earlier_edit(edited, tmp_path):
+    first, _ = edited
+    facts = tmp_path / "mine.jsonl"
+    rows = [
+        {"subject": s, "prompt": "The capital of {} is", "new": new} for s, new in (("Peru", "Rome"), ("Cuba", "Oslo"))
+    ]
+    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "both"
+    how = [*QUICK, "--facts", str(facts), "--batch", "1", "--after", str(first), "--out", str(out)]
+    said = ran("edit", *how).output
+    assert "norm after 1 fact(s)" in said and "norm after 2 fact(s)" in said
+    edit = load_edit(out)
+    assert len(edit.record["facts"]) == 3
+    assert all(change.right.shape[0] == 3 for change in edit.changes.values())
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
+        ([*CHILE, "--method", "ft-l", "--batch", "1"], "leave out --batch"),
+        ([*CHILE, "--method", "alphaedit"], "as free as any"),
+        ([*CHILE, "--after", "nowhere"], "no weight edit at nowhere"),
         (["edit", "The capital of {} is", "--new", "Paris"], "a fact needs a prompt, --subject and --new"),
         (["edit", "The capital is", "--subject", "Chile", "--new", "Paris"], "0 places for the subject"),
         ([*CHILE, "--facts", "atlas"], "not both"),

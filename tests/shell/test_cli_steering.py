@@ -597,5 +597,5 @@ def test_chat_uses_the_model_s_template_where_it_has_one(tmp_path):
     out = ran("chat", "--model", str(tmp_path), "--max-new-tokens", "3", stdin="Why?\n/alpha 2\n/compare\n/quit\n")
     assert "asked in its chat template" in out
     assert out.count("there is no edit") == 2
-    plain = ran("chat", "--model", str(tmp_path), "--plain", "--max-new-tokens", "3", stdin="")
+    plain = ran("chat", "--model", str(tmp_path), "--asking", "plain", "--max-new-tokens", "3", stdin="")
     assert "asked in plain form" in plain

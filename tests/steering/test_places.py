@@ -10,7 +10,7 @@ import torch
 from tests.steering.test_effect import PAIRS, TEXTS, every_head, every_layer, margin
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
-from trimtab.datasets import ContrastPair, PairSet
+from trimtab.datasets import ContrastPair, PairSet, Statement
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import drift
 from trimtab.steer import ShiftSpec, rank_sites
@@ -137,10 +137,9 @@ def test_a_reader_puts_held_out_texts_of_both_sides_at_its_ends():
     train, held = PAIRS[:2], PAIRS[2:]
     reader = Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in (train, held)))
     for label, end in ((True, 1.0), (False, 0.0)):
-        texts = [(s.prompt, s.answer) for s in held.statements() if s.label is label]
-        found = reader.read(model, tokenizer, *map(list, zip(*texts, strict=True)))
+        found = reader.read(model, tokenizer, [s for s in held.statements() if s.label is label])
         assert sum(found) / len(found) == pytest.approx(end, abs=1e-4)
-    assert reader.read(model, tokenizer, ["Why?"], [" "]) == [0.0]
+    assert reader.read(model, tokenizer, [Statement("Why?", " ", True, "a")]) == [0.0]
 
 
 @pytest.mark.parametrize(("moved", "verdict"), [(0.05, "does not work"), (0.2, "works weakly"), (0.6, "works")])

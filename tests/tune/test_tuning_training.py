@@ -261,7 +261,7 @@ def test_every_method_learns_and_leaves_the_model_as_it_was(name):
     assert edit.cost.trainable_parameters == METHODS[name].parameter_count(model.config)
     assert edit.record["examples_seen"] == 60 and edit.record["tokens_seen"] > 0
     assert {"prepare", "train"} <= set(edit.record["seconds"])
-    assert edit.record["ms_per_token"]["tuned"] > 0 and edit.record["peak_bytes"]["process resident"] > 0
+    assert edit.record["peak_bytes"]["process resident"] > 0
 
 
 def test_the_same_seed_gives_the_same_edit_and_another_seed_another():

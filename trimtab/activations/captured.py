@@ -26,7 +26,7 @@ class _Saved(TypedDict):
     record: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadActivations(LabelledActivations):
     """Activations of every head for a set of labelled statements.
 
@@ -54,6 +54,9 @@ class HeadActivations(LabelledActivations):
                 f"activations of {n} examples and {n_layers} layers came with {len(self.labels)} labels, "
                 f"{len(self.groups)} groups and {len(self.layers)} layer numbers; the counts must agree"
             )
+
+    def __repr__(self) -> str:
+        return f"HeadActivations({' x '.join(map(str, self.values.shape))}: example x layer x head x width)"
 
     @property
     def n_heads(self) -> int:

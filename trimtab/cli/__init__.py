@@ -14,10 +14,12 @@ from typer.core import TyperGroup
 from trimtab.cli.bake import bake
 from trimtab.cli.build_embedded import build_embedded
 from trimtab.cli.chat import chat
+from trimtab.cli.combine import combine
 from trimtab.cli.compare import compare
 from trimtab.cli.convert import convert
 from trimtab.cli.demo import demo
 from trimtab.cli.edit import edit
+from trimtab.cli.erase import erase
 from trimtab.cli.evaluate import evaluate
 from trimtab.cli.fit import fit
 from trimtab.cli.generate import generate
@@ -26,6 +28,7 @@ from trimtab.cli.judge import judge
 from trimtab.cli.methods import methods
 from trimtab.cli.report import report
 from trimtab.cli.reproduce import reproduce
+from trimtab.cli.trace import trace
 from trimtab.cli.tune import tune
 
 
@@ -71,7 +74,7 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
 app.add_typer(judge, name="judge")
-for _verb in (edit, tune, methods, compare, report, reproduce, build_embedded):
+for _verb in (trace, edit, combine, erase, tune, methods, compare, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.options import Editing, Loading, Sampling, Seed
+from trimtab.cli.options import Asking, Editing, Loading, Sampling, Seed
 
 if TYPE_CHECKING:
+    from trimtab.datasets.asking import Form
     from trimtab.protocols import Edit
 
 HELP = """/strength N set the strength      /off      edit no longer (/strength N edits again)
@@ -24,6 +25,7 @@ def chat(
     loading: Loading = Loading(),
     editing: Editing = Editing(),
     sampling: Sampling = Sampling(max_new_tokens=200),
+    asking: Asking = "auto",
     seed: Seed = 0,
     as_json: Annotated[
         bool,
@@ -40,16 +42,18 @@ def chat(
     """
     import torch
 
-    from trimtab.engine.conversation import has_template
+    from trimtab.datasets.asking import asking_for
+    from trimtab.engine.conversation import note_asked_otherwise
 
     edit = editing.open()
     loaded = loading.open()
     torch.manual_seed(seed)
-    template = has_template(loaded.tokenizer) and not sampling.plain
-    talk = _Talk(loaded, edit, template, sampling.settings(), as_json=as_json)
-    form = "its chat template" if template else "plain form (Q: ... A: ...)"
-    why = "" if template or sampling.plain else "; the model has no chat template"
-    talk.say(f"{loading.model}, asked in {form}{why}. {talk.strength()}. /help for commands.")
+    form = asking_for(asking, loaded.tokenizer)
+    note_asked_otherwise(edit, form.name)
+    talk = _Talk(loaded, edit, form, sampling.settings(), as_json=as_json)
+    named = "its chat template" if form.template else f"{form.name} form (Q: ... A: ...)"
+    why = "; the model has no chat template" if asking == "auto" and not form.template else ""
+    talk.say(f"{loading.model}, asked in {named}{why}. {talk.strength()}. /help for commands.")
     # a line that is no text is refused when it is asked, and the conversation goes on
     sys.stdin.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
     while True:
@@ -75,8 +79,8 @@ def _line(as_json: bool) -> str:
 class _Talk:
     """A conversation: what was said, and how the next answer is edited."""
 
-    def __init__(self, loaded: Any, edit: "Edit | None", template: bool, settings: Any, *, as_json: bool) -> None:
-        self.loaded, self.edit, self.template, self.settings = loaded, edit, template, settings
+    def __init__(self, loaded: Any, edit: "Edit | None", form: "Form", settings: Any, *, as_json: bool) -> None:
+        self.loaded, self.edit, self.form, self.settings = loaded, edit, form, settings
         self.on, self.as_json = edit is not None, as_json
         self.turns: list[dict[str, Any]] = []
         self.saved: set[Path] = set()
@@ -121,10 +125,10 @@ class _Talk:
 
         model, tokenizer = self.loaded
         history = [Turn(t["question"], t["answer"]) for t in before]
-        ids = prompt_ids(tokenizer, question, history, template=self.template)
-        streamer = None if self.as_json else Printed(tokenizer, until_next_question=not self.template)
+        ids, template = prompt_ids(tokenizer, question, history, asking=self.form, edit=edit), self.form.template
+        streamer = None if self.as_json else Printed(tokenizer, until_next_question=not template)
         try:
-            return reply(model, tokenizer, ids, edit, template=self.template, settings=self.settings, streamer=streamer)
+            return reply(model, tokenizer, ids, edit, template=template, settings=self.settings, streamer=streamer)
         finally:
             if streamer is not None:
                 typer.echo()

@@ -24,6 +24,18 @@ QUICK_LEFT_OUT = (
 
 
 Count = Annotated[int, Field(ge=1)]
+USUAL: Mapping[str, Sequence[str | Mapping[str, Any]]] = {
+    "answers": (
+        "few-shot",
+        "retrieved few-shot",
+        "iti",
+        "random direction",
+        {"random tries": "iti"},
+        "few-shot + iti",
+    ),  # fmt: skip
+    "facts": ("facts in context", "rome", "memit", "alphaedit", "ft-l", "lora"),
+}
+"""What a set is measured by -> the methods that are compared if none are named; the first row's for others."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class LoadOptions:
     device: str | None = None
     quantization: str | None = None
     revision: str | None = None
+    gguf_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +61,8 @@ class ComparisonFile:
     limit: Count | None = None
     """Use only the first so many questions."""
     test_limit: Count | None = None
-    methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] = (
-        "few-shot", "retrieved few-shot", "iti", "random direction", {"random tries": "iti"}, "few-shot + iti",
-    )  # fmt: skip
+    methods: Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)] | None = None
+    """Those of `USUAL` for such items if not given."""
     folds: Count = 2
     seeds: Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (0, 1, 2)
     trials: Count = 8
@@ -74,7 +86,10 @@ class ComparisonFile:
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
     """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
-    convention: Literal["plain", "lm-eval", "iti"] = "plain"
+    asking: Literal["auto", "plain", "primer", "chat"] = "auto"
+    """How questions are asked in fitting and measuring alike: in the chat template of a model that has one, if auto."""
+    convention: Literal["plain", "primer", "chat", "lm-eval", "iti"] | None = None
+    """How multiple choice asks, if otherwise."""
     max_new_tokens: Count = 50
     texts: str | None = None
     """A file of neutral texts, one a line; trimtab's own if not given."""
@@ -119,7 +134,7 @@ def job_of(said: ComparisonFile) -> "Job":
     from trimtab.cli.measuring import Broken, own_meters
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
-    from trimtab.evaluate.defaults import default_meters
+    from trimtab.evaluate.defaults import default_meters, options_of
 
     questions, test = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
@@ -128,23 +143,25 @@ def job_of(said: ComparisonFile) -> "Job":
     judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
     texts = None if said.texts is None else read_lines(said.texts, "neutral text")
     options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens}
-    options |= {"divide_texts": True, "broken": True}
-    if questions.measured_by == "pairs":
-        options |= {} if said.judge == "exact" else {"judge": judge}
-    else:
-        options |= {"judge": judge, "convention": said.convention}
+    options |= {"divide_texts": True, "broken": True, "convention": said.convention}
+    options |= {} if said.judge == "exact" else {"judge": judge}
+    taken = options_of(questions)
+    if "judge" in options and "judge" not in taken:
+        raise BadValue(f"judge: no judge is asked about {questions.name}; leave the key out")
+    own = {name: value for name, value in options.items() if name in taken}
     damage = Broken(list(said.capability), list(said.off_target), said.refusals).meters(said.max_new_tokens)
-    meters = (*default_meters(questions, **options), *damage, *own_meters(said.meters))
-    methods = rows_of(said.methods)
-    design = Design(*fixed, choose_by=said.metric or "")
-    return Job(named(methods), questions, test, design, meters, _low_data(said, list(methods)))
+    meters = (*default_meters(questions, **own), *damage, *own_meters(said.meters))
+    entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
+    methods = rows_of(entries)
+    design = Design(*fixed, choose_by=said.metric or "", asking=said.asking)
+    return Job(named(methods), questions, test, design, meters, _low_data(said, entries, list(methods)))
 
 
-def _low_data(said: ComparisonFile, names: Sequence[str]) -> tuple[str, ...] | None:
+def _low_data(said: ComparisonFile, entries: Sequence[Any], names: Sequence[str]) -> tuple[str, ...] | None:
     if said.low_data_methods is None:
         return None
     # an entry's own word for it, or the name of its row
-    keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in said.methods]
+    keys = [str(next(iter(m))) if isinstance(m, Mapping) else m for m in entries]
     rows = {**dict(zip(keys, names, strict=True)), **{name: name for name in names}}
     for name in said.low_data_methods:
         if name not in rows:

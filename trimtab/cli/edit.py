@@ -1,19 +1,19 @@
 """`trimtab edit`: write facts into a model's weights, and say of each what it bought and what it broke."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli.bundles import verb
+from trimtab.cli.facts_flag import FactsName, named_facts
+from trimtab.cli.method_names import EDITORS
 from trimtab.cli.options import AsJson, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.facts import FactSet
     from trimtab.protocols import Method
-
-EDITORS = ("rome", "memit", "emmet", "alphaedit", "ft-l")
-"""Ways of writing facts, as `--method` names them."""
 
 
 @verb
@@ -21,10 +21,7 @@ def edit(
     prompt: Annotated[str | None, typer.Argument(help="One fact: a prompt with {} where its subject stands.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="The subject of that one fact.")] = None,
     new: Annotated[str | None, typer.Option("--new", help="Its new answer.")] = None,
-    facts: Annotated[
-        str | None,
-        typer.Option("--facts", metavar="FILE|atlas", help="Several: trimtab's .jsonl, CounterFact's or zsRE's .json."),
-    ] = None,
+    facts: FactsName = None,
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(EDITORS)}.")] = "rome",
     layer: Annotated[
         str | None,
@@ -44,6 +41,14 @@ def edit(
         Path | None,
         typer.Option("--cache", help="Folder that keeps the former.", show_default="trimtab's in the user's cache"),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Facts written at once, batch after batch.", show_default="all of them"),
+    ] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option("--after", metavar="DIR", help="An earlier edit to go on from; what is written holds both."),
+    ] = None,
     loading: Loading = Loading(),
     output: Output = Output(Path("runs/edit")),
     limit: Limit = None,
@@ -56,23 +61,33 @@ def edit(
 
     Example: trimtab edit "The capital of {} is" --subject Chile --new Paris --out runs/chile
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from trimtab.cli.printing import print_json, remark
     from trimtab.datasets.prose import neutral_texts
     from trimtab.edits.weight_edit import WeightEdit
+    from trimtab.errors import BadValue
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.factual import fact_meters
     from trimtab.evaluate.table import table
+    from trimtab.knowledge.batches import InBatches
 
-    one_of(method, "way of editing facts", EDITORS)
+    one_of(method, "way of editing facts", list(EDITORS))
+    if method == "ft-l" and (batch is not None or after is not None):
+        raise BadValue("ft-l trains all facts at once, on the model as it is; leave out --batch and --after")
     asked = _facts(prompt, subject, new, facts)
     asked = asked if limit is None else asked[:limit]
     out = output.checked(WeightEdit.kind)
     opened = loading.open()
-    made = _method(method, layer, statistics, cache, opened, seed)
+    first = None if after is None else WeightEdit.load(after)
+    made: Any = _method(method, layer, statistics, cache, opened, seed)
+    made = made if first is None else replace(made, previous=first)
+    made = made if batch is None else InBatches(editor=made, size=batch)
     remark(f"editing {len(asked)} fact(s) by {made.name}; statistics of a new model take minutes, and are kept")
-    edited: Any = made.fit(opened.model, opened.tokenizer, asked, seed=seed)
+    with nullcontext() if first is None else first.applied(opened.model):
+        edited: Any = made.fit(opened.model, opened.tokenizer, asked, seed=seed)
+    batches = edited.record.get("batches", [])
+    edited = edited if first is None else (first + edited).compressed().with_record(batches=batches)
     meters = [*fact_meters(), *drift_meters(NeutralTexts(tuple(neutral_texts(32))))]
     measured = table(opened.model, opened.tokenizer, asked, [edited], meters=meters)
     row = measured.rows[0]
@@ -88,13 +103,11 @@ def edit(
 
 
 def _facts(prompt: str | None, subject: str | None, new: str | None, facts: str | None) -> "FactSet":
-    from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas, facts_from_file
+    from trimtab.datasets.facts import Fact, FactSet, Neighbour, atlas
     from trimtab.errors import BadDataset
 
     if facts is not None:
-        if prompt or subject or new:
-            raise BadDataset("give one fact by PROMPT, --subject and --new, or several by --facts, not both")
-        return atlas() if facts == "atlas" else facts_from_file(facts)
+        return named_facts(facts, prompt, subject, new)
     if not (prompt and subject and new):
         raise BadDataset(
             'a fact needs a prompt, --subject and --new, such as "The capital of {} is" --subject Chile --new Paris; '
@@ -157,8 +170,14 @@ def _show(edited: Any, rows: list[dict[str, Any]], measured: Any, out: Path) -> 
         print_table(measured.headings, measured.cells)
     drifted = measured.rows[0].estimates["kl"]
     typer.echo(f"KL on neutral text {number(drifted, 'nats')} nats per token; {edited.cost.seconds:.1f} s")
-    typer.echo("norm of the change: " + ", ".join(f"{name} {value:.3g}" for name, value in edited.norms.items()))
+    for step in edited.record.get("batches", []):
+        typer.echo(f"norm after {step['facts']} fact(s): {_norms(step['norms'])}")
+    typer.echo(f"norm of the change: {_norms(edited.norms)}")
     typer.echo(f"Written to {out}")
+
+
+def _norms(norms: Any) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in norms.items())
 
 
 def _short(text: str) -> str:

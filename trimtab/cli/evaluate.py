@@ -13,7 +13,7 @@ from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading
 if TYPE_CHECKING:
     from trimtab.evaluate.table import Row, Table
 
-CONVENTIONS = ("plain", "lm-eval", "iti")
+CONVENTIONS = ("auto", "plain", "primer", "chat", "lm-eval", "iti")
 
 
 @verb
@@ -22,7 +22,15 @@ def evaluate(
     loading: Loading = Loading(),
     editing: Editing = Editing(),
     baseline: Annotated[bool, typer.Option("--baseline", help="Measure the unedited model too.")] = False,
-    convention: Annotated[str, typer.Option(help="How to ask: plain, lm-eval or iti.")] = "plain",
+    asking: Annotated[
+        str,
+        typer.Option(
+            "--asking",
+            "--convention",
+            metavar="auto|plain|primer|chat|lm-eval|iti",
+            help="How the model is asked: as in `trimtab fit`, or by a published convention (lm-eval, iti).",
+        ),
+    ] = "auto",
     judging: Judging = Judging(),
     broken: Broken = Broken(),
     wording: Annotated[
@@ -67,7 +75,8 @@ def evaluate(
     from trimtab.evaluate.table import table
     from trimtab.steer.pipeline import unseen
 
-    one_of(convention, "convention", CONVENTIONS)
+    one_of(asking, "way to ask", CONVENTIONS)
+    convention = asking if asking in ("lm-eval", "iti") else None
     edit = editing.open()
     questions = read_data(data, part="final")
     pairs = questions.measured_by != "answers"  # or facts, which have measures of their own too
@@ -89,11 +98,13 @@ def evaluate(
     how["n_texts"] = 0 if no_drift else texts
     how["wording"] = wording
     meters = (*meters_for(questions, judged, **how), *broken.meters(), *own_meters(meter))
-    measured = table(*loaded, questions, edits, meters=meters, keep=answers)
+    form = "plain" if convention else asking
+    measured = table(*loaded, questions, edits, meters=meters, keep=answers, asking=form)
+    setting["convention"] = convention or measured.setting["convention"]
     if keep_in is not None:
-        _keep(keep_in, measured.rows[-1], convention)
-    if not pairs:
-        setting["convention"] = convention
+        _keep(keep_in, measured.rows[-1], setting["convention"])
+    if pairs and setting["convention"] == "plain":
+        del setting["convention"]  # they are continued, not asked
     if judged is not None:
         setting["judge"] = judge_record(judged)
     if as_json:
@@ -104,13 +115,13 @@ def evaluate(
         print_judge(setting["judge"])
 
 
-def _check_pairs(name: str, judging: Judging, convention: str, choices_only: bool) -> None:
+def _check_pairs(name: str, judging: Judging, convention: str | None, choices_only: bool) -> None:
     from trimtab.errors import BadValue
 
-    if convention != "plain" or choices_only or not judging.fits_pairs:
+    if convention or choices_only or not judging.fits_pairs:
         raise BadValue(
             f"{name} holds contrast pairs, scored by probability and by --judge FILE.py:NAME, a function of your own, "
-            "or facts, measured by what is said; leave another --judge, --convention and --choices-only out"
+            "or facts, measured by what is said; leave another --judge, --choices-only and published conventions out"
         )
 
 

@@ -163,6 +163,7 @@ def _print(fitted: "Fitted", held_back: int) -> None:
         f"{shift.name}: {len(shift)} {kind}: {named}",
         f"best probe {100 * best:.1f} % on held-out statements; fitted on {used['n']} questions of {used['name']}"
         f"{back}",
+        f"asked in {shift.asked_as} form" + ("" if shift.asked_as == "chat" else " (--asking)"),
         *(fitted.screened.remarks if fitted.screened else ()),
     ]
     if sweep:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.options import AsJsonLines, BatchSize, Editing, Loading, Sampling, Seed
+from trimtab.cli.options import AsJsonLines, Asking, BatchSize, Editing, Loading, Sampling, Seed
 
 
 @verb
@@ -23,13 +23,14 @@ def generate(
     editing: Editing = Editing(),
     compare: Annotated[bool, typer.Option("--compare", help="Answer without the edit too, side by side.")] = False,
     sampling: Sampling = Sampling(),
+    asking: Asking = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = None,
     as_json: AsJsonLines = False,
 ) -> None:
     """Answer questions with the edited model.
 
-    The model's chat template is used where it has one, else the plain form.
+    Questions are asked in the model's chat template where it has one, else in plain form (--asking).
 
     Example: trimtab generate "What happens if you swallow gum?" --edit runs/shift --compare
     """
@@ -39,7 +40,7 @@ def generate(
     asked = _asked(prompts, file)
     edit = editing.open(*["--compare"] * compare)
     loaded = loading.open()
-    options = {"template": False if sampling.plain else None, "settings": sampling.settings(), "batch_size": batch_size}
+    options = {"asking": asking, "settings": sampling.settings(), "batch_size": batch_size}
     columns = {}
     for name in (["unedited"] if compare or edit is None else []) + (["edited"] if edit is not None else []):
         with torch_seeded(seed):

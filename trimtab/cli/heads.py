@@ -68,6 +68,7 @@ def heads(
     if as_json:
         print_json(rows)
         return
+    asked = f", asked in {shift.asked_as} form" if shift.asked_as else ""
     headings = ("layer", "head", "accuracy", "95 % interval", "AUROC", "shifted", *["effect"] * bool(effects))
     cells = [
         (
@@ -77,7 +78,7 @@ def heads(
         )
         for r in rows
     ]  # fmt: skip
-    print_table(headings, cells, title=f"Probes of {folder}: accuracy (%) on statements they were not fitted on")
+    print_table(headings, cells, title=f"Probes of {folder}{asked}: accuracy (%) on statements they were not fitted on")
 
 
 def _read(folder: Path) -> "tuple[HeadProbes, VectorEdit]":

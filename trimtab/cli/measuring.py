@@ -71,7 +71,7 @@ def meters_for(
     items: Any,
     judge: Any = None,
     *,
-    convention: Any = "plain",
+    convention: Any = None,
     batch_size: int | None = None,
     choices_only: bool = False,
     n_texts: int | None = None,
@@ -80,6 +80,7 @@ def meters_for(
     """Return what `trimtab evaluate` measures of questions, contrast pairs or facts; no drift on 0 neutral texts."""
     from trimtab.datasets.prose import neutral_texts
     from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
+    from trimtab.evaluate.defaults import answer_form
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.factual import fact_meters
     from trimtab.evaluate.generation import judged_meters
@@ -95,8 +96,7 @@ def meters_for(
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)
-    form = "iti" if convention == "iti" else "plain"
-    answering: dict[str, Any] = {"judge": judge, "convention": form, "batch_size": batch_size}
+    answering: dict[str, Any] = {"judge": judge, "convention": answer_form(convention), "batch_size": batch_size}
     said = () if choices_only else judged_meters(**answering)
     read = wording_meters(**answering) if wording and not choices_only else ()
     return (*said, *choice_meters(convention, batch_size), *read, *drift)

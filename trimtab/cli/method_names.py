@@ -38,8 +38,19 @@ TUNING: Mapping[str, Named] = {
 }
 """What `trimtab tune` offers; a comparison may set their fields, and try several values of them."""
 
+EDITORS: Mapping[str, Named] = {
+    "rome": Named("trimtab.knowledge.ROME"),
+    "memit": Named("trimtab.knowledge.MEMIT"),
+    "emmet": Named("trimtab.knowledge.EMMET"),
+    "alphaedit": Named("trimtab.knowledge.AlphaEdit"),
+    "ft-l": Named("trimtab.knowledge.FineTuneL"),
+}
+"""Ways of writing facts into weights."""
+
 METHODS: Mapping[str, Named] = {
     **TUNING,
+    **EDITORS,
+    "facts in context": Named("trimtab.prompting.FactsInContext"),
     "none": Named("trimtab.edits.combined.NoEdit"),
     "instruction": Named("trimtab.prompting.Instruction"),
     "persona": Named("trimtab.prompting.Persona"),
@@ -50,5 +61,8 @@ METHODS: Mapping[str, Named] = {
     "iti probe": Named("trimtab.steer.ITI", {"direction": "probe"}),
     "random direction": Named("trimtab.steer.RandomDirection"),
     "caa": Named("trimtab.steer.CAA"),
+    "leace": Named("trimtab.steer.LEACE"),
+    "ace": Named("trimtab.steer.ACE"),
+    "ablation": Named("trimtab.steer.Ablation"),
 }
 """What a comparison's file may name."""

@@ -53,6 +53,12 @@ class Loading:
     revision: Annotated[
         str | None, _model("--revision", help="Branch, tag or commit on the hub.", show_default="the newest")
     ] = None
+    gguf_file: Annotated[
+        str | None,
+        _model(
+            "--gguf-file", help="Which GGUF file of a folder or of a hub's repository.", show_default="the only one"
+        ),
+    ] = None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -65,7 +71,8 @@ class Loading:
         from trimtab.models.load.checkpoints import load_model
 
         quiet()
-        return load_model(self.model, revision=self.revision, **self.settings)  # pyright: ignore[reportArgumentType]
+        where = {"revision": self.revision, "gguf_file": self.gguf_file}
+        return load_model(self.model, **where, **self.settings)  # pyright: ignore[reportArgumentType]
 
 
 Strength = Annotated[
@@ -131,9 +138,6 @@ class Sampling:
         float | None, _answers("--top-p", min=0, max=1, help="Of sampling.", show_default="the model's")
     ] = None
     top_k: Annotated[int | None, _answers("--top-k", min=1, help="Of sampling.", show_default="the model's")] = None
-    plain: Annotated[bool, _answers("--plain", help="Ask as 'Q: ... A:' although the model has a chat template.")] = (
-        False
-    )
 
     def settings(self) -> dict[str, Any]:
         """Return the options for `generate`; any option of sampling switches it on.
@@ -152,12 +156,34 @@ class Sampling:
         return {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample or bool(given), **given}
 
 
+_ASKING = "plain (Q: ... A:), primer (six questions with answers before it), chat (the model's chat template)"
+
+
+def _known_asking(name: str) -> str:
+    from trimtab.datasets.asking import ASKINGS
+
+    return one_of(name, "way to ask", ASKINGS)
+
+
+Asking = Annotated[
+    str,
+    typer.Option(
+        "--asking",
+        metavar="auto|plain|primer|chat",
+        callback=_known_asking,
+        help=f"How the model is asked: {_ASKING}; auto: chat where there is a template, else plain. "
+        "Ask an edit as it was fitted or tuned.",
+    ),
+]
+
+
 Data = Annotated[
     str,
     typer.Option(
         "--data",
         metavar="FILE|NAME",
-        help="Questions: a .jsonl or .csv file, TruthfulQA.csv, mc_task.json, or one of truthfulqa, folklore, atlas.",
+        help="Questions: a .jsonl or .csv file, TruthfulQA.csv, mc_task.json, or truthfulqa, folklore, atlas; "
+        "contrast pairs: cheerful, casual, unsure.",
         autocompletion=_data_names,
     ),
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.cli.options import Texts, one_of
+from trimtab.cli.options import Asking, Texts, one_of
 
 if TYPE_CHECKING:
     from trimtab.activations.labelled import Head
@@ -53,6 +53,7 @@ class Placing:
         float | None,
         _place("--strength", "--alpha", help="Set the strength instead of choosing it.", show_default="chosen"),
     ] = None
+    asking: Asking = "auto"
     texts: Texts = None
     quick: Annotated[
         bool, _place("--quick", help="Take the place that ranks first, without trying others or generating answers.")
@@ -78,6 +79,7 @@ class Placing:
             rank_by=None if self.rank_by is None else one_of(self.rank_by, "ranking", ("effect", "accuracy")),
             texts=None if self.texts is None else validation_texts()[: self.texts],
             quick=self.quick,
+            asking=self.asking,
         )
 
 

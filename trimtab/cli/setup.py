@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from trimtab.protocols import Edit
 
-DATA_NAMES = ("folklore", "truthfulqa", "atlas")
+DATA_NAMES = ("folklore", "truthfulqa", "atlas", "cheerful", "casual", "unsure")
 """The data sets that `--data` knows by name."""
 
 
@@ -28,6 +28,7 @@ def read_data(data: str, *, part: Literal["development", "final"] | None = None,
     Raises:
         BadDataset: no such file or name (the nearest names are offered), or the file cannot be used.
     """
+    from trimtab.datasets.behaviours import BEHAVIOURS, behaviour
     from trimtab.datasets.facts import atlas, facts_from_file
     from trimtab.datasets.files import from_file
     from trimtab.datasets.folklore import folklore
@@ -42,6 +43,8 @@ def read_data(data: str, *, part: Literal["development", "final"] | None = None,
         questions = truthfulqa()
     elif data == "atlas":
         questions = atlas()
+    elif data in BEHAVIOURS:
+        questions = behaviour(data).pairs
     elif path.is_file():
         questions = (
             truthfulqa(path) if _is_truthfulqa(path) else (facts_from_file if _has_facts(path) else from_file)(path)
@@ -92,7 +95,7 @@ def open_edit(specs: Sequence[str], *, strength: float | None = None, classes: S
     kinds = [open_object(spec, "class").value for spec in classes]
     edits = []
     for spec in specs:
-        folder, own = _with_strength(spec)
+        folder, own = with_strength(spec)
         if not _holds_a_result(folder):
             beside = [str(p) for p in _beside(folder) if _holds_a_result(p)]
             known = nearest(str(folder), beside)
@@ -111,7 +114,8 @@ def _holds_a_result(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("record.json", "adapter_config.json"))
 
 
-def _with_strength(spec: str) -> tuple[Path, float | None]:
+def with_strength(spec: str) -> tuple[Path, float | None]:
+    """Return the folder that DIR[:STRENGTH] names, and the strength behind its colon, or None."""
     folder, colon, strength = spec.rpartition(":")
     with suppress(ValueError):
         if colon and not Path(spec).exists():

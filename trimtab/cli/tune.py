@@ -10,7 +10,7 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.method_names import TUNING
-from trimtab.cli.options import AsJson, Data, Limit, Loading, Output, Seed, one_of
+from trimtab.cli.options import AsJson, Asking, Data, Limit, Loading, Output, Seed, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
@@ -48,6 +48,7 @@ def tune(
     test: Annotated[
         float, typer.Option("--test", min=0, max=0.9, help="Share of questions held out and measured; 0 for none.")
     ] = 0.2,
+    asking: Asking = "auto",
     limit: Limit = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -70,9 +71,10 @@ def tune(
     chosen = TUNING[one_of(method, "tuning method", list(TUNING))].made(given, f"the method {method!r}")
     out = output.checked(KIND)
     questions = read_data(data, part="development", limit=limit)
-    train, held = questions.split(test=test, seed=seed) if test else (questions, None)
     with stopwatch() as opening:
         opened = loading.open()
+    questions = questions.asked_as(asking, opened.tokenizer)
+    train, held = questions.split(test=test, seed=seed) if test else (questions, None)
     unfinished = out.with_name(f"{out.name}.unfinished")
     with _plans_in_logs():
         edit = chosen.fit(opened.model, opened.tokenizer, train, seed=seed, out=unfinished)
@@ -80,9 +82,9 @@ def tune(
         measured: dict[str, Any] = {}
         if held is not None and held.measured_by == "answers":
             measured = _measured(opened.model, opened.tokenizer, edit, held)
-    edit = edit.with_record(
-        seconds={**edit.record["seconds"], "load": opening[0], "evaluate": evaluating[0]}, measured=measured
-    )
+        speed = _speed(opened.model, opened.tokenizer, edit)
+    seconds = {**edit.record["seconds"], "load": opening[0], "evaluate": evaluating[0]}
+    edit = edit.with_record(seconds=seconds, measured=measured, ms_per_token=speed)
     edit.save(out)
     _clear(unfinished, out.with_name(f"{out.name}.trackers"))
     if as_json:
@@ -145,6 +147,17 @@ def _measured(model: Any, tokenizer: Any, edit: "TunedEdit", held: "QuestionSet"
     rows = table(model, tokenizer, held, [NoEdit(), edit], meters=choice_meters()[:2]).rows
     figures = [{meter: plain_figure(value) for meter, value in row.estimates.items()} for row in rows]
     return {"questions": len(held), **dict(zip(("untuned", "tuned"), figures, strict=True))}
+
+
+def _speed(model: Any, tokenizer: Any, edit: "TunedEdit") -> dict[str, float]:
+    from trimtab.edits.combined import NoEdit
+    from trimtab.evaluate.cost import milliseconds_per_token
+
+    asked = ("What is snow?",) * 3
+    return {
+        name: milliseconds_per_token(model, tokenizer, asked, one, new_tokens=8)
+        for name, one in (("untuned", NoEdit()), ("tuned", edit))
+    }
 
 
 def _show(edit: "TunedEdit", out: Path) -> None:

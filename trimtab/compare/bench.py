@@ -100,7 +100,7 @@ class Bench:
     ) -> list[dict[str, Measured | None]]:
         kept: Path = self.folder.answers(unit)
         own = [meter.kept_in(kept) for meter in meters]
-        return measurements_of(self.model, self.tokenizer, items, edits, own, seed=unit.seed)
+        return measurements_of(self.model, self.tokenizer, items, edits, own, asking=items.asking, seed=unit.seed)
 
     def last_measurements(self, unit: Unit, edits: Sequence[Edit], test: ItemSet[Any]) -> list[dict[str, Any]]:
         """Return edits' records on the test questions: of rows, the columns that meters sum up or show."""

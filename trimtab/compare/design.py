@@ -38,6 +38,8 @@ class Design:
     kept by size; the last one is that of the main table."""
     choose_by: str = ""
     """The meter that settings are chosen by; the first one if not given."""
+    asking: str = "auto"
+    """How questions are asked in fitting and measuring alike, as in `ItemSet.asked_as`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", tuple(self.seeds))
@@ -59,8 +61,9 @@ class Design:
         object.__setattr__(self, "train_sizes", tuple(by_size))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "seeds": list(self.seeds), "train_sizes": list(self.train_sizes)}
+        """Return plain values for JSON; how is asked, where it is not plainly."""
+        plain = {**asdict(self), "seeds": list(self.seeds), "train_sizes": list(self.train_sizes)}
+        return {name: value for name, value in plain.items() if (name, value) != ("asking", "plain")}
 
 
 class Unit(NamedTuple):
@@ -100,10 +103,14 @@ class Job:
         object.__setattr__(self, "meters", meters)
         object.__setattr__(self, "design", replace(self.design, choose_by=self.design.choose_by or meters[0].name))
         known = [meter.name for meter in meters if meter.better != "neither"]
+        # what facts were fitted on may be looked at; by anything else, settings would be chosen on what is reported
+        known = known[:1] if self.questions.taught else known
         if self.design.choose_by not in known:
             raise BadValue(f"settings cannot be chosen by {self.design.choose_by!r}; choose {', '.join(known)}")
         self._require_followed()
-        if self.test is None and self.design.folds < 2:
+        if self.questions.taught and self.test is not None:
+            raise BadValue(f"{self.questions.name} is measured by the very facts that are written; leave out `test`")
+        if self.test is None and self.design.folds < 2 and not self.questions.taught:
             raise BadValue("one fold leaves no questions to test on; choose two or more folds, or give test questions")
         if self.test is not None:
             shared = {q.key for q in self.questions} & {q.key for q in self.test}
@@ -111,6 +118,14 @@ class Job:
                 raise BadValue(f"{len(shared)} test questions are also training questions, such as {min(shared)!r}")
         for seed, fold, size in product(self.design.seeds, range(self.design.folds), self.design.train_sizes):
             self.parts(Unit("", fold, seed, size))
+
+    def asked(self, tokenizer: Any) -> Job:
+        """Return the comparison with its questions asked as the design says; raises `BadValue` where they cannot be."""
+        questions, test = (
+            part and part.asked_as(self.design.asking, tokenizer) for part in (self.questions, self.test)
+        )
+        assert questions is not None
+        return replace(self, questions=questions, test=test, design=replace(self.design, asking=questions.asking))
 
     def _require_followed(self) -> None:
         unknown = set(self.low_data or ()) - set(self.methods)
@@ -159,8 +174,7 @@ class Job:
         if n > len(self.questions):
             raise BadDataset(self._too_few(f"{n} folds of {len(self.questions)} questions"))
         if n == 1:
-            assert self.test is not None
-            return [(self.questions, self.test)]
+            return [(self.questions, self.test or self.questions)]
         return [(train, self.test or held) for train, held in self.questions.folds(n, seed)]
 
     @property
@@ -189,6 +203,8 @@ class Job:
         if unit.size is not None:
             order = np.random.default_rng([unit.seed, unit.fold, 1]).permutation(len(fold))
             fold = fold.select(sorted(order[: unit.size]))
+        if self.questions.taught:
+            return Parts(fold, fold, fold)
         n_validation = max(1, round(self.design.validation * len(fold)))
         if len(fold) - n_validation < 2 or len(held) < 2:
             raise BadDataset(self._too_few(f"fold {unit.fold} with {len(fold)} to train on and {len(held)} to test on"))

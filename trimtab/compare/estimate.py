@@ -83,7 +83,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
     Raises:
         Incompatible: the folder holds something else, or another comparison.
     """
-    folder = RunFolder(out)
+    folder, job = RunFolder(out), job.asked(tokenizer)
     changed, bench = folder.changed(specification(job, model)), Bench(model, tokenizer, job, folder)
     rows = []
     for name in tracked(list(job.methods), "timing"):
@@ -146,7 +146,7 @@ def _measuring(bench: Bench, edit: Edit, meters: Sequence[Meter], items: Any, n:
     seconds = 0.0
     for _, instrument, _ in instruments(meters):
         started = time.perf_counter()
-        (found,) = measurements_of(bench.model, bench.tokenizer, items, [edit], [instrument])
+        (found,) = measurements_of(bench.model, bench.tokenizer, items, [edit], [instrument], asking=items.asking)
         (one,) = found.values()
         grows = one is not None and len(one.rows) == len(items)
         seconds += (time.perf_counter() - started) * (n / len(items) if grows else 1)

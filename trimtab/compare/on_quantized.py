@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.load.checkpoints import load_model
-from trimtab.protocols import Cost, Edit, Knobs, Method, Positions
+from trimtab.protocols import Before, Cost, Edit, Knobs, Method, Positions
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ class QuantizedEdit(Edit):
     def prompt(self, question: str) -> str | None:
         """Return the edit's prompt."""
         return self.edit.prompt(question)
+
+    def before(self, question: str) -> Before | None:
+        """Return what the edit says before the question."""
+        return self.edit.before(question)
 
     def scaled(self, factor: float | int) -> QuantizedEdit:
         """Return the copy with the edit's effect multiplied; at strength 0 the untuned copy answers."""

@@ -14,7 +14,7 @@ from trimtab.compare.design import Design, Job, named
 from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import specification
 from trimtab.compare.worker import Worker
-from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.given import Rows, as_items
 from trimtab.errors import BadValue
 from trimtab.evaluate.table import instruments
 from trimtab.models.processes import rank_and_count
@@ -27,10 +27,10 @@ POLL_SECONDS = 2.0
 def run(
     model: Any,
     tokenizer: Any,
-    questions: ItemSet[Any],
+    questions: Rows,
     methods: Sequence[Method | Edit | Control] | Mapping[str, Method | Edit | Control],
     *,
-    test: ItemSet[Any] | None = None,
+    test: Rows | None = None,
     meters: Sequence[Meter] | None = None,
     out: str | Path | None = None,
     **design: Any,
@@ -42,20 +42,22 @@ def run(
     questions, which nothing has seen before. The unedited model is always the first row.
 
     Args:
-        questions: split by question into folds, another split for every seed.
+        questions: a set, or a list of mappings, or a `datasets.Dataset`; split by question into folds, another split
+            for every seed.
         methods: methods, or ready edits, or a mapping that names them.
         test: questions to measure on instead of each fold's held-out part.
         meters: what is measured: those that speak of such questions if not given
             (`trimtab.evaluate.defaults.default_meters`), or a list of them with your own.
         out: run folder; running again does only what is missing. A temporary one if not given.
         design: fields of `Design`: `folds`, `seeds`, `trials` (settings each method may try: spread over its space
-            at first, then beside the best so far), `kl_budget`, `choose_by`, `validation`, `train_sizes`.
+            at first, then beside the best so far), `kl_budget`, `choose_by`, `validation`, `train_sizes`, `asking`.
 
     Raises:
         BadValue, BadDataset: the design is impossible on these questions, or the judge does not judge.
         Incompatible: the folder holds something else.
     """
-    job = Job(named(methods), questions, test, Design(**design), tuple(meters or ()))
+    held = None if test is None else as_items(test)
+    job = Job(named(methods), as_items(questions), held, Design(**design), tuple(meters or ()))
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return run_job(model, tokenizer, job, Path(folder) / "run")
@@ -91,6 +93,7 @@ def run_job(
             "a comparison runs in processes that share its folder, not in those of a launch (torchrun, accelerate "
             "launch): start the same command once for each device (CUDA_VISIBLE_DEVICES=0 trimtab compare ...)"
         )
+    job = job.asked(tokenizer)
     # a judge that cannot judge would fail every method alike; better to say so before hours of work
     for instrument in instruments(job.meters):
         instrument.meter.try_out(job.questions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,18 @@ class Widened(Method):
         Raises:
             BadValue: the edit has no strength to set.
         """
-        own = dict(knobs or settings_of(self)[0])
-        strength = own.pop(STRENGTH, 1)
-        edit = self.method.fit(model, tokenizer, train, knobs=own, seed=seed)
-        return edit if strength == 1 else edit.scaled(strength)
+        return self.fitter(model, tokenizer, train, seed=seed)(dict(knobs or settings_of(self)[0]))
+
+    def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
+        """Return a function from knobs to edits; settings that differ in their strength alone are fitted once."""
+        fitted, made = self.method.fitter(model, tokenizer, train, seed=seed), {}
+
+        def at(knobs: Knobs) -> Edit:
+            own = {knob: value for knob, value in knobs.items() if knob != STRENGTH}
+            key = tuple(own.items())
+            if key not in made:
+                made.clear()  # an edit may be as large as the model: one is kept
+                made[key] = fitted(own)
+            return made[key].scaled(knobs[STRENGTH]) if knobs.get(STRENGTH, 1) != 1 else made[key]
+
+        return at

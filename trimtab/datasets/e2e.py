@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from trimtab.datasets.item_set import ItemSet
-from trimtab.datasets.questions import SftExample
+from trimtab.datasets.statements import SftExample
 from trimtab.errors import BadDataset
 from trimtab.plain_values import one_form
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+from trimtab.datasets.asking import BARE, form_of
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.item_set import ItemSet
-from trimtab.datasets.questions import SftExample, Statement, bare, format_of, statement, true_examples
+from trimtab.datasets.statements import SftExample, Statement, true_examples
 from trimtab.errors import BadDataset
 from trimtab.plain_values import json_value
 
@@ -90,7 +91,7 @@ class Fact:
         return f"{self.asked} {self.new}."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FactSet(ItemSet[Fact]):
     """A sequence of facts; slices are sets of facts too.
 
@@ -101,6 +102,7 @@ class FactSet(ItemSet[Fact]):
     facts: tuple[Fact, ...]
     name: str = "facts"
     measured_by: ClassVar[str] = "facts"
+    taught: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", tuple(self.facts))
@@ -120,11 +122,15 @@ class FactSet(ItemSet[Fact]):
         near = [[n.prompt, n.answer] for n in item.neighbours]
         return [item.prompt, item.subject, item.new, item.true, item.paraphrases, near]
 
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Self, Self]]:
+        """Return n draws that cover every fact once, each as what is written and what is asked; raises as any set's."""
+        return [(part, part) for _, part in super().folds(n, seed)]
+
     def statements(self, format: Any = None) -> list[Statement]:
         """Return the new answer to each prompt as a true statement, and the one that was true, if known, as false."""
-        join = format_of(format or bare)
+        form = form_of(format or BARE)
         return [
-            statement(join, fact.asked, answer, answer == fact.new, fact.key)
+            form.statement(fact.asked, answer, answer == fact.new, fact.key)
             for fact in self.facts
             for answer in (fact.new, fact.true)
             if answer

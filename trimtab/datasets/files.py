@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.errors import BadDataset
 from trimtab.plain_values import json_value
 
-AnyItem = TypeVar("AnyItem", Question, ContrastPair)
 FIELDS = ("question", "correct", "incorrect", "best_answer", "category", "source", "explanation")
 
 
@@ -28,10 +27,27 @@ def from_file(path: str | Path) -> QuestionSet | PairSet:
     Raises:
         BadDataset: the file cannot be read, is empty or malformed; the message names line and field.
     """
-    rows = list(read_rows(path))
-    if rows and {"positive", "negative"} <= set(rows[0][1]):
-        return _pairs(path, rows)
-    return QuestionSet(_distinct(path, [(line, _question(path, line, row)) for line, row in rows]), Path(path).stem)
+    rows = [(f"line {line}", row) for line, row in read_rows(path)]
+    return _set(str(path), Path(path).stem, rows, pairs=_are_pairs(rows))
+
+
+def from_list(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> QuestionSet | PairSet:
+    """Return the questions or contrast pairs of a list of mappings, or of a `datasets.Dataset` of Hugging Face.
+
+    Their fields are those of files: see `from_file`.
+
+    Args:
+        name: of the set, for records and messages.
+
+    Raises:
+        BadDataset: no rows, or a malformed one; the message names row and field.
+    """
+    made = []
+    for n, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise BadDataset(f"{name}, row {n}: expected a mapping of fields to values, got {type(row).__name__}")
+        made.append((f"row {n}", row))
+    return _set(name, name, made, pairs=_are_pairs(made))
 
 
 def contrast_pairs(path: str | Path) -> PairSet:
@@ -43,7 +59,9 @@ def contrast_pairs(path: str | Path) -> PairSet:
     Raises:
         BadDataset: as `from_file`.
     """
-    return _pairs(path, list(read_rows(path)))
+    rows = [(f"line {line}", row) for line, row in read_rows(path)]
+    found: Any = _set(str(path), Path(path).stem, rows, pairs=True)
+    return found
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -107,68 +125,72 @@ def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
     return row
 
 
-def _question(path: str | Path, line: int, row: Mapping[str, Any]) -> Question:
-    question = str(_field(path, line, row, "question", (str,))).strip()
-    correct, incorrect = (_answers(path, line, row, f) for f in ("correct", "incorrect"))
-    best, category, source, explanation = (_optional(path, line, row, f) for f in FIELDS[3:])
+def _question(where: str, row: Mapping[str, Any]) -> Question:
+    question = str(_field(where, row, "question", (str,))).strip()
+    correct, incorrect = (_answers(where, row, f) for f in ("correct", "incorrect"))
+    best, category, source, explanation = (_optional(where, row, f) for f in FIELDS[3:])
     try:
         return Question(question, correct, incorrect, best.strip(), category, source, explanation)
     except BadDataset as cause:
-        raise BadDataset(f"{path}, line {line}: {cause}") from cause
+        raise BadDataset(f"{where}: {cause}") from cause
 
 
-def _answers(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = _field(path, line, row, name, (str, list))
+def _answers(where: str, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = _field(where, row, name, (str, list))
     parts = [part for part in value.split(";") if part.strip()] if isinstance(value, str) else value
-    return tuple(part.strip() for part in _all_texts(path, line, name, parts, value))
+    return tuple(part.strip() for part in _all_texts(where, name, parts, value))
 
 
-def _texts(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    value = _field(path, line, row, name, (str, list))
-    return tuple(_all_texts(path, line, name, [value] if isinstance(value, str) else value, value))
+def _texts(where: str, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = _field(where, row, name, (str, list))
+    return tuple(_all_texts(where, name, [value] if isinstance(value, str) else value, value))
 
 
-def _all_texts(path: str | Path, line: int, name: str, parts: list[Any], value: Any) -> list[str]:
+def _all_texts(where: str, name: str, parts: list[Any], value: Any) -> list[str]:
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
-        raise BadDataset(f"{path}, line {line}: field {name!r} must hold texts, none of them empty; got {value!r:.60}")
+        raise BadDataset(f"{where}: field {name!r} must hold texts, none of them empty; got {value!r:.60}")
     return parts
 
 
-def _optional(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> str:
+def _optional(where: str, row: Mapping[str, Any], name: str) -> str:
     value = "" if row.get(name) is None else row[name]
     if not isinstance(value, str):
-        raise BadDataset(f"{path}, line {line}: field {name!r} must be a text; got {value!r:.60}")
+        raise BadDataset(f"{where}: field {name!r} must be a text; got {value!r:.60}")
     return value
 
 
-def _pairs(path: str | Path, rows: list[tuple[int, Mapping[str, Any]]]) -> PairSet:
-    pairs = []
-    for line, row in rows:
-        positive, negative = (_texts(path, line, row, f) for f in ("positive", "negative"))
-        try:
-            pairs.append((line, ContrastPair(_optional(path, line, row, "prompt"), positive, negative)))
-        except BadDataset as cause:
-            raise BadDataset(f"{path}, line {line}: {cause}") from cause
-    return PairSet(_distinct(path, pairs), Path(path).stem)
+def _pair(where: str, row: Mapping[str, Any]) -> ContrastPair:
+    positive, negative = (_texts(where, row, f) for f in ("positive", "negative"))
+    try:
+        return ContrastPair(_optional(where, row, "prompt"), positive, negative)
+    except BadDataset as cause:
+        raise BadDataset(f"{where}: {cause}") from cause
 
 
-def _field(path: str | Path, line: int, row: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
+def _field(where: str, row: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
     value = row.get(name)
     if value is None:
-        raise BadDataset(f"{path}, line {line}: field {name!r} is missing; found {', '.join(map(str, row)) or 'none'}")
+        raise BadDataset(f"{where}: field {name!r} is missing; found {', '.join(map(str, row)) or 'none'}")
     if not isinstance(value, kinds) or not value or (isinstance(value, str) and not value.strip()):
         expected = " or ".join({str: "a text", list: "a list of texts"}[k] for k in kinds)
-        raise BadDataset(f"{path}, line {line}: field {name!r} must be {expected}, not empty; got {value!r:.60}")
+        raise BadDataset(f"{where}: field {name!r} must be {expected}, not empty; got {value!r:.60}")
     return value
 
 
-def _distinct(path: str | Path, numbered: list[tuple[int, AnyItem]]) -> tuple[AnyItem, ...]:
-    if not numbered:
-        raise BadDataset(f"{path}: no questions; at least one is needed")
-    seen: dict[str, int] = {}
-    for line, item in numbered:
-        what = f"{item.asked[:60]!r}" if item.asked else "the pair"
-        if seen.setdefault(item.key, line) != line:
+def _set(source: str, name: str, rows: list[tuple[str, Mapping[str, Any]]], *, pairs: bool) -> QuestionSet | PairSet:
+    read = _pair if pairs else _question
+    items = [(place, read(f"{source}, {place}", row)) for place, row in rows]
+    if not items:
+        raise BadDataset(f"{source}: no questions; at least one is needed")
+    seen: dict[str, str] = {}
+    for place, item in items:
+        if seen.setdefault(item.key, place) != place:
+            what = f"{item.asked[:60]!r}" if item.asked else "the pair"
             advice = "merge the answers into one question" if item.asked else "keep it once"
-            raise BadDataset(f"{path}, line {line}: {what} stands in line {seen[item.key]} already; {advice}")
-    return tuple(item for _, item in numbered)
+            raise BadDataset(f"{source}, {place}: {what} stands in {seen[item.key]} already; {advice}")
+    found: Any = tuple(item for _, item in items)
+    return PairSet(found, name) if pairs else QuestionSet(found, name)
+
+
+def _are_pairs(rows: list[tuple[str, Mapping[str, Any]]]) -> bool:
+    return bool(rows) and {"positive", "negative"} <= set(rows[0][1])

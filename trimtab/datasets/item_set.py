@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex, TypeVa
 
 import numpy as np
 
+from trimtab.datasets.asking import asking_for, has_template
 from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import number_held_out, seeded
 from trimtab.plain_values import hash_of
@@ -48,6 +49,9 @@ class ItemSet(Sequence[ItemT]):
     name: str
     measured_by: ClassVar[str]
     """Which meters speak of it if nobody says: a key of `trimtab.evaluate.defaults.DEFAULTS`."""
+    taught: ClassVar[bool] = False
+    """Whether methods are measured by the items that they were fitted on, as with facts: what is asked is whether that
+    which was written is said, and what it did to paraphrases and neighbours, which nothing was fitted on."""
 
     @property
     @abstractmethod
@@ -61,6 +65,37 @@ class ItemSet(Sequence[ItemT]):
     @abstractmethod
     def texts(self, item: ItemT) -> Sequence[Any]:
         """Return an item's texts, for the fingerprint."""
+
+    form: Any = None
+    """How its items are put to a model, a `Form`; None for the set's own way."""
+
+    def asked_as(self, asking: str, tokenizer: Any = None) -> Self:
+        """Return the set whose items are put to a model in this way: statements, measurements and tuning follow it.
+
+        Args:
+            asking: `"plain"`, `"primer"` or `"chat"`; `"auto"` keeps the way that the set has, else takes the chat
+                template where there is one. Items that are no questions, such as facts, have one way only.
+            tokenizer: the model's own.
+
+        Raises:
+            BadValue: an unknown name, or a template is asked for and there is none.
+        """
+        if asking == "auto" and (self.form is not None or not has_template(tokenizer)):
+            return self
+        return self.with_form(asking_for(asking, tokenizer))
+
+    def with_form(self, form: Any) -> Self:  # noqa: ARG002
+        """Return the set whose items are put to a model in this form; itself where they have one way only."""
+        return self
+
+    def form_for(self, item: ItemT) -> Any:  # noqa: ARG002
+        """Return the `Form` in which an item is put to a model; raises `BadDataset` where items have none."""
+        raise BadDataset(f"{self.name} is asked in no form; give questions or contrast pairs")
+
+    @property
+    def asking(self) -> str:
+        """The name of the way in which its items are put to a model."""
+        return "plain" if self.form is None else self.form.name
 
     def statements(self, format: Any = None) -> list[Any]:  # noqa: ARG002
         """Return every item's texts as labelled statements; raises `BadDataset` where items have no two sides."""
@@ -77,6 +112,9 @@ class ItemSet(Sequence[ItemT]):
         for key, times in Counter(item.key for item in self.items).most_common(1):
             if times > 1:
                 raise BadDataset(f"{self.name}: {key!r} stands {times} times; {advice}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self)} items)"
 
     def __len__(self) -> int:
         return len(self.items)

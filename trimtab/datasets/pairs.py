@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from trimtab.datasets.asking import BARE, Form, form_of
 from trimtab.datasets.item_set import ItemSet
-from trimtab.datasets.questions import (
-    Format,
-    SftExample,
-    Statement,
-    bare,
-    dealt_anew,
-    format_of,
-    statement,
-    true_examples,
-    two_sides,
-)
+from trimtab.datasets.questions import dealt_anew, two_sides
+from trimtab.datasets.statements import Format, SftExample, Statement, true_examples
 from trimtab.errors import BadDataset
 from trimtab.intervals import seeded
 from trimtab.plain_values import hash_of, one_form
@@ -58,7 +50,7 @@ class ContrastPair:
         return self.prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairSet(ItemSet[ContrastPair]):
     """A sequence of contrast pairs; slices are sets of pairs too.
 
@@ -68,6 +60,8 @@ class PairSet(ItemSet[ContrastPair]):
 
     pairs: tuple[ContrastPair, ...]
     name: str = "pairs"
+    form: Form | None = field(default=None, compare=False, repr=False)
+    """How its prompts are asked (`asked_as`); as the beginning of the texts if not given."""
     measured_by: ClassVar[str] = "pairs"
 
     def __post_init__(self) -> None:
@@ -83,6 +77,14 @@ class PairSet(ItemSet[ContrastPair]):
         """Return these pairs under the set's name."""
         return replace(self, pairs=items)
 
+    def with_form(self, form: Form) -> PairSet:
+        """Return the set whose prompts are asked in this form."""
+        return replace(self, form=form)
+
+    def form_for(self, item: ContrastPair) -> Form:
+        """Return the chat template if the set is asked so and the pair has a prompt, else the texts as they go on."""
+        return self.form if self.form is not None and self.form.template and item.prompt.strip() else BARE
+
     def texts(self, item: ContrastPair) -> Sequence[Any]:
         """Return a pair's prompt and texts, as a set of questions with these answers has them."""
         return [item.prompt, item.positive, item.negative, item.positive[0]]
@@ -94,23 +96,23 @@ class PairSet(ItemSet[ContrastPair]):
             tuple(ContrastPair(p.prompt, *dealt_anew(p.positive, p.negative, rng)) for p in self.pairs)
         )
 
-    def statements(self, format: str | Format | None = None) -> list[Statement]:
+    def statements(self, format: str | Format | Form | None = None) -> list[Statement]:
         """Return every text as a statement that continues its pair's prompt, labelled true if it is a positive one.
 
-        `format` is a callable `(prompt, text) -> text`, or names one of questions; without it the two are joined by a
-        space.
+        `format` is a callable `(prompt, text) -> text`, or names one of questions; without it the text answers the
+        prompt in the chat template if the set is asked so (see `asked_as`), else the two are joined by a space.
 
         Raises:
             BadValue: an unknown name, or a callable that gives no text or loses the pair's.
         """
-        join = format_of(format or bare)
+        own = None if format is None else form_of(format)
         return [
-            statement(join, pair.prompt, text, label, pair.key)
+            (own or self.form_for(pair)).statement(pair.prompt, text, label, pair.key)
             for pair in self.pairs
             for label, texts in ((True, pair.positive), (False, pair.negative))
             for text in texts
         ]
 
-    def sft_examples(self, format: str | Format | None = None) -> list[SftExample]:
+    def sft_examples(self, format: str | Format | Form | None = None) -> list[SftExample]:
         """Return every positive text as a (prompt, completion) pair to tune on; raises as `statements` does."""
         return true_examples(self.statements(format))

@@ -2,72 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from trimtab.datasets.asking import Form, form_of
 from trimtab.datasets.item_set import ItemSet
-from trimtab.errors import BadDataset, BadValue
+from trimtab.datasets.statements import Format, SftExample, Statement, true_examples
+from trimtab.errors import BadDataset
 from trimtab.intervals import seeded
 from trimtab.plain_values import one_form
-
-Format: TypeAlias = Callable[[str, str], str]
-"""Turns (question, answer) into the whole text; the answer must occur in it. What follows the answer is cut off,
-since a causal model's activations on the answer do not depend on it."""
-
-
-def plain(question: str, answer: str) -> str:
-    """Return the two-line form, `Q: ...\\nA: ...`."""
-    return f"Q: {question}\nA: {answer}"
-
-
-def one_line(question: str, answer: str) -> str:
-    """Return ITI's one-line form, `Q: ... A: ...` (Li et al. 2023, section 3)."""
-    return f"Q: {question} A: {answer}"
-
-
-def bare(question: str, answer: str) -> str:
-    """Return the texts joined by a space, for contrast pairs."""
-    return f"{question} {answer}" if question else answer
-
-
-MARK = "\x00"
-"""Stands in for an answer to see where a format puts it."""
-FORMATS: dict[str, Format] = {"plain": plain, "iti": one_line, "bare": bare}
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A question's text with one answer, labelled true or false."""
-
-    prompt: str
-    """The text up to the answer, without the white space between them."""
-    answer: str
-    label: bool
-    """True for a true (or positive) answer."""
-    group: str
-    """The question it belongs to; splits and intervals go by it."""
-    separator: str = " "
-    """The white space between prompt and answer."""
-
-    @property
-    def text(self) -> str:
-        """Prompt and answer as one text."""
-        return self.prompt + self.separator + self.answer
-
-    @property
-    def answer_start(self) -> int:
-        """The character of `text` at which the answer starts."""
-        return len(self.prompt) + len(self.separator)
-
-
-class SftExample(NamedTuple):
-    """A prompt and the completion to learn, joined as they stand."""
-
-    prompt: str
-    completion: str
 
 
 @dataclass(frozen=True)
@@ -143,7 +89,7 @@ def dealt_anew(
     return tuple(mixed[: len(one)]), tuple(mixed[len(one) :])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuestionSet(ItemSet[Question]):
     """A sequence of questions; slices are question sets too.
 
@@ -154,6 +100,8 @@ class QuestionSet(ItemSet[Question]):
     questions: tuple[Question, ...]
     name: str = "questions"
     default_format: str = "plain"
+    form: Form | None = field(default=None, compare=False, repr=False)
+    """How its questions are asked (`asked_as`); in the default format if not given."""
     measured_by: ClassVar[str] = "answers"
 
     def __post_init__(self) -> None:
@@ -168,6 +116,14 @@ class QuestionSet(ItemSet[Question]):
     def with_items(self, items: tuple[Question, ...]) -> QuestionSet:
         """Return these questions under the set's name."""
         return replace(self, questions=items)
+
+    def with_form(self, form: Form) -> QuestionSet:
+        """Return the set whose questions are asked in this form."""
+        return replace(self, form=form)
+
+    def form_for(self, item: Question) -> Form:  # noqa: ARG002
+        """Return how a question is asked."""
+        return self.form or form_of(self.default_format)
 
     def texts(self, item: Question) -> Sequence[Any]:
         """Return a question with its answers."""
@@ -184,64 +140,27 @@ class QuestionSet(ItemSet[Question]):
             )
         )
 
-    def statements(self, format: Literal["plain", "iti", "bare"] | Format | None = None) -> list[Statement]:
+    def statements(self, format: Literal["plain", "iti", "bare"] | Format | Form | None = None) -> list[Statement]:
         """Return every answer of every question as a labelled statement.
 
         `format` names a form (`"plain"`: two lines, `"iti"`: one line) or is a callable
-        `(question, answer) -> text`, for example one that applies a chat template.
+        `(question, answer) -> text`; the set's own form (see `asked_as`) if not given.
 
         Raises:
             BadValue: an unknown name, or a callable that gives no text or loses the answer.
         """
-        join = format_of(format or self.default_format)
+        own = None if format is None else form_of(format)
         return [
-            statement(join, q.question, answer, label, q.key)
+            (own or self.form_for(q)).statement(q.question, answer, label, q.key)
             for q in self.questions
             for label, answers in ((True, q.correct), (False, q.incorrect))
             for answer in answers
         ]
 
-    def sft_examples(self, format: Literal["plain", "iti", "bare"] | Format | None = None) -> list[SftExample]:
+    def sft_examples(self, format: Literal["plain", "iti", "bare"] | Format | Form | None = None) -> list[SftExample]:
         """Return every true answer as a (prompt, completion) pair to tune on.
 
         Raises:
             BadValue: as `statements`.
         """
         return true_examples(self.statements(format))
-
-
-def true_examples(statements: Iterable[Statement]) -> list[SftExample]:
-    """Return the true statements as (prompt, completion) pairs to tune on."""
-    return [SftExample(s.prompt, s.separator + s.answer) for s in statements if s.label]
-
-
-def format_of(format: str | Format) -> Format:
-    """Return the statement format of this name, or the callable that was given; raises `BadValue` if there is none."""
-    if callable(format):
-        return format
-    if format not in FORMATS:
-        raise BadValue(f"unknown statement format {format!r}; choose {', '.join(FORMATS)} or pass a callable")
-    return FORMATS[format]
-
-
-def statement(join: Format, question: str, answer: str, label: bool, group: str) -> Statement:
-    """Return the statement that a format makes; raises `BadValue` if it gives no text or loses the answer."""
-    text = join(question, answer)
-    if not isinstance(text, str):
-        raise BadValue(f"the statement format must return the whole text, got {text!r:.60} for {question[:60]!r}")
-    start = _answer_start(join, question, answer, text)
-    prompt = text[:start].rstrip()
-    return Statement(prompt, answer, label, group, separator=text[len(prompt) : start])
-
-
-def _answer_start(join: Format, question: str, answer: str, text: str) -> int:
-    start = text.rfind(answer)
-    if start < 0:
-        raise BadValue(f"the statement format lost the answer {answer[:60]!r}; its text must contain the answer")
-    if text.find(answer) == start:
-        return start
-    # a trailer may hold the answer's letters too ("end" in "<|im_end|>"): see where the format puts another answer
-    marked = join(question, MARK)
-    last = marked.rfind(MARK)
-    shifted = last + marked.count(MARK, 0, last) * (len(answer) - len(MARK))
-    return shifted if last >= 0 and text.startswith(answer, shifted) else start

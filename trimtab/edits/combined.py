@@ -17,7 +17,7 @@ from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.anatomy import base_of
 from trimtab.models.carriers import with_biases
 from trimtab.models.identity import fingerprint, standing_for
-from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
+from trimtab.protocols import ALL_LAYERS, Before, Cost, Edit, EnterAt, Positions, require_order
 from trimtab.storage import RECORD, load_record, save_result, versions, write_json, written_folder
 
 
@@ -155,9 +155,14 @@ class Stacked(Edit):
         """Return the prompt of the one edit that changes it."""
         return next((p for e in self.edits if (p := e.prompt(question)) is not None), None)
 
-    def before(self, text: str) -> str:
-        """Return what the one edit that changes the prompt sets before a text."""
-        return "".join(e.before(text) for e in self.edits)
+    def before(self, question: str) -> Before | None:
+        """Return what the one edit that changes the prompt says before the question."""
+        return next((b for e in self.edits if (b := e.before(question)) is not None), None)
+
+    @property
+    def asked_as(self) -> str:
+        """As of the first edit that knows."""
+        return next((e.asked_as for e in self.edits if e.asked_as), "")
 
     def scaled(self, factor: float | int) -> Stacked:
         """Return the stack with every edit's effect multiplied; raises `BadValue` if one of them has no strength."""

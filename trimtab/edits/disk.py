@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import Incompatible, nearest
+from trimtab.hub import folder_of
 from trimtab.protocols import Edit
 from trimtab.storage import RECORD, kind_of, load_record
 
@@ -19,6 +20,8 @@ KINDS = {
     "retrieved": "trimtab.edits.retrieval.Retrieved",
     "stacked": "trimtab.edits.combined.Stacked",
     "no edit": "trimtab.edits.combined.NoEdit",
+    "eraser": "trimtab.edits.erasure.Eraser",
+    "ablation": "trimtab.edits.ablation.DirectionalAblation",
     "weight edit": "trimtab.edits.weight_edit.WeightEdit",
     "tuned edit": "trimtab.peft.edit.TunedEdit",
 }
@@ -55,6 +58,19 @@ def load_edit(path: str | Path, *, kinds: Sequence[type[Edit]] = ()) -> Any:
     home, _, name = KINDS[kind].rpartition(".")
     cls: Any = getattr(import_module(home), name)
     return cls.load(path, kinds=kinds) if kind == "stacked" else cls.load(path)
+
+
+def from_pretrained(name: str | Path, *, revision: str | None = None, kinds: Sequence[type[Edit]] = ()) -> Any:
+    """Return the edit of any kind that a folder holds, or a repository of the Hugging Face hub (`org/name`).
+
+    Args:
+        revision: branch, tag or commit on the hub. Nothing but a hub id reaches the network.
+        kinds: as of `load_edit`.
+
+    Raises:
+        Incompatible: there is no such folder or repository, or it holds something else.
+    """
+    return load_edit(folder_of(name, revision), kinds=kinds)
 
 
 def kind_of_edit(path: Path) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import TypedDict
 
+from trimtab.before import NOTHING, Before
+from trimtab.datasets.asking import PLAIN
 from trimtab.errors import BadValue
 from trimtab.protocols import ALL_LAYERS, Cost, Edit, Positions
 from trimtab.storage import load_record, save_result
@@ -40,8 +41,8 @@ class Context(Edit):
     cost: Cost = field(default_factory=Cost)
 
     @abstractmethod
-    def texts_before(self, question: str) -> Sequence[str]:
-        """Return the texts that stand before the question, in their order."""
+    def before(self, question: str) -> Before | None:
+        """Return what stands before the question."""
 
     def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:  # noqa: ARG002
         """Yield the model as it is."""
@@ -49,11 +50,7 @@ class Context(Edit):
 
     def prompt(self, question: str) -> str:
         """Return the texts and then the question in `Q: ...\\nA:` form, separated by blank lines."""
-        return "\n\n".join([*self.texts_before(question), f"Q: {question}\nA:"])
-
-    def before(self, text: str) -> str:
-        """Return the texts, with what separates them from the one that follows."""
-        return "".join(f"{before}\n\n" for before in self.texts_before(text))
+        return PLAIN.asked(question, self.before(question) or NOTHING).prompt
 
     @property
     def stored_bytes(self) -> int:
@@ -100,10 +97,9 @@ class Prompted(Context):
         if not self.examples and not self.instruction:
             raise BadValue("Prompted needs at least one (question, answer) example or an instruction")
 
-    def texts_before(self, question: str) -> list[str]:  # noqa: ARG002
-        """Return the instruction and the examples in `Q: ...\\nA: ...` form."""
-        texts = [self.instruction] if self.instruction else []
-        return texts + [f"Q: {q}\nA: {a}" for q, a in self.examples]
+    def before(self, question: str) -> Before:  # noqa: ARG002
+        """Return the instruction and the examples."""
+        return Before(self.instruction, self.examples)
 
     def describe(self) -> dict[str, Any]:
         """Return the kind and the examples."""
@@ -129,13 +125,8 @@ class Stated(Context):
         if not self.texts:
             raise BadValue("Stated needs one sentence or more")
 
-    def texts_before(self, question: str) -> Sequence[str]:  # noqa: ARG002
-        """Return the sentences."""
-        return self.texts
-
-    def before(self, text: str) -> str:
-        """Return the sentences, each on a line of its own."""
-        return "".join(f"{before}\n" for before in self.texts_before(text))
+    def before(self, question: str) -> None:
+        """Return None: the sentences are part of the text that goes on."""
 
     def prompt(self, question: str) -> str:
         """Return the sentences and then the question, each on a line of its own."""

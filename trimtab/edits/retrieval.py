@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from trimtab.before import Before
+from trimtab.datasets.statements import plain
 from trimtab.edits.prompts import Context, SavedContext
 from trimtab.errors import BadDataset, BadValue
 
@@ -64,9 +66,15 @@ class Retrieved(Context):
             raise BadValue(f"{self.name}: {self.k} texts asked for; there are {len(self.keys)} to retrieve from")
         object.__setattr__(self, "index", TfidfIndex(self.keys))
 
-    def texts_before(self, question: str) -> list[str]:
-        """Return the retrieved texts, the nearest last."""
-        return [self.blocks[i] for i in reversed(self.index.nearest(question, self.k))]
+    def before(self, question: str) -> Before:
+        """Return the retrieved texts, the nearest last: as turns where they are the keys with their answers."""
+        near = list(reversed(self.index.nearest(question, self.k)))
+        heads = [plain(self.keys[i], "") for i in near]
+        blocks = [self.blocks[i] for i in near]
+        if all(block.startswith(head) for block, head in zip(blocks, heads, strict=True)):
+            turns = [(self.keys[i], b.removeprefix(h)) for i, b, h in zip(near, blocks, heads, strict=True)]
+            return Before(turns=turns)
+        return Before("\n\n".join(blocks))
 
     def describe(self) -> dict[str, Any]:
         """Return the kind, how many texts are retrieved and from how many."""

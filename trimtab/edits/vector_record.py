@@ -1,4 +1,4 @@
-"""What a shift's record holds, and its form on disk."""
+"""What the record of an edit at some sites holds, and its form on disk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trimtab.protocols import Cost, Edit
 from trimtab.storage import load_result, save_result
 
 if TYPE_CHECKING:
-    from trimtab.edits.vectors import VectorEdit
+    from trimtab.edits.sited import SiteEdit
 
-    Shift = TypeVar("Shift", bound=VectorEdit)
+    Shift = TypeVar("Shift", bound=SiteEdit)
 
 UNDESCRIBED = ("model", "sweep", "validation_questions", "questions")
 """What of the record is too long for a description."""
@@ -48,12 +48,13 @@ class _SavedHeads(_Saved):
 
 class _SavedLayers(_Saved):
     layers: list[int]
+    components: NotRequired[list[str]]
 
 
 _FIELDS = {"head": _SavedHeads, "layer": _SavedLayers}
 
 
-def plain_sites(shift: VectorEdit) -> dict[str, list[Any]]:
+def plain_sites(shift: SiteEdit) -> dict[str, list[Any]]:
     """Return the heads or layers as plain values, by the name of their field."""
     return {f"{shift.place}s": [list(site) if shift.place == "head" else site for site in shift.sites]}
 
@@ -63,7 +64,7 @@ def site_name(site: Any) -> str:
     return ".".join(map(str, site)) if isinstance(site, tuple) else str(site)
 
 
-def ranks_of(shift: VectorEdit, sites: Sequence[Any]) -> tuple[list[int], dict[str, Any]]:
+def ranks_of(shift: SiteEdit, sites: Sequence[Any]) -> tuple[list[int], dict[str, Any]]:
     """Return where sites stand in a shift, and the record of these; raises `BadValue` for one that it lacks."""
     missing = [site for site in sites if site not in shift.sites]
     if missing:
@@ -77,10 +78,10 @@ def ranks_of(shift: VectorEdit, sites: Sequence[Any]) -> tuple[list[int], dict[s
     return ranks, record
 
 
-def save_vectors(shift: VectorEdit, path: str | Path) -> None:
+def save_vectors(shift: SiteEdit, path: str | Path) -> None:
     """Write a shift to a folder (safetensors and JSON), atomically; raises `Incompatible` where that cannot be."""
     made = {"strength": shift.strength, "name": shift.name, "seconds": shift.cost.seconds, "record": shift.record}
-    save_result(path, shift.kind, {**plain_sites(shift), **made}, shift.tensors)
+    save_result(path, shift.kind, {**plain_sites(shift), **shift.settings, **made}, shift.tensors)
 
 
 def load_vectors(kind: type[Shift], path: str | Path) -> Shift:
@@ -91,10 +92,11 @@ def load_vectors(kind: type[Shift], path: str | Path) -> Shift:
     sites = tuple(Head(*site) if kind.place == "head" else site for site in record[f"{kind.place}s"])
     fields: dict[str, Any] = {f"{kind.place}s": sites, **{name: tensors[name] for name in kind.axes}}
     fields |= {name: record[name] for name in ("strength", "name", "record")}
+    fields |= {name: tuple(record[name]) for name in kind.plain if name in record}
     try:
         return kind(**fields, cost=Cost(record["seconds"], numbers, size))
     except (BadValue, ShapeError) as cause:
-        raise Incompatible(f"{path} holds a damaged shift ({cause}); fit it again") from cause
+        raise Incompatible(f"{path} holds a damaged {kind.noun} ({cause}); fit it again") from cause
 
 
 def common_model(one: Edit, other: Edit) -> dict[str, Any] | None:

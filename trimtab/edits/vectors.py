@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -16,73 +15,28 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trimtab.activations.labelled import Head
-from trimtab.edits.vector_record import UNDESCRIBED, common_model, load_vectors, plain_sites, ranks_of, save_vectors
-from trimtab.errors import BadValue, ShapeError
+from trimtab.edits.sited import SiteEdit
+from trimtab.edits.vector_record import common_model
 from trimtab.models.adding import add_to_heads, add_to_residual
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.carriers import through_projections, with_biases
 from trimtab.models.heads import HeadSite, find_heads
-from trimtab.models.identity import require_same_model
-from trimtab.protocols import Cost, Edit, EnterAt, Positions
+from trimtab.protocols import Positions
 
 Own = TypeVar("Own", bound="VectorEdit")
 
 
 @dataclass(frozen=True, repr=False)
-class VectorEdit(Edit):
-    """Adds a vector at each of its sites; the sum of two shifts of one kind is a shift."""
+class VectorEdit(SiteEdit):
+    """Adds a vector at each of its sites, along the first of its tensors; the sum of two shifts of one kind is one."""
 
-    place: ClassVar[str]
-    """What a site is, `"head"` or `"layer"`; the field that lists the sites is its plural."""
-    axes: ClassVar[Mapping[str, int]]
-    """Tensor -> number of axes, the directions first; each has one row for every site."""
-    described_as: ClassVar[str]
+    noun: ClassVar[str] = "shift"
     site: ClassVar[str]  # what `capture_heads` calls the places
-    leaves_prompt_unedited: ClassVar[bool] = True
-
-    _: KW_ONLY
-    name: str = ""
-    cost: Cost = field(default_factory=Cost)
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """How the shift was made; `MadeFrom` lists what is read again."""
-
-    def __post_init__(self) -> None:
-        k, tensors = len(self.sites), self.tensors
-        if any(t.ndim != n or len(t) != k for t, n in zip(tensors.values(), self.axes.values(), strict=True)):
-            shapes = " and ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-            raise ShapeError(f"{k} {self.place}s came with {shapes}; expected one row each")
-        if k == 0:
-            raise BadValue(f"a shift needs one {self.place} or more, got none")
-        if not all(bool(t.isfinite().all()) for t in tensors.values()):
-            raise BadValue(f"the shift's {' and '.join(tensors)} must be finite numbers; fit it again")
-        if len(set(self.sites)) < k:
-            raise BadValue(f"a {self.place} stands twice in the shift; give it once (a sum of two shifts adds them up)")
-
-    def __len__(self) -> int:
-        return len(self.sites)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {len(self)} {self.place}(s), strength {self.strength:g})"
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
-        return {name: getattr(self, name) for name in self.axes}
-
-    @property
-    def sites(self) -> tuple[Any, ...]:
-        """Where it acts, best first."""
-        return getattr(self, f"{self.place}s")
 
     @property
     def probed(self) -> tuple[Head, ...]:
         """The sites as probes count them: a layer's residual stream is its head 0."""
         return tuple(Head(*site) if isinstance(site, tuple) else Head(site, 0) for site in self.sites)
-
-    @property
-    def n_sites(self) -> int:
-        """How many heads or layers it acts on."""
-        return len(self.sites)
 
     @property
     @abstractmethod
@@ -93,35 +47,6 @@ class VectorEdit(Edit):
     def deltas(self) -> dict[Any, Float[Tensor, " width"]]:
         """What is added, by site."""
         return dict(zip(self.sites, self.rows, strict=True))
-
-    @property
-    def fitted_on(self) -> Sequence[str]:
-        """Keys of the questions that it was made from, those that ranked its sites included."""
-        return self.record.get("questions", ())
-
-    @property
-    def validated_on(self) -> Sequence[str]:
-        """Keys of the questions that ranked its sites."""
-        return self.record.get("validation_questions", ())
-
-    def scaled(self: Own, factor: float | int) -> Own:
-        """Return the shift with its strength multiplied; raises `BadValue` if it is not finite."""
-        factor = float(factor)
-        if not abs(factor) < float("inf"):
-            raise BadValue(f"strength must be a finite number, got {factor}")
-        return replace(self, strength=self.strength * factor)  # pyright: ignore[reportCallIssue]
-
-    def first(self: Own, k: int) -> Own:
-        """Return the shift on its k best sites; raises `BadValue` if it has fewer, or k is below 1."""
-        if 1 <= k <= len(self):
-            return self.on(self.sites[:k])
-        raise BadValue(f"first {k} {self.place}s asked for; the shift has {len(self)}")
-
-    def on(self: Own, sites: Sequence[Any]) -> Own:
-        """Return the shift on these of its sites, in this order; raises `BadValue` for one that it does not have."""
-        ranks, record = ranks_of(self, sites)
-        rows = {name: tensor[ranks] for name, tensor in self.tensors.items()}
-        return replace(self, record=record, **rows, **{f"{self.place}s": tuple(sites)})
 
     def __add__(self: Own, other: Any) -> Own:
         """Return the shift that adds both; raises `Incompatible` if they were made for different models."""
@@ -152,53 +77,10 @@ class VectorEdit(Edit):
         record = {**self.record, "direction": "random", "seed": seed}
         return replace(self, name="Random direction", record=record, **{along: turned})
 
-    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
-        """Yield the same model, steered at `positions` until the block ends.
-
-        Raises:
-            Incompatible: the shift was made for another checkpoint or geometry, or did not act.
-            BadValue: `"generated"` where it has no meaning (see `add_to_heads`).
-        """
-        return self.prepared(model)(positions)
-
-    def prepared(self, model: Any) -> EnterAt:
-        """Return what enters the shift on a model again and again: it is checked here, its sites found once."""
-        if "model" in self.record:
-            require_same_model(self.record["model"], model, f"the shift {self.name!r}")
-        if self.strength == 0:
-            return lambda positions: nullcontext(model)  # noqa: ARG005
-        adding = self._adding(model)
-
-        @contextmanager
-        def enter(positions: Positions) -> Iterator[Any]:
-            with adding(positions):
-                yield model
-
-        return enter
-
-    @abstractmethod
-    def _adding(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
-        """Return what adds the vectors at given positions."""
-
     def merged(self, model: Any) -> Any:
         """Return a model of a stock class whose biases add the vectors at all positions; raises as `with_biases`."""
         constants = self.constants(model)
         return with_biases(base_of(model), constants) if constants else base_of(model)
-
-    def describe(self) -> dict[str, Any]:
-        """Return sites, strength and how the shift was made, as plain values."""
-        made = {k: v for k, v in self.record.items() if k not in UNDESCRIBED}
-        named = {"kind": self.described_as, "name": self.name}
-        return {**named, **plain_sites(self), "strength": self.strength, **made}
-
-    def save(self, path: str | Path) -> None:
-        """Write the shift to a folder; raises `Incompatible` if it holds something else or cannot be written."""
-        save_vectors(self, path)
-
-    @classmethod
-    def load(cls: type[Own], path: str | Path) -> Own:
-        """Return a shift that `save` wrote; raises `Incompatible` for anything else."""
-        return load_vectors(cls, path)
 
 
 @dataclass(frozen=True, repr=False)
@@ -245,7 +127,7 @@ class HeadShift(VectorEdit):
         moved = {head: delta for head, delta in self.deltas.items() if bool(delta.any())}
         return through_projections(self._found(model), moved)
 
-    def _adding(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
+    def _acting(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
         return partial(add_to_heads, model, self.deltas, heads=self._found(model))
 
     def _found(self, model: Any) -> Sequence[HeadSite]:
@@ -295,5 +177,5 @@ class ResidualShift(VectorEdit):
         layers = decoder_layers(model)
         return {names[layers[i]]: delta.double() for i, delta in self.deltas.items() if bool(delta.any())}
 
-    def _adding(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
+    def _acting(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
         return partial(add_to_residual, model, self.deltas)

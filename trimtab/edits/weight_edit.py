@@ -18,17 +18,19 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of
 from trimtab.models.identity import Fingerprint, require_same_model
 from trimtab.models.twin import twin_of
-from trimtab.models.weights import LowRank, WeightChange, changed_weights, with_changes
+from trimtab.models.weights import LowRank, WeightChange, as_whole, changed_weights, inner_product, with_changes
 from trimtab.protocols import Cost, Edit, Positions
 from trimtab.storage import load_result, save_result, write_json, written_folder
 
-UNDESCRIBED = ("model", "seconds")
+UNDESCRIBED = ("model", "seconds", "keys", "questions")
 """What of the record is too long for a description."""
 
 
 class _MadeFrom(TypedDict):
     model: NotRequired[Fingerprint]
     facts: NotRequired[list[str]]
+    keys: NotRequired[dict[str, list[str]]]
+    questions: NotRequired[list[str]]
 
 
 class _Saved(TypedDict):
@@ -58,6 +60,9 @@ class WeightEdit(Edit):
     cost: Cost = field(default_factory=Cost)
     record: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: the model's fingerprint under `"model"`, the facts' keys under `"facts"`."""
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    """By weight: what the map gets at each fact's subject (fact d_in), for later edits to keep; in the order of
+    `record["keys"]`."""
 
     def __post_init__(self) -> None:
         if not self.changes:
@@ -69,6 +74,11 @@ class WeightEdit(Edit):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self.changes)} weight(s), strength {self.strength:g})"
+
+    @property
+    def fitted_on(self) -> Sequence[str]:
+        """Keys of the questions that it was tuned on."""
+        return self.record.get("questions", ())
 
     @property
     def losses(self) -> Sequence[float]:
@@ -88,8 +98,7 @@ class WeightEdit(Edit):
             Incompatible: the edit was made for another checkpoint, or lacks a weight here.
             BadValue, ShapeError: as `changed_weights`.
         """
-        if "model" in self.record:
-            require_same_model(self.record["model"], model, f"the edit {self.name!r}")
+        self._require_of(model)
         with changed_weights(model, self.changes if self.strength else {}, self.strength):
             yield model
 
@@ -111,14 +120,40 @@ class WeightEdit(Edit):
             **({"model": model} if model else {}),
             "sum_of": [self.describe(), other.describe()],
             "facts": [*self.record.get("facts", ()), *other.record.get("facts", ())],
+            "keys": {
+                name: [*self.record.get("keys", {}).get(name, ()), *other.record.get("keys", {}).get(name, ())]
+                for name in sorted(self.keys.keys() | other.keys.keys())
+            },
+            "questions": sorted({*self.fitted_on, *other.fitted_on}),
         }
+        keys = {name: torch.cat([e.keys[name] for e in (self, other) if name in e.keys]) for name in record["keys"]}
         return WeightEdit(
             total,
             name=self.name if self.name == other.name else f"{self.name} + {other.name}",
             unchanged_layers=min(self.unchanged_layers, other.unchanged_layers),
             cost=replace(self.cost + other.cost, trainable_parameters=_n_numbers(total)),
             record=record,
+            keys=keys,
         )
+
+    def __neg__(self) -> WeightEdit:
+        """Return the edit that takes the change away."""
+        return self.scaled(-1)
+
+    def __sub__(self, other: Any) -> WeightEdit:
+        """Return the edit that makes this change and takes the other away; raises as the sum does."""
+        return self + other.scaled(-1)
+
+    def whole(self, model: Any) -> WeightEdit:
+        """Return the edit with each change as a whole tensor of its parameter's shape, its strength worked in.
+
+        So a change of low rank and one of a whole weight can be added up.
+
+        Raises:
+            Incompatible, ShapeError: the model lacks a weight, or has it in another shape.
+        """
+        changes = {name: as_whole(model, name, change) for name, change in self._at_one().items()}
+        return replace(self, changes=changes, strength=1.0)
 
     def compressed(self, tolerance: float = 1e-6) -> WeightEdit:
         """Return the edit with each low-rank change at the least rank that keeps it, up to a share of its norm.
@@ -145,14 +180,18 @@ class WeightEdit(Edit):
         record = {**self.record, "values": "random", "seed": seed}
         return replace(self, changes=drawn, name="Random values", record=record)
 
+    def weight_changes(self, model: Any) -> dict[str, WeightChange]:
+        """Return the changes with the strength worked in; raises `Incompatible` for another model's."""
+        self._require_of(model)
+        return self._at_one()
+
     def merged(self, model: Any) -> Any:
         """Return a plain model of the same class with the change in its weights; other weights are shared.
 
         Raises:
             Incompatible, BadValue, ShapeError: as `applied`; quantised weights.
         """
-        if "model" in self.record:
-            require_same_model(self.record["model"], model, f"the edit {self.name!r}")
+        self._require_of(model)
         twin: Any = twin_of(base_of(model))
         with_changes(twin, self.changes if self.strength else {}, self.strength)
         return twin
@@ -169,6 +208,7 @@ class WeightEdit(Edit):
         for name, change in self.changes.items():
             factors = change._asdict().items() if isinstance(change, LowRank) else [("whole", change)]
             tensors |= {f"{name}:{part}": tensor for part, tensor in factors}
+        tensors |= {f"{name}:keys": keys for name, keys in self.keys.items()}
         record = {
             **{key: getattr(self, key) for key in ("name", "strength", "unchanged_layers", "record")},
             "seconds": self.cost.seconds,
@@ -183,13 +223,16 @@ class WeightEdit(Edit):
         for key, tensor in tensors.items():
             name, _, part = key.rpartition(":")
             parts.setdefault(name, {})[part] = tensor
+        keys = {name: own.pop("keys") for name, own in parts.items() if "keys" in own}
         try:
             changes = {n: own["whole"] if "whole" in own else LowRank(**own) for n, own in parts.items()}
         except TypeError as cause:
             raise Incompatible(f"the weight edit at {path} lacks a factor of some change; write it again") from cause
         stored = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
         fields = {key: record[key] for key in ("name", "unchanged_layers", "record")}
-        return cls(changes, record["strength"], cost=Cost(record["seconds"], _n_numbers(changes), stored), **fields)
+        return cls(
+            changes, record["strength"], cost=Cost(record["seconds"], _n_numbers(changes), stored), keys=keys, **fields
+        )
 
     def to_peft(self, path: str | Path, base_name: str = "") -> None:
         """Write the edit as a LoRA adapter that Hugging Face PEFT and vLLM load, its strength worked in.
@@ -220,6 +263,10 @@ class WeightEdit(Edit):
             write_json(folder / "adapter_config.json", config)
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
+    def _require_of(self, model: Any) -> None:
+        if "model" in self.record:
+            require_same_model(self.record["model"], model, f"the edit {self.name!r}")
+
     def _at_one(self) -> dict[str, WeightChange]:
         """Return the changes with the strength worked into them."""
         s = self.strength
@@ -227,17 +274,17 @@ class WeightEdit(Edit):
 
 
 def _norm(change: WeightChange) -> float:
-    if not isinstance(change, LowRank):
-        return float(change.norm())
-    left, right = (factor.double() for factor in change)
-    return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+    return max(0.0, inner_product(change, change)) ** 0.5
 
 
 def _joined(one: WeightChange, other: WeightChange) -> WeightChange:
     if isinstance(one, LowRank) and isinstance(other, LowRank):
         return LowRank(torch.cat([one.left, other.left], 1), torch.cat([one.right, other.right], 0))
     if isinstance(one, LowRank) or isinstance(other, LowRank):
-        raise BadValue("a change of low rank and one of a whole weight are not added up; apply them as tt.Stacked(...)")
+        raise BadValue(
+            "a change of low rank and one of a whole weight are not added up; give both as edit.whole(model), or apply "
+            "them as tt.Stacked(...)"
+        )
     return one + other
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.datasets.questions import Statement
+from trimtab.datasets.statements import Statement
 from trimtab.engine.batching import Budget
 from trimtab.engine.forwards import Computed, Step, run_tree
 from trimtab.engine.staging import RowsToCpu
@@ -160,7 +160,8 @@ def require_statements(statements: Sequence[Statement]) -> None:
 
 def _tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list[AnswerTokens]:
     texts = [s.text for s in statements]
-    tokens = tokenize_answers(tokenizer, texts, [s.answer_start for s in statements], needs_prompt=False)
+    starts, templates = [s.answer_start for s in statements], [s.template for s in statements]
+    tokens = tokenize_answers(tokenizer, texts, starts, needs_prompt=False, templates=templates)
     require_fits(model, [len(t.ids) for t in tokens], texts)
     return tokens
 
@@ -182,7 +183,7 @@ def _fill(
         nonlocal may_stop
         gather = _Gather(step, len(modules), stops=bool(may_stop))
         hooks = site.hooks((module, gather.reader(i)) for i, module in enumerate(modules))
-        with hooks, contextlib.suppress(_AllRead):
+        with hooks, contextlib.suppress(AllRead):
             forward()
         if may_stop is None:  # the first forward, run whole, tells whether a module is called again
             may_stop = gather.calls == len(modules)
@@ -193,7 +194,7 @@ def _fill(
     return took
 
 
-class _AllRead(Exception):
+class AllRead(Exception):
     """Ends a forward of which everything has been read: the last layer's MLP and the model's head need not run."""
 
 
@@ -225,7 +226,7 @@ class _Gather:
             self.read[layer] = found
             self.calls += 1
             if self.stops and self.calls == len(self.read):
-                raise _AllRead
+                raise AllRead
 
         return read
 

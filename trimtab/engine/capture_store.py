@@ -11,7 +11,7 @@ import torch
 
 from trimtab.activations.manifest import Layout, Manifest
 from trimtab.activations.shards import ActivationStore
-from trimtab.datasets.questions import Statement
+from trimtab.datasets.statements import Statement
 from trimtab.engine.capture import Site, capture_heads, require_position, require_statements, site_of
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,22 +22,17 @@ def complete(
     tokenizer: Any,
     prompts: Sequence[str],
     edit: Edit,
-    *,
-    paragraphs: bool = False,
-    max_new_tokens: int = 50,
-    batch_size: int | None = None,
+    **options: Any,
 ) -> list[str]:
     """Return the greedy continuation of every prompt, up to the next question, paragraph or end token.
 
-    With `paragraphs` an answer may have several, and an `A:` that the model writes itself is where it begins.
-    Under a launcher every process continues a stretch of the prompts, and all get all texts.
+    With `paragraphs` an answer may have several, and an `A:` that the model writes itself is where it begins; `options`
+    are those of `completions`. Under a launcher every process continues a stretch of the prompts; all get all texts.
 
     Raises:
         BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
-    (texts,) = completions(
-        model, tokenizer, prompts, [edit], paragraphs=paragraphs, max_new_tokens=max_new_tokens, batch_size=batch_size
-    )
+    (texts,) = completions(model, tokenizer, prompts, [edit], **options)
     return texts
 
 
@@ -47,30 +42,44 @@ def completions(
     prompts: Sequence[str],
     edits: Sequence[Edit],
     *,
-    paragraphs: bool = False,
     max_new_tokens: int = 50,
     batch_size: int | None = None,
+    **form: bool,
 ) -> list[list[str]]:
     """Return `complete` of every edit; what the edits and prompts share is computed once, as in `continuations`.
+
+    Args:
+        form: `paragraphs`, as in `complete`, or `template`: a chat template wrote the prompts, and answers end by
+            themselves.
 
     Raises:
         BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
-    decoding = Decoding(max_new_tokens, ends=lambda length: AnswerEnd(tokenizer, length, paragraphs=paragraphs))
+    template = form.get("template", False)
+    decoding = Decoding(max_new_tokens, ends=answer_end(tokenizer, **form))
 
     def part(ids: Sequence[list[int]]) -> list[tuple[str, ...]]:
         found = continuations(model, tokenizer, ids, edits, decoding, batch_size=batch_size)
-        return list(zip(*([cut(text, paragraphs=paragraphs) for text in texts] for texts in found), strict=True))
+        return list(zip(*([cut(text, **form) for text in texts] for texts in found), strict=True))
 
-    texts = over_processes([encode(tokenizer, prompt) for prompt in prompts], part)
+    texts = over_processes([encode(tokenizer, prompt, template=template) for prompt in prompts], part)
     return [list(of_edit) for of_edit in zip(*texts, strict=True)]
 
 
-def cut(text: str, *, paragraphs: bool = False) -> str:
+def answer_end(
+    tokenizer: Any, *, paragraphs: bool = False, template: bool = False
+) -> Callable[[int], AnswerEnd] | None:
+    """Return what ends answers behind prompts of a length, or None in a chat template, where they end by themselves."""
+    return None if template else lambda length: AnswerEnd(tokenizer, length, paragraphs=paragraphs)
+
+
+def cut(text: str, *, paragraphs: bool = False, template: bool = False) -> str:
     """Return the answer: the text before the next `Q:` or blank line, stripped.
 
-    With `paragraphs`: after the first `A:`, if there is one, and before the next `Q:`.
+    With `paragraphs`: after the first `A:`, if there is one, and before the next `Q:`. In a chat template: all of it.
     """
+    if template:
+        return text.strip()
     text = NEXT_QUESTION.split(text)[0].strip()
     return text.split("A:", 1)[-1].strip() if paragraphs else text.split("\n\n")[0].strip()
 

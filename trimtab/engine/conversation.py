@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from trimtab.engine.completion import AnswerEnd, cut
+from trimtab.before import NOTHING, Before
+from trimtab.datasets.asking import Asked, Form, asking_for
+from trimtab.engine.completion import answer_end, cut
 from trimtab.engine.generate import Decoding, continuations
-from trimtab.errors import BadDataset, BadValue
+from trimtab.errors import BadDataset
 from trimtab.models.tokens import encode
 from trimtab.protocols import Edit
 
@@ -20,18 +23,20 @@ class Turn(NamedTuple):
     answer: str
 
 
-def has_template(tokenizer: Any) -> bool:
-    """Return whether the tokenizer knows how its model wants a conversation written."""
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
 def prompt_ids(
-    tokenizer: Any, question: str, history: Sequence[Turn] = (), *, template: bool | None = None
+    tokenizer: Any,
+    question: str,
+    history: Sequence[Turn] = (),
+    *,
+    asking: str | Form = "auto",
+    edit: Edit | None = None,
 ) -> list[int]:
     """Return the tokens that ask the question after a conversation, ready for the answer to follow.
 
-    `template` forces the chat template or (False) the plain form, `Q: ...\\nA: ...` with blank lines between; the
-    template is used where there is one if not given.
+    Args:
+        asking: as in `QuestionSet.asked_as`, or a form. In plain form turns are `Q: ...\\nA: ...` with blank lines
+            between; the chat template is used where there is one.
+        edit: what it sets before questions stands before the conversation.
 
     Raises:
         BadDataset: the question is not UTF-8 text.
@@ -40,23 +45,17 @@ def prompt_ids(
     if any("\ud800" <= letter <= "\udfff" for letter in question):  # how Python passes on bytes that are no text
         shown = question.encode("utf-8", "backslashreplace").decode()
         raise BadDataset(f"the question '{shown[:60]}' is not UTF-8 text; give it in UTF-8")
-    if template is None:
-        template = has_template(tokenizer)
-    if not template:
-        turns = [f"Q: {t.question}\nA: {t.answer}" for t in history]
-        return encode(tokenizer, "\n\n".join([*turns, f"Q: {question}\nA:"]))
-    if not has_template(tokenizer):
-        raise BadValue("the tokenizer has no chat template; ask in plain form")
-    messages = []
-    for turn in history:
-        messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
-    messages.append({"role": "user", "content": question})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as cause:  # templates are programs, and raise what they like
-        raise BadValue(f"the chat template does not take this conversation ({cause}); ask in plain form") from cause
-    # the template writes the special tokens itself
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    form = asking_for(asking, tokenizer) if isinstance(asking, str) else asking
+    before = (edit and edit.before(question)) or NOTHING
+    asked = form.asked(question, Before(before.instruction, [*before.turns, *history]))
+    return encode(tokenizer, asked.prompt, template=asked.template)
+
+
+def asked_by(edit: Edit, form: Form, question: str) -> Asked:
+    """Return the question behind what the edit sets before it, or in the edit's own whole context if it has one."""
+    before = edit.before(question)
+    whole = edit.prompt(question) if before is None else None
+    return form.asked(question, before or NOTHING) if whole is None else Asked(whole)
 
 
 def answers(
@@ -65,14 +64,14 @@ def answers(
     questions: Sequence[str],
     edit: Edit | None = None,
     *,
-    template: bool | None = None,
+    asking: str = "auto",
     settings: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
 ) -> list[str]:
     """Return the edited model's answers to single questions.
 
     Args:
-        template: as in `prompt_ids`. In plain form an answer ends at the next question or blank line.
+        asking: as in `prompt_ids`. In plain form an answer ends at the next question or blank line.
         settings: options of `generate`, such as `do_sample` and `temperature`; greedy, 50 new tokens if not given.
             Of the checkpoint's own generation defaults those of sampling hold, where sampling is asked for.
 
@@ -82,12 +81,22 @@ def answers(
     """
     if not questions or not all(q.strip() for q in questions):
         raise BadDataset("no question to answer" if not questions else "one of the questions is empty")
-    template = has_template(tokenizer) if template is None else template
-    ids = [prompt_ids(tokenizer, q, template=template) for q in questions]
-    (texts,) = continuations(
-        model, tokenizer, ids, [edit], _decoding(tokenizer, template, settings), batch_size=batch_size
-    )
-    return [_answer_in(text, template) for text in texts]
+    form = asking_for(asking, tokenizer)
+    note_asked_otherwise(edit, form.name)
+    ids = [prompt_ids(tokenizer, q, asking=form, edit=edit) for q in questions]
+    decoding = _decoding(tokenizer, form.template, settings)
+    (texts,) = continuations(model, tokenizer, ids, [edit], decoding, batch_size=batch_size)
+    return [cut(text, template=form.template) for text in texts]
+
+
+def note_asked_otherwise(edit: Edit | None, asking: str) -> None:
+    """Warn where an edit was made with questions asked in another way than it is used with now."""
+    if edit is not None and edit.asked_as not in ("", asking):
+        warnings.warn(
+            f"{edit.name} was made with questions asked in {edit.asked_as} form and is used in {asking} form, where "
+            f"it may do less; ask as it was made (--asking {edit.asked_as})",
+            stacklevel=3,
+        )
 
 
 def reply(
@@ -113,14 +122,10 @@ def reply(
     """
     decoding = replace(_decoding(tokenizer, template, settings), streamer=streamer)
     ((text,),) = continuations(model, tokenizer, [ids], [edit], decoding)
-    return _answer_in(text, template)
+    return cut(text, template=template)
 
 
 def _decoding(tokenizer: Any, template: bool, settings: Mapping[str, Any] | None) -> Decoding:
     options = dict(settings or {})
     new = options.pop("max_new_tokens", Decoding.max_new_tokens)
-    return Decoding(new, options, ends=None if template else lambda length: AnswerEnd(tokenizer, length))
-
-
-def _answer_in(text: str, template: bool) -> str:
-    return text.strip() if template else cut(text)
+    return Decoding(new, options, ends=answer_end(tokenizer, template=template))

@@ -79,4 +79,6 @@ class SharedLayers:
 
 def _copied(output: Any) -> Any:
     """Return the layer's output with a copy of its hidden states, which a later layer might write into."""
-    return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
+    if isinstance(output, tuple):
+        return (output[0].detach().clone(), *output[1:])
+    return output.detach().clone()

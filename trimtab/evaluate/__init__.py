@@ -2,6 +2,7 @@
 
 from trimtab.engine.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.contrast import PairScores, Scorer, TextScores, contrast, score_texts
+from trimtab.evaluate.counted import CountedAnswers
 from trimtab.evaluate.defaults import answer_meters, default_meters, pair_meters
 from trimtab.evaluate.drift import Drift, drift, drifts
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
@@ -14,6 +15,7 @@ from trimtab.evaluate.wording_meters import wording_meters
 from trimtab.protocols import Judge, Verdict
 
 __all__ = [
+    "CountedAnswers",
     "Drift",
     "GeneratedAnswers",
     "Judge",

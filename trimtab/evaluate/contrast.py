@@ -8,7 +8,11 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
+from trimtab.before import NOTHING
+from trimtab.datasets.asking import BARE, asking_for
+from trimtab.datasets.given import Rows, as_items
 from trimtab.datasets.pairs import ContrastPair, PairSet
+from trimtab.datasets.statements import Statement
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
@@ -16,7 +20,7 @@ from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.style import AnswerStyle
 from trimtab.intervals import Estimate, share
-from trimtab.models.tokens import continuation_tokens, require_fits
+from trimtab.models.tokens import scored_tokens
 from trimtab.protocols import Edit, Measured, Meter
 
 Scorer: TypeAlias = Callable[[ContrastPair, str], float]
@@ -49,7 +53,13 @@ class PairScores:
 
 
 def contrast(
-    model: Any, tokenizer: Any, pairs: PairSet, edit: Edit | None = None, *, batch_size: int | None = None
+    model: Any,
+    tokenizer: Any,
+    pairs: Rows,
+    edit: Edit | None = None,
+    *,
+    asking: str = "auto",
+    batch_size: int | None = None,
 ) -> PairScores:
     """Return how likely the edited model finds the positive sides of contrast pairs against the negative ones.
 
@@ -58,28 +68,48 @@ def contrast(
     acts from the last prompt token on.
 
     Args:
+        asking: as in `PairSet.asked_as`.
         batch_size: at most so many texts in one forward; as many as fit if not given.
 
     Raises:
         BadDataset: there are no pairs.
         BadValue: a text that does not fit the model; no prompt and no token that could stand before the text.
     """
-    (scores,) = contrast_many(model, tokenizer, pairs, [NoEdit() if edit is None else edit], batch_size=batch_size)
+    edits = [NoEdit() if edit is None else edit]
+    (scores,) = contrast_many(model, tokenizer, pairs, edits, asking=asking, batch_size=batch_size)
     return scores
 
 
 def contrast_many(
-    model: Any, tokenizer: Any, pairs: PairSet, edits: Sequence[Edit], *, batch_size: int | None = None
+    model: Any,
+    tokenizer: Any,
+    pairs: Rows,
+    edits: Sequence[Edit],
+    *,
+    asking: str = "auto",
+    batch_size: int | None = None,
 ) -> list[PairScores]:
     """Return `contrast` of every edit; prompts are computed once for all that leave them unedited."""
-    if not pairs:
-        raise BadDataset("no contrast pairs to score")
-    statements = pairs.statements()
-    # all that follows the prompt counts, so that no side gets its space for free where that is a token of its own
-    tokens = [continuation_tokens(tokenizer, s.text, len(s.prompt)) for s in statements]
-    require_fits(model, [t.end for t in tokens], [s.text for s in statements])
-    scored = score_answers(model, tokenizer, tokens, edits, batch_size=batch_size).logprobs
-    return [_pair_scores(pairs, iter(values)) for values in scored]
+    asked: PairSet = as_items(pairs).asked_as(asking, tokenizer)
+    found: dict[int, Any] = {}
+    alike: dict[tuple[str, ...], list[int]] = {}
+    said = [_statements(asked, edit) for edit in edits]
+    for i, statements in enumerate(said):
+        alike.setdefault(tuple(s.prompt for s in statements), []).append(i)
+    for places in alike.values():
+        tokens = scored_tokens(model, tokenizer, said[places[0]])
+        scores = score_answers(model, tokenizer, tokens, [edits[i] for i in places], batch_size=batch_size)
+        found |= zip(places, scores.logprobs, strict=True)
+    return [_pair_scores(asked, iter(found[i])) for i in range(len(edits))]
+
+
+def _statements(pairs: PairSet, edit: Edit) -> list[Statement]:
+    return [
+        pairs.form_for(pair).statement(pair.prompt, text, label, pair.key, edit.before(pair.prompt) or NOTHING)
+        for pair in pairs
+        for label, texts in ((True, pair.positive), (False, pair.negative))
+        for text in texts
+    ]
 
 
 def _pair_scores(pairs: PairSet, values: Iterator[float]) -> PairScores:
@@ -123,7 +153,8 @@ class PairContrast(Meter):
     ) -> list[Measured]:
         """Return every pair's row under every edit."""
         found = []
-        for scores in contrast_many(model, tokenizer, items, edits, batch_size=self.batch_size):
+        how = {"asking": asking, "batch_size": self.batch_size}
+        for scores in contrast_many(model, tokenizer, items, edits, **how):
             full = [
                 {
                     **row._asdict(),
@@ -200,7 +231,8 @@ class ScoredTexts(Meter):
     ) -> list[Measured]:
         """Return every pair's text and score under every edit."""
         options = {"scorer": self.scorer, "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
-        said = [score_texts(model, tokenizer, items, edit, **options).rows for edit in edits]
+        asked = items.asked_as(asking, tokenizer)
+        said = [score_texts(model, tokenizer, asked, edit, **options).rows for edit in edits]
         record = {"judge": judge_record(self.scorer)}
         return [Measured({p.key: asdict(r) for p, r in zip(items, rows, strict=True)}, record=record) for rows in said]
 
@@ -220,7 +252,9 @@ def score_texts(
     max_new_tokens: int = 50,
     batch_size: int | None = None,
 ) -> TextScores:
-    """Return how much of the behaviour the edited model's greedy continuations of the pairs' prompts show.
+    """Return how much of the behaviour the edited model's greedy answers to the pairs' prompts show.
+
+    They are asked as the set is (`PairSet.asked_as`); by default in the chat template where there is one.
 
     Raises:
         BadDataset: there are no pairs.
@@ -230,8 +264,11 @@ def score_texts(
 
     edit = NoEdit() if edit is None else edit
     require_prompts(pairs)
-    prompts = [pair.prompt for pair in pairs]
-    texts = complete(model, tokenizer, prompts, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    form = asking_for("auto", tokenizer, pairs)
+    form = form if form.template else BARE
+    asked = [form.asked(pair.prompt, edit.before(pair.prompt) or NOTHING) for pair in pairs]
+    options = {"template": form.template, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    texts = complete(model, tokenizer, [a.prompt for a in asked], edit, **options)
     scores = [checked_score(scorer, pair, text) for pair, text in zip(pairs, texts, strict=True)]
     rows = [TextRow(pair.prompt, text, score) for pair, text, score in zip(pairs, texts, scores, strict=True)]
     return TextScores(share(scores), tuple(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from trimtab.protocols import Meter
 def answer_meters(
     *,
     judge: Any = exact_judge,
-    convention: Any = "plain",
+    convention: Any = None,
     texts: Sequence[str] | None = None,
     max_new_tokens: int = 50,
     divide_texts: bool = False,
@@ -31,14 +32,15 @@ def answer_meters(
 
     Args:
         judge: of the answers: a `Judge`, or a function `(question, answer) -> Verdict`.
-        convention: how multiple choice asks; answers are asked for in the plain form.
+        convention: how is asked, as of `multiple_choice`; as the table asks if not given. In `"lm-eval"` and `"iti"`
+            answers are asked for in the plain form.
         texts: neutral texts to measure drift on; trimtab's own if not given.
         max_new_tokens: of an answer.
         divide_texts: whether the first fifth of the texts is for choosing settings, and the rest to measure on.
         broken: whether to say how the same answers read too (debris, loops, length), and what is left of a hundred
             easy choices (`trimtab.datasets.capability`).
     """
-    answering: dict[str, Any] = {"judge": judge, "convention": "plain", "max_new_tokens": max_new_tokens}
+    answering = {"judge": judge, "convention": answer_form(convention), "max_new_tokens": max_new_tokens}
     return (
         *judged_meters(**answering),
         *choice_meters(convention)[:2],
@@ -46,6 +48,11 @@ def answer_meters(
         *(capability_meters(capability()) if broken else ()),
         *_drift(texts, divide_texts),
     )
+
+
+def answer_form(convention: str | None) -> str | None:
+    """Return how answers are asked for beside a convention of multiple choice: those that are of it alone, plainly."""
+    return "plain" if convention in ("lm-eval", "iti") else convention
 
 
 def pair_meters(
@@ -93,6 +100,11 @@ DEFAULTS: dict[str, Callable[..., tuple[Meter, ...]]] = {
     "references": reference_meters,
 }
 """What a data set says of itself (`measured_by`) -> its meters."""
+
+
+def options_of(items: Any) -> Sequence[str]:
+    """Return the names of the options that the meters of such items take."""
+    return list(inspect.signature(DEFAULTS[items.measured_by]).parameters)
 
 
 def default_meters(items: Any, **options: Any) -> tuple[Meter, ...]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.datasets.asking import PLAIN
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.score import last_logits
@@ -182,11 +183,19 @@ def drifts(
     ids = [encode(tokenizer, text)[:limit] for text in kept]
     if not ids:
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
-    ahead = [[encode(tokenizer, before) if (before := e.before(text)) else [] for e in edits] for text in kept]
+    ahead = [[encode(tokenizer, before) if (before := _ahead(e, text)) else [] for e in edits] for text in kept]
     work = list(zip(ids, ahead, strict=True))
     rows = over_processes(work, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
     # every text weighs the same: texts are cut to nearly equal length, and intervals resample texts
     return tuple(_summed(of_edit) for of_edit in zip(*rows, strict=True))
+
+
+def _ahead(edit: Edit, text: str) -> str:
+    """Return what an edit sets before a text that is no question."""
+    before = edit.before(text)
+    if before is not None:
+        return PLAIN.ahead(before)
+    return (edit.prompt(text) or "").rpartition(text)[0]
 
 
 def _summed(rows: Sequence[tuple[float, float, float]]) -> Drift:

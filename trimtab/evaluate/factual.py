@@ -19,6 +19,8 @@ from trimtab.models.tokens import tokenize_answers
 from trimtab.protocols import Edit, Measured, Meter
 
 ARTICLES = ("the ", "a ", "an ")
+SPARE = 8
+"""Tokens beside those of the longest answer: of an article or a mark before it, and of what ends its last word."""
 
 
 def says(text: str, answer: str) -> bool:
@@ -41,7 +43,8 @@ class SaidFacts(Meter):
     say the new answer anyway. Rows hold numbers of prompts, which figures divide: facts differ in how many they have.
     """
 
-    max_new_tokens: int = 12
+    max_new_tokens: int | None = None
+    """Of what is generated; as many as the longest answer has and a few more if not given."""
     batch_size: int = 32
     name: ClassVar[str] = "facts"
     columns: ClassVar[Sequence[str]] = (
@@ -53,21 +56,23 @@ class SaidFacts(Meter):
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> list[Measured]:
         """Return every fact's row under every edit; the unedited model is asked too."""
-        prompts = list(dict.fromkeys(prompt for fact in _facts(items) for prompt in _prompts(fact)))
-        before, *said = self._said(model, tokenizer, prompts, [NoEdit(), *edits])
+        facts = _facts(items)
+        prompts = list(dict.fromkeys(prompt for fact in facts for prompt in _prompts(fact)))
+        length = self.max_new_tokens or _longest(tokenizer, facts) + SPARE
+        before, *said = self._said(model, tokenizer, prompts, [NoEdit(), *edits], length)
         return [Measured({fact.key: _row(fact, before, after) for fact in items}) for after in said]
 
     def _said(
-        self, model: Any, tokenizer: Any, prompts: Sequence[str], edits: Sequence[Edit]
+        self, model: Any, tokenizer: Any, prompts: Sequence[str], edits: Sequence[Edit], length: int
     ) -> list[Mapping[str, str]]:
-        """Return for every edit what follows each prompt, asked as the edit asks it."""
+        """Return for every edit the tokens that follow each prompt, asked as the edit asks it."""
         asked = [tuple(edit.prompt(prompt) or prompt for prompt in prompts) for edit in edits]
         found: dict[int, Mapping[str, str]] = {}
         for texts in dict.fromkeys(asked):
             alike = [i for i, own in enumerate(asked) if own == texts]
             said = completions(
                 model, tokenizer, texts, [edits[i] for i in alike],
-                max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+                max_new_tokens=length, batch_size=self.batch_size,
             )  # fmt: skip
             found |= {i: dict(zip(prompts, of_edit, strict=True)) for i, of_edit in zip(alike, said, strict=True)}
         return [found[i] for i in range(len(edits))]
@@ -142,6 +147,12 @@ def _facts(items: Any) -> Sequence[Fact]:
     if not facts:
         raise BadDataset("no facts to ask about")
     return facts
+
+
+def _longest(tokenizer: Any, facts: Sequence[Fact]) -> int:
+    """Return how many tokens the longest of the answers has that the facts speak of."""
+    answers = {a for f in facts for a in (f.new, f.true, *(n.answer for n in f.neighbours)) if a}
+    return max(len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]) for answer in answers)
 
 
 def _prompts(fact: Fact) -> list[str]:

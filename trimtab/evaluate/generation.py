@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 
+from trimtab.datasets.asking import ASKINGS, asking_for
+from trimtab.datasets.given import Rows, as_questions
+from trimtab.datasets.primer import iti_context
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import completions
+from trimtab.engine.conversation import asked_by
 from trimtab.errors import BadDataset, BadValue, TrimtabError
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.judges.checking import require_tells_apart
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers
-from trimtab.evaluate.primer import iti_context
 from trimtab.evaluate.wording import wording
 from trimtab.intervals import Estimate, share
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter, as_judge
 
-AnswerForm: TypeAlias = Literal["plain", "iti"]
-FORMS = ("plain", "iti")
+FORMS = (*ASKINGS, "iti")
 FEW = 12
 """Questions that show whether a judge knows a model's answers at all."""
 
@@ -100,7 +102,7 @@ class JudgedAnswers(Meter):
     judge: Any = exact_judge
     """A `Judge`, or a function `(question, answer) -> Verdict`."""
     convention: str | None = None
-    """`"plain"` or `"iti"`; as the table asks if not given."""
+    """As in `QuestionSet.asked_as`, or `"iti"`; as the table asks if not given."""
     max_new_tokens: int = 50
     batch_size: int | None = None
     keep: str | Path | None = field(default=None, compare=False)
@@ -113,7 +115,7 @@ class JudgedAnswers(Meter):
 
     def __post_init__(self) -> None:
         if self.convention not in (*FORMS, None):
-            raise BadValue(f"unknown convention {self.convention!r}; choose {' or '.join(FORMS)}")
+            raise BadValue(f"unknown convention {self.convention!r}; choose {', '.join(FORMS)}")
         object.__setattr__(self, "judge", as_judge(self.judge))
 
     def kept_in(self, folder: str | Path) -> Meter:
@@ -135,7 +137,7 @@ class JudgedAnswers(Meter):
         seed: int = 0,
     ) -> list[Measured]:
         """Return every question's answer and verdict under every edit."""
-        form = self.convention or ("iti" if asking == "iti" else "plain")
+        form = self.convention or ("plain" if asking == "lm-eval" else asking)
         found = replace(self, convention=form).answers(model, tokenizer, items, edits)
         return [
             Measured(
@@ -168,21 +170,25 @@ class JudgedAnswers(Meter):
         return {"meter": type(self).__name__, "judge": about, "judge_record": record, **form}
 
     def answers(
-        self, model: Any, tokenizer: Any, questions: Sequence[Question], edits: Sequence[Edit]
+        self, model: Any, tokenizer: Any, questions: Rows, edits: Sequence[Edit]
     ) -> tuple[GeneratedAnswers, ...]:
         """Return the judged answers of every edit; see `generate_answers_many`."""
-        asked = [_prompts(questions, edit, self.convention or "plain") for edit in edits]
-        form = {"paragraphs": self.convention == "iti", "max_new_tokens": self.max_new_tokens}
+        questions = as_questions(questions)
+        if not questions:
+            raise BadDataset("no questions to ask")
+        ways = [self._prompts(tokenizer, questions, edit) for edit in edits]
+        asked, forms = [prompts for prompts, _ in ways], [form for _, form in ways]
+        new: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
         kept = [
-            None if self.keep is None else KeptAnswers(self.keep, model, edit, prompts, **form)
-            for edit, prompts in zip(edits, asked, strict=True)
+            None if self.keep is None else KeptAnswers(self.keep, model, edit, prompts, **form, **new)
+            for edit, prompts, form in zip(edits, asked, forms, strict=True)
         ]
         answers: dict[int, list[str]] = {}
         for prompts in {tuple(prompts): prompts for prompts in asked}.values():
             missing = [i for i, own in enumerate(asked) if own == prompts and not ((k := kept[i]) and k.there)]
             if missing:
-                group = [edits[i] for i in missing]
-                said = completions(model, tokenizer, prompts, group, **form, batch_size=self.batch_size)
+                group, form = [edits[i] for i in missing], forms[missing[0]]
+                said = completions(model, tokenizer, prompts, group, **form, **new, batch_size=self.batch_size)
                 answers |= dict(zip(missing, said, strict=True))
         # all that was generated is written before anything is judged
         for i, held in enumerate(kept):
@@ -197,6 +203,14 @@ class JudgedAnswers(Meter):
         ended = [float(length < self.max_new_tokens - 1) for length in lengths]
         worded = zip(rows, map(wording, (row.answer for row in rows)), ended, strict=True)
         return tuple(replace(row, **of._asdict(), ended=end) for row, of, end in worded)
+
+    def _prompts(self, tokenizer: Any, questions: Sequence[Question], edit: Edit) -> tuple[list[str], dict[str, bool]]:
+        """Return how an edit asks the questions, and how the answers end."""
+        if self.convention == "iti":
+            return [edit.prompt(q.question) or iti_context(q.question) for q in questions], {"paragraphs": True}
+        form = asking_for(self.convention or "auto", tokenizer, questions)
+        asked = [asked_by(edit, form, q.question) for q in questions]
+        return [a.prompt for a in asked], {"template": True} if asked[0].template else {"paragraphs": False}
 
     def _judged(
         self, questions: Sequence[Question], prompts: Sequence[str], answers: Sequence[str], kept: KeptAnswers | None
@@ -237,14 +251,15 @@ def judged_meters(**options: Any) -> tuple[Figure, ...]:
 
 
 def generate_answers(
-    model: Any, tokenizer: Any, questions: Sequence[Question], edit: Edit | None = None, **options: Any
+    model: Any, tokenizer: Any, questions: Rows, edit: Edit | None = None, **options: Any
 ) -> GeneratedAnswers:
     """Return the edited model's greedy answers with the judge's verdicts.
 
-    Each question is asked as `Q: ...\\nA:` (or as an edit that changes the prompt asks it), left-padded in batches
-    with a KV cache; the answer ends where the next question or paragraph starts. Convention `"iti"` asks as
-    Inference-Time Intervention's evaluation does: instruction and primer before `Q: ...` without `A:`, and the answer
-    is what stands after `A:` and before the next `Q:`.
+    Each question is asked in the model's chat template if it has one, else as `Q: ...\\nA:` (see
+    `QuestionSet.asked_as`; or as an edit that changes the prompt asks it), left-padded in batches with a KV cache; in
+    plain form the answer ends where the next question or paragraph starts. Convention `"iti"` asks as Inference-Time
+    Intervention's evaluation does: instruction and primer before `Q: ...` without `A:`, and the answer is what stands
+    after `A:` and before the next `Q:`.
 
     Args:
         options: `judge`, `convention`, `max_new_tokens`, `batch_size` and `keep`, the fields of `JudgedAnswers`.
@@ -259,7 +274,7 @@ def generate_answers(
 
 
 def generate_answers_many(
-    model: Any, tokenizer: Any, questions: Sequence[Question], edits: Sequence[Edit], **options: Any
+    model: Any, tokenizer: Any, questions: Rows, edits: Sequence[Edit], **options: Any
 ) -> tuple[GeneratedAnswers, ...]:
     """Return `generate_answers` of every edit; prompts that several edits ask and leave unedited run once for all.
 
@@ -268,13 +283,6 @@ def generate_answers_many(
         BadValue, Incompatible: as for `generate_answers`.
     """
     return JudgedAnswers(**options).answers(model, tokenizer, questions, edits)
-
-
-def _prompts(questions: Sequence[Question], edit: Edit, convention: str) -> list[str]:
-    if not questions:
-        raise BadDataset("no questions to ask")
-    ask = iti_context if convention == "iti" else (lambda question: f"Q: {question}\nA:")
-    return [edit.prompt(q.question) or ask(q.question) for q in questions]
 
 
 def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:

@@ -8,18 +8,20 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from trimtab.datasets.asking import ITI, Asked, asking_for
+from trimtab.datasets.given import Rows, as_questions
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
+from trimtab.engine.conversation import asked_by
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
-from trimtab.evaluate.primer import QA_PRIMER, iti_context
 from trimtab.evaluate.style import AnswerStyle
 from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
 from trimtab.protocols import Edit, Measured, Meter
 
-Convention = Literal["plain", "lm-eval", "iti"]
+Convention = Literal["auto", "plain", "primer", "chat", "lm-eval", "iti"]
 
 
 class ScoredAnswer(NamedTuple):
@@ -77,22 +79,22 @@ class MultipleChoice:
 def multiple_choice(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Rows,
     edit: Edit | None = None,
     *,
-    convention: Convention = "plain",
+    convention: Convention = "auto",
     batch_size: int | None = None,
     token_budget: int | None = None,
 ) -> MultipleChoice:
     """Return MC1, MC2 and MC3 (Lin et al. 2021, section 3.2) of the edited model.
 
-    Conventions: `"plain"` asks in the two-line form without a primer. `"lm-eval"` asks as lm-evaluation-harness
-    does: its six-shot primer, and tokens as its `HFLM.loglikelihood` makes them (the context's own, then the whole
-    text's from that many on; white space between them belongs to the answer; special tokens as the tokenizer adds
-    them by default, none if the prompt starts with the first token's text). `"iti"` asks as the evaluation of
-    Inference-Time Intervention does: its instruction before that primer, and every answer with a final period; the
-    published code also drops the log-probabilities of the first three tokens after the question, which with many
-    tokenizers takes some of the answer's, and here the whole answer counts.
+    Conventions: `"auto"`, `"plain"`, `"primer"` and `"chat"` ask as `QuestionSet.asked_as` says. `"lm-eval"` asks as
+    lm-evaluation-harness does: its six-shot primer, and tokens as its `HFLM.loglikelihood` makes them (the context's
+    own, then the whole text's from that many on; white space between them belongs to the answer; special tokens as the
+    tokenizer adds them by default, none if the prompt starts with the first token's text). `"iti"` asks as the
+    evaluation of Inference-Time Intervention does: its instruction before that primer, and every answer with a final
+    period; the published code also drops the log-probabilities of the first three tokens after the question, which with
+    many tokenizers takes some of the answer's, and here the whole answer counts.
 
     Sums over tokens, no length normalisation; MC2 in log space; a tie for MC1 goes to the best answer, which stands
     first, except in `"iti"`, where it must be strictly above every false one. An edit that changes the prompt
@@ -117,10 +119,10 @@ def multiple_choice(
 def multiple_choice_many(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Rows,
     edits: Sequence[Edit],
     *,
-    convention: Convention = "plain",
+    convention: Convention = "auto",
     batch_size: int | None = None,
     token_budget: int | None = None,
 ) -> tuple[MultipleChoice, ...]:
@@ -132,9 +134,13 @@ def multiple_choice_many(
     """
     if convention not in get_args(Convention):
         raise BadValue(f"unknown convention {convention!r}; choose {', '.join(get_args(Convention))}")
+    questions = as_questions(questions)
     if not questions:
         raise BadDataset("no questions to ask")
-    asked = [tuple(edit.prompt(q.question) or _prompt(q, convention) for q in questions) for edit in edits]
+    form = asking_for({"lm-eval": "primer"}.get(convention, convention), tokenizer, questions)
+    convention = convention if convention in ("lm-eval", "iti") else form.name  # pyright: ignore[reportAssignmentType]
+    form = ITI if convention == "iti" else form
+    asked = [tuple(asked_by(edit, form, q.question) for q in questions) for edit in edits]
     found: dict[int, Sequence[float]] = {}
     n_tokens = 0
     for prompts in dict.fromkeys(asked):
@@ -181,7 +187,7 @@ class AnswerChoices(Meter):
         return [
             Measured(
                 {q.key: row for q, row in zip(items, one.as_dict()["rows"], strict=True)},
-                record={"convention": convention},
+                record={"convention": one.convention},
             )
             for one in found
         ]
@@ -198,24 +204,25 @@ def choice_meters(convention: Convention | None = None, batch_size: int | None =
 
 
 def _answer_tokens(
-    model: Any, tokenizer: Any, questions: Sequence[Question], prompts: Sequence[str], convention: Convention
+    model: Any, tokenizer: Any, questions: Sequence[Question], prompts: Sequence[Asked], convention: Convention
 ) -> list[AnswerTokens]:
     asked = [
         (prompt, text) for q, prompt in zip(questions, prompts, strict=True) for text, _ in _choices(q, convention)
     ]
-    texts = [f"{prompt} {answer}" for prompt, answer in asked]
+    texts = [f"{a.prompt}{a.separator}{answer}" for a, answer in asked]
     if convention == "lm-eval":
-        tokens = _lm_eval_tokens(tokenizer, [prompt for prompt, _ in asked], texts)
+        tokens = _lm_eval_tokens(tokenizer, [a.prompt for a, _ in asked], texts)
     else:
         # all that follows the prompt counts: no answer gets its space for free where that is a token of its own
-        tokens = tokenize_answers(tokenizer, texts, [len(prompt) for prompt, _ in asked])
+        starts, templates = [len(a.prompt) for a, _ in asked], [a.template for a, _ in asked]
+        tokens = tokenize_answers(tokenizer, texts, starts, templates=templates)
     require_fits(model, [t.end for t in tokens], texts)
     return tokens
 
 
 def _summary(
     questions: Sequence[Question],
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     logprobs: Sequence[float],
     convention: Convention,
     n_tokens: int,
@@ -224,7 +231,7 @@ def _summary(
     rows = []
     for question, prompt in zip(questions, prompts, strict=True):
         answers = tuple(ScoredAnswer(text, label, next(scores)) for text, label in _choices(question, convention))
-        rows.append(_row(question.question, prompt, answers, strict=convention == "iti"))
+        rows.append(_row(question.question, prompt.prompt, answers, strict=convention == "iti"))
     mc1, mc2, mc3 = (share([getattr(row, name) for row in rows]) for name in ("mc1", "mc2", "mc3"))
     return MultipleChoice(mc1, mc2, mc3, tuple(rows), convention, n_tokens)
 
@@ -240,13 +247,6 @@ def _choices(question: Question, convention: Convention) -> list[tuple[str, bool
     if convention != "iti":
         return answers
     return [(text if text.endswith(".") else text + ".", label) for text, label in answers]
-
-
-def _prompt(question: Question, convention: Convention) -> str:
-    if convention == "iti":
-        return f"{iti_context(question.question)}\nA:"
-    asked = f"Q: {question.question}\nA:"
-    return asked if convention == "plain" else f"{QA_PRIMER}\n\n{asked}"
 
 
 def _lm_eval_tokens(tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> list[AnswerTokens]:

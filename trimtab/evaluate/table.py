@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from trimtab.cells import figure, table_lines
+from trimtab.datasets.given import as_items
+from trimtab.engine.conversation import note_asked_otherwise
 from trimtab.errors import BadValue
 from trimtab.evaluate.defaults import default_meters
 from trimtab.intervals import Estimate, bootstrap_mean, estimated
@@ -160,6 +162,26 @@ class Table:
         """The rows as text: their names and figures with intervals, each in its unit."""
         return [[row.name, *(figure(row.estimates.get(m.name), m.unit) for m in self.meters)] for row in self.rows]
 
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame`: a row for every edit, each figure with the columns of its interval's ends.
+
+        Raises:
+            BadValue: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as cause:
+            raise BadValue("to_pandas needs pandas, which is not installed: pip install pandas") from cause
+        found = []
+        for row in self.rows:
+            figures: dict[str, Any] = {}
+            for name, value in row.estimates.items():
+                figures[name] = None if value is None else float(value)
+                if isinstance(value, Estimate):
+                    figures |= {f"{name}_low": value.low, f"{name}_high": value.high}
+            found.append(figures)
+        return pandas.DataFrame(found, index=pandas.Index([row.name for row in self.rows], name="edit"))
+
     def to_markdown(self) -> str:
         """Return the table as Markdown; shares in percent with intervals in brackets, CE and KL in nats."""
         return "\n".join(table_lines(self.headings, self.cells))
@@ -173,14 +195,16 @@ def table(
     *,
     meters: Sequence[Meter] | None = None,
     keep: str | Path | None = None,
+    asking: str = "auto",
     **options: Any,
 ) -> Table:
     """Return a table with one row per edit, all measured on the same items by the same meters.
 
     Args:
-        items: questions, contrast pairs or the like.
+        items: questions, contrast pairs or the like: a set, or a list of mappings.
         meters: those that speak of such items if not given (`trimtab.evaluate.defaults.default_meters`).
         keep: a folder for unfinished work, such as generated answers and their verdicts.
+        asking: as in `QuestionSet.asked_as`: by default in the model's chat template where it has one.
         options: of the default meters: `judge`, `convention`, `texts`, `max_new_tokens`.
 
     Raises:
@@ -189,16 +213,19 @@ def table(
     names = [edit.name for edit in edits]
     if not names or len(set(names)) < len(names):
         raise BadValue(f"a table needs edits of different names, got {', '.join(names) or 'none'}")
+    items = as_items(items).asked_as(asking, tokenizer)
     meters = default_meters(items, **options) if meters is None else meters
     own = [meter if keep is None else meter.kept_in(keep) for meter in meters]
-    found = measurements_of(model, tokenizer, items, edits, own)
+    for edit in edits:
+        note_asked_otherwise(edit, items.asking)
+    found = measurements_of(model, tokenizer, items, edits, own, asking=items.asking)
     rows = []
     for edit, one in zip(edits, found, strict=True):
         figures = {m.name: summed_up(m, one[i.name]) for i in instruments(own) for m in i.sums}
         details = {name: of and list(of.rows.values()) for name, of in one.items() if of is None or of.rows}
         rows.append(Row(edit.name, {m.name: figures[m.name] for m in own}, edit.describe(), asdict(edit.cost), details))
     setting = {"questions": items.name, "n": len(items), "fingerprint": items.fingerprint}
-    return Table(tuple(rows), {**setting, "convention": options.get("convention", "plain")}, tuple(own))
+    return Table(tuple(rows), {**setting, "convention": options.get("convention") or items.asking}, tuple(own))
 
 
 def pooled(rows: Sequence[Row], name: str) -> Row:

@@ -5,29 +5,56 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import InstanceOf
 from torch import Tensor
 
 from trimtab.datasets.facts import Fact
 from trimtab.edits.weight_edit import WeightEdit
-from trimtab.errors import BadDataset, BadValue
+from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.knowledge.keys import contexts, lookups, seen_at
 from trimtab.knowledge.moments import Cache, KeyStatistics, own_statistics, require_of_model, usual_cache
 from trimtab.knowledge.solve import least_squares
-from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_value
+from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_values
 from trimtab.models.anatomy import base_of
-from trimtab.models.identity import fingerprint
+from trimtab.models.identity import fingerprint, require_same_model
 from trimtab.models.mlp import MlpSite, find_mlp_outputs
-from trimtab.models.weights import LowRank, changed_weights
+from trimtab.models.weights import LowRank, changed_weights, unchanged
 from trimtab.progress import tracked
 from trimtab.protocols import Cost, Knobs, Method, stopwatch
 
 Moments = Mapping[int, Float[Tensor, "d_in d_in"]]
+
+
+class Writing(NamedTuple):
+    """Facts, and what they are written into and with."""
+
+    model: Any
+    tokenizer: Any
+    facts: Sequence[Fact]
+    sites: Sequence[MlpSite]
+    """The maps that are changed, lowest first."""
+    contexts: Sequence[str]
+    """What stands before prompts; nothing first."""
+    moments: Moments
+    """Layer -> C."""
+
+
+class Written(NamedTuple):
+    """What an editor found."""
+
+    changes: Mapping[str, LowRank]
+    """By the weight's name."""
+    values: Sequence[SoughtValue]
+    """One for each fact."""
+    keys: Mapping[str, Float[Tensor, "fact d_in"]]
+    """The facts' keys, by the weight's name."""
+    record: Mapping[str, Any] = {}
+    """What else there is to say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +66,7 @@ class FactEditor(Method):
     search: ValueSearch = field(default_factory=ValueSearch)
     before: int = 5
     """Texts of the model's own that stand before the prompt, besides none."""
-    moment: KeyStatistics | Literal["own", "identity"] = "own"
+    moment: InstanceOf[KeyStatistics] | Literal["own", "identity"] = "own"
     """C: statistics that are given, or those of the model's own texts, or none (`C = I`)."""
     n_tokens: int | None = None
     """Tokens of those texts; ten for each dimension of a key if not given."""
@@ -47,6 +74,8 @@ class FactEditor(Method):
     """What is added to C's diagonal, as a share of its mean eigenvalue."""
     cache: Cache = field(default_factory=usual_cache)
     """The folder that keeps statistics of the model's own texts; None for none."""
+    previous: InstanceOf[WeightEdit] | None = None
+    """An earlier edit of facts that is in place; MEMIT, EMMET and AlphaEdit leave what its keys give as it is."""
 
     @property
     def n_layers(self) -> int | None:
@@ -61,7 +90,7 @@ class FactEditor(Method):
             BadValue: quantised weights; a layer that the model has not; facts that cannot be tokenised so that their
                 subject has a last token; statistics of too few tokens.
             UnsupportedModel: a layer has no MLP of one last map, or a norm behind it where the method needs none.
-            Incompatible: statistics of another model.
+            Incompatible: statistics of another model; a previous edit that is another model's, or not in place.
         """
         self.setting(knobs)
         facts = require_facts(train, self.name)
@@ -71,6 +100,7 @@ class FactEditor(Method):
                 f"{self.name} cannot edit quantised weights: keys and values of them are another model's; fit on the "
                 "plain model, and apply the edit to the quantised one"
             )
+        self._require_previous(model)
         with stopwatch() as taken:
             sites = self.sites(model)
             for fact in facts:  # a subject that cannot be found says so before minutes of statistics
@@ -78,8 +108,8 @@ class FactEditor(Method):
             moments = self._moments(model, tokenizer, sites, seed)
             texts = contexts(model, tokenizer, self.before, seed)
         with stopwatch() as editing:
-            changes, values, extra = self._written(model, tokenizer, facts, sites, texts, moments)
-        lost = [fact.asked for fact, value in zip(facts, values, strict=True) if not value.taken]
+            written = self._written(Writing(model, tokenizer, facts, sites, texts, moments))
+        lost = [fact.asked for fact, value in zip(facts, written.values, strict=True) if not value.taken]
         if lost:
             warnings.warn(
                 f"{len(lost)} of {len(facts)} new answers stayed unlikely while they were sought, such as that to "
@@ -93,13 +123,20 @@ class FactEditor(Method):
             "layers": [site.layer for site in sites],
             "seed": seed,
             "not_taken": lost,
-            "losses": [value.losses[-1] for value in values],
+            "losses": [value.losses[-1] for value in written.values],
             "seconds": {"statistics": taken[0], "edit": editing[0]},
-            **extra,
+            "keys": {weight: [fact.key for fact in facts] for weight in written.keys},
+            **({} if self.previous is None else {"previous": self.previous.record.get("facts", [])}),
+            **written.record,
         }
-        n = sum(factor.numel() for change in changes.values() for factor in change)
+        n = sum(factor.numel() for change in written.changes.values() for factor in change)
         return WeightEdit(
-            changes, name=self.name, unchanged_layers=sites[0].layer, cost=Cost(sum(taken + editing), n), record=record
+            written.changes,
+            name=self.name,
+            unchanged_layers=sites[0].layer,
+            cost=Cost(sum(taken + editing), n),
+            record=record,
+            keys={weight: keys.float().cpu() for weight, keys in written.keys.items()},
         )
 
     def describe(self) -> dict[str, Any]:
@@ -124,16 +161,19 @@ class FactEditor(Method):
         return [found[layer] for layer in sorted(set(layers))]
 
     @abstractmethod
-    def _written(
-        self,
-        model: Any,
-        tokenizer: Any,
-        facts: Sequence[Fact],
-        sites: Sequence[MlpSite],
-        texts: Sequence[str],
-        moments: Moments,
-    ) -> tuple[dict[str, LowRank], list[SoughtValue], dict[str, Any]]:
-        """Return the changes by the weight's name, the values of the facts, and what else belongs in the record."""
+    def _written(self, to: Writing) -> Written:
+        """Return the changes that write the facts."""
+
+    def _require_previous(self, model: Any) -> None:
+        if self.previous is None:
+            return
+        require_same_model(self.previous.record.get("model", fingerprint(model)), model, "the previous edit")
+        weights = dict(base_of(model).named_parameters())
+        if any(unchanged(weights[name]) is weights[name] for name in self.previous.changes):
+            raise Incompatible(
+                f"{self.previous.name} is given as the previous edit and is not in place; fit within "
+                "`with previous.applied(model):`"
+            )
 
     def _moments(self, model: Any, tokenizer: Any, sites: Sequence[MlpSite], seed: int) -> Moments:
         if self.moment == "identity":
@@ -166,30 +206,21 @@ class ROME(FactEditor):
             raise BadValue(f"{self.name} writes into one layer, got {len(sites)}; MEMIT spreads a fact over several")
         return sites
 
-    def _written(
-        self,
-        model: Any,
-        tokenizer: Any,
-        facts: Sequence[Fact],
-        sites: Sequence[MlpSite],
-        texts: Sequence[str],
-        moments: Moments,
-    ) -> tuple[dict[str, LowRank], list[SoughtValue], dict[str, Any]]:
-        (site,) = sites
+    def _written(self, to: Writing) -> Written:
+        (site,) = to.sites
         values: list[SoughtValue] = []
-        factors: list[LowRank] = []
-        with ExitStack() as written:
-            for fact in tracked(facts, "writing facts"):
-                value = sought_value(model, tokenizer, fact, site, texts, self.search)
-                here = lookups(tokenizer, fact, texts)
-                keys = seen_at(model, tokenizer, here, [site.module]).inputs[site.module]
-                # what is sought is added to the output for every context: the same change of W k for the mean key
-                right = least_squares(keys.mean(0)[:, None], moments[site.layer], 0)
-                factors.append(stored_factors(value.added[:, None], right))
-                values.append(value)
-                written.enter_context(changed_weights(model, {site.weight: factors[-1]}))
-        whole = LowRank(torch.cat([f.left for f in factors], 1), torch.cat([f.right for f in factors], 0))
-        return {site.weight: whole}, values, {}
+        keys: list[Tensor] = []
+        changes: dict[str, LowRank] = {}
+        for fact in tracked(to.facts, "writing facts"):
+            with changed_weights(to.model, changes):
+                values += sought_values(to.model, to.tokenizer, [fact], site, to.contexts, self.search)
+                here = lookups(to.tokenizer, fact, to.contexts)
+                keys.append(seen_at(to.model, to.tokenizer, here, [site.module]).inputs[site.module].mean(0))
+            # what is sought is added to the output for every context: the same change of W k for the mean key
+            right = least_squares(keys[-1][:, None], to.moments[site.layer], 0)
+            new = stored_factors(values[-1].added[:, None], right)
+            changes[site.weight] = joined(changes[site.weight], new) if changes else new
+        return Written(changes, values, {site.weight: torch.stack(keys)})
 
 
 def require_facts(train: Any, name: str) -> Sequence[Fact]:
@@ -197,10 +228,15 @@ def require_facts(train: Any, name: str) -> Sequence[Fact]:
     facts = (train,) if isinstance(train, Fact) else tuple(train)
     if not facts or not all(isinstance(fact, Fact) for fact in facts):
         raise BadDataset(
-            f"{name} writes facts, got {type(train).__name__}; give a FactSet, such as "
+            f"{name} takes facts, got {type(train).__name__}; give a FactSet, such as "
             "trimtab.datasets.facts_from_file(path)"
         )
     return facts
+
+
+def joined(one: LowRank, other: LowRank) -> LowRank:
+    """Return the sum of two changes of one weight."""
+    return LowRank(torch.cat([one.left, other.left], 1), torch.cat([one.right, other.right], 0))
 
 
 def stored_factors(left: Float[Tensor, "d_out n"], right: Float[Tensor, "n d_in"]) -> LowRank:

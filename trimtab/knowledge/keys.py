@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.datasets.facts import Fact
+from trimtab.engine.capture import AllRead
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.errors import BadValue
-from trimtab.models.anatomy import input_device
+from trimtab.models.anatomy import input_device, moves_weights
 from trimtab.models.calling import inference, logits_limit
 from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.models.seeds import torch_seeded
@@ -39,14 +41,17 @@ OPENINGS = (
 
 
 class Lookup(NamedTuple):
-    """A tokenised text and the place of its subject's last token."""
+    """A tokenised text and where its subject stands."""
 
     ids: list[int]
     place: int
+    """Of the subject's last token."""
+    first: int
+    """Of its first token."""
 
 
 def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
-    """Return the text's tokens and the place of the one that holds the last character of `span`.
+    """Return the text's tokens and the places of those that hold the last and the first character of `span`.
 
     Raises:
         BadValue: that token holds characters behind the span as well, so that the subject has no end of its own; the
@@ -57,13 +62,15 @@ def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
     made, ids = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False), encode(tokenizer, text)
     # of a character that takes several tokens, each with its offsets, the last one
     place = max(i for i, (a, b) in enumerate(made["offset_mapping"]) if a < span[1] <= b and b > a)
+    first = min(i for i, (a, b) in enumerate(made["offset_mapping"]) if b > span[0] and b > a)
     if made["offset_mapping"][place][1] > span[1]:
         token = text[slice(*made["offset_mapping"][place])]
         raise BadValue(
             f"the subject {text[slice(*span)]!r} ends within the token {token!r} of {text[-80:]!r}; write the prompt "
             "so that a space or a full stop follows the subject"
         )
-    return Lookup(ids, len(ids) - len(made["input_ids"]) + place)
+    opening = len(ids) - len(made["input_ids"])
+    return Lookup(ids, opening + place, opening + first)
 
 
 def own_texts(model: Any, tokenizer: Any, n: int, length: int, seed: int, **sampling: Any) -> list[str]:
@@ -98,25 +105,27 @@ def seen_at(
     model: Any, tokenizer: Any, texts: Sequence[Lookup], inputs: Sequence[nn.Module], outputs: Sequence[nn.Module] = ()
 ) -> Seen:
     """Return the inputs and the outputs of modules at each text's place, in float64 on the model's device."""
-    found: dict[tuple[str, nn.Module], list[Tensor]] = {}
-    hooks_in = [(m, lambda x, m=m: found.setdefault(("in", m), []).append(x)) for m in inputs]
-    hooks_out = [(m, lambda x, m=m: found.setdefault(("out", m), []).append(x)) for m in outputs]
-    order: list[int] = []
     kept: dict[tuple[str, nn.Module], list[Tensor]] = {}
-    ids, device = [list(text.ids) for text in texts], input_device(model)
+    # what follows the place cannot change what stands there
+    ids, device = [text.ids[: text.place + 1] for text in texts], input_device(model)
+    places, wanted, order = torch.zeros(0, dtype=torch.long), len(inputs) + len(outputs), list[int]()
+    stops, seen = not moves_weights(model), 0
+
+    def keep(x: Tensor, *key: Any) -> None:
+        nonlocal seen
+        kept.setdefault(key, []).append(x[torch.arange(len(places)), places.to(x.device)].double())
+        seen += 1
+        if stops and seen % wanted == 0:
+            raise AllRead
+
+    hooks_in = [(m, lambda x, m=m: keep(x, "in", m)) for m in inputs]
+    hooks_out = [(m, lambda x, m=m: keep(x, "out", m)) for m in outputs]
     with inference(model), on_inputs(hooks_in), on_outputs(hooks_out):
         for batch in length_batches(ids, batch_size=32, pad=pad_id(tokenizer), device=device):
-            model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                use_cache=False,
-                **logits_limit(model, 1),
-            )
             places = torch.tensor([texts[i].place for i in batch.indices])
-            for key, values in found.items():
-                (x,) = values
-                kept.setdefault(key, []).append(x[torch.arange(len(places)), places.to(x.device)].double())
-            found.clear()
+            given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+            with suppress(AllRead):
+                model(**given, **logits_limit(model, 1))
             order += batch.indices
     back = torch.tensor(order).argsort()
     whole = {key: torch.cat(values)[back.to(values[0].device)] for key, values in kept.items()}

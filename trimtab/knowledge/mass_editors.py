@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from trimtab.datasets.facts import Fact
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.knowledge.editors import FactEditor, Moments, stored_factors
+from trimtab.knowledge.editors import FactEditor, Writing, Written, stored_factors
 from trimtab.knowledge.keys import lookups, seen_at
 from trimtab.knowledge.solve import least_squares, null_space, projector
-from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_value
+from trimtab.knowledge.value import ValueSearch, sought_values
 from trimtab.models.anatomy import decoder_layers
 from trimtab.models.mlp import MlpSite
 from trimtab.models.weights import LowRank, changed_weights
@@ -66,36 +65,36 @@ class MEMIT(FactEditor):
             )
         return sites
 
-    def _written(
-        self,
-        model: Any,
-        tokenizer: Any,
-        facts: Sequence[Fact],
-        sites: Sequence[MlpSite],
-        texts: Sequence[str],
-        moments: Moments,
-    ) -> tuple[dict[str, LowRank], list[SoughtValue], dict[str, Any]]:
-        last = decoder_layers(model)[sites[-1].layer]
-        values = [
-            sought_value(model, tokenizer, fact, sites[-1], texts, self.search)
-            for fact in tracked(facts, "seeking values")
-        ]
-        plain = [lookups(tokenizer, fact, [""])[0] for fact in facts]
-        behind = [lookups(tokenizer, fact, texts) for fact in facts]
+    def _written(self, to: Writing) -> Written:
+        model, tokenizer, n = to.model, to.tokenizer, len(to.facts)
+        last = decoder_layers(model)[to.sites[-1].layer]
+        values = sought_values(model, tokenizer, to.facts, to.sites[-1], to.contexts, self.search)
+        plain = [lookups(tokenizer, fact, [""])[0] for fact in to.facts]
+        behind = [text for fact in to.facts for text in lookups(tokenizer, fact, to.contexts)]
         goal = seen_at(model, tokenizer, plain, [], [last]).outputs[last] + torch.stack([v.added for v in values])
         changes: dict[str, LowRank] = {}
+        keys: dict[str, Tensor] = {}
         extra: dict[str, Any] = {}
-        with ExitStack() as written:
-            for i, site in enumerate(sites):
-                # with the layers below already changed
+        for i, site in enumerate(tracked(to.sites, "writing layers")):
+            with changed_weights(model, changes):  # the layers below
                 now = seen_at(model, tokenizer, plain, [], [last]).outputs[last]
-                each = [seen_at(model, tokenizer, texts, [site.module]).inputs[site.module] for texts in behind]
-                keys = torch.stack([_half_plain(of_fact) for of_fact in each])
-                right, found = self._right(keys.T, moments[site.layer])
-                changes[site.weight] = stored_factors((goal - now).T / (len(sites) - i), right)
-                extra[f"layer {site.layer}"] = {**found, "left_to_write": float((goal - now).norm() / goal.norm())}
-                written.enter_context(changed_weights(model, {site.weight: changes[site.weight]}))
-        return changes, values, {"written": extra}
+                each = seen_at(model, tokenizer, behind, [site.module]).inputs[site.module]
+            own = keys[site.weight] = torch.stack([_half_plain(of_fact) for of_fact in each.view(n, -1, site.d_in)])
+            # keys of earlier facts stand beside those of the new ones, with nothing to be written
+            held = torch.cat([own, self._earlier(site, to.facts).to(own)])
+            right, found = self._right(held.T, to.moments[site.layer])
+            changes[site.weight] = stored_factors((goal - now).T / (len(to.sites) - i), right[:n])
+            left = float((goal - now).norm() / goal.norm())
+            extra[f"layer {site.layer}"] = {**found, "left_to_write": left, "earlier_keys": len(held) - n}
+        return Written(changes, values, keys, {"written": extra})
+
+    def _earlier(self, site: MlpSite, facts: Sequence[Fact]) -> Float[Tensor, "earlier d_in"]:
+        """Return the keys of the previous edit's facts, but for those that are written anew."""
+        if self.previous is None or site.weight not in self.previous.keys:
+            return torch.zeros(0, site.d_in)
+        anew = {fact.key for fact in facts}
+        labels = self.previous.record["keys"][site.weight]
+        return self.previous.keys[site.weight][[i for i, key in enumerate(labels) if key not in anew]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +120,14 @@ class AlphaEdit(MEMIT):
 
     free: float = 0.2
     name: str = "AlphaEdit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.moment == "identity":
+            raise BadValue(
+                f"{self.name} writes into directions that old keys leave free, and without statistics all are as free "
+                "as any; give moment='own' or KeyStatistics, or use MEMIT"
+            )
 
     def _own(self) -> Sequence[str]:
         return ("share", "free")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +14,16 @@ from typing_extensions import TypedDict
 
 from trimtab.errors import BadDataset, BadValue, Incompatible
 from trimtab.knowledge.keys import own_texts
-from trimtab.models.anatomy import base_of, input_device
+from trimtab.models.anatomy import decoder_of, input_device
 from trimtab.models.calling import inference, logits_limit
-from trimtab.models.hooks import on_inputs
+from trimtab.models.hooks import edits_suspended, on_inputs
 from trimtab.models.identity import Fingerprint, fingerprint, require_same_model
 from trimtab.models.mlp import MlpSite
 from trimtab.models.tokens import encode, length_batches, pad_id
-from trimtab.models.weights import unchanged
+from trimtab.models.weights import changes_suspended
 from trimtab.plain_values import hash_of
 from trimtab.progress import tracked
-from trimtab.storage import kind_of, load_result, save_result
+from trimtab.storage import cache_folder, kind_of, load_result, save_result
 
 KIND = "key statistics"
 LENGTH = 128
@@ -132,7 +131,8 @@ def own_statistics(
 ) -> KeyStatistics:
     """Return the statistics over texts that the model itself writes, from the cache where they are there already.
 
-    A layer is kept in a folder by the model's fingerprint, the number of tokens, and the seed, which decide the texts.
+    They are the unedited model's, whatever edit is in place: what must stay is what it knew. A layer is kept in a
+    folder by the model's fingerprint, the number of tokens, and the seed, which decide the texts.
 
     Args:
         n_tokens: of the texts; ten for each dimension of a key if not given.
@@ -140,27 +140,17 @@ def own_statistics(
     Raises:
         Incompatible: the cache cannot be written.
     """
-    base = base_of(model)
     n = n_tokens or ENOUGH * max(s.d_in for s in sites)
-    # what is changed at the moment is another model, whose statistics are nobody else's
-    kept = cache is not None and all(unchanged(p) is p for p in base.parameters())
     folders = {s.layer: Path(cache or "") / hash_of([fingerprint(model), s.weight, n, seed])[:24] for s in sites}
-    missing = [s for s in sites if not kept or kind_of(folders[s.layer]) != KIND]
+    missing = [s for s in sites if cache is None or kind_of(folders[s.layer]) != KIND]
     found: dict[int, KeyStatistics] = {}
     if missing:
-        # a few more, since some texts end early
-        texts, drawn = [], 0
-        while drawn < n:
-            more = own_texts(model, tokenizer, -(-(n - drawn) // LENGTH), LENGTH, seed + len(texts))
-            new = sum(max(0, len(encode(tokenizer, text)) - 1) for text in more)
-            texts, drawn = texts + more, drawn + new
-            if new < len(more):
-                raise BadValue("the model's own texts end at once; give statistics of other texts (key_statistics)")
-        whole = key_statistics(model, tokenizer, texts, missing)
+        with changes_suspended(model), edits_suspended(decoder_of(model)):
+            whole = key_statistics(model, tokenizer, _texts_of_length(model, tokenizer, n, seed), missing)
         for site in missing:
             own = KeyStatistics({site.layer: whole.moments[site.layer]}, whole.n_tokens, whole.model, whole.texts)
             found[site.layer] = own
-            if kept:
+            if cache is not None:
                 folders[site.layer].parent.mkdir(parents=True, exist_ok=True)
                 own.save(folders[site.layer])
     for site in sites:
@@ -172,9 +162,21 @@ def own_statistics(
     return KeyStatistics(moments, min(own.n_tokens for own in found.values()), first.model, first.texts)
 
 
+def _texts_of_length(model: Any, tokenizer: Any, n_tokens: int, seed: int) -> list[str]:
+    """Return texts of the model's own of so many tokens together, or a few more."""
+    texts, drawn = [], 0
+    while drawn < n_tokens:  # some texts end early
+        more = own_texts(model, tokenizer, -(-(n_tokens - drawn) // LENGTH), LENGTH, seed + len(texts))
+        new = sum(max(0, len(encode(tokenizer, text)) - 1) for text in more)
+        texts, drawn = texts + more, drawn + new
+        if new < len(more):
+            raise BadValue("the model's own texts end at once; give statistics of other texts (key_statistics)")
+    return texts
+
+
 def usual_cache() -> Path:
     """Return the folder in which statistics are kept if nobody names one: trimtab's in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab" / "statistics"
+    return cache_folder("statistics")
 
 
 def require_of_model(statistics: KeyStatistics, model: Any, sites: Sequence[MlpSite]) -> None:

@@ -43,14 +43,12 @@ def least_squares(
 
 
 def null_space(
-    keys: Float[Tensor, "d_in n"],
-    projector: Float[Tensor, "d_in d_in"],
-    ridge: float | int,
-    earlier: Float[Tensor, "d_in m"] | None = None,
+    keys: Float[Tensor, "d_in n"], projector: Float[Tensor, "d_in d_in"], ridge: float | int
 ) -> Float[Tensor, "n d_in"]:
     """Return the right factor of AlphaEdit's change: ridge regression within a projector (Fang et al. 2025, eq. 14).
 
-    The change is 0 on what the projector drops; keys of earlier edits are kept as `K_p` is there.
+    The change is 0 on what the projector drops. Keys of earlier edits, the `K_p` there, are keys to which nothing is to
+    be added: columns of `keys` whose rows of the factor are left out, as they are with `least_squares`.
 
     Raises:
         BadValue: a ridge that is not above 0.
@@ -58,11 +56,9 @@ def null_space(
     if not ridge > 0:
         raise BadValue(f"the ridge must be above 0, got {ridge}")
     within = projector.double() @ keys.double()
-    held = within if earlier is None else torch.cat([within, projector.double() @ earlier.double()], 1)
-    # K^T P (P (K K^T + K_p K_p^T) P + ridge)^-1, through the small side
-    gram = held.T @ held + ridge * torch.eye(held.shape[1], dtype=torch.float64, device=held.device)
-    solved = torch.cholesky_solve(held.T @ within, _factor(gram, "the matrix of the facts' keys"))
-    return ((within - held @ solved) / ridge).T
+    # K^T P (P K K^T P + ridge)^-1 = (K^T P K + ridge)^-1 K^T P
+    gram = within.T @ within + ridge * torch.eye(within.shape[1], dtype=torch.float64, device=within.device)
+    return torch.cholesky_solve(within.T, _factor(gram, "the matrix of the facts' keys"))
 
 
 def projector(moment: Float[Tensor, "d_in d_in"], share: float) -> tuple[Float[Tensor, "d_in d_in"], int]:

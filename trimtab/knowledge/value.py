@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.datasets.facts import Fact
+from trimtab.engine.shared_layers import SharedLayers
+from trimtab.engine.tail_forward import TailForward
 from trimtab.errors import BadValue
 from trimtab.knowledge.keys import Lookup, lookups, subject_last
 from trimtab.models.anatomy import decoder_layers, input_device
-from trimtab.models.calling import cache_name, evaluation, require_numbers, takes_positions
+from trimtab.models.calling import differentiable, require_numbers
 from trimtab.models.hooks import on_outputs
 from trimtab.models.mlp import MlpSite
-from trimtab.models.tokens import encode, pad_id
+from trimtab.models.tokens import encode, pad_id, padded_batch
+from trimtab.progress import tracked
 
 UNTIL = 0.05
 """The loss at which the search ends early (Meng et al. 2022's code)."""
@@ -45,6 +45,8 @@ class ValueSearch:
     """Weight of the divergence of what is predicted at the subject's last token in "SUBJECT is a": it should stay."""
     decay: float | int = 0.5
     """Weight of the norm of what is added, over the squared norm of what is there."""
+    batch_size: int = 64
+    """At most so many texts in one forward, where a fact has one for each context, and another; changes no value."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.radius > 0 or not self.rate > 0 or self.kl < 0 or self.decay < 0:
@@ -66,69 +68,69 @@ class SoughtValue(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Rows cut at the subject's last token: what stands before it, and it with what follows, the answer included."""
+class _Rows:
+    """Texts cut at the subject's last token, `per_fact` for each fact: one for each context, then that of the essence.
 
-    before: Int[Tensor, "row head"]
-    before_mask: Int[Tensor, "row head"]
-    after: Int[Tensor, "row tail"]
-    after_mask: Int[Tensor, "row tail"]
-    predicts: Bool[Tensor, "row tail"]
-    """Where a token of the answer is predicted; nowhere in the last row, that of the essence."""
+    The tails hold that token and what follows, the answer included.
+    """
+
+    forward: TailForward
+    per_fact: int
+    fact: Int[Tensor, " row"]
+    """The fact that a row is of."""
+    rows: Int[Tensor, " target"]
+    places: Int[Tensor, " target"]
+    """Where a token of an answer is predicted."""
     targets: Int[Tensor, " target"]
-    counts: Int[Tensor, " row"]
+    weights: Float[Tensor, " target"]
+    """By which the losses of a fact's tokens add up to the mean over contexts of the mean over tokens."""
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[Lookup, list[int]]], pad: int, device: torch.device) -> _Batch:
-        """Return the batch of texts, each with the tokens of its answer (none: the essence)."""
-        tails, marks = [], []
-        for text, answer in rows:
-            tail = (text.ids + answer)[text.place : len(text.ids) + max(0, len(answer) - 1)]
-            first = len(text.ids) - 1 - text.place
-            tails.append(torch.tensor(tail))
-            marks.append(torch.tensor([bool(answer) and i >= first for i in range(len(tail))]))
-        heads = [torch.tensor(text.ids[: text.place], dtype=torch.long) for text, _ in rows]
-        ones = [[torch.ones_like(part) for part in parts] for parts in (heads, tails)]
-        padded = partial(pad_sequence, batch_first=True)
-        return cls(
-            padded(heads, padding_value=pad, padding_side="left").to(device),
-            padded(ones[0], padding_value=0, padding_side="left").to(device),
-            padded(tails, padding_value=pad).to(device),
-            padded(ones[1], padding_value=0).to(device),
-            padded(marks, padding_value=False).to(device),
-            torch.tensor([t for _, answer in rows for t in answer], device=device),
-            torch.tensor([len(answer) for _, answer in rows], device=device),
-        )
+    def of(cls, model: Any, tokenizer: Any, facts: Sequence[Fact], before: Sequence[str]) -> _Rows:
+        """Run what stands before the cuts; raises as `sought_values`."""
+        texts: list[Lookup] = []
+        answers: list[list[int]] = []
+        for fact in facts:
+            for context, text in zip(before, lookups(tokenizer, fact, before), strict=True):
+                texts.append(text)
+                answers.append(answer_ids(tokenizer, context + fact.asked, text, fact.new))
+            texts.append(subject_last(tokenizer, f"{fact.subject} is a", (0, len(fact.subject))))
+            answers.append([])
+        heads = [text.ids[: text.place] for text in texts]
+        tails = [text.ids[text.place :] + answer[:-1] for text, answer in zip(texts, answers, strict=True)]
+        every, how = list(range(len(texts))), {"pad": pad_id(tokenizer), "device": input_device(model)}
+        forward = TailForward(model, padded_batch(heads, every, side="left", **how), padded_batch(tails, every, **how))
+        starts = [len(tail) - len(answer) for tail, answer in zip(tails, answers, strict=True)]
+        predicted = [(i, starts[i] + n, token) for i in every for n, token in enumerate(answers[i])]
+        rows, places, targets = (torch.tensor(column) for column in zip(*predicted, strict=True))
+        weights = torch.tensor([1 / (len(answers[i]) * len(before)) for i, _, _ in predicted])
+        fact_of = torch.arange(len(facts)).repeat_interleave(len(before) + 1)
+        return cls(forward, len(before) + 1, fact_of, rows, places, targets, weights)
 
 
-def sought_value(
-    model: Any, tokenizer: Any, fact: Fact, site: MlpSite, before: Sequence[str], search: ValueSearch
-) -> SoughtValue:
-    """Return what, added at the site, makes the fact's new answer likely behind every context.
+def sought_values(
+    model: Any, tokenizer: Any, facts: Sequence[Fact], site: MlpSite, before: Sequence[str], search: ValueSearch
+) -> list[SoughtValue]:
+    """Return for each fact what, added at the site, makes its new answer likely behind every context.
 
     The loss is the mean over contexts of the mean over the answer's tokens of -log p, teacher-forced, and the weighted
-    terms of `search`. What stands before the subject's last token is computed once.
+    terms of `search`; each fact has its own, and facts share forwards alone. What stands before the subject's last
+    token is computed once, and so are the layers below the site.
 
     Raises:
         BadValue: the prompt's tokens change when the answer follows; the answer has no token; losses that are no
             numbers.
     """
-    essence = subject_last(tokenizer, f"{fact.subject} is a", (0, len(fact.subject)))
-    rows = [
-        (text, _answer_ids(tokenizer, b + fact.asked, text, fact.new))
-        for b, text in _with_texts(tokenizer, fact, before)
-    ]
-    batch = _Batch.of([*rows, (essence, [])], pad_id(tokenizer), input_device(model))
-    with evaluation(model):
-        forward = _tail_forward(model, batch)
-        return _descend(model, site, batch, forward, search)
+    at_once = max(1, search.batch_size // (len(before) + 1))
+    shared, found = SharedLayers(model, [site.layer]), list[SoughtValue]()
+    for start in tracked(range(0, len(facts), at_once), "seeking values"):
+        with differentiable(model):
+            rows = _Rows.of(model, tokenizer, facts[start : start + at_once], before)
+            found += _descend(model, site, rows, shared, search)
+    return found
 
 
-def _with_texts(tokenizer: Any, fact: Fact, before: Sequence[str]) -> Iterator[tuple[str, Lookup]]:
-    return zip(before, lookups(tokenizer, fact, before), strict=True)
-
-
-def _answer_ids(tokenizer: Any, prompt: str, text: Lookup, answer: str) -> list[int]:
+def answer_ids(tokenizer: Any, prompt: str, text: Lookup, answer: str) -> list[int]:
     """Return the tokens that the answer adds to the prompt's own."""
     whole = encode(tokenizer, f"{prompt} {answer}")
     if whole[: len(text.ids)] != text.ids:
@@ -140,61 +142,62 @@ def _answer_ids(tokenizer: Any, prompt: str, text: Lookup, answer: str) -> list[
     return whole[len(text.ids) :]
 
 
-def _descend(model: Any, site: MlpSite, batch: _Batch, forward: Any, search: ValueSearch) -> SoughtValue:
-    delta = torch.zeros(site.d_out, device=site.module.weight.device, requires_grad=True)
+def _descend(model: Any, site: MlpSite, rows: _Rows, shared: SharedLayers, search: ValueSearch) -> list[SoughtValue]:
+    n, k, home = int(rows.fact[-1]) + 1, rows.per_fact, site.module.weight.device
+    deltas = [torch.zeros(site.d_out, device=home, requires_grad=True) for _ in range(n)]
     seen: dict[str, Tensor] = {}
 
     def add(out: Tensor) -> Tensor:
-        seen.setdefault("mlp", out[0, 0].detach().float())
-        return torch.cat([(out[:, :1] + delta.to(out.dtype)), out[:, 1:]], 1)
+        seen.setdefault("mlp", out[::k, 0].detach().float())
+        added = torch.stack(deltas)[rows.fact.to(home)].to(out)
+        return torch.cat([out[:, :1] + added[:, None], out[:, 1:]], 1)
 
     def keep(out: Tensor) -> None:
-        seen.setdefault("layer", out[0, 0].detach().float())
+        seen.setdefault("layer", out[::k, 0].detach().float())
 
-    rows, places = batch.predicts.nonzero(as_tuple=True)
-    weights = (1 / (batch.counts[rows] * (len(batch.counts) - 1))).float()
-    optimizer, radius = torch.optim.Adam([delta]), 0.0
-    losses: list[float] = []
+    # what Adam does with one delta, whatever the others do
+    optimizer = torch.optim.Adam([{"params": [delta]} for delta in deltas])
+    radii: list[float] = []
+    losses: list[list[float]] = [[] for _ in range(n)]
     with on_outputs([(site.module, add), (decoder_layers(model)[site.layer], keep)]):
         for step in range(search.steps):
-            with torch.enable_grad():
-                logprobs = forward().float().log_softmax(-1)
-                nll = -(logprobs[rows, places, batch.targets.to(rows.device)] * weights.to(rows.device)).sum()
-                essence = logprobs[-1, 0]
-                stays = seen.setdefault("essence", essence.detach())
-                there = seen["mlp"].norm()
-                loss = nll + search.kl * (stays.exp() * (stays - essence)).sum()
-                loss = loss + search.decay * delta.norm().to(loss.device) / there.square().to(loss.device)
-            require_numbers(loss.detach()[None], "the loss of a value")
-            losses.append(float(nll.detach()))
-            if float(loss.detach()) < UNTIL or step == search.steps - 1:
-                break
+            with shared.resumed(site.layer) if step else shared.recording():
+                nll, whole = _losses(rows, deltas, seen, search)
+            require_numbers(whole.detach(), "the loss of a value")
             if not step:
-                radius = float(search.radius * seen[search.measured_by].norm())
-                optimizer.param_groups[0]["lr"] = search.rate * radius / site.d_out**0.5
-            (delta.grad,) = torch.autograd.grad(loss, [delta])
+                radii = [float(search.radius * norm) for norm in seen[search.measured_by].norm(dim=1)]
+                for group, radius in zip(optimizer.param_groups, radii, strict=True):
+                    group["lr"] = search.rate * radius / site.d_out**0.5
+            # a fact is done once its loss has come below the threshold, whatever it would come to later
+            going = [i for i in range(n) if len(losses[i]) == step]
+            for i in going:
+                losses[i].append(float(nll[i].detach()))
+            going = [i for i in going if float(whole[i].detach()) >= UNTIL]
+            if not going or step == search.steps - 1:
+                break
+            optimizer.zero_grad()
+            grads = torch.autograd.grad(whole[going].sum(), [deltas[i] for i in going])
+            for i, grad in zip(going, grads, strict=True):
+                deltas[i].grad = grad
             optimizer.step()
             with torch.no_grad():
-                delta.mul_(min(1.0, radius / max(float(delta.norm()), 1e-12)))
-    return SoughtValue(delta.detach().double(), tuple(losses))
+                for delta, radius in zip(deltas, radii, strict=True):
+                    delta.mul_(min(1.0, radius / max(float(delta.norm()), 1e-12)))
+    return [SoughtValue(d.detach().double(), tuple(own)) for d, own in zip(deltas, losses, strict=True)]
 
 
-def _tail_forward(model: Any, batch: _Batch) -> Any:
-    """Return a function that runs the tails behind the cached heads, and gives their logits."""
-    n_head = batch.before.shape[1]
-    mask = torch.cat([batch.before_mask, batch.after_mask], 1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    own = takes_positions(model)
-
-    def placed(part: slice) -> dict[str, Tensor]:
-        return {"position_ids": positions[:, part]} if own else {}
-
-    if n_head == 0:
-        whole = {"input_ids": batch.after, "attention_mask": mask, **placed(slice(None))}
-        return lambda: model(**whole, use_cache=False).logits
-    with torch.no_grad():
-        heads = {"input_ids": batch.before, "attention_mask": batch.before_mask, **placed(slice(None, n_head))}
-        past = getattr(model(**heads, use_cache=True), cache_name(model))
-    tails = {"input_ids": batch.after, "attention_mask": mask, **placed(slice(n_head, None))}
-    # a forward writes into the cache that it is given
-    return lambda: model(**tails, **{cache_name(model): copy.deepcopy(past)}, use_cache=True).logits
+def _losses(
+    rows: _Rows, deltas: Sequence[Tensor], seen: dict[str, Tensor], search: ValueSearch
+) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"]]:
+    """Return each fact's negative log-likelihood of the answer, and its whole loss."""
+    logits = rows.forward()
+    home = logits.device
+    said = logits[rows.rows.to(home), rows.places.to(home)].float().log_softmax(-1)
+    of_tokens = -said.gather(1, rows.targets.to(home)[:, None])[:, 0] * rows.weights.to(home)
+    of_fact = rows.fact.to(home)[rows.rows.to(home)]
+    nll = torch.zeros(len(deltas), device=home).index_add(0, of_fact, of_tokens)
+    essence = logits[rows.per_fact - 1 :: rows.per_fact, 0].float().log_softmax(-1)
+    stays = seen.setdefault("essence", essence.detach())
+    moved = torch.stack([delta.norm() for delta in deltas]).to(home)
+    decay = moved / seen["mlp"].square().sum(1).to(home)
+    return nll, nll + search.kl * (stays.exp() * (stays - essence)).sum(1) + search.decay * decay

@@ -1,11 +1,11 @@
-"""Adding vectors to heads and to the residual stream, at the positions of a forward that are to be edited."""
+"""Changing what modules take or give at the positions that are to be edited, such as by adding vectors to heads."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,28 @@ from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.hooks import Switch, held_by_this_thread, is_compiled, on_arguments, on_inputs, on_outputs
 from trimtab.protocols import Positions, TokenMask
 
-Place: TypeAlias = tuple[Callable[..., AbstractContextManager[None]], nn.Module, Float[Tensor, " width"]]
-"""How a module is hooked, the module, and the vector that is added."""
+
+class Affine(NamedTuple):
+    """A change of each position by what stands there: `x - left @ right @ (x - centre)`."""
+
+    left: Float[Tensor, "width rank"]
+    right: Float[Tensor, "rank width"]
+    centre: Float[Tensor, " width"]
+
+
+Change: TypeAlias = Float[Tensor, " width"] | Affine
+"""A vector that is added, or an affine change."""
+
+
+class Place(NamedTuple):
+    """Where a change is made."""
+
+    layer: int
+    """That it belongs to, for messages."""
+    hooked: Callable[..., AbstractContextManager[None]]
+    """`on_inputs` or `on_outputs`."""
+    module: nn.Module
+    change: Change
 
 
 @contextlib.contextmanager
@@ -43,7 +63,6 @@ def add_to_heads(
         Incompatible: the model was compiled before, another thread has an edit in place, or a forward ran in which
             the hooks did not fire.
     """
-    require_uncompiled(model)
     sites = {site.layer: site for site in (find_heads(model) if heads is None else heads)}
     vectors: dict[int, Tensor] = {}
     for (layer, head), delta in deltas.items():
@@ -54,9 +73,8 @@ def add_to_heads(
         _require_width(delta, site.d_head, f"layer {layer} head {head}")
         vector = vectors.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=delta.dtype))
         vector[head] += delta.cpu()
-    with _adding(
-        model, {layer: (on_inputs, sites[layer].module, v.flatten()) for layer, v in vectors.items()}, positions
-    ):
+    places = [Place(layer, on_inputs, sites[layer].module, v.flatten()) for layer, v in vectors.items()]
+    with changed_at(model, places, positions):
         yield
 
 
@@ -73,23 +91,28 @@ def add_to_residual(
         ShapeError: a delta or a mask of the wrong shape.
         Incompatible: as for `add_to_heads`.
     """
-    require_uncompiled(model)
     layers, d_model = decoder_layers(model), text_config(model).hidden_size
     for layer, delta in deltas.items():
         if not 0 <= layer < len(layers):
             raise BadValue(f"no layer {layer}: the model has layers 0-{len(layers) - 1}")
         _require_width(delta, d_model, f"layer {layer}")
-    with _adding(model, {layer: (on_outputs, layers[layer], d.cpu()) for layer, d in deltas.items()}, positions):
+    places = [Place(layer, on_outputs, layers[layer], d.cpu()) for layer, d in deltas.items()]
+    with changed_at(model, places, positions):
         yield
 
 
 @contextlib.contextmanager
-def _adding(model: Any, places: Mapping[int, Place], positions: Positions) -> Iterator[None]:
-    """Add each layer's vector, and check that it acted. Layers whose vector is zero run as they are."""
+def changed_at(model: Any, places: Sequence[Place], positions: Positions) -> Iterator[None]:
+    """Make each change, and check that it acted. Places whose vector is zero run as they are.
+
+    Raises:
+        BadValue, Incompatible, ShapeError: as `add_to_heads`.
+    """
+    require_uncompiled(model)
     if isinstance(positions, str) and positions not in ("generated", "all"):
         raise BadValue(f"positions must be 'generated', 'all' or a mask (batch, seq), got {positions!r}")
     decoder, switch = decoder_of(model), Switch()
-    adders: dict[int, _Adder] = {}
+    changers: list[tuple[int, _Changer]] = []
     ran = False
 
     def note(output: Any) -> None:  # noqa: ARG001
@@ -106,13 +129,14 @@ def _adding(model: Any, places: Mapping[int, Place], positions: Positions) -> It
             checks = [(decoder, _require_one_position), (base_of(model), _require_one_prediction)]
             stack.enter_context(on_arguments((module, _unless(switch, check)) for module, check in checks))
         stack.enter_context(on_outputs([(decoder, note)]))
-        for layer, (hooked, module, vector) in places.items():
-            if bool(vector.any()):
-                adders[layer] = _Adder(vector, positions, switch)
-                adders[layer].place(_home(module), base_of(model).dtype)
-                stack.enter_context(hooked([(module, adders[layer])]))
+        for layer, hooked, module, change in places:
+            if isinstance(change, Affine) or bool(change.any()):
+                changer = _Changer(change, positions, switch)
+                changer.place(_home(module), base_of(model).dtype)
+                changers.append((layer, changer))
+                stack.enter_context(hooked([(module, changer)]))
         yield
-    silent = [layer for layer, adder in adders.items() if not adder.fired]
+    silent = sorted({layer for layer, changer in changers if not changer.fired})
     if ran and silent:
         raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
 
@@ -131,18 +155,23 @@ def _require_width(delta: Tensor, width: int, where: str) -> None:
         raise ShapeError(f"delta for {where}: expected {(width,)}, got {tuple(delta.shape)}")
 
 
-class _Adder:
-    """Adds one layer's vector at the positions; keeps a copy of it for each device and dtype it meets."""
+class _Changer:
+    """Makes one change at the positions; keeps a copy of it for each device and dtype it meets."""
 
-    def __init__(self, vector: Float[Tensor, " width"], positions: Positions, switch: Switch) -> None:
-        self.vector, self.positions, self.switch = vector, positions, switch
-        self.placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    def __init__(self, change: Change, positions: Positions, switch: Switch) -> None:
+        self.change, self.positions, self.switch = change, positions, switch
+        self.placed: dict[tuple[torch.device, torch.dtype], Change] = {}
         self.fired = False
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Keep a copy of the vector there; a compiled forward that finds it need not be traced a second time."""
+        """Keep a copy of the change there; a compiled forward that finds it need not be traced a second time."""
         # a small copy to the device need not wait for what the device is computing
-        self.placed[device, dtype] = self.vector.to(device=device, dtype=dtype, non_blocking=True)
+        if isinstance(self.change, Affine):
+            exact = torch.promote_types(dtype, torch.float32)
+            parts = (part.to(device=device, dtype=exact, non_blocking=True) for part in self.change)
+            self.placed[device, dtype] = Affine(*parts)
+        else:
+            self.placed[device, dtype] = self.change.to(device=device, dtype=dtype, non_blocking=True)
 
     def __call__(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"] | None:
         if self.switch.suspended:
@@ -150,15 +179,20 @@ class _Adder:
         self.fired = True
         if (x.device, x.dtype) not in self.placed:
             self.place(x.device, x.dtype)
-        vector = self.placed[x.device, x.dtype]
         if isinstance(self.positions, str):
             if self.positions == "all" or x.shape[1] == 1:
-                return x + vector
-            return torch.cat([x[:, :-1], x[:, -1:] + vector], dim=1)
+                return x + self._added(x)
+            return torch.cat([x[:, :-1], x[:, -1:] + self._added(x[:, -1:])], dim=1)
         mask = _mask_for(self.positions, x).to(x.device)
         if mask.dtype == torch.bool:
-            return torch.where(mask[..., None], x + vector, x)
-        return x + mask[..., None].to(x.dtype) * vector
+            return torch.where(mask[..., None], x + self._added(x), x)
+        return x + mask[..., None].to(x.dtype) * self._added(x)
+
+    def _added(self, x: Tensor) -> Tensor:
+        change = self.placed[x.device, x.dtype]
+        if not isinstance(change, Affine):
+            return change
+        return ((change.centre - x) @ change.right.T @ change.left.T).to(x.dtype)
 
 
 def _home(module: nn.Module) -> torch.device:

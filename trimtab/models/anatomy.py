@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -47,6 +47,14 @@ def decoder_layers(model: Any) -> list[nn.Module]:
         f"no list of {n_layers or 'num_hidden_layers'} layers found in {type(base_of(model)).__name__}; "
         "expected a decoder-only transformer"
     )
+
+
+def untouched_layers(model: Any, names: Iterable[str]) -> int:
+    """Return how many of the decoder's first layers compute as before where these parameters change."""
+    prefixes = {id(module): name for name, module in base_of(model).named_modules()}
+    layers = [f"{prefixes[id(layer)]}." for layer in decoder_layers(model)]
+    # what stands outside the layers, as embeddings do, may be below all of them
+    return min((next((i for i, at in enumerate(layers) if name.startswith(at)), 0) for name in names), default=0)
 
 
 def head_sizes(config: Any) -> list[tuple[int, int]]:

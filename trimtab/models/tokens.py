@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trimtab.datasets.statements import Statement
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of, text_config
 from trimtab.models.anatomy import input_device as input_device
@@ -27,18 +28,20 @@ class AnswerTokens:
     """One past the last token that holds a character of the answer."""
 
 
-def tokenize_answer(tokenizer: Any, text: str, answer_start: int, *, needs_prompt: bool = True) -> AnswerTokens:
+def tokenize_answer(
+    tokenizer: Any, text: str, answer_start: int, *, needs_prompt: bool = True, template: bool = False
+) -> AnswerTokens:
     """Return one text's `tokenize_answers`."""
-    return tokenize_answers(tokenizer, [text], [answer_start], needs_prompt=needs_prompt)[0]
+    return tokenize_answers(tokenizer, [text], [answer_start], needs_prompt=needs_prompt, templates=[template])[0]
 
 
-def continuation_tokens(tokenizer: Any, text: str, start: int) -> AnswerTokens:
+def continuation_tokens(tokenizer: Any, text: str, start: int, *, template: bool = False) -> AnswerTokens:
     """Return a text's tokens split at the character where what is scored starts, which may be its first.
 
     Raises:
         BadValue: nothing stands before it, and the tokenizer has no begin or end token to stand there.
     """
-    tokens = tokenize_answer(tokenizer, text, start, needs_prompt=False)
+    tokens = tokenize_answer(tokenizer, text, start, needs_prompt=False, template=template)
     if tokens.start > 0:
         return tokens
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -47,15 +50,31 @@ def continuation_tokens(tokenizer: Any, text: str, start: int) -> AnswerTokens:
     return AnswerTokens([first, *tokens.ids], 1, tokens.end + 1)
 
 
+def scored_tokens(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> list[AnswerTokens]:
+    """Return statements' tokens, all that follows the prompt being scored: no answer gets its space for free.
+
+    Raises:
+        BadValue: one that does not fit the model; no prompt and no token that could stand before the text.
+    """
+    tokens = [continuation_tokens(tokenizer, s.text, len(s.prompt), template=s.template) for s in statements]
+    require_fits(model, [t.end for t in tokens], [s.text for s in statements])
+    return tokens
+
+
 def tokenize_answers(
-    tokenizer: Any, texts: Sequence[str], answer_starts: Sequence[int], *, needs_prompt: bool = True
+    tokenizer: Any,
+    texts: Sequence[str],
+    answer_starts: Sequence[int],
+    *,
+    needs_prompt: bool = True,
+    templates: Sequence[bool] | None = None,
 ) -> list[AnswerTokens]:
     """Return prompts and answers tokenised jointly, each split at the character where the answer starts.
 
-    Tokenizers may merge across the border: a token belongs to the answer if it holds any of its characters.
-    The opening is added as `encode` adds it, and nothing behind. An answer's first token can be predicted only after
-    another one; `needs_prompt=False` does without (contrast pairs have no prompt, and some tokenizers have no
-    opening).
+    Tokenizers may merge across the border: a token belongs to the answer if it holds any of its characters. The opening
+    is added as `encode` adds it, none to what chat templates wrote (`templates`), and nothing behind. An answer's first
+    token can be predicted only after another one; `needs_prompt=False` does without (contrast pairs have no prompt, and
+    some tokenizers have no opening).
 
     Raises:
         BadValue: an answer is empty after tokenisation, or no token stands before it.
@@ -63,13 +82,14 @@ def tokenize_answers(
     offsets = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
     bare, first = encode_each(tokenizer, texts, [True] * len(texts), **offsets), _opening(tokenizer)
     found = []
-    for text, start, encoded in zip(texts, answer_starts, bare, strict=True):
+    written = templates or [False] * len(texts)
+    for text, start, encoded, template in zip(texts, answer_starts, bare, written, strict=True):
         ids = encoded["input_ids"]
         if tokenizer.is_fast:
             inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and b > a]
         else:
             inside = _inside_without_offsets(tokenizer, ids, text, start)
-        opened = _opened(tokenizer, ids, first)
+        opened = ids if template else _opened(tokenizer, ids, first)
         inside = [i + len(opened) - len(ids) for i in inside]
         if not inside or (needs_prompt and inside[0] == 0):
             what = "no answer token" if not inside else "no prompt token before the answer"
@@ -108,13 +128,14 @@ def encode_each(
     return found
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Any, text: str, *, template: bool = False) -> list[int]:
     """Return the text's tokens behind what the tokenizer puts before every text, ready for more to follow.
 
-    A text that begins with those tokens itself, as chat templates write them, gets them once. What the tokenizer would
-    put behind a text, such as an end token, is left out: nothing could follow it.
+    A text that begins with those tokens itself gets them once, and one that a chat template wrote as the template has
+    it. What the tokenizer would put behind a text, such as an end token, is left out: nothing could follow it.
     """
-    return _opened(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], _opening(tokenizer))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids if template else _opened(tokenizer, ids, _opening(tokenizer))
 
 
 def _opening(tokenizer: Any) -> list[int]:

@@ -37,6 +37,22 @@ def unchanged(parameter: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
+def changes_suspended(model: Any) -> Iterator[None]:
+    """Run the block with the values that the model's parameters have when no change of this file is in place."""
+    changed = [p for p in base_of(model).parameters() if unchanged(p) is not p]
+    before = [p.detach().clone() for p in changed]
+    try:
+        with torch.no_grad():
+            for parameter in changed:
+                parameter.copy_(unchanged(parameter))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(changed, before, strict=True):
+                parameter.copy_(values)
+
+
+@contextlib.contextmanager
 def changed_weights(model: Any, changes: Mapping[str, WeightChange], strength: float | int = 1.0) -> Iterator[None]:
     """Add `strength` times each change, by its parameter's name in the base model; take them back on exit, to the bit.
 
@@ -74,6 +90,58 @@ def with_changes(twin: Any, changes: Mapping[str, WeightChange], strength: float
         parameter.data = _summed(name, parameter, module, change, strength)
 
 
+@torch.no_grad()
+def differences(base: nn.Module, other: nn.Module) -> dict[str, Tensor]:
+    """Return what `other`'s weights have more than `base`'s, by name, in float32 (float64 for float64 weights).
+
+    Weights that do not differ are left out; a weight of two names, as tied embeddings are, stands there once.
+
+    Raises:
+        Incompatible: the two have other weights, or weights of other shapes.
+        BadValue: quantised or offloaded weights.
+    """
+    ours, theirs = (dict(model.named_parameters()) for model in (base, other))
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        raise Incompatible(
+            f"{name} is a weight of one of the two models only, so that no sum of weights leads from one to the other"
+        )
+    found = {}
+    for name, parameter in ours.items():
+        one, two = parameter.detach(), theirs[name].detach()
+        for weight in (one, two):
+            _require_readable(name, weight)
+        if one.shape != two.shape:
+            raise Incompatible(
+                f"{name} is {tuple(one.shape)} in one model and {tuple(two.shape)} in the other: they are not of one "
+                "base (another vocabulary or architecture); name checkpoints that were tuned from this very model"
+            )
+        wide = torch.promote_types(torch.promote_types(one.dtype, two.dtype), torch.float32)
+        change = (two.to("cpu", wide) - one.to("cpu", wide)).contiguous()
+        if bool(change.any()):
+            found[name] = change
+    return found
+
+
+@torch.no_grad()
+def as_whole(model: Any, name: str, change: WeightChange) -> Tensor:
+    """Return a change as a whole tensor of its parameter's shape, on the CPU; raises as `changed_weights`."""
+    parameter, module = _place(base_of(model), name)
+    if not isinstance(change, LowRank):
+        return change
+    whole = turned(module, change.left @ change.right).contiguous()
+    _require_shape(name, whole, parameter)
+    return whole
+
+
+def inner_product(one: WeightChange, other: WeightChange) -> float:
+    """Return the sum of the products of two changes' entries; both have factors, or neither has."""
+    if isinstance(one, LowRank) and isinstance(other, LowRank):
+        along, across = one.left.double().T @ other.left.double(), one.right.double() @ other.right.double().T
+        return float((along * across).sum())
+    assert isinstance(one, Tensor) and isinstance(other, Tensor)
+    return float((one.double() * other.double()).sum())
+
+
 def turned(module: nn.Module, weight: Tensor) -> Tensor:
     """Return a linear module's weight as d_out x d_in, or such a matrix as the module stores it: Conv1D turns it."""
     return weight.t() if hasattr(module, "nf") else weight
@@ -91,6 +159,18 @@ def _place(base: Any, name: str) -> tuple[nn.Parameter, nn.Module]:
     return parameter, module
 
 
+def _require_shape(name: str, change: Tensor, parameter: Tensor) -> None:
+    if change.shape != parameter.shape:
+        raise ShapeError(f"the change of {name} is {tuple(change.shape)}, the weight {tuple(parameter.shape)}")
+
+
+def _require_readable(name: str, parameter: Tensor) -> None:
+    if parameter.is_meta:
+        raise BadValue(f"{name} is offloaded and cannot be written; load the model with all weights on one device")
+    if not _is_plain(parameter):
+        raise BadValue(f"{name} is quantised, and has no values to reckon with; load the model plainly")
+
+
 def _is_plain(parameter: Tensor) -> bool:
     return parameter.is_floating_point() and getattr(parameter, "quant_state", None) is None
 
@@ -99,14 +179,12 @@ def _is_plain(parameter: Tensor) -> bool:
 def _summed(
     name: str, parameter: nn.Parameter, module: nn.Module, change: WeightChange, strength: float | int
 ) -> Tensor:
-    if parameter.is_meta:
-        raise BadValue(f"{name} is offloaded and cannot be written; load the model with all weights on one device")
+    _require_readable(name, parameter)
     wide = torch.promote_types(parameter.dtype, torch.float32)
     if isinstance(change, LowRank):
         left, right = (factor.to(parameter.device, wide) for factor in change)
         change = turned(module, left @ right)
-    if change.shape != parameter.shape:
-        raise ShapeError(f"the change of {name} is {tuple(change.shape)}, the weight {tuple(parameter.shape)}")
+    _require_shape(name, change, parameter)
     return (parameter.to(wide) + strength * change.to(parameter.device, wide)).to(parameter.dtype)
 
 

@@ -20,6 +20,7 @@ from trimtab.models.identity import require_same_model
 from trimtab.models.processes import on_cpu
 from trimtab.models.tied import has_tied_embeddings, untie
 from trimtab.models.twin import twin_of
+from trimtab.models.weights import WeightChange
 from trimtab.peft.names import method_from_record, method_of_hub
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.tunable import HubAdapter, Tunable
@@ -44,7 +45,7 @@ class _Saved(TypedDict):
     record: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TunedEdit(Edit):
     """What a tuning method learned: an Edit.
 
@@ -66,6 +67,9 @@ class TunedEdit(Edit):
         if not self.name:
             object.__setattr__(self, "name", self.method.name)
 
+    def __repr__(self) -> str:
+        return f"TunedEdit({self.name!r}, {self.cost.trainable_parameters:,} numbers, strength {self.strength:g})"
+
     @contextlib.contextmanager
     def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
         """Yield the tuned model to call; on exit the model is as before.
@@ -73,10 +77,15 @@ class TunedEdit(Edit):
         Raises:
             Incompatible: the edit was made for another model, or the model carries an adapter already.
         """
+        with self._in_place(model) as attached:
+            yield attached.model
+
+    @contextlib.contextmanager
+    def _in_place(self, model: Any) -> Iterator[Attached]:
         attached = self._attached(model)
         try:
             self.method.load(attached, self.tensors, self.strength)
-            yield attached.model
+            yield attached
         finally:
             attached.detach()
 
@@ -149,6 +158,15 @@ class TunedEdit(Edit):
             save_file(on_cpu(stored), folder / (HUB_TENSORS if adapter else TENSORS), metadata={"format": "pt"})
             if adapter:
                 write_json(folder / HUB_CONFIG, adapter.config)
+
+    def weight_changes(self, model: Any) -> dict[str, WeightChange] | None:
+        """Return a low-rank update as its factors; None for other ways of tuning.
+
+        Raises:
+            Incompatible: the edit was made for another model, or the model carries an adapter already.
+        """
+        with self._in_place(model) as attached:
+            return attached.weight_changes()
 
     def merged(self, model: Any) -> Any:
         """Return a plain model of the same class with the edit in its weights; `model` is left as it is.

@@ -29,7 +29,7 @@ class _Saved(TypedDict):
     record: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadProbes:
     """A linear probe for every head: `x @ coef + intercept > 0` reads "true"."""
 
@@ -49,6 +49,10 @@ class HeadProbes:
     validation_questions: tuple[str, ...]
     """The questions that the accuracies were measured on; the probes were not fitted on them."""
     record: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers, heads = self.accuracy.shape
+        return f"HeadProbes({layers} layers of {heads}, best accuracy {float(self.accuracy.max()):.3f})"
 
     def top(self, k: int) -> tuple[Head, ...]:
         """Return the k best heads, best first: by accuracy, ties by AUROC, then by separation.

@@ -90,7 +90,8 @@ def iti_run(
     Raises:
         BadValue: the parts share a question, or there are fewer training questions than shots.
     """
-    settings, (train, validation, test) = settings or ItiSettings(), parts
+    settings = settings or ItiSettings()
+    train, validation, test = (part.asked_as("auto", tokenizer) for part in parts)
     require_budget(settings.kl_budget)
     keys = [{q.key for q in part} for part in parts]
     if len(set().union(*keys)) < sum(map(len, keys)):

@@ -10,7 +10,9 @@ import numpy as np
 
 from trimtab.compare.design import Parts
 from trimtab.datasets.item_set import ItemSet
-from trimtab.datasets.questions import QuestionSet, Statement
+from trimtab.datasets.primer import INSTRUCTION, QA_PRIMER
+from trimtab.datasets.questions import QuestionSet
+from trimtab.datasets.statements import Statement
 from trimtab.datasets.truthfulqa import N_QUESTIONS, iti_folds
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
@@ -18,7 +20,6 @@ from trimtab.edits.vectors import HeadShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
 from trimtab.evaluate.defaults import answer_meters
-from trimtab.evaluate.primer import INSTRUCTION, QA_PRIMER
 from trimtab.evaluate.table import measurements_of
 from trimtab.models.identity import fingerprint
 from trimtab.progress import tracked

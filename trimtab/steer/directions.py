@@ -25,7 +25,7 @@ class _Saved(TypedDict):
     model: Fingerprint | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MassMean:
     """Mean of true minus mean of false activations, of every head (or layer)."""
 
@@ -35,6 +35,9 @@ class MassMean:
     """Hash of the statements' questions and labels, in order."""
     model: dict[str, Any] | None = field(default=None)
     """Fingerprint of the model."""
+
+    def __repr__(self) -> str:
+        return f"MassMean({' x '.join(map(str, self.values.shape))}: layer x head x width)"
 
     @classmethod
     def of(cls, acts: HeadActivations) -> MassMean:

@@ -19,7 +19,7 @@ from trimtab.edits.vectors import VectorEdit
 from trimtab.engine.capture import SITES
 from trimtab.engine.slopes import answer_slopes
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models.tokens import AnswerTokens, context_length, continuation_tokens, encode, require_fits
+from trimtab.models.tokens import AnswerTokens, context_length, encode, scored_tokens
 from trimtab.storage import load_result, save_result
 
 RankBy: TypeAlias = Literal["effect", "accuracy"]
@@ -36,7 +36,7 @@ class _Saved(TypedDict):
     n_items: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SiteRanking:
     """What adding each site's vector does at small strengths, best first."""
 
@@ -50,6 +50,9 @@ class SiteRanking:
     """What the order goes by."""
     n_items: int
     """How many questions or pairs the margin is a mean over."""
+
+    def __repr__(self) -> str:
+        return f"SiteRanking({len(self.sites)} sites by {self.by}, first {self.sites[0]})"
 
     @property
     def effect(self) -> Float[Tensor, " site"]:
@@ -142,9 +145,7 @@ def _margin_slopes(
     model: Any, tokenizer: Any, items: ItemSet[Any], along: dict[str, Tensor]
 ) -> dict[str, Float[Tensor, "layer part"]]:
     statements = items.statements()
-    tokens = [continuation_tokens(tokenizer, s.text, len(s.prompt)) for s in statements]
-    require_fits(model, [t.end for t in tokens], [s.text for s in statements])
-    found = answer_slopes(model, tokenizer, tokens, along)
+    found = answer_slopes(model, tokenizer, scored_tokens(model, tokenizer, statements), along)
     sides = [(s.group, s.label) for s in statements]
     if len({group for group, _ in sides}) * 2 != len(set(sides)):
         raise BadDataset("sites are ranked on items that each have positive and negative texts")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.datasets.given import Rows, as_items
 from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.disk import load_edit
 from trimtab.edits.vectors import VectorEdit
@@ -33,7 +34,7 @@ VALIDATION = 0.4
 """The share of the given questions that ranks heads and chooses the strength."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """A shift, the probes and directions of all places, and how it was found."""
 
@@ -44,6 +45,9 @@ class Fitted:
     """What shifting each place does; None where the places were named, or the probes alone chose."""
     screened: Screen | None = None
     """What the data looked like beforehand."""
+
+    def __repr__(self) -> str:
+        return f"Fitted({self.shift!r}, {self.outcome.sentence if self.outcome else 'strength as given'!r})"
 
     @property
     def outcome(self) -> Outcome | None:
@@ -93,7 +97,7 @@ class Fitted:
 def fit(
     model: Any,
     tokenizer: Any,
-    questions: ItemSet[Any],
+    questions: Rows,
     spec: ShiftSpec | None = None,
     *,
     metric: str | Metric | Meter | None = None,
@@ -107,6 +111,7 @@ def fit(
     leave them out.
 
     Args:
+        questions: a set, or a list of mappings, or a `datasets.Dataset`.
         spec: the default shift if not given: of the residual stream by effect for pairs, else of heads by accuracy.
         metric: what chooses the strength, as in `choose_strength` (`judged_metric` makes one of a judge). If not given:
             true_info by the exact judge, which knows only the answers that are listed, for models that give those, as
@@ -119,12 +124,14 @@ def fit(
     Raises:
         BadDataset, BadValue, UnsupportedModel: as the steps do; fewer than four items.
     """
-    if len(questions) < 4:
+    items: ItemSet[Any] = as_items(questions)
+    if len(items) < 4:
         raise BadDataset(
-            f"{questions.name}: a shift needs four or more to fit and choose on, got {len(questions)}; thirty are good"
+            f"{items.name}: a shift needs four or more to fit and choose on, got {len(items)}; thirty are good"
         )
-    spec, by = (spec or ShiftSpec()).on(questions), metric or judged_metric(questions, "true_info", None)
-    train, validation = questions.split(test=VALIDATION, seed=seed)
+    spec, by = (spec or ShiftSpec()).on(items), metric or judged_metric(items, "true_info", None)
+    items = items.asked_as(spec.asking, tokenizer)
+    train, validation = items.split(test=VALIDATION, seed=seed)
     found = read_sites(model, tokenizer, train, validation, spec.read, seed=seed)
     places, ranking = spec.places(found), None
     budget = kl_budget if kl_budget is not None else 0.4 if spec.rank_by == "effect" else 0.1
@@ -140,7 +147,7 @@ def fit(
     elif ranking is not None:
         tries = Tries(k, budget, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed)
         tried_on, prompted = validation, [i for i, item in enumerate(validation) if item.asked.strip()]
-        if metric is None and are_pairs(questions) and prompted and not spec.quick:
+        if metric is None and are_pairs(items) and prompted and not spec.quick:
             by = ReadAnswers(_reader(model, tokenizer, found, train, validation))
             tried_on = validation.select(prompted[:PROMPTS])
         shift = choose_place(model, tokenizer, tried_on, every, ranking, metric=by, tries=tries)
@@ -154,7 +161,7 @@ def fit(
             metric=by,
             sweep=Sweep(texts=spec.texts),
         )
-    made: Any = shift.with_record(data=data_record(questions), questions=[q.key for q in questions])
+    made: Any = shift.with_record(data=data_record(items), questions=[q.key for q in items], asking=items.asking)
     return Fitted(made, found.probes, MassMean.of(found.acts), ranking, screened)
 
 

@@ -118,7 +118,8 @@ def choose_place(
         return [float(d.kl) for d in drifts(model, tokenizer, edits, texts=some, max_tokens=tries.max_tokens)]
 
     def scores_of(edits: Sequence[Edit]) -> list[_Score]:
-        return [_score(meter, of) for of in meter.instrument.measure(model, tokenizer, items, edits)]
+        found = meter.instrument.measure(model, tokenizer, items, edits, asking=items.asking)
+        return [_score(meter, of) for of in found]
 
     steps = tracked(range(4), "trying places")
     next(steps)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations.captured import HeadActivations
-from trimtab.datasets.questions import Statement
+from trimtab.datasets.statements import Statement
 from trimtab.engine.capture import capture_heads
 from trimtab.engine.conversation import answers
 from trimtab.protocols import Edit, Measured, Meter
@@ -47,14 +47,14 @@ class Reader:
         ends = float(false[:, best].mean()), float(true[:, best].mean())
         return cls(acts.layers[best], directions[best], ends, float(separation[best]))
 
-    def read(self, model: Any, tokenizer: Any, prompts: Sequence[str], said: Sequence[str]) -> list[float]:
+    def read(self, model: Any, tokenizer: Any, said: Sequence[Statement]) -> list[float]:
         """Return for each answer where it lies: about 0 as the negative texts, about 1 as the positive ones."""
-        texts = [(i, a) for i, a in enumerate(said) if a.strip()]
-        statements = [Statement(prompts[i], a, True, str(i)) for i, a in texts]
         found = [0.0] * len(said)  # an empty answer shows nothing
+        texts = [i for i, statement in enumerate(said) if statement.answer.strip()]
+        statements = [said[i] for i in texts]
         if statements:
             x = read_texts(model, tokenizer, statements).values_of(self.layer)[:, 0].double() @ self.direction
-            for (i, _), value in zip(texts, x.tolist(), strict=True):
+            for i, value in zip(texts, x.tolist(), strict=True):
                 found[i] = (value - self.ends[0]) / (self.ends[1] - self.ends[0])
         return found
 
@@ -63,7 +63,7 @@ class Reader:
 class ReadAnswers(Meter):
     """What the edited model answers to the items' prompts, and how far that reads like the positive texts.
 
-    Prompts are asked as `trimtab generate` asks them, in the chat template where there is one, and answered greedily.
+    Prompts are asked as `trimtab generate` asks them, and answered greedily.
     """
 
     reader: Reader
@@ -79,14 +79,17 @@ class ReadAnswers(Meter):
         items: Any,
         edits: Sequence[Edit],
         *,
-        asking: str = "plain",  # noqa: ARG002
+        asking: str = "plain",
         seed: int = 0,  # noqa: ARG002
     ) -> list[Measured]:
         """Return every item's answer under every edit, with its reading."""
-        prompts, found = [item.asked for item in items], []
+        items, found = items.asked_as(asking, tokenizer), []
+        how = {"asking": asking, "settings": {"max_new_tokens": self.max_new_tokens}}
         for edit in edits:
-            said = answers(model, tokenizer, prompts, edit, settings={"max_new_tokens": self.max_new_tokens})
-            read = self.reader.read(model, tokenizer, prompts, said)
+            said = answers(model, tokenizer, [item.asked for item in items], edit, **how)
+            answered = zip(items, said, strict=True)
+            told = [items.form_for(item).statement(item.asked, text, True, item.key) for item, text in answered]
+            read = self.reader.read(model, tokenizer, told)
             rows = [{"text": text, "reading": value} for text, value in zip(said, read, strict=True)]
             found.append(Measured({item.key: row for item, row in zip(items, rows, strict=True)}))
         return found

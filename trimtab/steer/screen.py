@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab.activations.captured import HeadActivations
 from trimtab.activations.labelled import Head
-from trimtab.datasets.questions import Statement
+from trimtab.datasets.statements import Statement
 from trimtab.errors import BadDataset
 
 FLIPS = 200

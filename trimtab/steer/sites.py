@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 
 from trimtab.activations.captured import HeadActivations
+from trimtab.datasets.given import Rows, as_items
 from trimtab.datasets.item_set import ItemSet
-from trimtab.datasets.questions import Format
+from trimtab.datasets.statements import Format
 from trimtab.edits.vectors import VectorEdit
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
@@ -72,7 +73,13 @@ def read_sites(
     """
     read = read or ReadAs()
     acts, held = (
-        capture_heads(model, tokenizer, part.statements(read.form), site=read.site, position=read.position)
+        capture_heads(
+            model,
+            tokenizer,
+            part.asked_as("auto", tokenizer).statements(read.form),
+            site=read.site,
+            position=read.position,
+        )
         for part in (train, ranking)
     )
     fitted = fit_mass_mean if read.probe == "mass_mean" else fit_logistic
@@ -94,9 +101,7 @@ class SteeringMethod(Method):
     def shift(self, found: SiteProbes, knobs: Knobs, *, seed: int) -> VectorEdit:
         """Return the shift of strength 1 at the sites that the knobs name."""
 
-    def fit(
-        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, knobs: Knobs | None = None, seed: int = 0
-    ) -> VectorEdit:
+    def fit(self, model: Any, tokenizer: Any, train: Rows, *, knobs: Knobs | None = None, seed: int = 0) -> VectorEdit:
         """Return the shift fitted on the training questions' statements.
 
         Raises:
@@ -106,7 +111,7 @@ class SteeringMethod(Method):
         return self.fitter(model, tokenizer, train, seed=seed)(knobs or self.grid[0])
 
     def fitter(
-        self, model: Any, tokenizer: Any, train: ItemSet[Any], *, seed: int = 0
+        self, model: Any, tokenizer: Any, train: Rows, *, seed: int = 0
     ) -> Callable[[Mapping[str, Any]], VectorEdit]:
         """Return a function from knobs to shifts that all use one capture and one set of probes.
 
@@ -114,10 +119,11 @@ class SteeringMethod(Method):
             BadDataset: fewer than two questions.
             BadValue: as `fit`, by the function returned.
         """
-        if len(train) < 2:
-            raise BadDataset(f"{self.name} needs two or more training questions, got {len(train)}: some rank the sites")
+        asked: ItemSet[Any] = as_items(train).asked_as("auto", tokenizer)
+        if len(asked) < 2:
+            raise BadDataset(f"{self.name} needs two or more training questions, got {len(asked)}: some rank the sites")
         with stopwatch() as seconds:
-            parts = train.split(test=max(RANKING, 1 / len(train)), seed=seed)
+            parts = asked.split(test=max(RANKING, 1 / len(asked)), seed=seed)
             found = read_sites(model, tokenizer, *parts, ReadAs(self.site, self.format), seed=seed)
 
         def at(knobs: Mapping[str, Any]) -> VectorEdit:
@@ -127,6 +133,7 @@ class SteeringMethod(Method):
             made = self.shift(found, knobs, seed=seed)
             # what every setting of the knobs would have had to pay if it had been made alone
             cost = replace(made.cost, seconds=made.cost.seconds + seconds[0])
-            return replace(made, name=self.name, cost=cost).scaled(knobs["alpha"])
+            how = {} if self.format else {"asking": asked.asking}
+            return replace(made, name=self.name, cost=cost, record={**made.record, **how}).scaled(knobs["alpha"])
 
         return at

@@ -54,6 +54,8 @@ class ShiftSpec:
     mean over its tokens (pairs), since style shows in every word and the last token may be a mere full stop."""
     texts: Sequence[str] | None = None
     """Neutral texts for the drift; some of trimtab's own if not given."""
+    asking: str = "auto"
+    """How prompts and questions are asked, as in `ItemSet.asked_as`: in the chat template of a model that has one."""
     quick: bool = False
     """Whether the place that attribution puts first is taken without trying others, and no answers are generated."""
 

@@ -110,7 +110,7 @@ def choose_strength(
     kls = _kls(model, tokenizer, edits, texts, kl_budget)
     within = [setting for setting, kl in kls.items() if kl <= kl_budget]
     tried = [NoEdit(), *(edits[setting] for setting in within)]
-    found = meter.instrument.measure(model, tokenizer, validation, tried)
+    found = meter.instrument.measure(model, tokenizer, validation, tried, asking=validation.asking)
     unedited, *scores = (_figure(meter, of, edit) for of, edit in zip(found, tried, strict=True))
     scored = dict(zip(within, scores, strict=True))
     trials = [Trial(k, alpha, kl, scored.get((k, alpha))) for (k, alpha), kl in kls.items()]

@@ -58,7 +58,8 @@ class LocalJudge(Judge):
         folder, record = Path(folder), load_record(folder, JUDGE_KIND)
         said = {key: value for key, value in record.items() if key not in ("kind", "versions")}
         models = {part: str(folder / part) for part in ("truth", "informative")}
-        return cls(*(load_model(path, **options) for path in models.values()), {**said, **models})
+        truth, informative = (load_model(path, **options) for path in models.values())
+        return cls(truth, informative, {**said, **models})
 
     def verdicts(self, question: Question, answers: Sequence[str]) -> list[Verdict]:
         """Return the verdicts; raises `BadValue` naming the model if its likeliest word is neither yes nor no."""

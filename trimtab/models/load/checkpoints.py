@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,9 @@ import torch
 from trimtab.devices import available_device
 from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
-from trimtab.models.load.hub import hub_advice
+from trimtab.hub import hub_advice
+from trimtab.models.load.gguf import PACKAGED, dequantised, file_in, packaged_file
+from trimtab.models.load.loading_report import require_all_weights
 from trimtab.models.load.quantization import (
     Quantization,
     keep_unpacked,
@@ -35,8 +36,6 @@ SAVED = "give the whole folder that save_pretrained wrote, or a hub id"
 TOO_LARGE = "Some modules are dispatched on the CPU or the disk"
 """How transformers begins to say that quantised weights would have to be offloaded."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|\.rotary_emb\.")
-"""Causal masks and rotary tables, which older releases saved among the weights and models now make themselves."""
 
 
 class LoadedModel(NamedTuple):
@@ -53,25 +52,29 @@ def load_model(
     device: str | torch.device | Mapping[str, Any] | None = None,
     quantization: Quantization | None = None,
     revision: str | None = None,
+    gguf_file: str | None = None,
 ) -> LoadedModel:
     """Return `(model, tokenizer)` in evaluation mode.
 
     Args:
-        name: a model folder, a hub id (`organisation/model`, the only case that uses the network), or
-            `"embedded"`, the small model that ships with trimtab.
+        name: a model folder, a GGUF file, a hub id (`organisation/model`, the only case that uses the network),
+            `"embedded"`, the small model that ships with trimtab, or `"smollm2"` or `"gemma3-270m"`, real ones that
+            Python packages carry.
         dtype: of the weights; the checkpoint's own if not given (the embedded model: float32).
         device: such as `"cpu"` or `"cuda:1"`, or `"auto"` to spread a large model over all devices (needs
             accelerate), or a map from module names to devices; the GPU if there is one, else the CPU, if not given.
         quantization: `"nf4"` or `"fp4"` (4 bits a weight; `"nf4-dq"`, `"fp4-dq"` with double quantisation) or
             `"int8"`, by bitsandbytes. 4-bit weights compute in `dtype`.
         revision: branch, tag or commit on the hub.
+        gguf_file: which GGUF file of a folder or of a hub's repository. GGUF weights are dequantised once, into a
+            folder in trimtab's cache.
 
     Raises:
         UnsupportedModel: there is no such folder, it cannot be read, it is not a decoder-only language model, or
             quantization was asked for without bitsandbytes, or bitsandbytes misreads its 4-bit weights on this CPU.
         BadValue: unknown dtype or quantization, a device that is not there or that cannot run the quantization.
     """
-    path, local = _resolve(name)
+    path, local = _resolve(name, revision, gguf_file)
     source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
     where = f"the folder {path}" if local else f"the hub's {path}"
     weights = _dtype(dtype, name)
@@ -92,7 +95,7 @@ def load_model(
     return loaded
 
 
-def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> Any:
+def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None, gguf_file: str | None = None) -> Any:
     """Return the config of the model that `load_model` would load, without its weights.
 
     Raises:
@@ -100,7 +103,7 @@ def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None) -> 
     """
     from transformers import AutoConfig
 
-    path, local = _resolve(name)
+    path, local = _resolve(name, revision, gguf_file)
     source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
     with _reading(f"the config of {path} cannot be read", SAVED, path, source):
         config = AutoConfig.from_pretrained(path, **source)
@@ -113,7 +116,32 @@ def embedded_folder() -> Path:
     return EMBEDDED_FOLDER
 
 
-def _resolve(name: str | Path) -> tuple[str, bool]:
+def gguf_source(
+    name: str | Path, *, revision: str | None = None, gguf_file: str | None = None
+) -> tuple[Path, str] | None:
+    """Return the GGUF file that `load_model` would read and whose work it is, or None where it would read no such file.
+
+    Raises:
+        UnsupportedModel: as `load_model`.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        file = file_in(path, gguf_file)
+        return None if file is None else (file, "")
+    if path.is_file():
+        return path, ""
+    if str(name) in PACKAGED:
+        return packaged_file(str(name)), PACKAGED[str(name)].licence
+    if gguf_file is not None and HUB_ID.fullmatch(str(name)):
+        from huggingface_hub import hf_hub_download
+
+        with _reading(f"the hub's {name} has no file {gguf_file} to load", SAVED, str(name), {"revision": revision}):
+            return Path(hf_hub_download(str(name), gguf_file, revision=revision)), ""
+    return None
+
+
+def _resolve(name: str | Path, revision: str | None, gguf_file: str | None) -> tuple[str, bool]:
+    """Return the folder or hub id that transformers is given, and whether it is a folder."""
     if str(name) == EMBEDDED:
         if not embedded_folder().is_dir():
             raise UnsupportedModel(
@@ -121,17 +149,19 @@ def _resolve(name: str | Path) -> tuple[str, bool]:
                 "model with `trimtab build-embedded`"
             )
         return str(embedded_folder()), True
+    found = gguf_source(name, revision=revision, gguf_file=gguf_file)
+    if found is not None:
+        return str(dequantised(*found)), True
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnsupportedModel(f"{path} has no config.json; expected a Hugging Face model folder")
         return str(path), True
-    if isinstance(name, str) and HUB_ID.fullmatch(name) and not path.exists():
+    if isinstance(name, str) and HUB_ID.fullmatch(name):
         return name, False
-    if path.is_file():
-        raise UnsupportedModel(f"{name} is a file, and GGUF and other single files are not read; give a model folder")
     raise UnsupportedModel(
-        f"no model folder at {name}; give an existing folder, a hub id such as organisation/model, or 'embedded'"
+        f"no model folder at {name}; give an existing folder, a GGUF file, a hub id such as organisation/model, "
+        f"{', '.join(map(repr, PACKAGED))} or 'embedded'"
     )
 
 
@@ -195,36 +225,13 @@ def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source
         )
     model, report = loaded
-    _check_weights(report, where)
+    require_all_weights(report, where)
     advice = "save it there with tokenizer.save_pretrained"
     with _reading(f"the tokenizer of {where} cannot be loaded", advice, path, source):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
     require_read_rightly(model)
     keep_unpacked(model)
     return LoadedModel(model.eval(), tokenizer)
-
-
-def _check_weights(report: Mapping[str, Any], where: str) -> None:
-    mismatched = sorted(report["mismatched_keys"])
-    if mismatched:
-        weight, stored, expected = mismatched[0]
-        raise UnsupportedModel(
-            f"{len(mismatched)} weights of {where} do not fit its config.json ({weight} is {tuple(stored)}, expected "
-            f"{tuple(expected)}); give a folder whose config and weights were saved together"
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UnsupportedModel(
-            f"{where} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), which would be random; "
-            "give a folder that was saved from a causal language model"
-        )
-    left_out = sorted(name for name in report["unexpected_keys"] if not BUFFERS.search(name))
-    if left_out:  # no mistake in itself: value heads, heads for several tokens ahead, layers that a config cuts off
-        warnings.warn(
-            f"{where} holds weights that a model of its config.json does not have (first of {len(left_out)}: "
-            f"{left_out[0]}); they are left out, so check that the config belongs to these weights",
-            stacklevel=2,
-        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from trimtab.errors import BadValue, Incompatible, first_line
 from trimtab.models.anatomy import base_of
 from trimtab.models.plain import skeleton
 from trimtab.models.seeds import torch_seeded
+from trimtab.models.weights import LowRank, WeightChange
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 from trimtab.peft.parts.attaching import require_no_compiled_graph, require_whole
@@ -102,6 +104,22 @@ class AttachedAdapter(Attached):
                     "that it was made on"
                 )
         copy_strictly(own, {k: t for k, t in tensors.items() if k not in beside}, f"the adapter ({self.what})")
+
+    def weight_changes(self) -> dict[str, WeightChange] | None:
+        """Return LoRA's updates as factors, their scale in the left one; None for all else that PEFT has."""
+        from peft.tuners.lora import LoraLayer
+
+        if not all(re.search(r"\.lora_[AB]\.default\.weight$", name) for name in self.trainable()):
+            return None
+        changes: dict[str, WeightChange] = {}
+        for name, module in self.model.get_base_model().named_modules():
+            if isinstance(module, LoraLayer):
+                module: Any = module
+                right, left = (part[NAME].weight.detach().float().cpu() for part in (module.lora_A, module.lora_B))
+                if right.ndim != 2 or module.use_dora.get(NAME):
+                    return None
+                changes[f"{name}.weight"] = LowRank(module.scaling[NAME] * left, right.clone())
+        return changes
 
     def merged(self) -> nn.Module:
         """Return the base with the adapter's update in its weights."""

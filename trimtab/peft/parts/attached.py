@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.processes import split_like
+from trimtab.models.weights import WeightChange
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Attached(ABC):
         Raises:
             Incompatible: a key is missing or unexpected, or a shape differs (see `copy_strictly`).
         """
+
+    def weight_changes(self) -> dict[str, WeightChange] | None:
+        """Return what the parts add to weights, by name in the base model; None where that is no product of factors."""
+        return None
 
     def merged(self) -> nn.Module:
         """Return the plain model with the parts worked into its weights; only called on a twin, which it consumes.

@@ -15,7 +15,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trimtab.datasets.facts import FactSet
 from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.prose import prose
-from trimtab.datasets.questions import QuestionSet, SftExample
+from trimtab.datasets.questions import QuestionSet
+from trimtab.datasets.statements import SftExample
 from trimtab.errors import BadDataset, BadValue
 from trimtab.models.tokens import context_length, tokenize_answer
 from trimtab.peft.recipe import Recipe
@@ -68,18 +69,19 @@ def encode_examples(
 ) -> Examples:
     """Return the training examples as tokens.
 
-    The completion and the end token after it are learned, by position: a pad token that is the end token too hides
-    nothing. With `objective="true_and_false"` the false answers come with sign -1, and as many plain texts as there
-    are questions are mixed in, learned whole.
+    Questions and pairs are asked in the model's chat template where it has one (`ItemSet.asked_as` says otherwise). The
+    completion and the end token after it (in a template: what ends the turn) are learned, by position: a pad token that
+    is the end token too hides nothing. With `objective="true_and_false"` the false answers come with sign -1, and as
+    many plain texts as there are questions are mixed in, learned whole.
 
     Raises:
         BadDataset: no examples; one without a token to learn, or longer than fits, by its place and text.
     """
     if isinstance(train, QuestionSet | PairSet | FactSet):
-        signed = [(e, 1) for e in train.sft_examples()]
+        asked = train.asked_as("auto", tokenizer)
+        signed = [(e, 1) for e in asked.sft_examples()]
         if recipe.objective == "true_and_false":
-            false = (s for s in train.statements() if not s.label)
-            signed += [(SftExample(s.prompt, s.separator + s.answer), -1) for s in false]
+            signed += [(s.example, -1) for s in asked.statements() if not s.label]
     else:
         if recipe.objective != "true":
             raise BadValue(f"objective {recipe.objective!r} needs questions with false answers; give a QuestionSet")
@@ -97,12 +99,14 @@ def _encode(tokenizer: Any, example: SftExample, sign: int, where: str, limit: i
     shown = f"{where} ({example.prompt[-40:]!r} -> {example.completion[:40]!r})"
     if not example.completion.strip():
         raise BadDataset(f"{shown} has no token to learn: its completion is empty; give it one or leave the row out")
+    text = example.prompt + example.completion
     try:
-        tokens = tokenize_answer(tokenizer, example.prompt + example.completion, len(example.prompt))
+        tokens = tokenize_answer(tokenizer, text, len(example.prompt), template=example.template)
     except BadValue as cause:
         raise BadDataset(f"{shown} has no token to learn: {cause}") from cause
     ids, end = tokens.ids[: tokens.end], tokenizer.eos_token_id
-    if end is not None and ids[-1] != end:
+    turn_ends = example.template and ids[-1] in tokenizer.added_tokens_decoder
+    if end is not None and ids[-1] != end and not turn_ends:
         ids = [*ids, end]
     if limit is not None and len(ids) > limit:
         raise BadDataset(f"{shown} has {len(ids)} tokens, more than the {limit} that fit; shorten it or leave it out")

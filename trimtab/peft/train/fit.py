@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.datasets.facts import FactSet
-from trimtab.datasets.pairs import PairSet
-from trimtab.datasets.questions import QuestionSet, SftExample
-from trimtab.edits.combined import NoEdit
+from trimtab.datasets.given import Rows, as_items
+from trimtab.datasets.item_set import ItemSet
+from trimtab.datasets.questions import QuestionSet
+from trimtab.datasets.statements import SftExample
 from trimtab.errors import BadValue, Incompatible
-from trimtab.evaluate.cost import milliseconds_per_token, peak_memory
+from trimtab.evaluate.cost import peak_memory
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.hooks import is_compiled
 from trimtab.models.identity import fingerprint
@@ -61,7 +60,7 @@ def fit_method(
     method: Tunable,
     model: Any,
     tokenizer: Any,
-    train: QuestionSet | PairSet | FactSet | Sequence[SftExample],
+    train: Rows,
     *,
     seed: int,
     out: str | Path | None,
@@ -70,12 +69,14 @@ def fit_method(
     """Return the tuned edit; see `TuningMethod.fit`, which keeps the random state around it."""
     if is_compiled(model):
         raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
+    pairs = isinstance(train, list | tuple) and all(isinstance(e, SftExample) for e in train)
+    examples: Any = train if pairs else as_items(train)
     require_whole(model)
     require_lasting(method.recipe.report_to, out)
     start, sharding = time.perf_counter(), Sharding.asked()
     device = sharding.device if sharding else input_device(base_of(model))
     _require_launched_for(device, method.recipe)
-    data = encode_examples(model, tokenizer, train, method.recipe)
+    data = encode_examples(model, tokenizer, examples, method.recipe)
     made_on = fingerprint(model)
     if sharding:
         sharding.require_runs_on(method, model, made_on)
@@ -92,11 +93,11 @@ def fit_method(
         specification["deepspeed"] = True
     run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
     with peak_memory(device) as peak:
-        untuned, learned = _speed(model, tokenizer), run.on(model)
+        learned = run.on(model)
     size = sum(t.numel() * t.element_size() for t in learned.tensors.values())
     record = {
         **specification,
-        "data": {"fingerprint": data.fingerprint, "name": getattr(train, "name", "pairs"), "n": len(data)},
+        "data": {"fingerprint": data.fingerprint, "name": getattr(examples, "name", "pairs"), "n": len(data)},
         "plan": learned.plan.as_dict(),
         "sharded": sharding is not None,
         "seconds": {"prepare": learned.prepared - start, "train": learned.trained - learned.prepared},
@@ -105,8 +106,8 @@ def fit_method(
         "steps": learned.steps,
         "losses": learned.losses,
         "peak_bytes": {peak.kind: peak.bytes},
-        "questions": [q.key for q in train] if isinstance(train, QuestionSet) else [],
-        "ms_per_token": {"untuned": untuned, "tuned": learned.ms_per_token},
+        "questions": [q.key for q in examples] if isinstance(examples, QuestionSet) else [],
+        "asking": examples.asked_as("auto", tokenizer).asking if isinstance(examples, ItemSet) else "",
     }
     cost = Cost(time.perf_counter() - start, learned.plan.n_trainable, size)
     return TunedEdit(method, learned.tensors, method.name, cost, record)
@@ -124,7 +125,6 @@ class _Learned:
     examples_seen: int
     steps: int
     losses: list[float]
-    ms_per_token: float
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,10 @@ class _Run:
         packing = _packing(self.method, model)
         if self.sharding is None:
             with _attached(self.method, model, self.seed) as attached:
-                learned = self._trained(attached, packing)
-                return replace(learned, ms_per_token=_speed(attached.model, self.tokenizer))
+                return self._trained(attached, packing)
         learned = self._trained(self.method.attach(twin_of(model), seed=self.seed), packing)
         gc.collect()  # the twin, whose modules and shards refer to each other
-        edit = TunedEdit(self.method, learned.tensors, record={"seed": self.seed})
-        with edit.applied(model) as tuned:
-            return replace(learned, ms_per_token=_speed(tuned, self.tokenizer))
+        return learned
 
     def _trained(self, attached: Attached, packing: bool) -> _Learned:
         method, recipe, data = self.method, self.method.recipe, self.data
@@ -181,12 +178,7 @@ class _Run:
             examples_seen=examples_seen,
             steps=trainer.state.global_step,
             losses=[round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
-            ms_per_token=math.nan,
         )
-
-
-def _speed(model: Any, tokenizer: Any) -> float:
-    return milliseconds_per_token(model, tokenizer, ("What is snow?",) * 3, NoEdit(), new_tokens=8)
 
 
 def _require_launched_for(device: torch.device, recipe: Recipe) -> None:

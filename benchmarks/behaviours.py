@@ -1,0 +1,301 @@
+"""Whether `fit` with its defaults finds what an exhaustive sweep finds: three behaviours, many draws of thirty pairs.
+
+    python benchmarks/behaviours.py --model FOLDER --out runs/behaviours --draws 10
+
+One unit is one draw of pairs of one behaviour. It is fitted with defaults; then the behaviour's property is counted in
+greedy answers to neutral prompts, unedited and shifted; as controls, random directions of the same norm at the same
+place, and random layers along their own directions, both brought to the drift of the fit; and for comparison every
+layer at every strength, and at the strength that has the drift of the fit, by hooks of this script's own. Drift is
+KL(unedited || edited) on neutral texts that `fit` does not choose on. The best of the sweep is chosen on every other
+prompt and counted on the rest, since the best of hundreds on the very prompts that it is measured on is luck.
+
+A unit is one JSON file in OUT, written when it is done: the same command again, or in several processes at once, does
+what is missing. The last thing printed is the table of all units that are there (`--table`: only that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from trimtab.cells import table_lines
+from trimtab.datasets.asking import asking_for
+from trimtab.datasets.behaviours import BEHAVIOURS, Behaviour, behaviour
+from trimtab.datasets.prose import neutral_texts
+from trimtab.edits.combined import NoEdit
+from trimtab.edits.vectors import ResidualShift
+from trimtab.engine.completion import cut
+from trimtab.engine.conversation import prompt_ids
+from trimtab.evaluate.counted import CountedAnswers
+from trimtab.evaluate.drift import drifts
+from trimtab.models import load_model
+from trimtab.models.anatomy import decoder_layers
+from trimtab.models.tokens import pad_id, padded_batch
+from trimtab.protocols import Edit
+from trimtab.steer import fit
+from trimtab.steer.outcome import REPEATS, repetition
+from trimtab.storage import write_json
+
+SAME = 1.05
+"""How much more drift than the fit's still counts as the same."""
+
+
+class Bench:
+    """A model, and how much is tried on it."""
+
+    def __init__(self, said: argparse.Namespace) -> None:
+        self.said = said
+        self.model, self.tokenizer = load_model(said.model, dtype=said.dtype, device=said.device)
+        self.texts = neutral_texts()[: said.texts]
+        self.form = asking_for("auto", self.tokenizer)
+
+    def unit(self, name: str, draw: int) -> dict[str, Any]:
+        """Return the record of one draw of pairs of one behaviour."""
+        of, said = behaviour(name), self.said
+        order = np.random.default_rng([draw, BEHAVIOURS.index(name)]).permutation(len(of.pairs))
+        pairs = of.pairs.select(sorted(order[: said.pairs].tolist()))
+        started = time.perf_counter()
+        fitted = fit(self.model, self.tokenizer, pairs)
+        seconds = time.perf_counter() - started
+        shift: Any = fitted.shift
+        before, after = self.counted(of, [NoEdit(), shift])
+        kl = self.kls([shift])[0]
+        vectors = {layer: fitted.directions.values[i, 0] for i, layer in enumerate(fitted.directions.layers)}
+
+        def at(layer: int, strength: float = 1.0) -> ResidualShift:
+            record = {"model": shift.record["model"]}
+            return ResidualShift((layer,), vectors[layer][None].float(), strength, name=f"{layer}", record=record)
+
+        # the shift's own directions stand in the sweep too: what the hooks of this script say must be what it says
+        same = self.swept(of, {shift.layers[0]: shift.vectors[0]}, {shift.layers[0]: [shift.strength]})[0]
+        strengths = {layer: list(said.strengths) for layer in list(vectors)[:: said.every]}
+        grid = [(layer, strength) for layer, row in strengths.items() for strength in row]
+        found = dict(zip(grid, self.kls([at(*setting) for setting in grid]), strict=True))
+        for layer, row in strengths.items():
+            met = reached([(s, found[layer, s]) for s in row], kl)
+            if met is not None:
+                row.append(met)
+                found[layer, met] = self.kls([at(layer, met)])[0]
+        sweep = self.swept(of, {layer: vectors[layer] for layer in strengths}, strengths)
+        for row in sweep:
+            row["kl"] = found[row["layer"], row["strength"]]
+        drawn = np.random.default_rng([draw, 7]).permutation([layer for layer in vectors if layer not in shift.layers])
+        directions = [shift.randomised(1000 * draw + i) for i in range(said.controls)]
+        return {
+            "behaviour": name, "draw": draw, "pairs": len(pairs), "asking": self.form.name, "unit": of.unit,
+            "counted": of.counted, "fit_seconds": seconds, "verdict": fitted.outcome and fitted.outcome.verdict,
+            "sentence": fitted.outcome and fitted.outcome.sentence, "layers": list(shift.layers),
+            "strength": float(shift.strength), "kl": kl, "before": before, "after": after,
+            "hooks_agree": float(np.mean([a == b for a, b in zip(after["texts"], same["texts"], strict=True)])),
+            "random_directions": self.controls(of, directions, kl),
+            "random_places": self.controls(of, [at(int(layer)) for layer in drawn[: said.controls]], kl),
+            "sweep": [{k: v for k, v in row.items() if k != "texts"} for row in sweep],
+            "layers_swept": len(strengths), "device": str(self.model.device), "torch": torch.__version__,
+        }  # fmt: skip
+
+    def kls(self, edits: Sequence[Edit]) -> list[float]:
+        """Return the drift of every edit."""
+        moved = drifts(self.model, self.tokenizer, edits, texts=self.texts, max_tokens=64)
+        return [float(one.kl) for one in moved]
+
+    def counted(self, of: Behaviour, edits: Sequence[Edit]) -> list[dict[str, Any]]:
+        """Return what is counted in the answers under every edit."""
+        meter = CountedAnswers(of, max_new_tokens=self.said.new_tokens)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = meter.measure(self.model, self.tokenizer, of.pairs, edits, asking=self.form.name)
+        return [summed([row["text"] for row in one.rows.values()], of) for one in found]
+
+    def controls(self, of: Behaviour, edits: Sequence[Any], kl: float) -> list[dict[str, Any]]:
+        """Return what is counted under edits that are brought to a drift."""
+        if not edits:
+            return []
+        for _ in range(3):  # drift is about a square of the strength
+            now = self.kls(edits)
+            edits = [e.scaled((kl / max(k, 1e-9)) ** 0.5) for e, k in zip(edits, now, strict=True)]
+        now = self.kls(edits)
+        rows = self.counted(of, edits)
+        return [
+            {"kl": k, "strength": float(e.strength), **{n: v for n, v in row.items() if n != "texts"}}
+            for e, k, row in zip(edits, now, rows, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def swept(self, of: Behaviour, vectors: dict[int, Any], strengths: dict[int, list[float]]) -> list[dict[str, Any]]:
+        """Return what is counted with each layer's vector at each strength, all strengths of a layer in one batch."""
+        ids = [prompt_ids(self.tokenizer, prompt, asking=self.form) for prompt in of.prompts]
+        found = []
+        for layer, row in strengths.items():
+            rows = ids * len(row)
+            batch = padded_batch(
+                rows, list(range(len(rows))), pad=pad_id(self.tokenizer), device=self.model.device, side="left"
+            )
+            scales = torch.tensor(row).repeat_interleave(len(ids))[:, None]
+            added = (scales * vectors[layer][None].float()).to(self.model.device, self.model.dtype)
+            with adding(decoder_layers(self.model)[layer], added):
+                out = self.model.generate(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, do_sample=False,
+                    max_new_tokens=self.said.new_tokens, pad_token_id=pad_id(self.tokenizer),
+                )  # fmt: skip
+            said = self.tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+            said = [cut(text, template=self.form.template) for text in said]
+            for i, strength in enumerate(row):
+                texts = said[i * len(ids) : (i + 1) * len(ids)]
+                found.append({"layer": layer, "strength": strength, **summed(texts, of), "texts": texts})
+        return found
+
+
+@contextmanager
+def adding(module: Any, rows: torch.Tensor) -> Iterator[None]:
+    """Add a vector to each row's last position in what the module gives, at every forward."""
+
+    def add(_module: Any, _inputs: Any, out: Any) -> Any:
+        hidden = out[0] if isinstance(out, tuple) else out
+        hidden = hidden.clone()
+        hidden[:, -1] += rows
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    handle = module.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def summed(texts: Sequence[str], of: Behaviour) -> dict[str, Any]:
+    """Return the counts of texts, and how much they repeat themselves."""
+    counts = [of.count(text) for text in texts]
+    return {
+        "mean": float(np.mean(counts)), "counts": counts,
+        "repetition": float(np.mean([repetition(text) for text in texts])),
+        "words": float(np.mean([len(text.split()) for text in texts])), "texts": list(texts),
+    }  # fmt: skip
+
+
+def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
+    """Return the strength at which a layer has this drift, between two that were measured; None if beyond them."""
+    for (s, k), (t, m) in pairwise(row):
+        if 0 < k <= kl <= m:
+            share = (np.log(kl) - np.log(k)) / max(np.log(m) - np.log(k), 1e-9)
+            return float(np.exp(np.log(s) + share * (np.log(t) - np.log(s))))
+    return None
+
+
+def best_of(record: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
+    """Return the sweep's best at the fit's drift: chosen and counted on different prompts, on the same, and which."""
+    coherent = max(REPEATS, record["before"]["repetition"])
+    rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
+    if not rows:
+        return record["before"]["mean"], record["before"]["mean"], {}
+    counts = np.array([row["counts"] for row in rows])
+    halves = [counts[:, 0::2].mean(1), counts[:, 1::2].mean(1)]
+    honest = np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]])
+    lucky = counts.mean(1)
+    return float(honest), float(lucky.max()), rows[int(lucky.argmax())]
+
+
+def show(folder: Path) -> None:
+    """Print the table of the units that are there, and write it beside them."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
+    lines, plain = [], []
+    for name in [name for name in BEHAVIOURS if any(r["behaviour"] == name for r in records)]:
+        of = [r for r in records if r["behaviour"] == name]
+        best = [best_of(r) for r in of]
+        moved = [r["after"]["mean"] - r["before"]["mean"] for r in of]
+        could = [b[0] - r["before"]["mean"] for r, b in zip(of, best, strict=True)]
+        half = sum(m >= c / 2 and m > 0 for m, c in zip(moved, could, strict=True))
+        controls = {
+            kind: [[c["mean"] - r["before"]["mean"] for c in r[kind]] for r in of]
+            for kind in ("random_directions", "random_places")
+        }
+        row = {
+            "behaviour": name, "draws": len(of), "unit": of[0]["unit"], "asking": of[0]["asking"],
+            "fit_seconds": float(np.median([r["fit_seconds"] for r in of])),
+            "kl": float(np.mean([r["kl"] for r in of])),
+            "before": float(np.mean([r["before"]["mean"] for r in of])),
+            "after": float(np.mean([r["after"]["mean"] for r in of])),
+            "best": float(np.mean([b[0] for b in best])),
+            "best_on_its_own_prompts": float(np.mean([b[1] for b in best])),
+            "half_reached": half,
+            "random_directions": float(np.mean([np.mean(c) for c in controls["random_directions"]])),
+            "random_places": float(np.mean([np.mean(c) for c in controls["random_places"]])),
+            "beats_every_random_direction": sum(
+                m > max(c) for m, c in zip(moved, controls["random_directions"], strict=True)
+            ),
+            "repetition": [float(np.mean([r[when]["repetition"] for r in of])) for when in ("before", "after")],
+            "verdicts": {v: sum(r["verdict"] == v for r in of) for v in sorted({str(r["verdict"]) for r in of})},
+            "layers": sorted(layer for r in of for layer in r["layers"]),
+            "best_layers": sorted(b[2]["layer"] for b in best if b[2]),
+            "hooks_agree": float(np.mean([r["hooks_agree"] for r in of])),
+        }  # fmt: skip
+        plain.append(row)
+        lines.append([
+            f"{name} ({row['unit']})", str(row["draws"]), f"{row['fit_seconds']:.0f}", f"{row['kl']:.2f}",
+            f"{row['before']:.2f}", f"{row['after']:.2f}", f"{row['best']:.2f}", f"{half}/{len(of)}",
+            f"{row['random_directions']:+.2f}", f"{row['random_places']:+.2f}",
+            f"{row['repetition'][0]:.2f} -> {row['repetition'][1]:.2f}",
+            ", ".join(f"{v} {n}" for v, n in row["verdicts"].items()),
+        ])  # fmt: skip
+    heads = (
+        "behaviour", "draws", "fit s", "KL", "before", "after", "sweep's best", "half of it reached",
+        "random directions",
+        "random layers", "repetition", "fit says",
+    )  # fmt: skip
+    write_json(folder / "table.json", {"rows": plain})
+    print("\n".join(table_lines(heads, lines)))
+
+
+def main() -> None:
+    """Do the units that are missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded", help="a folder, a hub id, or 'embedded'")
+    parser.add_argument("--out", type=Path, default=Path("runs/behaviours"))
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=30, help="in each draw")
+    parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=BEHAVIOURS)
+    parser.add_argument("--strengths", nargs="+", type=float, default=[0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4])
+    parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")
+    parser.add_argument("--controls", type=int, default=5, help="random directions, and random layers")
+    parser.add_argument("--texts", type=int, default=24, help="neutral texts for the drift")
+    parser.add_argument("--new-tokens", type=int, default=40)
+    parser.add_argument("--dtype")
+    parser.add_argument("--device")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    said = parser.parse_args()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    said.out.mkdir(parents=True, exist_ok=True)
+    units = [] if said.table else [(name, draw) for draw in range(said.draws) for name in said.behaviours]
+    bench = None
+    for name, draw in units:
+        path = said.out / f"{name}-{draw:02}.json"
+        with (said.out / f".{path.stem}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it falls with the process that holds it
+            except BlockingIOError:
+                continue
+            if path.exists():
+                continue
+            bench = bench or Bench(said)
+            started = time.perf_counter()
+            record = bench.unit(name, draw)
+            write_json(path, {**record, "seconds": time.perf_counter() - started})
+            moved = f"{record['before']['mean']:.2f} -> {record['after']['mean']:.2f}"
+            print(f"{path.stem}: {moved} in {time.perf_counter() - started:.0f} s", flush=True)
+    show(said.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Facts in a comparison: what is written is what is asked, draw by draw, and settings are chosen by that alone."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.cases import EDITING, FACTS
+from tests.tiny import tiny_model, tiny_tokenizer
+from trimtab.cells import figure
+from trimtab.cli.comparison_file import ComparisonFile, job_of
+from trimtab.compare import Design, Job, run
+from trimtab.compare.design import named
+from trimtab.datasets import Fact, FactSet
+from trimtab.errors import BadValue
+from trimtab.evaluate.drift import NeutralTexts, drift_meters
+from trimtab.evaluate.factual import fact_meters
+from trimtab.intervals import Estimate
+from trimtab.prompting import FactsInContext
+from trimtab.protocols import Edit, Method
+
+SIX = FactSet((*FACTS, *(Fact(thing, "{} is", "red", "grey") for thing in ("Coal", "A rose", "Rain", "Rust"))), "six")
+QUICK = (*fact_meters(), *drift_meters(NeutralTexts(("Snow fell.",), ("The sky was grey.",))))
+
+
+@dataclass(frozen=True)
+class Spy(Method):
+    """Notes which facts it is given."""
+
+    log: list[tuple[str, ...]] = field(default_factory=list, compare=False, repr=False)
+    name: str = "Spy"
+
+    def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Any = None, seed: int = 0) -> Edit:
+        self.log.append(tuple(fact.key for fact in train))
+        return FactsInContext(name=self.name).fit(model, tokenizer, train)
+
+
+def test_every_fact_is_written_and_asked_once_in_every_seed_s_draws(tmp_path):
+    spy = Spy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*stayed unlikely")
+        found = run(
+            tiny_model(),
+            tiny_tokenizer(),
+            SIX,
+            [spy, EDITING["ROME"]],
+            meters=QUICK,
+            folds=3,
+            seeds=(0, 1),
+            out=tmp_path / "run",
+        )
+    assert [len(draw) for draw in spy.log] == [2] * 6
+    for draws in (spy.log[:3], spy.log[3:]):
+        assert sorted(key for draw in draws for key in draw) == sorted(fact.key for fact in SIX)
+    assert set(spy.log[:3]) != set(spy.log[3:])
+    rows: Any = {row.method: row for row in found.rows()}
+    assert rows["ROME"].metrics["said"].estimate.n == len(SIX)
+    assert rows["ROME"].metrics["kl"].estimate > 0 == rows["Baseline"].metrics["kl"].estimate
+
+
+def test_a_share_of_nothing_is_shown_as_none():
+    nothing = Estimate(float("nan"), float("nan"), float("nan"), 6)
+    assert figure(nothing, "share") == "-" != figure(Estimate(0.0, 0.0, 0.5, 6), "share")
+
+
+def test_one_fold_writes_all_facts_into_one_model_and_sizes_are_numbers_of_facts():
+    job = Job(named([FactsInContext()]), SIX, None, Design(folds=1, seeds=(0,), train_sizes=(3, None)), QUICK)
+    for unit in job.units:
+        parts = job.parts(unit)
+        assert parts.train is parts.validation is parts.test
+        assert len(parts.test) == (unit.size or len(SIX))
+
+
+def test_facts_of_a_test_set_and_choosing_by_what_is_reported_are_refused():
+    with pytest.raises(BadValue, match="leave out `test`"):
+        Job(named([FactsInContext()]), SIX[:4], SIX[4:], Design(folds=1), QUICK)
+    with pytest.raises(BadValue, match="cannot be chosen by 'leak'; choose said"):
+        Job(named([FactsInContext()]), SIX, None, Design(choose_by="leak"), QUICK)
+
+
+def test_a_file_may_name_facts_and_editors():
+    job = job_of(ComparisonFile(questions="atlas", limit=6))
+    assert list(job.methods) == ["Baseline", "In context", "ROME", "MEMIT", "AlphaEdit", "FT-L", "LoRA r=8"]
+    assert [meter.name for meter in job.meters][:4] == ["said", "paraphrases", "kept", "leak"]
+    entry = {"rome": {"moment": "identity", "layers": [2], "steps": 3, "name": "mine"}}
+    job = job_of(ComparisonFile(questions="atlas", limit=6, methods=[entry]))
+    rome: Any = job.methods["mine"]
+    assert (rome.moment, rome.layers, rome.search.steps) == ("identity", (2,), 3)
+    with pytest.raises(BadValue, match="no judge is asked about atlas"):
+        job_of(ComparisonFile(questions="atlas", limit=6, judge="http://localhost:1", judge_model="m"))
+    with pytest.raises(BadValue, match="moment"):
+        job_of(ComparisonFile(questions="atlas", methods=[{"rome": {"moment": "none"}}]))

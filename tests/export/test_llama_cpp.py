@@ -1,0 +1,129 @@
+"""What trimtab reads from GGUF files and writes into them, against llama.cpp itself (`make test-engines`)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trimtab as tt
+from tests.gguf_files import written_gguf
+from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
+from trimtab.activations import Head
+from trimtab.datasets import folklore
+from trimtab.edits.vectors import HeadShift
+from trimtab.errors import UnsupportedModel
+from trimtab.export.gguf_biases import gguf_with_biases
+from trimtab.models.load.checkpoints import gguf_source
+from trimtab.models.tokens import encode
+from trimtab.protocols import Edit
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:.*weights are dequantised")]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def in_llama_cpp(file: Path, prompts: Sequence[Any]) -> list[dict[str, Any]]:
+    python = ROOT / ".venv-engines" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("llama.cpp's environment is not there: make test-engines makes it")
+    done = subprocess.run(
+        [python, ROOT / "tests" / "run_llama_cpp.py", file],
+        input=json.dumps(list(prompts)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.rpartition("FOUND ")[2])
+
+
+def live(model: Any, ids: Sequence[int], edit: Edit) -> torch.Tensor:
+    with edit.applied(model, "all") as edited, torch.no_grad():
+        return edited(torch.tensor([list(ids)])).logits[0, -1].log_softmax(-1)
+
+
+def gaps(model: Any, prompts: Sequence[Sequence[int]], edit: Edit, found: Sequence[dict[str, Any]]) -> list[float]:
+    """Return how far the engine's five likeliest log-probabilities are from those of the live edit at all positions."""
+    pairs = zip(prompts, found, strict=True)
+    return [
+        abs(value - float(live(model, ids, edit)[int(token)]))
+        for ids, one in pairs
+        for token, value in one["top"].items()
+    ]
+
+
+PROMPTS = [[1, *range(start, start + 9)] for start in range(40, 240, 20)]
+UNITS = torch.nn.functional.normalize(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
+SHIFT = HeadShift((Head(0, 1), Head(2, 3)), UNITS, torch.tensor([1.0, 2.0]), 4.0)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = written_gguf(tmp_path / "tiny.gguf", tiny_model("llama-gqa"), tiny_tokenizer(), tokens=VOCAB)
+    return file, tt.load_model(file).model
+
+
+def test_a_tiny_file_runs_alike_in_both(tiny: tuple[Path, Any]) -> None:
+    file, model = tiny
+    assert max(gaps(model, PROMPTS, tt.NoEdit(), in_llama_cpp(file, PROMPTS))) < 0.02
+
+
+def test_a_written_shift_runs_as_the_live_one_and_a_wrong_bias_does_not(tiny: tuple[Path, Any]) -> None:
+    file, model = tiny
+    out = file.with_name("steered.gguf")
+    gguf_with_biases(file, model, SHIFT, out)
+    assert max(gaps(model, PROMPTS, SHIFT, in_llama_cpp(out, PROMPTS))) < 0.02
+    moved = gaps(model, PROMPTS, tt.NoEdit(), in_llama_cpp(out, PROMPTS))
+    assert sum(moved) / len(moved) > 0.3
+    for wrong in (SHIFT.scaled(-1), HeadShift((Head(1, 1), Head(2, 3)), SHIFT.directions, SHIFT.sigma, 4.0)):
+        gguf_with_biases(file, model, wrong, out)
+        assert max(gaps(model, PROMPTS, SHIFT, in_llama_cpp(out, PROMPTS))) > 0.3
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Path, Any, Any]:
+    try:
+        found = gguf_source("smollm2")
+    except UnsupportedModel as why:
+        pytest.skip(str(why))
+    assert found is not None
+    return found[0], *tt.load_model("smollm2")
+
+
+@pytest.mark.real
+def test_a_real_file_is_tokenised_and_run_alike_in_both(real: tuple[Path, Any, Any]) -> None:
+    file, model, tokenizer = real
+    texts = [*tt.datasets.neutral_texts(10), *(f"Q: {q.question}\nA:" for q in folklore()[:190])]
+    ids = [encode(tokenizer, text) for text in texts]
+    found = in_llama_cpp(file, texts)
+    assert [one["prompt_tokens"] for one in found] == [len(encode(tokenizer, text)) for text in texts]
+    some = gaps(model, ids[100:120], tt.NoEdit(), found[100:120])
+    # the engine quantises activations too
+    assert sum(some) / len(some) < 0.1 and sorted(some)[int(0.95 * len(some))] < 0.3
+
+
+@pytest.mark.real
+def test_a_shift_in_a_real_quantised_file_moves_what_the_live_one_moves(
+    real: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    file, model, tokenizer = real
+    heads = tuple(Head(layer, head) for layer in (8, 12, 16) for head in (0, 4))
+    units = torch.nn.functional.normalize(torch.randn(6, 64, generator=torch.Generator().manual_seed(0)))
+    shift, out = HeadShift(heads, units, torch.ones(6), 6.0), tmp_path / "steered.gguf"
+    gguf_with_biases(file, model, shift, out)
+    ids = [encode(tokenizer, f"Q: {q.question}\nA:") for q in folklore()[:20]]
+    found = in_llama_cpp(out, ids)
+    near = far = 0
+    for row, one in zip(ids, found, strict=True):
+        before, after = live(model, row, tt.NoEdit()), live(model, row, shift)
+        for token, value in one["top"].items():
+            move = abs(float(after[int(token)] - before[int(token)]))
+            if move > 0.3:
+                far += 1
+                near += abs(value - float(after[int(token)])) <= max(0.15, 0.15 * move)
+    assert far >= 20 and near / far > 0.9
