@@ -32,7 +32,7 @@ USUAL: Mapping[str, Sequence[str | Mapping[str, Any]]] = {
         "random direction",
         {"random tries": "iti"},
         "few-shot + iti",
-    ),  # fmt: skip
+    ),
     "facts": ("facts in context", "rome", "memit", "alphaedit", "ft-l", "lora"),
 }
 """What a set is measured by -> the methods that are compared if none are named; the first row's for others."""

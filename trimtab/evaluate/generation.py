@@ -159,7 +159,7 @@ class JudgedAnswers(Meter):
         """Return that an exact judge knows none of a few answers of the unedited model."""
         if not self.judge.cannot_fail:
             return None
-        (found,) = self.measure(model, tokenizer, items[:FEW], [NoEdit()])
+        (found,) = self.measure(model, tokenizer, items[:FEW], [NoEdit()], asking=items.asking)
         return self.says_nothing(found.rows)
 
     def describe(self) -> dict[str, Any]:

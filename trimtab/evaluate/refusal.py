@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from trimtab.datasets.asking import asking_for
 from trimtab.engine.completion import completions
+from trimtab.engine.conversation import asked_by
 from trimtab.errors import BadDataset
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.wording import refuses
@@ -34,10 +36,11 @@ class CountedAnswers(Meter):
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> list[Measured]:
         """Return every prompt's answer under every edit, and whether it counts."""
-        found = []
+        found, form = [], asking_for("plain" if asking in ("lm-eval", "iti") else asking, tokenizer)
         for edit in edits:
-            asked = [edit.prompt(prompt) or f"Q: {prompt}\nA:" for prompt in self.prompts]
-            (said,) = completions(model, tokenizer, asked, [edit], max_new_tokens=self.max_new_tokens)
+            asked = [asked_by(edit, form, prompt) for prompt in self.prompts]
+            options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "template": asked[0].template}
+            (said,) = completions(model, tokenizer, [one.prompt for one in asked], [edit], **options)
             rows = zip(self.prompts, said, strict=True)
             found.append(Measured({p: {"counted": float(self.counts(text)), "answer": text} for p, text in rows}))
         return found
