@@ -19,7 +19,7 @@ from trimtab.evaluate import answer_meters, contrast, multiple_choice
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.generation import JudgedAnswers, judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
-from trimtab.evaluate.refusal import CountedAnswers
+from trimtab.evaluate.refusal import RefusedPrompts
 from trimtab.evaluate.wording import is_debris, loops, refuses, wording
 from trimtab.evaluate.wording_meters import wording_meters
 from trimtab.protocols import Verdict
@@ -149,7 +149,7 @@ def test_the_choices_that_ship_are_a_hundred_and_their_lengths_give_nothing_away
 
 
 def test_answers_with_a_property_are_counted():
-    meter = CountedAnswers(("Is snow black?", "Why?", "Why?"), counts=lambda text: len(text) % 2 == 0, max_new_tokens=3)
+    meter = RefusedPrompts(("Is snow black?", "Why?", "Why?"), counts=lambda text: len(text) % 2 == 0, max_new_tokens=3)
     (found,) = meter.measure(tiny_model(), tiny_tokenizer(), None, [NoEdit()])
     assert list(found.rows) == ["Is snow black?", "Why?"]
     assert all(row["counted"] == float(len(row["answer"]) % 2 == 0) for row in found.rows.values())

@@ -17,7 +17,7 @@ from trimtab.protocols import Edit, Measured, Meter
 
 
 @dataclass(frozen=True)
-class CountedAnswers(Meter):
+class RefusedPrompts(Meter):
     """Generates an answer to every prompt of its own, and counts those that a function says yes to."""
 
     prompts: tuple[str, ...]
@@ -53,5 +53,5 @@ class CountedAnswers(Meter):
 
 def refusal_meters(prompts: Sequence[str], max_new_tokens: int = 50) -> tuple[Meter, ...]:
     """Return the share of prompts, all of which ought to be answered, that the edited model refuses."""
-    source = CountedAnswers(tuple(prompts), max_new_tokens=max_new_tokens)
+    source = RefusedPrompts(tuple(prompts), max_new_tokens=max_new_tokens)
     return (Figure(source, "over_refusal", "refusals", ("counted",), better="down", collateral=True),)
