@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from trimtab.datasets.asking import BARE, form_of
 from trimtab.datasets.files import read_rows
-from trimtab.datasets.item_set import ItemSet, Self
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.statements import SftExample, Statement, true_examples
 from trimtab.errors import BadDataset
 from trimtab.plain_values import json_value
