@@ -138,10 +138,10 @@ class MemoryEdit(Edit):
         record, tensors = load_result(path, cls.kind, fields=_Saved, names=TENSORS)
         stored = sum(file.stat().st_size for file in Path(path).iterdir())
         cost = Cost(record["seconds"], 2 * tensors["keys"].numel(), stored)
-        parts = [tensors[name] for name in TENSORS]
+        keys, values, radii = (tensors[name] for name in TENSORS)
         named = {name: record[name] for name in ("name", "record")}
         try:
-            return cls(record["layer"], *parts, record["strength"], cost=cost, **named)
+            return cls(record["layer"], keys, values, radii, record["strength"], cost=cost, **named)
         except (BadValue, ShapeError) as cause:
             raise Incompatible(f"{path} holds a damaged code book ({cause}); fit it again") from cause
 

@@ -89,8 +89,8 @@ class GRACE(Method):
             "not_taken": lost,
         }
         cost = Cost(seconds[0], 2 * keys.numel())
-        parts = (part.float().cpu() for part in (keys, values, radii))
-        return MemoryEdit(layer, *parts, name=self.name, cost=cost, record=record)
+        keys, values, radii = (part.float().cpu() for part in (keys, values, radii))
+        return MemoryEdit(layer, keys, values, radii, name=self.name, cost=cost, record=record)
 
     def _sought(self, model: Any, layer: int, tails: _Tails, shared: SharedLayers) -> _Entries:
         """Return the batch's entries: what the layer gives, and what it should give for the answers to be said."""
