@@ -80,6 +80,11 @@ class MemoryEdit(Edit):
         """The losses of the values, fact by fact."""
         return self.record.get("losses", ())
 
+    @property
+    def norms(self) -> dict[str, float]:
+        """How far all values lie from their keys together, at the edit's strength, by the layer's name."""
+        return {f"layer {self.layer}": abs(self.strength) * float((self.values - self.keys).norm())}
+
     def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
         """Yield the same model, which looks up its positions in the code book until the block ends.
 
@@ -138,10 +143,9 @@ class MemoryEdit(Edit):
         record, tensors = load_result(path, cls.kind, fields=_Saved, names=TENSORS)
         stored = sum(file.stat().st_size for file in Path(path).iterdir())
         cost = Cost(record["seconds"], 2 * tensors["keys"].numel(), stored)
-        keys, values, radii = (tensors[name] for name in TENSORS)
-        named = {name: record[name] for name in ("name", "record")}
+        fields = {name: record[name] for name in ("layer", "strength", "name", "record")}
         try:
-            return cls(record["layer"], keys, values, radii, record["strength"], cost=cost, **named)
+            return cls(**fields, **tensors, cost=cost)
         except (BadValue, ShapeError) as cause:
             raise Incompatible(f"{path} holds a damaged code book ({cause}); fit it again") from cause
 
