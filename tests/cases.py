@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import peft as hf_peft
@@ -17,6 +18,7 @@ from trimtab import NoEdit, Prompted, Stacked, peft
 from trimtab.activations import Head
 from trimtab.compare import RandomTries, Ready, ShuffledLabels, Stack, Widened
 from trimtab.datasets import Fact, FactSet, Neighbour
+from trimtab.datasets.behaviours import behaviour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits import DirectionalAblation, Eraser, HeadShift, MemoryEdit, ResidualShift, Retrieved, WeightEdit
@@ -24,6 +26,7 @@ from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import SPEED, making
+from trimtab.evaluate.counted import behaviour_meter
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
@@ -122,7 +125,7 @@ METHODS: dict[str, Method] = {
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
     "LEACE": LEACE(layers=(0, 1)),
-    "ACE": ACE(position="mean_answer"),
+    "ACE": ACE(position="mean_answer", layers=(0, 2)),
     "ablation": Ablation(depths=(0.5, 1.0), layers=(1, 2)),
     "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
@@ -436,6 +439,9 @@ METERS: dict[str, MeterCase] = {
     "score": MeterCase(ScoredTexts(lambda pair, text: len(text) % 5 / 4, max_new_tokens=3), PAIRS),
     "reading": MeterCase(ReadAnswers(Reader(1, torch.ones(48).double(), (-1.0, 1.0), 1.0), max_new_tokens=3), PAIRS),
     "pair margin": MeterCase(pair_margin(), PAIRS),
+    "counted": MeterCase(
+        behaviour_meter(replace(behaviour("casual"), prompts=("Why?",)), max_new_tokens=3), PAIRS, "own"
+    ),
     **{
         m.name: MeterCase(m, MEANINGS)
         for m in reference_meters(settings=BeamSettings(beams=2, max_new_tokens=4), java=False)

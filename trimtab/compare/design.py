@@ -82,12 +82,6 @@ class Parts(NamedTuple):
     validation: ItemSet[Any]
     test: ItemSet[Any]
 
-    @property
-    def fold(self) -> ItemSet[Any]:
-        """What it trains and chooses on, each item once: facts are chosen by what was written."""
-        own = {item.key for item in self.train}
-        return self.train.with_items((*self.train, *(item for item in self.validation if item.key not in own)))
-
 
 @dataclass(frozen=True)
 class Job:

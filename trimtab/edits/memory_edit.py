@@ -143,9 +143,10 @@ class MemoryEdit(Edit):
         record, tensors = load_result(path, cls.kind, fields=_Saved, names=TENSORS)
         stored = sum(file.stat().st_size for file in Path(path).iterdir())
         cost = Cost(record["seconds"], 2 * tensors["keys"].numel(), stored)
-        fields: dict[str, Any] = {**tensors, **{n: record[n] for n in ("layer", "strength", "name", "record")}}
+        keys, values, radii = (tensors[name] for name in TENSORS)
+        fields = {name: record[name] for name in ("layer", "strength", "name", "record")}
         try:
-            return cls(**fields, cost=cost)
+            return cls(**fields, keys=keys, values=values, radii=radii, cost=cost)
         except (BadValue, ShapeError) as cause:
             raise Incompatible(f"{path} holds a damaged code book ({cause}); fit it again") from cause
 
