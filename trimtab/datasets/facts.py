@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from trimtab.datasets.asking import BARE, form_of
 from trimtab.datasets.files import read_rows
@@ -122,7 +122,7 @@ class FactSet(ItemSet[Fact]):
         near = [[n.prompt, n.answer] for n in item.neighbours]
         return [item.prompt, item.subject, item.new, item.true, item.paraphrases, near]
 
-    def folds(self, n: int, seed: int = 0) -> list[tuple[Self, Self]]:
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Any, Any]]:
         """Return n draws that cover every fact once, each as what is written and what is asked; raises as any set's."""
         return [(part, part) for _, part in super().folds(n, seed)]
 
