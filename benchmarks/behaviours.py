@@ -38,7 +38,7 @@ from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.completion import cut
 from trimtab.engine.conversation import prompt_ids
-from trimtab.evaluate.counted import CountedAnswers
+from trimtab.evaluate.counted import behaviour_meter
 from trimtab.evaluate.drift import drifts
 from trimtab.models import load_model
 from trimtab.models.anatomy import decoder_layers
@@ -112,11 +112,11 @@ class Bench:
 
     def counted(self, of: Behaviour, edits: Sequence[Edit]) -> list[dict[str, Any]]:
         """Return what is counted in the answers under every edit."""
-        meter = CountedAnswers(of, max_new_tokens=self.said.new_tokens)
+        meter = behaviour_meter(of, max_new_tokens=self.said.new_tokens)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = meter.measure(self.model, self.tokenizer, of.pairs, edits, asking=self.form.name)
-        return [summed([row["text"] for row in one.rows.values()], of) for one in found]
+        return [summed([row["answer"] for row in one.rows.values()], of) for one in found]
 
     def controls(self, of: Behaviour, edits: Sequence[Any], kl: float) -> list[dict[str, Any]]:
         """Return what is counted under edits that are brought to a drift."""

@@ -78,7 +78,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, message: st
         address = HfApi().create_repo(repo_id, private=private, exist_ok=True)
         HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as cause:
-        first = str(cause).strip().splitlines()[0]
+        first = str(cause).strip().splitlines()[0].rstrip(".")
         raise Incompatible(
             f"{repo_id} cannot be written on the hub: {first}; give org/name, and log in with `hf auth login`"
         ) from cause

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from trimtab.cli.setup import read_data
 from trimtab.datasets.behaviours import BEHAVIOURS, behaviour
 from trimtab.datasets.item_set import ItemSet
 from trimtab.errors import BadDataset
@@ -72,6 +73,13 @@ def test_counts_by_hand() -> None:
     assert unsure.count("I don't know that.") == unsure.count("Nobody can say.") == 1
     assert unsure.count("It is seven.") == 0
     assert {b.count("") for b in (cheerful, casual, unsure)} == {0}
+
+
+def test_the_shell_knows_them_by_name() -> None:
+    pairs = read_data("unsure", limit=7)
+    assert (pairs.name, len(pairs), pairs.measured_by) == ("unsure", 7, "pairs")
+    with pytest.raises(BadDataset, match="did you mean unsure"):
+        read_data("unsur")
 
 
 def test_a_behaviour_that_does_not_ship_is_named() -> None:

@@ -162,7 +162,15 @@ def test_rows_that_cannot_be_used_are_named(rows: Any, said: str, model: Any) ->
 def test_what_is_shown_of_anything_is_one_line(model: Any, shift: Any) -> None:
     acts = tt.capture_heads(model, tiny_tokenizer(), tiny_questions(4).statements())
     probes = tt.probes.fit_logistic(acts)
-    for thing in (shift, acts, probes, tiny_questions(4), tt.datasets.folklore(), tt.datasets.from_list(ROWS)):
+    for thing in (
+        shift,
+        acts,
+        probes,
+        tiny_questions(4),
+        tt.datasets.folklore(),
+        tt.datasets.from_list(ROWS),
+        tt.datasets.behaviour("casual"),
+    ):
         assert "\n" not in repr(thing)
         assert len(repr(thing)) < 120
     assert repr(tiny_questions(4)) == "QuestionSet('tiny', 4 items)"

@@ -16,6 +16,7 @@ from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab import cli
 from trimtab.before import Before
+from trimtab.compare.running import run
 from trimtab.datasets import ContrastPair, PairSet, Question
 from trimtab.datasets.asking import BARE, PLAIN, ChatTemplate, asking_for
 from trimtab.edits.disk import load_edit
@@ -23,15 +24,16 @@ from trimtab.edits.prompts import Prompted
 from trimtab.edits.retrieval import Retrieved
 from trimtab.engine.capture import capture_heads
 from trimtab.engine.conversation import Turn, answers, asked_by, prompt_ids
-from trimtab.errors import BadValue, TrimtabError
+from trimtab.errors import BadValue, Incompatible, TrimtabError
 from trimtab.evaluate.contrast import contrast_many, score_texts
 from trimtab.evaluate.generation import generate_answers
-from trimtab.evaluate.multiple_choice import multiple_choice
+from trimtab.evaluate.multiple_choice import choice_meters, multiple_choice
 from trimtab.evaluate.table import table
 from trimtab.models.tokens import tokenize_answers
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.train.examples import encode_examples
 from trimtab.prompting.few_shot import FewShot
+from trimtab.prompting.instruction import Persona
 from trimtab.steer.caa import CAA
 
 CHATML = (
@@ -280,6 +282,21 @@ def test_an_edit_that_is_used_asked_otherwise_says_so(model: Any, tmp_path: Path
         answers(model, tokenizer, ["Why?"], loaded, settings={"max_new_tokens": 1})
         # of an edit that does not know there is nothing to say
         answers(model, tokenizer, ["Why?"], random_shift(model), asking="plain", settings={"max_new_tokens": 1})
+
+
+def test_a_comparison_is_fitted_chosen_and_measured_in_one_form(model: Any, tmp_path: Path) -> None:
+    tokenizer, methods = with_template(CHATML), [Persona(wordings=("Be brief.",)), CAA(ranks=(1,), alphas=(1,))]
+    for asking, expected in (("auto", "chat"), ("plain", "plain")):
+        done = run(
+            model, tokenizer, tiny_questions(8), methods, meters=choice_meters()[:1], out=tmp_path / asking,
+            folds=2, seeds=(0,), trials=1, asking=asking,
+        )  # fmt: skip
+        assert done.specification["design"].get("asking", "plain") == expected
+    with pytest.raises(Incompatible, match="differs in design"):
+        run(
+            model, tokenizer, tiny_questions(8), methods, meters=choice_meters()[:1], out=tmp_path / "plain",
+            folds=2, seeds=(0,), trials=1,
+        )  # fmt: skip
 
 
 def test_what_is_tuned_in_the_shell_is_answered_in_chat_after_merge(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from trimtab.edits import Prompted
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
 from trimtab.evaluate import answer_meters, contrast, multiple_choice
+from trimtab.evaluate.counted import CountedAnswers
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.generation import JudgedAnswers, judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
-from trimtab.evaluate.refusal import CountedAnswers
 from trimtab.evaluate.wording import is_debris, loops, refuses, wording
 from trimtab.evaluate.wording_meters import wording_meters
 from trimtab.protocols import Verdict

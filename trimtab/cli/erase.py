@@ -1,5 +1,6 @@
 """`trimtab erase`: take out of a model what two kinds of texts differ in, and say what is left and what it cost."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,10 @@ from trimtab.cli.options import AsJson, Loading, Output, Seed, Texts, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.item_set import ItemSet
+    from trimtab.steer.sites import Position
 
 WAYS = ("leace", "ace", "ablate")
-READ = {"last": "last", "mean": "mean_answer"}
+READ: Mapping[str, "Position"] = {"last": "last", "mean": "mean_answer"}
 
 
 @verb

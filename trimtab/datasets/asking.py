@@ -99,6 +99,8 @@ class ChatTemplate(Form):
     """
 
     tokenizer: Any = field(repr=False, compare=False)
+    known: dict[str, Asked] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Questions that were asked already, with nothing before them: templates take their time."""
     name: ClassVar[str] = "chat"
     template: ClassVar[bool] = True
 
@@ -108,6 +110,13 @@ class ChatTemplate(Form):
         Raises:
             BadValue: the template does not take the conversation, or its text cannot be split before the answer.
         """
+        if before != NOTHING:
+            return self._split(question, before)
+        if question not in self.known:
+            self.known[question] = self._split(question, before)
+        return self.known[question]
+
+    def _split(self, question: str, before: Before) -> Asked:
         messages = self._messages(question, before)
         begun = self._written(messages, add_generation_prompt=True)
         whole = self._written([*messages, {"role": "assistant", "content": MARK}])

@@ -15,7 +15,7 @@ BEHAVIOURS = ("cheerful", "casual", "unsure")
 """Cheerful in place of grumpy, casual in place of formal, admitting not to know in place of guessing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Behaviour:
     """A behaviour: pairs to fit on, prompts to try it on, and what is counted in the answers, so that none judges."""
 
@@ -33,6 +33,9 @@ class Behaviour:
     """Words or phrases of the behaviour."""
     opposite: re.Pattern[str] | None = None
     """Those of its opposite."""
+
+    def __repr__(self) -> str:
+        return f"Behaviour({self.name!r}, {len(self.pairs)} pairs, {len(self.prompts)} prompts)"
 
     @property
     def name(self) -> str:

@@ -28,8 +28,7 @@ from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter, as_judge
 
 FORMS = (*ASKINGS, "iti")
-FEW = 12
-"""Questions that show whether a judge knows a model's answers at all."""
+FEW = 12  # questions that show whether a judge knows a model's answers at all
 
 
 @dataclass(frozen=True)
@@ -127,14 +126,7 @@ class JudgedAnswers(Meter):
         require_tells_apart(self.judge, items[0])
 
     def measure(
-        self,
-        model: Any,
-        tokenizer: Any,
-        items: Any,
-        edits: Sequence[Edit],
-        *,
-        asking: str = "plain",
-        seed: int = 0,
+        self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> list[Measured]:
         """Return every question's answer and verdict under every edit."""
         form = self.convention or ("plain" if asking == "lm-eval" else asking)
@@ -159,7 +151,9 @@ class JudgedAnswers(Meter):
         """Return that an exact judge knows none of a few answers of the unedited model."""
         if not self.judge.cannot_fail:
             return None
-        (found,) = self.measure(model, tokenizer, items[:FEW], [NoEdit()])
+        (found,) = self.measure(
+            model, tokenizer, items[:FEW], [NoEdit()], asking=asking_for("auto", tokenizer, items).name
+        )
         return self.says_nothing(found.rows)
 
     def describe(self) -> dict[str, Any]:
@@ -201,8 +195,8 @@ class JudgedAnswers(Meter):
         lengths = [len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows]
         # the space before the answer, which was cut off, may have been a token
         ended = [float(length < self.max_new_tokens - 1) for length in lengths]
-        worded = zip(rows, map(wording, (row.answer for row in rows)), ended, strict=True)
-        return tuple(replace(row, **of._asdict(), ended=end) for row, of, end in worded)
+        rows_and_ends = zip(rows, ended, strict=True)
+        return tuple(replace(row, **wording(row.answer)._asdict(), ended=end) for row, end in rows_and_ends)
 
     def _prompts(self, tokenizer: Any, questions: Sequence[Question], edit: Edit) -> tuple[list[str], dict[str, bool]]:
         """Return how an edit asks the questions, and how the answers end."""

@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
-from trimtab.engine.completion import completions
-from trimtab.errors import BadDataset
+from trimtab.evaluate.counted import CountedAnswers
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.wording import refuses
-from trimtab.plain_values import hash_of
-from trimtab.protocols import Edit, Measured, Meter
-
-
-@dataclass(frozen=True)
-class CountedAnswers(Meter):
-    """Generates an answer to every prompt of its own, and counts those that a function says yes to."""
-
-    prompts: tuple[str, ...]
-    counts: Callable[[str], bool] = refuses
-    max_new_tokens: int = 50
-    name: ClassVar[str] = "counted"
-    columns: ClassVar[Sequence[str]] = ("counted",)
-    shown: ClassVar[Sequence[str]] = ("answer",)
-
-    def __post_init__(self) -> None:
-        if not self.prompts or isinstance(self.prompts, str):
-            raise BadDataset("counting answers needs prompts, a list of texts")
-        object.__setattr__(self, "prompts", tuple(dict.fromkeys(self.prompts)))
-
-    def measure(
-        self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
-    ) -> list[Measured]:
-        """Return every prompt's answer under every edit, and whether it counts."""
-        found = []
-        for edit in edits:
-            asked = [edit.prompt(prompt) or f"Q: {prompt}\nA:" for prompt in self.prompts]
-            (said,) = completions(model, tokenizer, asked, [edit], max_new_tokens=self.max_new_tokens)
-            rows = zip(self.prompts, said, strict=True)
-            found.append(Measured({p: {"counted": float(self.counts(text)), "answer": text} for p, text in rows}))
-        return found
-
-    def describe(self) -> dict[str, Any]:
-        """Return what is counted, and a hash of the prompts."""
-        about = {"counts": getattr(self.counts, "__name__", "a function"), "max_new_tokens": self.max_new_tokens}
-        return {"meter": type(self).__name__, "n": len(self.prompts), "prompts": hash_of(self.prompts)[:16], **about}
+from trimtab.protocols import Meter
 
 
 def refusal_meters(prompts: Sequence[str], max_new_tokens: int = 50) -> tuple[Meter, ...]:
     """Return the share of prompts, all of which ought to be answered, that the edited model refuses."""
-    source = CountedAnswers(tuple(prompts), max_new_tokens=max_new_tokens)
+    source = CountedAnswers(tuple(prompts), refuses, max_new_tokens)
     return (Figure(source, "over_refusal", "refusals", ("counted",), better="down", collateral=True),)
