@@ -135,10 +135,6 @@ class WeightEdit(Edit):
             keys=keys,
         )
 
-    def __neg__(self) -> WeightEdit:
-        """Return the edit that takes the change away."""
-        return self.scaled(-1)
-
     def __sub__(self, other: Any) -> WeightEdit:
         """Return the edit that makes this change and takes the other away; raises as the sum does."""
         return self + other.scaled(-1)
