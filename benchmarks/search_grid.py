@@ -204,7 +204,7 @@ def replayed(job: Job, name: str, out: Path) -> dict[str, Any] | None:
         ]
         if len(grid) < len(settings_of(method)):
             return None
-        values = [None if one.get("score") is None else chooser.sign * one["score"] for one in grid]
+        values: list[Any] = [None if one.get("score") is None else chooser.sign * one["score"] for one in grid]
         drift = [one.get("kl") or 0.0 for one in grid]
         known = [i for i, value in enumerate(values) if value is not None]
         top = max(known, key=lambda i: (values[i], -drift[i], -i))

@@ -21,7 +21,7 @@ from trimtab.datasets import Fact, FactSet, Neighbour
 from trimtab.datasets.behaviours import behaviour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
-from trimtab.edits import DirectionalAblation, Eraser, HeadShift, ResidualShift, Retrieved, WeightEdit
+from trimtab.edits import DirectionalAblation, Eraser, HeadShift, MemoryEdit, ResidualShift, Retrieved, WeightEdit
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
@@ -35,7 +35,18 @@ from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.evaluate.refusal import refusal_meters
 from trimtab.evaluate.wording_meters import wording_meters
-from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, ValueSearch, combined, task_vector
+from trimtab.knowledge import (
+    EMMET,
+    GRACE,
+    MEMIT,
+    ROME,
+    AlphaEdit,
+    FineTuneL,
+    InBatches,
+    ValueSearch,
+    combined,
+    task_vector,
+)
 from trimtab.models.identity import fingerprint
 from trimtab.models.weights import LowRank
 from trimtab.peft import TunedEdit, TuningMethod
@@ -84,6 +95,7 @@ EDITING: dict[str, Method] = {
     "EMMET": EMMET(moment="identity", before=2, search=ValueSearch(steps=4, measured_by="layer")),
     "AlphaEdit": AlphaEdit(cache=None, before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
     "FT-L": FineTuneL(steps=4),
+    "GRACE": GRACE(steps=4),
     "in batches": InBatches(editor=ROME(moment="identity", before=0, search=ValueSearch(steps=4)), size=1),
 }
 FACTS = FactSet(
@@ -113,7 +125,7 @@ METHODS: dict[str, Method] = {
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
     "LEACE": LEACE(layers=(0, 1)),
-    "ACE": ACE(position="mean_answer"),
+    "ACE": ACE(position="mean_answer", layers=(0, 2)),
     "ablation": Ablation(depths=(0.5, 1.0), layers=(1, 2)),
     "instruction": Instruction(("Say what is true.", "Be brief.")),
     "few-shot": FewShot(shots=(1, 2), draws=2),
@@ -234,6 +246,13 @@ def eraser(model: Any) -> Eraser:
     return Eraser((0, 2), left, right, centre, record={"model": fingerprint(model)})
 
 
+def memory_edit(model: Any) -> MemoryEdit:
+    """Return a code book of two entries that every position is near to."""
+    generator, width = torch.Generator().manual_seed(11), model.config.hidden_size
+    keys, values = torch.randn(2, 2, width, generator=generator)
+    return MemoryEdit(1, keys, values, torch.full((2,), 1e4), 0.5, record={"model": fingerprint(model)})
+
+
 def one_tuned(method: TuningMethod) -> Callable[[Any], TunedEdit]:
     """Return what makes an edit of this method whose parts were moved at random instead of trained."""
 
@@ -258,7 +277,7 @@ class EditCase(NamedTuple):
     adds: Callable[[Any], dict[Any, Tensor]] = lambda model: {}
     """What it adds: by head, or by layer (a number) to the residual stream."""
     tags: frozenset[str] = frozenset()
-    """"vectors": adds vectors at positions; "erases": takes something out there;
+    """"vectors": adds vectors at positions; "erases": changes them by what stands there;
     "tunes": acts at all positions; "weights": changes weights, and acts there
     too; "prompts"; "residual"; "saves": has a form on disk; "scales": has a strength; "merges": can be worked into a
     plain model; "constants": is what vectors added to modules' outputs do; "draws": has random counterparts;
@@ -319,6 +338,7 @@ EDITS: dict[str, EditCase] = {
     ),
     "ablation": EditCase(ablation, tags=ERASES | {"merges"}),
     "eraser": EditCase(eraser, tags=ERASES),
+    "memory": EditCase(memory_edit, tags=ERASES | {"draws"}),
     "foreign": EditCase(
         foreign_nudge,
         lambda m: {0: foreign_nudge(m).strength * torch.tensor(foreign_nudge(m).vector, dtype=torch.float64)},

@@ -134,7 +134,9 @@ def share(values: Sequence[float] | np.ndarray, reduce: Reduce = first, *, level
         without = np.asarray(reduce((rows.sum(0) - rows) / (n - 1)))
         without = without[np.isfinite(without)]
         variance = ((n - 1) / n) ** 2 * float(np.square(without - without.mean()).sum()) if without.size else 0.0
-        if variance > EXACT and 0 < found < 1:
+        if 0 < found < 1 and variance <= EXACT and np.ptp(rows, axis=0).any():
+            return bootstrap(rows, reduce, level=level)  # columns that make up for one another
+        if 0 < found < 1 and variance > EXACT:
             trials = found * (1 - found) / variance
         trials *= (z / float(stdtrit(n - 1, (1 + level) / 2))) ** 2
     middle, beside = found + z**2 / (2 * trials), z * np.sqrt(found * (1 - found) / trials + (z / (2 * trials)) ** 2)

@@ -231,7 +231,7 @@ def test_a_judge_that_answers_nonsense_is_refused_before_anything_runs(tmp_path)
 
 def test_a_judge_that_turns_to_nonsense_later_fails_the_rows_and_says_why(tmp_path):
     def moody(question, answer):
-        return (0.5, 0.5) if "number" in answer else 7
+        return (0.5, 0.25) if "number" in answer else 7
 
     result = tiny_run(tmp_path / "run", [SpyMethod()], seeds=(0,), meters=meters(moody))
     assert "judge moody returned 7" in result.row("Spy").notes[0]

@@ -24,7 +24,7 @@ def done(tmp_path_factory):
 
 def test_every_two_rows_are_tested_and_corrected_over_all_pairs(done):
     found = done.contrasts("mc2")
-    rows = [row.name for row in done.rows() if row.method != "Random direction"]
+    rows = [row.name for row in done.rows() if row.metrics["mc2"] is not None and row.method != "Random direction"]
     assert [(c.one, c.other) for c in found] == list(combinations(rows, 2))
     assert [c.tested.p_holm for c in found] == holm([c.tested.p for c in found])
     assert all(c.tested.p_holm >= c.tested.p for c in found)

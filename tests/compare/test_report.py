@@ -31,7 +31,7 @@ from trimtab.report.charts import (
 )
 from trimtab.report.html import to_html, write_report
 from trimtab.report.knobs import knob_lines, knobs_figure
-from trimtab.report.markdown import cost_cells, facts, quality_cells, to_markdown
+from trimtab.report.markdown import broken_cells, cost_cells, facts, quality_cells, to_markdown
 from trimtab.report.settings import tried
 from trimtab.steer import ITI, RandomDirection
 
@@ -285,14 +285,17 @@ def test_every_setting_that_was_tried_is_listed_with_how_often_it_was_chosen(don
 
 
 def test_rows_say_how_much_was_measured_and_whether_best_is_also_best_within_the_budget(done, tmp_path):
-    cells = {row.name: quality_cells(row, done[1])[-2:] for row in done[1].rows()}
+    def told(run, row):
+        return [broken_cells(row, run)[-1], quality_cells(row, run)[-1]]
+
+    cells = {row.name: told(done[1], row) for row in done[1].rows()}
     assert cells["Baseline"] == ["-", "2 of 2"]
     assert cells["FailsInFoldOf" if "FailsInFoldOf" in cells else "Fragile"][1] == "1 of 2"
     weak = tiny_run(tmp_path / "a", [SpyMethod(strengths=(1e-4,))], seeds=(0,), kl_budget=10)
-    assert quality_cells(weak.row("Spy"), weak)[-2:] == ["kept", "2 of 2"]
+    assert told(weak, weak.row("Spy")) == ["kept", "2 of 2"]
     strong = tiny_run(tmp_path / "b", [SpyMethod(strengths=(50.0,))], seeds=(0,), kl_budget=1e-9)
-    assert quality_cells(strong.row("Spy"), strong)[-2:] == ["kept in 0 of 2", "2 of 2"]
-    assert quality_cells(strong.row("Spy (within KL budget)"), strong)[-2:] == ["none within", "0 of 2"]
+    assert told(strong, strong.row("Spy")) == ["kept in 0 of 2", "2 of 2"]
+    assert told(strong, strong.row("Spy (within KL budget)")) == ["none within", "0 of 2"]
 
 
 def test_all_machines_are_named_and_times_of_a_shared_device_are_marked(done):

@@ -13,6 +13,7 @@ import torch
 from tests.measuring import random_shift, shifted_from, text_logprobs
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from trimtab.datasets import neutral_texts
+from trimtab.datasets.asking import PLAIN
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.retrieval import Retrieved
@@ -106,7 +107,7 @@ def test_kl_is_exactly_zero_where_the_model_is_unchanged(edit):
 
 def behind(model, edit, text, shift=None):
     """Return CE and KL of a text behind what the edit sets before it, one token list at a time."""
-    own, ahead = ids_of(text), ids_of(edit.before(text))
+    own, ahead = ids_of(text), ids_of(PLAIN.ahead(edit.before(text)))
     with shifted_from(model, shift, 0) if shift else contextlib.nullcontext():
         edited = text_logprobs(model, ahead + own[1:])[len(ahead) - 1 :]
     plain = text_logprobs(model, own)
@@ -138,7 +139,7 @@ def test_a_stack_drifts_by_its_prompt_and_its_shift():
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_and_one_that_leaves_little_counts_what_fits():
-    n = len(ids_of(FEW_SHOT.before("")))
+    n = len(ids_of(PLAIN.ahead(FEW_SHOT.before(""))))
     with pytest.raises(BadValue, match="leaves no room for a neutral text"):
         measured(tiny_model("gpt2", context=n), FEW_SHOT)
     model = tiny_model("gpt2", context=n + 3, dtype=torch.float64)

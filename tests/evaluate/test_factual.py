@@ -66,6 +66,18 @@ def test_a_row_counts_by_hand(monkeypatch):
     assert figures == pytest.approx({"said": 1, "paraphrases": 0.5, "kept": 2 / 3, "leak": 1 / 3})
 
 
+def test_a_neighbour_that_another_fact_writes_anew_is_not_asked_to_stay(monkeypatch):
+    def scripted(model, tokenizer, prompts, edits, **how):
+        return [[BEFORE.get(p, "") for p in prompts] for _ in edits]
+
+    monkeypatch.setattr(facts_module, "completions", scripted)
+    other = Fact("Peru", "{} is", "Oslo")
+    (alone,) = facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((FACT,)), [NoEdit()])
+    (beside,) = facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((FACT, other)), [NoEdit()])
+    assert beside.rows[FACT.key]["known"] == alone.rows[FACT.key]["known"] - 1
+    assert beside.rows[FACT.key]["open"] == alone.rows[FACT.key]["open"] - 1
+
+
 def test_as_much_is_generated_as_the_longest_answer_needs(monkeypatch):
     lengths = []
 

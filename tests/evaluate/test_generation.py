@@ -389,7 +389,8 @@ def test_the_record_is_json_with_its_rows():
     record = json.loads(json.dumps(result.as_dict()))
     assert record["true_info"] == result.true_info.as_dict()
     assert [row["answer"] for row in record["rows"]] == [row.answer for row in result.rows]
-    assert set(record["rows"][0]) == {"question", "prompt", "answer", "true", "informative", "matched"}
+    read = {"words", "distinct", "loops", "ended", "debris"}
+    assert set(record["rows"][0]) == {"question", "prompt", "answer", "true", "informative", "matched", *read}
 
 
 def test_a_prompt_fits_if_it_leaves_room_for_the_answer_and_not_by_one_token_less():

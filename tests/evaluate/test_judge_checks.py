@@ -14,8 +14,8 @@ from trimtab.datasets import Question, QuestionSet
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.generation import judged_meters
-from trimtab.evaluate.judges.checking import NONSENSE, agreed, agreement, false_accepts, read_labels, tried
-from trimtab.evaluate.judges.judge_data import Graded, divided, questions_of
+from trimtab.evaluate.judges.checking import NONSENSE, agreed, false_accepts, read_labels, tried_judge, with_people
+from trimtab.evaluate.judges.judge_data import Graded, judge_parts, questions_of
 from trimtab.evaluate.judges.verdicts import judge_line, judge_record
 from trimtab.peft.judge import tune_judge
 from trimtab.protocols import Verdict, as_judge
@@ -51,9 +51,9 @@ def test_the_exact_judge_takes_no_nonsense_and_agrees_with_its_own_answers(tmp_p
         for a in (*q.correct, *q.incorrect)
     ]
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = agreement(exact_judge, read_labels(tmp_path / "labels.jsonl", QUESTIONS))
+    found = with_people(exact_judge, read_labels(tmp_path / "labels.jsonl", QUESTIONS))
     assert list(found) == ["true"] and found["true"].agreement == found["true"].kappa == 1
-    record = judge_record(tried(exact_judge, QUESTIONS, read_labels(tmp_path / "labels.jsonl", QUESTIONS)))
+    record = judge_record(tried_judge(exact_judge, QUESTIONS, read_labels(tmp_path / "labels.jsonl", QUESTIONS)))
     assert "agrees with people on 100.0 %" in judge_line(record)
     assert "true and informative: empty 0 %, letters 0 %" in judge_line(record)
 
@@ -90,7 +90,7 @@ ROWS = [
 
 
 def test_judge_data_is_divided_into_parts_that_share_no_answer():
-    parts = divided(ROWS, 0, "data")
+    parts = judge_parts(ROWS, 0, "data")
     texts = [{row.text for row in part} for part in parts]
     assert not texts[0] & texts[1] and not (texts[0] | texts[1]) & texts[2]
     asked = [{row.question for row in part} for part in parts]
@@ -103,7 +103,7 @@ def test_a_part_with_one_label_is_refused():
     rows = [row._replace(label=i == 0) for i, row in enumerate(ROWS)]
     with pytest.raises(BadDataset, match="has one label only"):
         for seed in range(30):  # until the one line is held out
-            divided(rows, seed, "data")
+            judge_parts(rows, seed, "data")
 
 
 def test_a_tuned_judge_agrees_on_what_it_was_trained_to_tell():

@@ -45,7 +45,7 @@ def made():
 
 def a_row(name="A", mean=0.5, *, kl: float | None = 0.25, edit=None):
     estimates = {m: Estimate(mean, mean - 0.25, mean + 0.25, 4) for m in METRICS}
-    drifts = dict.fromkeys(("ce", "kl"), None if kl is None else Estimate(kl, 0.125, 0.5, 4))
+    drifts = dict.fromkeys(("ce", "kl", "kl95"), None if kl is None else Estimate(kl, 0.125, 0.5, 4))
     return Row(name, {**estimates, **drifts}, edit=edit or {"kind": "x"}, cost={"seconds": 1.0}, details={})
 
 
@@ -73,7 +73,7 @@ def test_rows_hold_what_the_meters_say_when_called_alone(made):
         assert row.mc1.as_dict() == chosen_answers.mc1.as_dict()
         # edits that share their prompts' computation are scored in other batches than one alone
         assert row.mc2.as_dict() == pytest.approx(chosen_answers.mc2.as_dict(), abs=1e-5)
-        assert row.details["generated"] == said.as_dict()["rows"]
+        assert row.details["generated"] == [one.counted for one in said.rows]
         for ours, theirs in zip(row.details["multiple_choice"], chosen_answers.as_dict()["rows"], strict=True):
             logprobs = [[a["logprob"] for a in r["answers"]] for r in (ours, theirs)]
             assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
@@ -82,17 +82,18 @@ def test_rows_hold_what_the_meters_say_when_called_alone(made):
     assert len({float(row.mc2) for row in result.rows}) == 4
 
 
-def test_rows_whose_model_changes_hold_their_drift_and_prompting_rows_hold_none(made):
-    model, _, result = made
-    moved = drift(model, tiny_tokenizer(), random_shift(model), texts=TEXTS)
-    for name in ("ITI", "Few-shot + ITI"):
-        assert result[name].ce.as_dict() == moved.ce.as_dict()
-        assert result[name].kl.as_dict() == moved.kl.as_dict()
-        assert [[r["ce"], r["kl"]] for r in result[name].details["drift"]] == moved.as_dict()["per_text"]
+def test_rows_hold_their_drift_prompting_ones_too(made):
+    model, chosen, result = made
+    for name, edit in zip(("Few-shot", "ITI", "Few-shot + ITI"), chosen[1:], strict=True):
+        moved = drift(model, tiny_tokenizer(), edit, texts=TEXTS)
+        assert edit.name == name
+        assert result[name].ce.as_dict() == pytest.approx(moved.ce.as_dict())
+        assert result[name].kl.as_dict() == pytest.approx(moved.kl.as_dict())
+        kl = [r["kl"] for r in result[name].details["drift"]]
+        assert kl == pytest.approx([own for _, own in moved.per_text])
     assert float(result["ITI"].kl) > 0
     assert float(result["Baseline"].kl) == 0
     assert float(result["Baseline"].ce) > 0
-    assert (result["Few-shot"].ce, result["Few-shot"].kl, result["Few-shot"].details["drift"]) == (None, None, None)
 
 
 def test_the_setting_names_the_questions_and_the_convention(made):
@@ -143,7 +144,7 @@ def test_the_record_is_json_with_a_mean_and_an_interval_per_metric(made):
             assert row[metric] == getattr(given, metric).as_dict()
             assert {"mean", "low", "high"} <= set(row[metric])
             assert row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"]
-    assert record["rows"][1]["kl"] is None
+    assert record["rows"][0]["kl"]["mean"] == 0 < record["rows"][1]["kl"]["mean"]
     assert record["rows"][2]["kl"]["mean"] > 0
 
 
@@ -158,10 +159,10 @@ def test_markdown_shows_percentages_with_intervals_and_nats_and_a_dash_for_what_
     text = Table((a_row(), a_row("B", kl=None)), {}, DECLARED).to_markdown()
     percent = "50.0 [25.0, 75.0]"
     assert text.splitlines() == [
-        "|  | True*Info | True | Info | unmatched | MC1 | MC2 | CE | KL |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| A | " + " | ".join([percent] * 6 + ["0.250 [0.125, 0.500]"] * 2) + " |",
-        "| B | " + " | ".join([percent] * 6 + ["-", "-"]) + " |",
+        "|  | True*Info | True | Info | unmatched | MC1 | MC2 | CE | KL | KL 95 % |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| A | " + " | ".join([percent] * 6 + ["0.250 [0.125, 0.500]"] * 3) + " |",
+        "| B | " + " | ".join([percent] * 6 + ["-"] * 3) + " |",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers, processors
 
 from tests.cases import FACTS
 from tests.observing import random_state, state_of
@@ -20,7 +22,8 @@ from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, KeyStatistics, ValueSearch
 from trimtab.knowledge.keys import lookups, seen_at
 from trimtab.knowledge.solve import least_squares
-from trimtab.knowledge.value import SoughtValue, sought_values
+from trimtab.knowledge.value import SoughtValue, answer_ids, sought_values
+from trimtab.models.identity import fingerprint
 from trimtab.models.mlp import find_mlp_outputs
 
 CONTEXTS = ("", "Some text. ", "Now. ")
@@ -41,12 +44,13 @@ def sought_value(model: Any, tokenizer: Any, fact: Fact, *given: Any) -> SoughtV
     return found
 
 
-def plain_loss(model: Any, fact: Fact, contexts: tuple[str, ...]) -> float:
+def plain_loss(model: Any, fact: Fact, contexts: tuple[str, ...], tokenizer: Any = None) -> float:
     """Return the mean negative log-likelihood of a token of the answer, from whole plain forwards."""
+    tokenizer = tokenizer or tiny_tokenizer()
     losses = []
     for before in contexts:
-        prompt = tiny_tokenizer()(before + fact.asked)["input_ids"]
-        whole = tiny_tokenizer()(f"{before}{fact.asked} {fact.new}")["input_ids"]
+        prompt = tokenizer(before + fact.asked)["input_ids"]
+        whole = tokenizer(f"{before}{fact.asked} {fact.new}")["input_ids"]
         with torch.no_grad():
             logprobs = model(torch.tensor([whole]), use_cache=False).logits[0].log_softmax(-1)
         places = range(len(prompt) - 1, len(whole) - 1)
@@ -251,8 +255,6 @@ def test_a_prompt_whose_tokens_change_when_the_answer_follows_is_refused():
     assert whole[: len(prompt)] == prompt  # here they do not; a prompt that ends in a space would
     site = find_mlp_outputs(model)[1]
     with pytest.raises(BadValue, match="change when"):
-        from trimtab.knowledge.value import answer_ids
-
         answer_ids(tiny_tokenizer(), "The sky is the colou", lookups(tiny_tokenizer(), ONE, [""])[0], "r")
     assert site.additive
 
@@ -353,3 +355,55 @@ def test_a_previous_edit_that_is_not_in_place_and_statistics_of_nothing_are_refu
         AlphaEdit(moment="identity")
     with pytest.raises(BadValue, match="one fact or more"):
         InBatches(editor=keeping(MEMIT), size=0)
+
+
+def without_bos() -> Any:
+    """Return the tiny tokenizer with nothing put before a text."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    return tokenizer
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
+def test_a_subject_that_is_a_text_s_first_token_has_nothing_before_it(family):
+    model, tokenizer = tiny_model(family), without_bos()
+    assert lookups(tokenizer, SHORT, [""])[0].place == 0
+    site, search = find_mlp_outputs(model)[1], ValueSearch(steps=2, kl=0, decay=0)
+    # alone nothing is cached at all; beside a longer row its cache is padding only
+    for contexts, facts in ((("",), [SHORT]), (("", "Now. "), [SHORT, ONE])):
+        found = sought_values(model, tokenizer, facts, site, contexts, search)
+        for fact, value in zip(facts, found, strict=True):
+            expected = plain_loss(model, fact, contexts, tokenizer)
+            assert value.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_answer_without_a_token_and_weights_and_statistics_that_say_nothing_are_refused():
+    model = tiny_model()
+    (text,) = lookups(tiny_tokenizer(), ONE, [""])
+    stripping = copy.deepcopy(tiny_tokenizer())
+    stripping.backend_tokenizer.normalizer = normalizers.Strip()
+    with pytest.raises(BadValue, match="no token of its own"):
+        answer_ids(stripping, ONE.asked, text, "")
+    with pytest.raises(BadValue, match="layer 1 are not finite"):
+        ROME(moment=KeyStatistics({1: torch.full((64, 64), torch.nan)}, 99)).fit(model, tiny_tokenizer(), FACTS)
+    other = KeyStatistics({1: torch.eye(64)}, 99, fingerprint(tiny_model(seed=1)))
+    with pytest.raises(Incompatible, match="the statistics of keys"):
+        ROME(moment=other).fit(model, tiny_tokenizer(), FACTS)
+    model.is_quantized = True
+    for method in (ROME(moment="identity"), MEMIT(moment="identity"), FineTuneL()):
+        with pytest.raises(BadValue, match="quantised weights"):
+            method.fit(model, tiny_tokenizer(), FACTS)
+
+
+def test_an_answer_that_stays_unlikely_is_a_warning_and_stands_in_the_record():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="2 of 2 new answers stayed unlikely"):
+            ROME(moment="identity", before=0, search=ValueSearch(steps=1)).fit(tiny_model(), tiny_tokenizer(), FACTS)
+
+
+def test_a_gentle_batch_of_one_tends_to_the_exact_one():
+    key, moment = torch.randn(12, 1, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
+    exact = least_squares(key, moment, 0)
+    gaps = [float((least_squares(key, moment, weight) - exact).norm()) for weight in (1.0, 1e-3, 1e-6)]
+    assert gaps[0] > 100 * gaps[1] > 1e4 * gaps[2]

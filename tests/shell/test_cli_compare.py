@@ -221,7 +221,7 @@ def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_tria
         n = method.draws if isinstance(method, RandomDirection) else min(job.design.trials, len(list(method.grid)))
         assert job.n_tries(name) == n
     assert job.n_tries("Random direction") == 10
-    assert len(job_of(quick()).units) == 7
+    assert len(job_of(quick()).units) == 8
 
 
 def test_mistakes_are_one_sentence_with_exit_code_2(files, tmp_path):

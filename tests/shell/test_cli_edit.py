@@ -11,8 +11,11 @@ from typer.testing import CliRunner
 
 from tests.cut import cut_data
 from trimtab import cli
+from trimtab.datasets import Fact, FactSet
 from trimtab.edits import WeightEdit
 from trimtab.edits.disk import load_edit
+from trimtab.evaluate.factual import SaidFacts, says
+from trimtab.models import load_model
 
 QUICK = ["--statistics", "identity"]
 CHILE = ["edit", "The capital of {} is", "--subject", "Chile", "--new", "Paris", *QUICK]
@@ -50,6 +53,23 @@ def test_one_fact_by_flags_is_written_said_and_measured(edited):
     assert edit.record["measured"]["said"]["mean"] == 1
 
 
+def test_random_values_of_the_same_norm_do_not_say_it_and_an_unrelated_answer_stays(edited):
+    model, tokenizer = load_model("embedded")
+    edit = load_edit(edited[0])
+    fact = FactSet((Fact("Chile", "The capital of {} is", "Paris"), Fact("Turkey", "The capital of {} is", "Ankara")))
+    (said, chance) = SaidFacts().measure(model, tokenizer, fact, [edit, edit.randomised(0)])
+    chile, turkey = (f.key for f in fact)
+    assert (said.rows[chile]["said"], chance.rows[chile]["said"]) == (1, 0)
+    assert says(said.rows[turkey]["before"], "Ankara") and said.rows[turkey]["said"] == 1
+
+
+def test_a_code_book_says_the_answer_and_leaves_neutral_text_as_it_was(tmp_path):
+    out = tmp_path / "book"
+    found = json.loads(ran(*CHILE, "--method", "grace", "--out", str(out), "--json").output)
+    assert found["facts"][0]["said"] == 1 and found["kl"]["mean"] == 0
+    assert load_edit(out).kind == "memory edit"
+
+
 def test_the_edit_is_taken_by_the_other_verbs(edited, tmp_path):
     out, _ = edited
     facts = tmp_path / "mine.jsonl"
@@ -78,6 +98,7 @@ def test_facts_are_written_in_batches_and_on_from_an_earlier_edit(edited, tmp_pa
     "words, said",
     [
         ([*CHILE, "--method", "ft-l", "--batch", "1"], "leave out --batch"),
+        ([*CHILE, "--method", "grace", "--layer", "1,2"], "grace takes one layer"),
         ([*CHILE, "--method", "alphaedit"], "as free as any"),
         ([*CHILE, "--after", "nowhere"], "no weight edit at nowhere"),
         (["edit", "The capital of {} is", "--new", "Paris"], "a fact needs a prompt, --subject and --new"),

@@ -210,7 +210,8 @@ def test_depths_are_tried_on_other_items_within_the_budget():
     best, tried = choose_depth(model, tokenizer, Ablation(depths=(0.0, 0.5, 1.0)), lines(12), kl_budget=1e9)
     assert [t.depth for t in tried] == [0.0, 0.5, 1.0]
     assert best == min(tried, key=lambda t: t.left).depth
-    best, tried = choose_depth(model, tokenizer, Ablation(depths=(0.0, 1.0)), lines(12), kl_budget=0)
+    with pytest.warns(UserWarning, match="no direction can be ablated within a KL of 0"):
+        best, tried = choose_depth(model, tokenizer, Ablation(depths=(0.0, 1.0)), lines(12), kl_budget=0)
     assert best == min(tried, key=lambda t: t.kl).depth
 
 

@@ -24,8 +24,15 @@ QUICK_LEFT_OUT = (
 
 
 Count = Annotated[int, Field(ge=1)]
-USUAL: Mapping[str, Sequence[str]] = {
-    "answers": ("few-shot", "retrieved few-shot", "iti", "random direction", "few-shot + iti"),
+USUAL: Mapping[str, Sequence[str | Mapping[str, Any]]] = {
+    "answers": (
+        "few-shot",
+        "retrieved few-shot",
+        "iti",
+        "random direction",
+        {"random tries": "iti"},
+        "few-shot + iti",
+    ),
     "facts": ("facts in context", "rome", "memit", "alphaedit", "ft-l", "lora"),
 }
 """What a set is measured by -> the methods that are compared if none are named; the first row's for others."""
@@ -112,8 +119,8 @@ def read_comparison_file(path: Path) -> ComparisonFile:
 
 def quick() -> ComparisonFile:
     """Return the small comparison of `--quick`."""
-    control = {"random direction": {"draws": 3}}
-    methods = ("few-shot", "retrieved few-shot", "iti", control, "few-shot + iti", "lora")
+    controls = {"random direction": {"draws": 3}}, {"random tries": "iti"}
+    methods = ("few-shot", "retrieved few-shot", "iti", *controls, "few-shot + iti", "lora")
     return ComparisonFile(folds=1, seeds=(0,), trials=2, test_limit=50, limit=120, methods=methods, max_new_tokens=24)
 
 

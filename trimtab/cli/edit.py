@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from trimtab.datasets.facts import FactSet
     from trimtab.protocols import Method
 
+OF_ONE_LAYER = ("ft-l", "grace")
+"""Those that know no statistics and no earlier facts."""
+
 
 @verb
 def edit(
@@ -65,6 +68,7 @@ def edit(
 
     from trimtab.cli.printing import print_json, remark
     from trimtab.datasets.prose import neutral_texts
+    from trimtab.edits.memory_edit import MemoryEdit
     from trimtab.edits.weight_edit import WeightEdit
     from trimtab.errors import BadValue
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
@@ -73,11 +77,11 @@ def edit(
     from trimtab.knowledge.batches import InBatches
 
     one_of(method, "way of editing facts", list(EDITORS))
-    if method == "ft-l" and (batch is not None or after is not None):
-        raise BadValue("ft-l trains all facts at once, on the model as it is; leave out --batch and --after")
+    if method in OF_ONE_LAYER and (batch is not None or after is not None):
+        raise BadValue(f"{method} takes all facts at once, on the model as it is; leave out --batch and --after")
     asked = _facts(prompt, subject, new, facts)
     asked = asked if limit is None else asked[:limit]
-    out = output.checked(WeightEdit.kind)
+    out = output.checked((MemoryEdit if method == "grace" else WeightEdit).kind)
     opened = loading.open()
     first = None if after is None else WeightEdit.load(after)
     made: Any = _method(method, layer, statistics, cache, opened, seed)
@@ -124,7 +128,7 @@ def _facts(prompt: str | None, subject: str | None, new: str | None, facts: str 
 
 def _method(name: str, layer: str | None, statistics: str, cache: Path | None, opened: Any, seed: int) -> "Method":
     from trimtab.errors import BadValue
-    from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL
+    from trimtab.knowledge import EMMET, GRACE, MEMIT, ROME, AlphaEdit, FineTuneL
     from trimtab.knowledge.layer_choice import choose_layer
     from trimtab.knowledge.moments import KeyStatistics, usual_cache
 
@@ -139,10 +143,11 @@ def _method(name: str, layer: str | None, statistics: str, cache: Path | None, o
             layers = None if layer is None else tuple(int(part) for part in layer.split(","))
         except ValueError as cause:
             raise BadValue(f"--layer is a number, several with commas, or auto; got {layer!r}") from cause
-    if name == "ft-l":
+    if name in OF_ONE_LAYER:
         if layers and len(layers) > 1:
-            raise BadValue(f"ft-l trains one layer, got --layer {layer}")
-        return FineTuneL(layer=layers[0] if layers else None)
+            raise BadValue(f"{name} takes one layer, got --layer {layer}")
+        one = layers[0] if layers else None
+        return GRACE(layer=one) if name == "grace" else FineTuneL(layer=one)
     editors: dict[str, Any] = {"rome": ROME, "memit": MEMIT, "emmet": EMMET, "alphaedit": AlphaEdit}
     return editors[name](layers=layers, **given)
 

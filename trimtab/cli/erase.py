@@ -1,5 +1,6 @@
 """`trimtab erase`: take out of a model what two kinds of texts differ in, and say what is left and what it cost."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,10 @@ from trimtab.cli.options import AsJson, Loading, Output, Seed, Texts, one_of
 
 if TYPE_CHECKING:
     from trimtab.datasets.item_set import ItemSet
+    from trimtab.steer.sites import Position
 
 WAYS = ("leace", "ace", "ablate")
-READ = {"last": "last", "mean": "mean_answer"}
+READ: Mapping[str, "Position"] = {"last": "last", "mean": "mean_answer"}
 
 
 @verb
@@ -28,8 +30,13 @@ def erase(
     ] = None,
     how: Annotated[str, typer.Option("--how", help=f"{', '.join(WAYS)}.")] = "leace",
     layers: Annotated[
-        str, typer.Option("--layers", help="Where it is taken out, counted from 0: all, or as 3,4 or 5-10.")
-    ] = "all",
+        str | None,
+        typer.Option(
+            "--layers",
+            help="Where it is taken out, counted from 0: all, or as 3,4 or 5-10.",
+            show_default="all; of ace one at 0.6 of the depth",
+        ),
+    ] = None,
     depth: Annotated[
         float | None,
         typer.Option("--depth", help="Where ablate reads its direction: a share of the depth.", show_default="tried"),
@@ -114,11 +121,13 @@ def _items(pairs: Path | None, positive: Path | None, negative: Path | None) -> 
     raise BadDataset("give the two kinds of texts by --pairs FILE, or by --positive FILE and --negative FILE")
 
 
-def _layers(given: str, n: int) -> tuple[int, ...] | None:
+def _layers(given: str | None, n: int) -> tuple[int, ...] | None:
     from trimtab.errors import BadValue
 
-    if given == "all":
+    if given is None:
         return None
+    if given == "all":
+        return tuple(range(n))
     try:
         ends = [[int(end) for end in part.split("-")] for part in given.split(",")]
         chosen = {layer for first, *last in ends for layer in range(first, (*last, first)[0] + 1)}

@@ -32,12 +32,12 @@ def check(
     from trimtab.cli.judging import open_judge
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import read_data
-    from trimtab.evaluate.judges.checking import read_labels, tried
+    from trimtab.evaluate.judges.checking import read_labels, tried_judge
     from trimtab.evaluate.judges.verdicts import judge_line, judge_record
 
     questions = read_data(data, limit=limit)
     people = [] if labels is None else read_labels(labels, questions)
-    found = tried(open_judge(judging.judge, judging.judge_model, judging.judge_key), questions, people)
+    found = tried_judge(open_judge(judging.judge, judging.judge_model, judging.judge_key), questions, people)
     record = judge_record(found)
     if as_json:
         print_json(record)
@@ -72,7 +72,7 @@ def train(
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
     from trimtab.evaluate.judges.checking import false_accepts
-    from trimtab.evaluate.judges.judge_data import divided, questions_of, read_judge_data
+    from trimtab.evaluate.judges.judge_data import judge_parts, questions_of, read_judge_data
     from trimtab.evaluate.judges.local import JUDGE_KIND, LocalJudge
     from trimtab.evaluate.judges.verdicts import judge_line
     from trimtab.export.checkpoint import checkpoint
@@ -95,7 +95,7 @@ def train(
             checkpoint(model, tokenizer, made.edit, folder / part)
             record["people"][kind] = made.questions.as_dict()
             record["people_on_other_answers"][kind] = made.answers.as_dict()
-        asked = questions_of(divided(rows["true"], seed, str(data)).questions)
+        asked = questions_of(judge_parts(rows["true"], seed, str(data)).questions)
         trained = LocalJudge.load(folder / "truth", folder / "informative")
         record["false_accepts"] = false_accepts(trained, asked) if asked else {}
         write_json(folder / RECORD, {"kind": JUDGE_KIND, "versions": versions(), **record})

@@ -44,6 +44,7 @@ EDITORS: Mapping[str, Named] = {
     "emmet": Named("trimtab.knowledge.EMMET"),
     "alphaedit": Named("trimtab.knowledge.AlphaEdit"),
     "ft-l": Named("trimtab.knowledge.FineTuneL"),
+    "grace": Named("trimtab.knowledge.GRACE"),
 }
 """Ways of writing facts into weights."""
 

@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from trimtab.compare.contrasts import Contrast, contrast, contrasts
+from trimtab.compare.contrasts import Contrast, contrast_of, contrasts
 from trimtab.compare.design import BASELINE
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.recorded_meters import meters_of
@@ -69,7 +69,7 @@ class Comparison(RunRecords):
 
     def contrast(self, one: str, other: str, meter: str = "", size: int | None = None) -> Contrast:
         """Return the tested difference of two rows, named in advance and so uncorrected; raises `BadValue`."""
-        return contrast(self, self.rows(size), one, other, self.meter(meter or self.main.name))
+        return contrast_of(self, self.rows(size), one, other, self.meter(meter or self.main.name))
 
     @cached_property
     def _contrasts_at(self) -> Callable[[str, int | None], list[Contrast]]:
@@ -87,9 +87,12 @@ class Comparison(RunRecords):
         return rows[name]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return specification and rows as plain values for JSON."""
+        """Return specification, rows, what style alone gives and tests between rows as plain values for JSON."""
         rows = [row.as_dict() for size in self.sizes for row in self.rows(size)]
-        return {**self.specification, "finished": self.finished, "rows": rows}
+        style, pairs = self.style(self.sizes[-1]), self.contrasts(size=self.sizes[-1])
+        found = {"rows": rows, "style": style and style.as_dict(), "mute": self.mute}
+        between = {"meter": self.main.name, "pairs": [pair.as_dict() for pair in pairs]}
+        return {**self.specification, "finished": self.finished, **found, "contrasts": between}
 
 
 def merged(comparisons: Sequence[Comparison]) -> Comparison:

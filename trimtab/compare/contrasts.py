@@ -62,7 +62,7 @@ def contrasts(run: RunRecords, rows: Sequence[ResultRow], meter: Meter) -> list[
     return [replace(c, tested=replace(c.tested, p_holm=p)) for c, p in zip(made, adjusted, strict=True)]
 
 
-def contrast(run: RunRecords, rows: Sequence[ResultRow], one: str, other: str, meter: Meter) -> Contrast:
+def contrast_of(run: RunRecords, rows: Sequence[ResultRow], one: str, other: str, meter: Meter) -> Contrast:
     """Return the tested difference of two rows by name, uncorrected; raises `BadValue` for one without questions."""
     found = {row.name: means_of(run, row, meter) for row in rows}
     for name in (one, other):

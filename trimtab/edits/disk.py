@@ -22,6 +22,7 @@ KINDS = {
     "no edit": "trimtab.edits.combined.NoEdit",
     "eraser": "trimtab.edits.erasure.Eraser",
     "ablation": "trimtab.edits.ablation.DirectionalAblation",
+    "memory edit": "trimtab.edits.memory_edit.MemoryEdit",
     "weight edit": "trimtab.edits.weight_edit.WeightEdit",
     "tuned edit": "trimtab.peft.edit.TunedEdit",
 }

@@ -5,10 +5,13 @@ from trimtab.evaluate.contrast import PairScores, Scorer, TextScores, contrast, 
 from trimtab.evaluate.counted import behaviour_meter
 from trimtab.evaluate.defaults import answer_meters, default_meters, pair_meters
 from trimtab.evaluate.drift import Drift, drift, drifts
+from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import fact_meters, known_facts, says
 from trimtab.evaluate.generation import GeneratedAnswers, generate_answers, generate_answers_many
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, multiple_choice_many
+from trimtab.evaluate.refusal import refusal_meters
+from trimtab.evaluate.wording_meters import wording_meters
 from trimtab.protocols import Judge, Verdict
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "answer_meters",
     "answers",
     "behaviour_meter",
+    "capability_meters",
     "contrast",
     "default_meters",
     "drift",
@@ -35,9 +39,12 @@ __all__ = [
     "known_facts",
     "multiple_choice",
     "multiple_choice_many",
+    "off_target_meters",
     "pair_meters",
     "prompt_ids",
+    "refusal_meters",
     "reply",
     "says",
     "score_texts",
+    "wording_meters",
 ]

@@ -137,7 +137,8 @@ class PairContrast(Meter):
         for pair in items:
             positive, negative = (float(style.logprobs(side).mean()) for side in (pair.positive, pair.negative))
             probability = float(np.exp(positive - np.logaddexp(positive, negative)))
-            rows[pair.key] = {"probability": probability, "preferred": float(positive > negative)}
+            margin = positive - negative
+            rows[pair.key] = {"probability": probability, "preferred": float(margin > 0), "margin": margin}
         return rows
 
     def measure(

@@ -204,7 +204,7 @@ def _summed(rows: Sequence[tuple[float, float, float]]) -> Drift:
     return Drift(*means, per_text=tuple(zip(ce, kl, strict=True)), per_text_kl95=kl95)
 
 
-Row: TypeAlias = tuple[float, float, float]
+_Row: TypeAlias = tuple[float, float, float]
 """CE, KL and the 95th percentile of KL over the tokens of a text."""
 
 
@@ -214,7 +214,7 @@ def _per_text(
     work: Sequence[tuple[list[int], list[list[int]]]],
     edits: Sequence[Edit],
     batch_size: int,
-) -> list[tuple[Row, ...]]:
+) -> list[tuple[_Row, ...]]:
     """Return for each text, given with the tokens that each edit sets before it, its row under every edit."""
     ids, found = [own for own, _ in work], [[(0.0, 0.0, 0.0)] * len(work) for _ in edits]
     prompting = [any(ahead[i] for _, ahead in work) for i in range(len(edits))]
@@ -286,7 +286,7 @@ def _rows(
     edited: Float[Tensor, "batch seq vocab"],
     batch: Batch,
     counted: Bool[Tensor, "batch seq"],
-) -> list[Row]:
+) -> list[_Row]:
     ce = -edited.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
     kl = (plain.exp() * (plain - edited)).sum(-1)
     means = [x.masked_fill(~counted, 0).sum(1) / counted.sum(1) for x in (ce, kl)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -40,7 +40,8 @@ class SaidFacts(Meter):
 
     Greedy text that the model ends by itself counts, not the likelihood of an answer that it is handed. A neighbour
     counts as kept among those that the unedited model answers rightly, and as leaked among those of which it does not
-    say the new answer anyway. Rows hold numbers of prompts, which figures divide: facts differ in how many they have.
+    say the new answer anyway; one that asks what another of the facts writes anew ought not to stay, and is left out.
+    Rows hold numbers of prompts, which figures divide: facts differ in how many they have.
     """
 
     max_new_tokens: int | None = None
@@ -56,11 +57,14 @@ class SaidFacts(Meter):
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> list[Measured]:
         """Return every fact's row under every edit; the unedited model is asked too."""
-        facts = _facts(items)
+        return self.found(model, tokenizer, _with_others(_facts(items)), edits)
+
+    def found(self, model: Any, tokenizer: Any, facts: Sequence[Fact], edits: Sequence[Edit]) -> list[Measured]:
+        """Return every fact's row under every edit, with all neighbours that it has."""
         prompts = list(dict.fromkeys(prompt for fact in facts for prompt in _prompts(fact)))
         length = self.max_new_tokens or _longest(tokenizer, facts) + SPARE
         before, *said = self._said(model, tokenizer, prompts, [NoEdit(), *edits], length)
-        return [Measured({fact.key: _row(fact, before, after) for fact in items}) for after in said]
+        return [Measured({fact.key: _row(fact, before, after) for fact in facts}) for after in said]
 
     def _said(
         self, model: Any, tokenizer: Any, prompts: Sequence[str], edits: Sequence[Edit], length: int
@@ -94,7 +98,7 @@ class LikelyFacts(Meter):
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0
     ) -> list[Measured]:
         """Return every fact's row under every edit."""
-        facts = _facts(items)
+        facts = _with_others(_facts(items))
         pairs = [pair for fact in facts for pair in _rivals(fact)]
         asked = [tuple(edit.prompt(prompt) or prompt for prompt, _, _ in pairs) for edit in edits]
         found: dict[int, Mapping[tuple[str, str, str], float]] = {}
@@ -132,7 +136,7 @@ def known_facts(model: Any, tokenizer: Any, facts: FactSet, *, neighbours: int =
         BadDataset: it says none of them.
     """
     reversed_facts = [f for f in facts if f.true]
-    (found,) = SaidFacts().measure(model, tokenizer, _turned(reversed_facts), [NoEdit()])
+    (found,) = SaidFacts().found(model, tokenizer, _facts(_turned(reversed_facts)), [NoEdit()])
     rows = dict(zip((fact.key for fact in reversed_facts), found.rows.values(), strict=True))
     return facts.where(lambda f: f.key in rows and rows[f.key]["said"] == 1 and rows[f.key]["known"] >= neighbours)
 
@@ -147,6 +151,12 @@ def _facts(items: Any) -> Sequence[Fact]:
     if not facts:
         raise BadDataset("no facts to ask about")
     return facts
+
+
+def _with_others(facts: Sequence[Fact]) -> Sequence[Fact]:
+    """Return the facts with those neighbours that ask what none of the facts writes."""
+    written = {prompt for fact in facts for prompt in (fact.asked, *fact.paraphrases)}
+    return [replace(f, neighbours=tuple(n for n in f.neighbours if n.prompt not in written)) for f in facts]
 
 
 def _longest(tokenizer: Any, facts: Sequence[Fact]) -> int:

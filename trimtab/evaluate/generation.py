@@ -28,8 +28,7 @@ from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter, as_judge
 
 FORMS = (*ASKINGS, "iti")
-FEW = 12
-"""Questions that show whether a judge knows a model's answers at all."""
+FEW = 12  # questions that show whether a judge knows a model's answers at all
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,8 @@ class JudgedAnswers(Meter):
         lengths = [len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows]
         # the space before the answer, which was cut off, may have been a token
         ended = [float(length < self.max_new_tokens - 1) for length in lengths]
-        worded = zip(rows, map(wording, (row.answer for row in rows)), ended, strict=True)
-        return tuple(replace(row, **of._asdict(), ended=end) for row, of, end in worded)
+        rows_and_ends = zip(rows, ended, strict=True)
+        return tuple(replace(row, **wording(row.answer)._asdict(), ended=end) for row, end in rows_and_ends)
 
     def _prompts(self, tokenizer: Any, questions: Sequence[Question], edit: Edit) -> tuple[list[str], dict[str, bool]]:
         """Return how an edit asks the questions, and how the answers end."""

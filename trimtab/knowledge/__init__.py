@@ -6,6 +6,7 @@ from trimtab.knowledge.editors import ROME
 from trimtab.knowledge.fine_tuning import FineTuneL
 from trimtab.knowledge.layer_choice import LayerChoice, choose_layer
 from trimtab.knowledge.mass_editors import EMMET, MEMIT, AlphaEdit
+from trimtab.knowledge.memory import GRACE
 from trimtab.knowledge.merge_rules import DARE, TIES, MergeRule
 from trimtab.knowledge.moments import KeyStatistics, key_statistics
 from trimtab.knowledge.traced import Trace, TracedFact
@@ -15,6 +16,7 @@ from trimtab.knowledge.value import ValueSearch
 __all__ = [
     "DARE",
     "EMMET",
+    "GRACE",
     "MEMIT",
     "ROME",
     "TIES",

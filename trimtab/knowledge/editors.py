@@ -110,12 +110,7 @@ class FactEditor(Method):
         with stopwatch() as editing:
             written = self._written(Writing(model, tokenizer, facts, sites, texts, moments))
         lost = [fact.asked for fact, value in zip(facts, written.values, strict=True) if not value.taken]
-        if lost:
-            warnings.warn(
-                f"{len(lost)} of {len(facts)} new answers stayed unlikely while they were sought, such as that to "
-                f"{lost[0]!r}; allow more steps or a larger radius",
-                stacklevel=2,
-            )
+        warn_of_lost(lost, len(facts))
         record = {
             "model": fingerprint(model),
             "method": self.describe(),
@@ -232,6 +227,16 @@ def require_facts(train: Any, name: str) -> Sequence[Fact]:
             "trimtab.datasets.facts_from_file(path)"
         )
     return facts
+
+
+def warn_of_lost(lost: Sequence[str], n: int) -> None:
+    """Warn that of n facts these prompts' new answers did not become likely."""
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {n} new answers stayed unlikely while they were sought, such as that to {lost[0]!r}; "
+            "allow more steps or a larger radius",
+            stacklevel=3,
+        )
 
 
 def joined(one: LowRank, other: LowRank) -> LowRank:

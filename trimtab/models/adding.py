@@ -26,9 +26,30 @@ class Affine(NamedTuple):
     right: Float[Tensor, "rank width"]
     centre: Float[Tensor, " width"]
 
+    def added(self, x: Tensor) -> Tensor:
+        """Return what is added to each position."""
+        return (self.centre - x) @ self.right.T @ self.left.T
 
-Change: TypeAlias = Float[Tensor, " width"] | Affine
-"""A vector that is added, or an affine change."""
+
+class CodeBook(NamedTuple):
+    """A change of the positions that lie within a key's radius: `strength` times the way to the nearest one's value."""
+
+    keys: Float[Tensor, "entry width"]
+    values: Float[Tensor, "entry width"]
+    radii: Float[Tensor, " entry"]
+    strength: Float[Tensor, ""]
+
+    def added(self, x: Tensor) -> Tensor:
+        """Return what is added to each position: nothing where no key is near."""
+        x = x.to(self.keys.dtype)
+        # sums of squares, since differences of large products do not tell what is near
+        away = torch.cdist(x, self.keys.expand(len(x), -1, -1), compute_mode="donot_use_mm_for_euclid_dist")
+        share, nearest = (away / self.radii).min(-1)
+        return torch.where((share <= 1)[..., None], self.strength * (self.values[nearest] - x), torch.zeros_like(x))
+
+
+Change: TypeAlias = Float[Tensor, " width"] | Affine | CodeBook
+"""A vector that is added, or what is added by what stands there."""
 
 
 class Place(NamedTuple):
@@ -130,7 +151,7 @@ def changed_at(model: Any, places: Sequence[Place], positions: Positions) -> Ite
             stack.enter_context(on_arguments((module, _unless(switch, check)) for module, check in checks))
         stack.enter_context(on_outputs([(decoder, note)]))
         for layer, hooked, module, change in places:
-            if isinstance(change, Affine) or bool(change.any()):
+            if not isinstance(change, Tensor) or bool(change.any()):
                 changer = _Changer(change, positions, switch)
                 changer.place(_home(module), base_of(model).dtype)
                 changers.append((layer, changer))
@@ -166,12 +187,12 @@ class _Changer:
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Keep a copy of the change there; a compiled forward that finds it need not be traced a second time."""
         # a small copy to the device need not wait for what the device is computing
-        if isinstance(self.change, Affine):
+        if isinstance(self.change, Tensor):
+            self.placed[device, dtype] = self.change.to(device=device, dtype=dtype, non_blocking=True)
+        else:
             exact = torch.promote_types(dtype, torch.float32)
             parts = (part.to(device=device, dtype=exact, non_blocking=True) for part in self.change)
-            self.placed[device, dtype] = Affine(*parts)
-        else:
-            self.placed[device, dtype] = self.change.to(device=device, dtype=dtype, non_blocking=True)
+            self.placed[device, dtype] = type(self.change)(*parts)
 
     def __call__(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"] | None:
         if self.switch.suspended:
@@ -190,9 +211,7 @@ class _Changer:
 
     def _added(self, x: Tensor) -> Tensor:
         change = self.placed[x.device, x.dtype]
-        if not isinstance(change, Affine):
-            return change
-        return ((change.centre - x) @ change.right.T @ change.left.T).to(x.dtype)
+        return change if isinstance(change, Tensor) else change.added(x).to(x.dtype)
 
 
 def _home(module: nn.Module) -> torch.device:

@@ -128,6 +128,7 @@ def as_whole(model: Any, name: str, change: WeightChange) -> Tensor:
     parameter, module = _place(base_of(model), name)
     if not isinstance(change, LowRank):
         return change
+    _require_readable(name, parameter)
     whole = turned(module, change.left @ change.right).contiguous()
     _require_shape(name, whole, parameter)
     return whole

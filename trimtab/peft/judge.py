@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from trimtab.datasets.questions import SftExample
 from trimtab.engine.score import score_answers
 from trimtab.evaluate.judges.checking import Agreed, agreed
-from trimtab.evaluate.judges.judge_data import WORDS, Graded, divided
+from trimtab.evaluate.judges.judge_data import WORDS, Graded, judge_parts
 from trimtab.models.tokens import tokenize_answer
 from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.base import TuningMethod
@@ -54,7 +54,7 @@ def tune_judge(
         BadDataset: too few questions, or one label only.
         BadValue: as the method's `fit`.
     """
-    parts = divided(rows, seed, f"judge data ({kind})")
+    parts = judge_parts(rows, seed, f"judge data ({kind})")
     method = FullFineTuning(recipe=RECIPE) if method is None else method
     examples = [SftExample(_prompt(row, kind), " yes" if row.label else " no") for row in parts.train]
     edit = method.fit(model, tokenizer, examples, seed=seed, out=out)

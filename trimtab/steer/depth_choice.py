@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,4 +63,10 @@ def choose_depth(
     tried = tuple(TriedDepth(*row) for row in zip(method.depths, left, [float(c.kl) for c in costs], strict=True))
     within = [t for t in tried if t.kl <= kl_budget]
     best = min(within, key=lambda t: t.left) if within else min(tried, key=lambda t: t.kl)
+    if not within:
+        warnings.warn(
+            f"no direction can be ablated within a KL of {kl_budget:g}: that of depth {best.depth:g}, with the least "
+            f"({best.kl:.3f}), is taken; ablate fewer layers or components, or erase by LEACE",
+            stacklevel=2,
+        )
     return best.depth, tried

@@ -35,7 +35,7 @@ class Removal(Method):
     """What ways of removing a concept share: where it is read and where it is taken out."""
 
     layers: tuple[int, ...] | None = None
-    """Where it is taken out, counted from 0; in all layers if not given."""
+    """Where it is taken out, counted from 0; the method's usual layers if not given."""
     position: Position | None = None
     """Where texts are read: `"last"` token or `"mean_answer"`; the latter of pairs if not given."""
     format: StatementForm = None
@@ -58,7 +58,7 @@ class Removal(Method):
         statements = train.statements(self.format)
         position = self.position or usual_position(train)
         chosen, n = self.setting(knobs), len(decoder_layers(model))
-        layers = tuple(range(n)) if self.layers is None else self.layers
+        layers = self.usual_layers(n) if self.layers is None else self.layers
         wrong = [layer for layer in layers if not 0 <= layer < n]
         if wrong or not layers:
             raise BadValue(f"no layer {wrong[0] if wrong else 'named'}: the model has layers 0-{n - 1}")
@@ -73,6 +73,10 @@ class Removal(Method):
         }
         numbers = sum(tensor.numel() for tensor in made.tensors.values())
         return replace(made, name=self.name, cost=Cost(seconds[0], numbers), record=record)
+
+    def usual_layers(self, n: int) -> tuple[int, ...]:
+        """Return where a concept is taken out of n layers if nobody says: everywhere."""
+        return tuple(range(n))
 
     @abstractmethod
     def _made(self, texts: _Texts, layers: Sequence[int], knobs: Knobs) -> SiteEdit:
@@ -94,14 +98,19 @@ class LEACE(Removal):
 
 @dataclass(frozen=True, kw_only=True)
 class ACE(Removal):
-    """Affine concept editing (Marshall et al. 2024): at each layer, what lies along the difference of means is set to
-    what it is in the negative texts on average, `x - r r.(x - mean)`.
+    """Affine concept editing (Marshall et al. 2024): what lies along the difference of means is set to what it is on
+    average in the negative texts, `x - r r.(x - mean)`.
 
-    Deviation: layers are fitted one after another, as `LEACE` does it. At strength 1 the concept is as in the negative
+    After one layer at three fifths of the depth if none is named. Several are fitted one after another, as `LEACE` does
+    it; in all layers it breaks small models. At strength 1 the concept is as in the negative
     texts, at 0 as it was.
     """
 
     name: str = "ACE"
+
+    def usual_layers(self, n: int) -> tuple[int, ...]:
+        """Return one layer."""
+        return (round(0.6 * (n - 1)),)
 
     def _made(self, texts: _Texts, layers: Sequence[int], knobs: Knobs) -> Eraser:  # noqa: ARG002
         return texts.scrubbed(layers, lambda x, labels: projection(difference(x, labels), centre=x[~labels].mean(0)))

@@ -97,7 +97,7 @@ def _said(path: str | Path, line: int, row: Mapping[str, Any], name: str) -> boo
     return text in ("true", "yes", "1")
 
 
-def agreement(judge: Judge, labels: Sequence[Label]) -> dict[str, Agreed]:
+def with_people(judge: Judge, labels: Sequence[Label]) -> dict[str, Agreed]:
     """Return how far a judge agrees with people on what is true, and on what is informative, where they said so.
 
     Raises:
@@ -219,9 +219,9 @@ def require_tells_apart(judge: Judge, question: Question) -> None:
     )
 
 
-def tried(judge: Judge, questions: Sequence[Question], labels: Sequence[Label] = ()) -> TriedJudge:
+def tried_judge(judge: Judge, questions: Sequence[Question], labels: Sequence[Label] = ()) -> TriedJudge:
     """Return the judge, tried on nonsense, and on people's labels if there are any; raises `BadValue` as it does."""
     found: dict[str, Any] = {"false_accepts": false_accepts(judge, questions)}
     if labels:
-        found["people"] = {kind: of.as_dict() for kind, of in agreement(judge, labels).items()}
+        found["people"] = {kind: of.as_dict() for kind, of in with_people(judge, labels).items()}
     return TriedJudge(judge, found)

@@ -88,7 +88,7 @@ def divided_by_question(rows: Sequence[Graded], seed: int, what: str) -> tuple[l
     return train, test
 
 
-def divided(rows: Sequence[Graded], seed: int, what: str) -> Divided:
+def judge_parts(rows: Sequence[Graded], seed: int, what: str) -> Divided:
     """Return the lines to train on, a fifth of their answers, and the lines of a fifth of the questions, all apart.
 
     Raises:
