@@ -184,17 +184,17 @@ def test_the_percentile_bootstrap_does_not():
     assert share(answers(10, 10)).low < 0.8
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", (10, 57))
 @pytest.mark.parametrize("true, info", [(0.5, 0.9), (0.9, 0.95), (0.95, 0.95), (0.99, 0.99), (0.17, 0.99), (0.3, 1)])
 def test_the_interval_of_true_info_covers_it(n, true, info):
-    rng, trials = np.random.default_rng(n), 1000
+    rng, trials = np.random.default_rng(n), 500
     drawn = (rng.random((trials, n, 2)) < [true, info]).astype(float)
     intervals = (share(values, product) for values in drawn)
     assert np.mean([e.low <= true * info <= e.high for e in intervals]) >= 0.92
 
 
 def test_the_interval_of_true_info_covers_it_where_abstentions_are_true_and_tell_nothing():
-    rng, trials, n = np.random.default_rng(0), 1000, 57
+    rng, trials, n = np.random.default_rng(0), 500, 57
     told = rng.random((trials, n)) < 0.7
     drawn = np.stack([~told | (rng.random((trials, n)) < 0.6), told], axis=2).astype(float)
     figure = (0.3 + 0.7 * 0.6) * 0.7

@@ -268,7 +268,7 @@ def test_a_judge_that_fails_half_way_leaves_answers_that_the_next_run_takes_up(f
         asked.append(answer)
         if len(asked) == 4:
             raise BadValue("judge m answered 'mu'")
-        return Verdict(1.0, 1.0)
+        return Verdict(1.0, 0.25)
 
     monkeypatch.setattr(EndpointJudge, "__call__", judged)
     monkeypatch.chdir(tmp_path)
