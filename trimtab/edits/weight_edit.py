@@ -224,7 +224,7 @@ class WeightEdit(Edit):
         except TypeError as cause:
             raise Incompatible(f"the weight edit at {path} lacks a factor of some change; write it again") from cause
         stored = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-        fields = {key: record[key] for key in ("name", "unchanged_layers", "record")} | {"keys": keys}
+        fields = {key: record[key] for key in ("name", "unchanged_layers", "record")}
         return cls(
             changes, record["strength"], cost=Cost(record["seconds"], _n_numbers(changes), stored), keys=keys, **fields
         )
