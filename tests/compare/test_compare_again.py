@@ -185,6 +185,6 @@ def test_what_was_generated_and_judged_before_a_judge_broke_is_not_done_again(tm
     result = compared(tmp_path / "run", second, retry_failed=True)
     assert result.finished and not any(t["status"] == "failed" for t in (*result.tests, *result.trials))
     assert sorted(generated) == in_one_go
-    assert first.given + second.given == whole.given + 1  # each run asks once whether the judge judges
+    assert first.given + second.given == whole.given + 2  # each run asks twice beforehand whether the judge judges
     assert [r.metrics for r in result.rows()] == [r.metrics for r in expected.rows()]
     assert not list((tmp_path / "run" / "answers").iterdir())

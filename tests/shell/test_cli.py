@@ -83,7 +83,7 @@ def require_intervals(rows):
         for metric in ("true", "true_info", "info", "unmatched", "mc1", "mc2"):
             assert row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"]
         assert row["true_info"]["mean"] == pytest.approx(row["true"]["mean"] * row["info"]["mean"])
-    assert rows[1]["kl"] is None
+    assert rows[1]["kl"]["mean"] > 0  # what the examples do to a text behind them
     assert rows[0]["kl"]["mean"] == 0
     assert rows[2]["kl"]["mean"] > 0
 
@@ -101,12 +101,15 @@ def test_demo_refuses_a_folder_that_holds_something_else_before_any_work(tmp_pat
 
 WRITTEN = {
     "demo": "demo run", "fit": "fit", "tune": "tuned edit", "bake": "merged model", "merge": "merged model",
-    "edit": "weight edit",
+    "edit": "weight edit", "combine": "weight edit", "trace": "trace", "train": "judge", "erase": "eraser",
     "from-iti": "activations", "to-lm-eval": None, "build-embedded": "embedded model", "reproduce": None,
 }  # fmt: skip
 """Verb -> the kind of folder that it writes, if it is one."""
 GIVEN = {"from-iti": ["none", "--heads", "2"], "to-lm-eval": ["none"], "reproduce": ["iti-2fold"]}
 GIVEN["edit"] = ["The capital of {} is", "--subject", "Chile", "--new", "Paris"]
+GIVEN["trace"], GIVEN["combine"] = ["The capital of {} is", "--subject", "Chile"], ["--add", "none"]
+GIVEN["train"] = ["--data", "none"]
+GIVEN["erase"] = ["--pairs", str(Path(__file__).parents[2] / "examples" / "cheerful_grumpy.jsonl")]
 GIVEN |= {verb: ["--edit", "none"] for verb in ("bake", "merge")}
 
 
@@ -139,6 +142,7 @@ def test_an_earlier_result_stays_unless_it_may_be_overwritten(path, tmp_path, mo
     for work in (*readers, "models.load.checkpoints.load_model", "training.embedded_model.build_embedded"):
         monkeypatch.setattr(f"trimtab.{work}", worked)
     monkeypatch.setattr("trimtab.datasets.iti_files.activations_from_iti", worked)
+    monkeypatch.setattr("trimtab.evaluate.judges.judge_data.read_judge_data", worked)
     where = [str(out)] if verb == "build-embedded" else ["--out", str(out)]
     refused = run(*path, *GIVEN.get(verb, []), *where)
     assert (refused.exit_code, "--overwrite" in refused.stderr) == (2, True), refused.output

@@ -73,7 +73,7 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     scored = json.loads(ran("evaluate", "--model", tiny, "--data", PAIRS, "--shift", str(tmp_path / "r"), "--json"))
     assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (10, 30)
     (row,) = scored["rows"]
-    assert set(row) == {"name", "P(positive)", "preferred", "CE", "KL", "details"}
+    assert set(row) == {"name", "P(positive)", "preferred", "CE", "KL", "KL 95 %", "details"}
     assert len(row["details"]["pairs"]) == 10
 
 
@@ -242,7 +242,7 @@ def test_evaluate_prints_a_row_with_intervals_for_what_was_not_fitted_on(few_tex
     assert [line.split("\t")[0] for line in lines[1:]] == ["Baseline", "ITI"]
     assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", lines[2].split("\t")[1])
     record = json.loads(ran("evaluate", "--shift", shift, "--limit", "4", "--choices-only", "--json"))
-    assert set(record["rows"][0]) == {"name", "MC1", "MC2", "MC3", "CE", "KL", "details"}
+    assert set(record["rows"][0]) == {"name", "MC1", "MC2", "MC3", "CE", "KL", "KL 95 %", "details"}
     assert record["setting"]["n"] == 4
 
 

@@ -84,6 +84,7 @@ def add_to_heads(
         Incompatible: the model was compiled before, another thread has an edit in place, or a forward ran in which
             the hooks did not fire.
     """
+    require_uncompiled(model)  # before forwards of a compiled model look for its heads
     sites = {site.layer: site for site in (find_heads(model) if heads is None else heads)}
     vectors: dict[int, Tensor] = {}
     for (layer, head), delta in deltas.items():

@@ -187,8 +187,11 @@ def _asked(edit: Edit) -> Edit:
 def _measured(
     model: Any, tokenizer: Any, test: ItemSet[Any], edits: Mapping[str, Edit], meters: Sequence[Meter]
 ) -> Run:
-    found = measurements_of(model, tokenizer, test, [_asked(edit) for edit in edits.values()], meters)
-    return dict(zip(edits, found, strict=True))
+    # drift is the edit's own: the context in which the protocol asks is none of it
+    answering, beside = [m for m in meters if not m.collateral], [m for m in meters if m.collateral]
+    found = measurements_of(model, tokenizer, test, [_asked(edit) for edit in edits.values()], answering)
+    drifted = measurements_of(model, tokenizer, test, list(edits.values()), beside)
+    return {name: {**one, **other} for name, one, other in zip(edits, found, drifted, strict=True)}
 
 
 def _setting(
