@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -82,9 +83,13 @@ def with_random_biases(model: Any) -> Any:
     return model
 
 
-@cache
 def tiny_tokenizer(*, pad: bool = True) -> Any:
-    """Return a byte-level BPE tokenizer of VOCAB tokens that puts `<bos>` first."""
+    """Return a byte-level BPE tokenizer of VOCAB tokens that puts `<bos>` first; one of its own for every caller."""
+    return copy.deepcopy(_tiny_tokenizer(pad))
+
+
+@cache
+def _tiny_tokenizer(pad: bool) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

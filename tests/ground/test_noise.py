@@ -14,6 +14,7 @@ from trimtab.noise import without_kernel_advice
 
 
 def test_a_script_that_loads_and_writes_models_says_nothing(tmp_path, capfd):
+    hf_logging.enable_progress_bar()  # verbs of the shell, which ran in this process before, switch it off
     model = tiny_model()
     checkpoint(model, tiny_tokenizer(), random_shift(model), tmp_path / "c", prompts=["Why?"])
     load_model(tmp_path / "c")

@@ -56,7 +56,7 @@ def test_table_1_runs_whole_with_its_five_rows(model):
     )  # fmt: skip
     assert list(result.rows) == list(TABLE_1["huggyllama/llama-7b"])
     assert result.setting["parts"] == [[2, 1, 57]]
-    assert result.rows["Few-shot"]["ce"] is None
+    assert float(result.rows["Few-shot"]["kl"].estimate) > 0  # of texts behind the examples
     for name in ("SFT", "ITI", "Few-shot + ITI"):
         assert float(result.rows[name]["kl"].estimate) > 0
         assert result.rows[name]["true"].estimate.n == 57
@@ -105,14 +105,14 @@ def test_the_shift_is_mass_mean_over_training_and_validation_with_the_banks_sigm
 
 
 def test_questions_are_asked_after_the_instruction_and_the_primer(model):
-    seen = []
+    seen, drifted = [], []
 
     from trimtab.published import reproduce
 
     original = reproduce.measurements_of
     try:
         reproduce.measurements_of = lambda m, t, q, edits, meters: (
-            seen.extend(edits) or original(m, t, q, edits, meters)
+            (drifted if meters[0].collateral else seen).extend(edits) or original(m, t, q, edits, meters)
         )
         iti_two_fold(model, tiny_tokenizer(), tiny_questions(6), meters=METERS, numbers=PublishedIti(2, 1))
     finally:
@@ -120,6 +120,7 @@ def test_questions_are_asked_after_the_instruction_and_the_primer(model):
     prompt = seen[0].prompt("Why?")
     assert prompt == f"{INSTRUCTION}\n\n{QA_PRIMER}\n\nQ: Why?\nA:"
     assert {e.prompt("Why?") for e in seen} == {prompt}
+    assert drifted and {e.prompt("Why?") for e in drifted} == {None}
 
 
 def test_more_heads_than_there_are_are_refused(model):
