@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.compare.wrapped import WrappedMethod
 from trimtab.plain_values import hash_of
-from trimtab.protocols import Edit, Knobs, Method
+from trimtab.protocols import Edit, Knobs
 from trimtab.steer.random import one_seed
 
 
 @dataclass(frozen=True)
-class SearchedControl(Method):
+class SearchedControl(WrappedMethod):
     """A method without what it claims to find, searched as the method is: same space, tries and validation score."""
 
-    method: Method
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -32,16 +32,6 @@ class SearchedControl(Method):
     def control_of(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The method's name."""
         return self.method.name
-
-    @property
-    def replaces_model(self) -> bool:
-        """As of the method."""
-        return self.method.replaces_model
-
-    @property
-    def changes_prompt_only(self) -> bool:
-        """As of the method."""
-        return self.method.changes_prompt_only
 
     @property
     def space(self) -> Mapping[str, Sequence[Any]]:

@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.compare.wrapped import WrappedMethod
 from trimtab.errors import BadValue
-from trimtab.protocols import Edit, Knobs, Method, settings_of
+from trimtab.protocols import Edit, Knobs, settings_of
 
 STRENGTH = "strength"
 
 
 @dataclass(frozen=True)
-class Widened(Method):
+class Widened(WrappedMethod):
     """A method with more knobs: its own space and these values, `strength` among them.
 
     `strength` multiplies the finished edit (`edit.scaled`), so that a tuned edit has the knob that a shift has.
     """
 
-    method: Method
     knobs: tuple[tuple[str, tuple[Any, ...]], ...]
     """(knob, values) pairs; a knob of the method's own has these values instead of its own."""
     name: str = ""
@@ -29,16 +29,6 @@ class Widened(Method):
             raise BadValue(f"{self.method.name}: every knob needs one value or more to try, got {self.knobs}")
         if not self.name:
             object.__setattr__(self, "name", self.method.name)
-
-    @property
-    def replaces_model(self) -> bool:
-        """As of the method."""
-        return self.method.replaces_model
-
-    @property
-    def changes_prompt_only(self) -> bool:
-        """As of the method."""
-        return self.method.changes_prompt_only
 
     @property
     def space(self) -> Mapping[str, Sequence[Any]]:
