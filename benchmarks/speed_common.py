@@ -171,9 +171,9 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2000) 
 
 
 def command() -> str:
-    """Return the command line, without where TruthfulQA's folder stands on this machine."""
+    """Return the command line, without where TruthfulQA's folder and the result stand on this machine."""
     said = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    return re.sub(r"(--truthfulqa[ =])\S+", r"\1FOLDER", said)
+    return re.sub(r"(--out[ =])/\S*/", r"\1", re.sub(r"(--truthfulqa[ =])\S+", r"\1FOLDER", said))
 
 
 def setting() -> dict[str, Any]:
