@@ -36,8 +36,8 @@ FEW, NEAR = 6, 0.75
 BEYOND = 1.5
 """A stronger one, which is over the budget and shows what comes next."""
 LONG, CHECKED = 48, 4
-"""New tokens of the answers in which loops are looked for (whole sentences come again later than a meter reads), and how
-many settings are looked at, the best first."""
+"""New tokens of the answers in which loops are looked for (whole sentences come again later than a meter reads), and of
+how many settings they are, the best first."""
 
 
 @dataclass(frozen=True)
