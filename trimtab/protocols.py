@@ -13,13 +13,13 @@ import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -31,6 +31,7 @@ from trimtab.errors import BadValue, Incompatible
 from trimtab.hub import folder_of, push_folder
 from trimtab.storage import written_file
 
+T = TypeVar("T")
 Knobs: TypeAlias = Mapping[str, Any]
 """One setting of a method: knob -> value."""
 
@@ -268,6 +269,19 @@ class Edit(ABC):
         raise BadValue(f"{self.name} cannot be worked into weights ({type(model).__name__}); use it as it is")
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What is found out once for all methods that are fitted on the same questions and model, such as activations."""
+
+    found: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, what: Hashable, find: Callable[[], T]) -> T:
+        """Return what `find` gave when this was first asked for."""
+        if what not in self.found:
+            self.found[what] = find()
+        return self.found[what]
+
+
 class Method(ABC):
     """A way of making an Edit from training questions. Only `fit` must be given."""
 
@@ -314,6 +328,18 @@ class Method(ABC):
     def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
         """Return a function from knobs to edits; what all settings can share is done here, once."""
         return lambda knobs: self.fit(model, tokenizer, train, knobs=knobs, seed=seed)
+
+    def fitter_with(
+        self,
+        findings: Findings,  # noqa: ARG002
+        model: Any,
+        tokenizer: Any,
+        train: Any,
+        *,
+        seed: int = 0,
+    ) -> Callable[[Knobs], Edit]:
+        """Return the `fitter`, which may take from `findings`, of this very model and questions, and add to them."""
+        return self.fitter(model, tokenizer, train, seed=seed)
 
     def describe(self) -> dict[str, Any]:
         """Return plain values that tell one method from another: the class and its fields."""
