@@ -18,6 +18,7 @@ from trimtab.activations import Head
 from trimtab.datasets import folklore
 from trimtab.edits.vectors import HeadShift
 from trimtab.errors import UnsupportedModel
+from trimtab.export import gguf_biases
 from trimtab.export.gguf_biases import gguf_with_biases
 from trimtab.models.load.checkpoints import gguf_source
 from trimtab.models.tokens import encode
@@ -83,6 +84,22 @@ def test_a_written_shift_runs_as_the_live_one_and_a_wrong_bias_does_not(tiny: tu
     for wrong in (SHIFT.scaled(-1), HeadShift((Head(1, 1), Head(2, 3)), SHIFT.directions, SHIFT.sigma, 4.0)):
         gguf_with_biases(file, model, wrong, out)
         assert max(gaps(model, PROMPTS, SHIFT, in_llama_cpp(out, PROMPTS))) > 0.3
+
+
+def test_an_architecture_that_the_engine_does_not_load_with_biases_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = tmp_path / "tiny.gguf", tmp_path / "steered.gguf"
+    written_gguf(file, tiny_model("qwen3"), tiny_tokenizer(), architecture="qwen3", tokens=VOCAB)
+    model = tiny_model("qwen3")  # transformers passes over the width of a file's heads
+    assert max(gaps(model, PROMPTS, tt.NoEdit(), in_llama_cpp(file, PROMPTS))) < 0.02
+    shift = HeadShift((Head(0, 1),), torch.eye(16)[:1], torch.ones(1), 4.0)
+    with pytest.raises(UnsupportedModel, match="architecture 'qwen3'"):
+        gguf_with_biases(file, model, shift, out)
+    monkeypatch.setattr(gguf_biases, "READ_BY_LLAMA_CPP", ("qwen3",))
+    gguf_with_biases(file, model, shift, out)
+    with pytest.raises(subprocess.CalledProcessError):
+        in_llama_cpp(out, PROMPTS[:1])
 
 
 @pytest.fixture(scope="module")

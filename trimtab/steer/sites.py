@@ -27,6 +27,11 @@ RANKING = 0.2
 """The share of a method's training questions that rank sites, one question at least."""
 
 
+def read_at(items: ItemSet[Any]) -> Position:
+    """Return where the texts of such items are read: style shows in every word, and a last token may be a full stop."""
+    return "mean_answer" if items.measured_by == "pairs" else "last"
+
+
 class ReadAs(NamedTuple):
     """Where and how sites are read."""
 
@@ -124,7 +129,7 @@ class SteeringMethod(Method):
             raise BadDataset(f"{self.name} needs two or more training questions, got {len(asked)}: some rank the sites")
         with stopwatch() as seconds:
             parts = asked.split(test=max(RANKING, 1 / len(asked)), seed=seed)
-            found = read_sites(model, tokenizer, *parts, ReadAs(self.site, self.format), seed=seed)
+            found = read_sites(model, tokenizer, *parts, ReadAs(self.site, self.format, read_at(asked)), seed=seed)
 
         def at(knobs: Mapping[str, Any]) -> VectorEdit:
             if set(knobs) != set(self.space):
