@@ -21,7 +21,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -134,24 +134,31 @@ class Bench:
 
     @torch.inference_mode()
     def swept(self, of: Behaviour, vectors: dict[int, Any], strengths: dict[int, list[float]]) -> list[dict[str, Any]]:
-        """Return what is counted with each layer's vector at each strength, all strengths of a layer in one batch."""
+        """Return what is counted with each layer's vector at each strength, many settings in one batch."""
         ids = [prompt_ids(self.tokenizer, prompt, asking=self.form) for prompt in of.prompts]
+        settings = [(layer, strength) for layer, row in strengths.items() for strength in row]
+        at_once = max(1, (2048 if self.model.device.type == "cuda" else 256) // len(ids))
         found = []
-        for layer, row in strengths.items():
-            rows = ids * len(row)
+        for start in range(0, len(settings), at_once):
+            some = settings[start : start + at_once]
+            rows = ids * len(some)
             batch = padded_batch(
                 rows, list(range(len(rows))), pad=pad_id(self.tokenizer), device=self.model.device, side="left"
             )
-            scales = torch.tensor(row).repeat_interleave(len(ids))[:, None]
-            added = (scales * vectors[layer][None].float()).to(self.model.device, self.model.dtype)
-            with adding(decoder_layers(self.model)[layer], added):
+            added = {layer: torch.zeros(len(some), len(vectors[layer])) for layer, _ in some}
+            for i, (layer, strength) in enumerate(some):
+                added[layer][i] = strength * vectors[layer].float()
+            with ExitStack() as stack:
+                for layer, vector in added.items():
+                    each = vector.repeat_interleave(len(ids), 0).to(self.model.device, self.model.dtype)
+                    stack.enter_context(adding(decoder_layers(self.model)[layer], each))
                 out = self.model.generate(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask, do_sample=False,
                     max_new_tokens=self.said.new_tokens, pad_token_id=pad_id(self.tokenizer),
                 )  # fmt: skip
             said = self.tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
             said = [cut(text, template=self.form.template) for text in said]
-            for i, strength in enumerate(row):
+            for i, (layer, strength) in enumerate(some):
                 texts = said[i * len(ids) : (i + 1) * len(ids)]
                 found.append({"layer": layer, "strength": strength, **summed(texts, of), "texts": texts})
         return found
@@ -195,7 +202,7 @@ def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
 
 def best_of(record: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
     """Return the sweep's best at the fit's drift: chosen and counted on different prompts, on the same, and which."""
-    coherent = max(REPEATS, record["before"]["repetition"])
+    coherent = record["before"]["repetition"] + REPEATS
     rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
     if not rows:
         return record["before"]["mean"], record["before"]["mean"], {}

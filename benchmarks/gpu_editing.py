@@ -32,6 +32,8 @@ def main() -> None:
     size, n = ("tiny", 4) if options.tiny else ("llama-7b", 100)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = trained_tokenizer(folklore(), SIZES[size][4])
+    # every token of a random model must be text, or its own texts would be shorter than what it wrote
+    tokenizer.add_tokens([f"<{i}>" for i in range(len(tokenizer), SIZES[size][4])])
     model = random_llama(size, device=device, dtype=getattr(torch, options.dtype))
     facts = atlas()[:n]
     layers = tuple(range(1, 3)) if options.tiny else tuple(range(4, 9))

@@ -276,3 +276,23 @@ def test_the_record_is_json():
     assert record["kl"] == result.kl.as_dict()
     assert record["ce"]["mean"] == float(result.ce)
     assert record["per_text"] == [list(pair) for pair in result.per_text]
+
+
+def test_an_edit_is_put_in_place_once_for_as_many_batches_as_may_be_held(monkeypatch):
+    model, entered = tiny_model("llama"), []
+
+    class Counting(NoEdit):
+        unchanged_layers = 0
+
+        def applied(self, model: Any, positions: Any = "generated") -> Any:
+            entered.append(positions)
+            return super().applied(model, positions)
+
+    texts = ["The sky is blue.", "Snow.", "It rained all night on the old road.", "A cart went by."]
+    drifts = sys.modules[drift.__module__].drifts
+    several = drifts(model, tiny_tokenizer(), [Counting()], texts=texts, batch_size=1)
+    assert entered == ["all"]
+    monkeypatch.setattr(sys.modules[drift.__module__], "free_bytes", lambda _: 0)
+    assert drifts(model, tiny_tokenizer(), [Counting()], texts=texts, batch_size=1) == several
+    assert len(entered) == 1 + 4
+    assert drifts(model, tiny_tokenizer(), [], texts=texts) == ()

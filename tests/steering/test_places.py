@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from tests.steering.test_effect import PAIRS, TEXTS, every_head, every_layer, ma
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import ContrastPair, PairSet, Statement
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import drift
-from trimtab.steer import ShiftSpec, rank_sites
+from trimtab.protocols import Measured, Meter
+from trimtab.steer import ShiftSpec, places, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
 from trimtab.steer.pipeline import fit
 from trimtab.steer.places import Tries, choose_place
@@ -53,6 +57,39 @@ def test_controls_stand_beside_it_and_cannot_be_chosen(chosen):
     tried = {t["sites"] for t in trials if not t["control"]}
     assert controls["random places"]["sites"] not in tried
     assert len({len(t["sites"]) for t in controls.values()}) == 1
+
+
+def strength_of(edit: Any) -> float:
+    return 0.0 if isinstance(edit, NoEdit) else float(edit.strength)
+
+
+@dataclass(frozen=True)
+class ByStrength(Meter):
+    """Goes by texts, and finds stronger shifts better."""
+
+    name: ClassVar[str] = "by strength"
+    shown: ClassVar[Sequence[str]] = ("text",)
+
+    def measure(self, model, tokenizer, items, edits, *, asking="plain", seed=0):
+        rows = [{"text": "said", self.name: strength_of(edit)} for edit in edits]
+        return [Measured({item.key: row for item in items}) for row in rows]
+
+
+@pytest.mark.parametrize("loops_from", [0.0, 0.7, 9.0])
+def test_of_settings_whose_longer_answers_loop_none_is_taken_while_there_are_others(monkeypatch, loops_from):
+    def answers(_model, _tokenizer, asked, edit, **_):
+        loops = not isinstance(edit, NoEdit) and strength_of(edit) / strongest >= loops_from
+        return ["I do not know. " * 8 if loops else "one plain sentence of words that never come again"] * len(asked)
+
+    model, tokenizer, strongest = tiny_model("llama"), tiny_tokenizer(), float("inf")
+    shift = every_layer(model)
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    how = {"metric": ByStrength(), "tries": Tries(1, 0.05, 2, texts=TEXTS)}
+    monkeypatch.setattr(places, "answers", answers)
+    strongest = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how).strength
+    found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
+    assert (found.strength < 0.7 * strongest) == (loops_from == 0.7)
+    assert (found.record["sweep"]["repeats"]["after"] > 0.5) == (loops_from == 0)
 
 
 def activations(values: torch.Tensor) -> HeadActivations:
@@ -99,6 +136,13 @@ def test_the_outcome_is_one_sentence_with_what_to_try(before, after, by_chance, 
     assert found.verdict == verdict and found.sentence.startswith(verdict)
     assert any(word in found.sentence for word in words.split("|"))
     assert ("Try" in found.sentence) == (verdict != "works")
+
+
+def test_a_shift_whose_answers_loop_is_not_said_to_work():
+    swept = sweep_of(1.0, 6.0, 1.2, 3.0)
+    said = outcome_of(swept | {"repeats": {"before": 0.05, "after": 0.33}}).sentence
+    assert said.startswith("works weakly") and "repeat themselves (33 % of word triples, 5 % unedited)" in said
+    assert outcome_of(swept | {"repeats": {"before": 0.25, "after": 0.33}}).verdict == "works"
 
 
 def test_loops_are_found():

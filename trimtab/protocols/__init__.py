@@ -10,7 +10,7 @@ from trimtab.protocols.edit import ALL_LAYERS, Edit
 from trimtab.protocols.entrants import Ready, as_entrant, methods_and_controls, require_order
 from trimtab.protocols.judge import CallableJudge, Judge, Verdict, as_judge
 from trimtab.protocols.meter import Measured, Meter, as_meter
-from trimtab.protocols.method import Knobs, Method, settings, settings_of
+from trimtab.protocols.method import Findings, Knobs, Method, settings, settings_of
 from trimtab.protocols.positions import EnterAt, Positions, TokenMask
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Cost",
     "Edit",
     "EnterAt",
+    "Findings",
     "Judge",
     "Knobs",
     "Measured",

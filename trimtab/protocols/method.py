@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import product
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from trimtab.errors import BadValue
 from trimtab.protocols.edit import Edit
 
+T = TypeVar("T")
 Knobs: TypeAlias = Mapping[str, Any]
 """One setting of a method: knob -> value."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is found out once for all methods that are fitted on the same questions and model, such as activations."""
+
+    found: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, what: Hashable, find: Callable[[], T]) -> T:
+        """Return what `find` gave when this was first asked for."""
+        if what not in self.found:
+            self.found[what] = find()
+        return self.found[what]
 
 
 class Method(ABC):
@@ -62,6 +76,18 @@ class Method(ABC):
     def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
         """Return a function from knobs to edits; what all settings can share is done here, once."""
         return lambda knobs: self.fit(model, tokenizer, train, knobs=knobs, seed=seed)
+
+    def fitter_with(
+        self,
+        findings: Findings,  # noqa: ARG002
+        model: Any,
+        tokenizer: Any,
+        train: Any,
+        *,
+        seed: int = 0,
+    ) -> Callable[[Knobs], Edit]:
+        """Return the `fitter`, which may take from `findings`, of this very model and questions, and add to them."""
+        return self.fitter(model, tokenizer, train, seed=seed)
 
     def describe(self) -> dict[str, Any]:
         """Return plain values that tell one method from another: the class and its fields."""

@@ -12,7 +12,7 @@ from trimtab.compare.contrasts import LEVEL
 from trimtab.compare.rows import ResultRow
 from trimtab.compare.run_records import RunRecords
 from trimtab.compare.statistics import PairedDifference, Spread
-from trimtab.evaluate.cost import SPEED, making
+from trimtab.evaluate.cost import cost_meters
 from trimtab.protocols import Meter
 from trimtab.report.settings import SETTINGS, TRIES, expected_best, tried
 from trimtab.report.verdict import about, conclusions, warnings_of
@@ -154,7 +154,7 @@ def _difference(value: PairedDifference | None, meter: Meter) -> list[str]:
 
 
 def _costs(run: RunRecords) -> list[Meter]:
-    return [*making(), SPEED, *run.valued]
+    return [*cost_meters(), *run.valued]
 
 
 def cost_headings(run: RunRecords) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 VISIBLE, BARELY = {"reading": 0.35, "pair_margin": 3.0}, {"reading": 0.1}
 """What a score must gain for a shift to be said to work, and to work at all: of answers, a share of the way that was
 left to the positive texts; of pairs, nats (3: the positive side became 20 times likelier)."""
-REPEATS = 0.3
-"""The share of repeated word triples from which on an answer is said to repeat itself."""
+REPEATS = 0.1
+"""How much more of their word triples answers may repeat than the unedited model's do."""
 
 
 def repetition(text: str) -> float:
@@ -64,6 +64,10 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up") -> Outcome:
         weak.append(f"within chance of nothing on {gained['n']} items")
     if gain < 2 * by_chance:
         weak.append("random directions of the same norm gain half as much or more")
+    repeats = sweep.get("repeats", {"before": 0.0, "after": 0.0})
+    if repeats["after"] > repeats["before"] + REPEATS:
+        share, was = (f"{100 * repeats[when]:.0f} %" for when in ("after", "before"))
+        weak.append(f"its answers repeat themselves ({share} of word triples, {was} unedited)")
     if shown < VISIBLE.get(metric, 0):
         weak.append("too little to show in most answers")
     if weak:

@@ -14,6 +14,7 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.prose import validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import VectorEdit
+from trimtab.engine.conversation import answers
 from trimtab.errors import BadValue
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.table import columns_of, summed_up
@@ -34,6 +35,9 @@ FEW, NEAR = 6, 0.75
 """Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
 BEYOND = 1.5
 """A stronger one, which is over the budget and shows what comes next."""
+LONG, CHECKED = 48, 4
+"""New tokens of the answers in which loops are looked for (whole sentences come again later than a meter reads), and of
+how many settings they are, the best first."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ def choose_place(
     The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
     compared; weaker strengths are tried of the best. Beside them stand controls:
     sites drawn at random and random directions at the first sites, brought to the same drift. The record
-    keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain".
+    keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain". Where the
+    meter goes by generated texts, longer ones are looked at before a setting is taken: of settings whose answers repeat
+    themselves `REPEATS` more than the unedited model's none is taken while there are others.
 
     Args:
         items: questions or pairs.
@@ -139,17 +145,29 @@ def choose_place(
     settings, kls = [*settings, *weaker], [*kls, *kls_of(weaker)]
     scores += scores_of([s.made for s in weaker])
     within = [i for i, s in enumerate(settings) if not s.control and kls[i] <= tries.kl_budget]
-    # of answers that repeat themselves, more than the unedited model's do, none is taken while there are others
-    loops = [max(REPEATS, _repeats(unedited.answers)) < _repeats(score.answers) for score in scores]
-    within.sort(key=lambda i: (not loops[i], meter.sign * scores[i].value, -kls[i]))
-    while within and kls[within[-1]] > NEAR * tries.kl_budget and len(texts) > FEW:
-        kls[within[-1]] = kls_of([settings[within[-1]]], texts)[0]
-        if kls[within[-1]] <= tries.kl_budget:
+    within.sort(key=lambda i: (meter.sign * scores[i].value, -kls[i]))
+
+    def repeated(edit: Edit) -> float:
+        if not unedited.answers:
+            return 0.0
+        asked, settings = [item.asked for item in items], {"max_new_tokens": LONG}
+        texts = answers(model, tokenizer, asked, edit, asking=items.asking, settings=settings)
+        return sum(map(repetition, texts)) / len(texts)
+
+    repeats, before = dict[int, float](), repeated(NoEdit())
+    while within and len(repeats) < CHECKED:
+        place = within.pop()
+        if kls[place] > NEAR * tries.kl_budget and len(texts) > FEW:
+            kls[place] = kls_of([settings[place]], texts)[0]
+            if kls[place] > tries.kl_budget:
+                continue
+        repeats[place] = repeated(settings[place].made)
+        if repeats[place] <= before + REPEATS:
             break
-        within.pop()
-    if not within:
+    if not repeats:
         raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
-    chosen = within[-1]
+    # the best of all, where each of them repeats itself: the outcome says so
+    chosen = next((i for i, share in repeats.items() if share <= before + REPEATS), next(iter(repeats)))
     trials = [
         SiteTrial(s.edit.n_sites, s.strength, kl, score.value, s.edit.sites, s.control, score.answers)
         for s, kl, score in zip(settings, kls, scores, strict=True)
@@ -164,6 +182,7 @@ def choose_place(
         "trials": [asdict(t) for t in (SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers), *trials)],
         "chosen": asdict(trials[chosen]),
         "gain": _gain(meter, unedited.found, scores[chosen].found),
+        "repeats": {"before": before, "after": repeats[chosen]},
     }
     made: Any = settings[chosen].made.with_record(sweep=record)
     return made
@@ -220,10 +239,6 @@ def _score(meter: Meter, found: Measured | None) -> _Score:
         raise BadValue(f"{meter.name} says nothing of shifts; choose by another meter")
     texts = [str(row[column]) for row in found.rows.values() for column in meter.shown]
     return _Score(float(value), found, tuple(texts))
-
-
-def _repeats(answers: Sequence[str]) -> float:
-    return max(map(repetition, answers), default=0.0)
 
 
 def _gain(meter: Meter, before: Measured, after: Measured) -> dict[str, float] | None:
