@@ -26,13 +26,8 @@ from trimtab.edits import DirectionalAblation, Eraser, HeadShift, MemoryEdit, Re
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
-<<<<<<< HEAD
 from trimtab.evaluate.cost import cost_meters
-from trimtab.evaluate.counted import behaviour_meter
-=======
-from trimtab.evaluate.cost import SPEED, making
 from trimtab.evaluate.counted import behaviour_meter, counted_meters
->>>>>>> h-real
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
