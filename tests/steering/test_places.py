@@ -21,7 +21,7 @@ from trimtab.steer import ShiftSpec, places, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
 from trimtab.steer.pipeline import fit
 from trimtab.steer.places import FEW, Tries, choose_place
-from trimtab.steer.reading import Reader, read_texts
+from trimtab.steer.reading import ReadAnswers, Reader, read_texts
 from trimtab.steer.screen import screen
 
 
@@ -217,3 +217,16 @@ def test_each_neutral_text_runs_unedited_once_however_often_drift_is_measured(mo
 
 def at(shift: Any, trial: dict[str, Any]) -> Any:
     return shift.on(trial["sites"]).scaled(trial["strength"])
+
+
+def test_answers_under_several_edits_are_read_as_under_each_alone():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    meter = ReadAnswers(Reader(1, torch.linspace(-1, 1, 48).double(), (-1.0, 1.0), 1.0), max_new_tokens=4)
+    edits = [NoEdit(), every_layer(model).scaled(4.0), every_layer(model).scaled(-4.0)]
+    together = meter.measure(model, tokenizer, PAIRS, edits)
+    alone = [meter.measure(model, tokenizer, PAIRS, [edit])[0] for edit in edits]
+    assert len({str(found.rows) for found in together}) == len(edits)
+    for one, other in zip(together, alone, strict=True):
+        for item, row in other.rows.items():
+            assert one.rows[item]["text"] == row["text"]
+            assert one.rows[item]["reading"] == pytest.approx(row["reading"], abs=1e-4)
