@@ -96,8 +96,10 @@ def meters_for(
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)
+    choices = choice_meters(convention, batch_size)
+    if choices_only:
+        return (*choices, *drift)
     answering: dict[str, Any] = {"judge": judge, "convention": answer_form(convention), "batch_size": batch_size}
-    said = () if choices_only else judged_meters(**answering)
     source = JudgedAnswers(**answering)
-    read = (*strict_meters(source), *wording_meters(source)) if wording and not choices_only else ()
-    return (*said, *choice_meters(convention, batch_size), *read, *drift)
+    read = (*strict_meters(source), *wording_meters(source)) if wording else ()
+    return (*judged_meters(**answering), *choices, *read, *drift)
