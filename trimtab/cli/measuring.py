@@ -96,10 +96,9 @@ def meters_for(
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)
-    choices = choice_meters(convention, batch_size)
-    if choices_only:
-        return (*choices, *drift)
     answering: dict[str, Any] = {"judge": judge, "convention": answer_form(convention), "batch_size": batch_size}
-    source = JudgedAnswers(**answering)
-    read = (*strict_meters(source), *wording_meters(source)) if wording else ()
-    return (*judged_meters(**answering), *choices, *read, *drift)
+    said, read = (), ()
+    if not choices_only:
+        said, source = judged_meters(**answering), JudgedAnswers(**answering)
+        read = (*strict_meters(source), *wording_meters(source)) if wording else ()
+    return (*said, *choice_meters(convention, batch_size), *read, *drift)
