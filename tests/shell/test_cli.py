@@ -105,7 +105,7 @@ WRITTEN = {
     "from-iti": "activations", "to-lm-eval": None, "build-embedded": "embedded model", "reproduce": None,
 }  # fmt: skip
 """Verb -> the kind of folder that it writes, if it is one."""
-GIVEN = {"from-iti": ["none", "--heads", "2"], "to-lm-eval": ["none"], "reproduce": ["iti-2fold"]}
+GIVEN = {"from-iti": ["none", "--heads", "2"], "to-lm-eval": ["none"], "reproduce": ["iti-2fold", "--judge", "exact"]}
 GIVEN["edit"] = ["The capital of {} is", "--subject", "Chile", "--new", "Paris"]
 GIVEN["trace"], GIVEN["combine"] = ["The capital of {} is", "--subject", "Chile"], ["--add", "none"]
 GIVEN["train"] = ["--data", "none"]
@@ -124,7 +124,7 @@ VERBS = dict(verbs(typer.main.get_command(cli.app)))
 def test_every_verb_that_writes_can_be_told_to_overwrite_or_goes_on_with_what_stands_there():
     flags = {path[-1]: {o for p in command.params for o in p.opts} for path, command in VERBS.items()}
     assert {verb for verb, known in flags.items() if "--overwrite" in known} == set(WRITTEN)
-    assert {verb for verb, known in flags.items() if "--out" in known} - set(WRITTEN) == {"compare", "report"}
+    assert {verb for verb, known in flags.items() if "--out" in known} - set(WRITTEN) == {"compare", "real", "report"}
 
 
 @pytest.mark.parametrize("path", [path for path in VERBS if path[-1] in WRITTEN], ids=lambda path: path[-1])
