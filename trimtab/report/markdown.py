@@ -28,9 +28,9 @@ HOW_TO_READ = {
     "p": "of a sign-flip test, paired by question; '<=' where the test could not have given a smaller one; p (Holm) is "
     "corrected over the rows of the table. 'moved': the questions that a row answers better, worse and as well as the "
     "unedited model.",
-    "Settings": "every method tried its own on the same validation questions, up to the same number: spread over "
-    "its space at first, other ones in every fold and seed, then beside the best; no test question was seen before the "
-    "last measurement.",
+    "Settings": "every method tried its own on the same validation questions, up to the same number: the middle "
+    "of its space first, other ones in every fold and seed, then where the scores so far promise most; no test "
+    "question was seen before the last measurement.",
     "KL budget": "'kept': in every fold and seed the best setting is also the best one within the budget, so that one "
     "row is both results. Where it was not, a second row shows the best that kept it. The budget is for the texts that "
     "settings are chosen on, the KL shown is that of other texts.",
