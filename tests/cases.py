@@ -21,20 +21,22 @@ from trimtab.datasets import Fact, FactSet, Neighbour
 from trimtab.datasets.behaviours import behaviour
 from trimtab.datasets.e2e import Meaning, MeaningSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
+from trimtab.datasets.prompt_set import PromptSet
 from trimtab.edits import DirectionalAblation, Eraser, HeadShift, MemoryEdit, ResidualShift, Retrieved, WeightEdit
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import cost_meters
-from trimtab.evaluate.counted import behaviour_meter
+from trimtab.evaluate.counted import behaviour_meter, counted_meters
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
-from trimtab.evaluate.generation import judged_meters
+from trimtab.evaluate.generation import JudgedAnswers, judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.evaluate.refusal import refusal_meters
-from trimtab.evaluate.wording_meters import wording_meters
+from trimtab.evaluate.two_way import TwoWayChoices
+from trimtab.evaluate.wording_meters import strict_meters, wording_meters
 from trimtab.knowledge import (
     EMMET,
     GRACE,
@@ -124,6 +126,7 @@ METHODS: dict[str, Method] = {
     "ITI": ITI(top_ks=(2, 4), alphas=(1, 4)),
     "ITI (probe weights)": ITI("probe", top_ks=(2,), alphas=(1, 4)),
     "CAA": CAA(ranks=(1, 2), alphas=(1, 2)),
+    "CAA at layers": CAA(layers=(0, 2), alphas=(1, 2), name="CAA at layers"),
     "LEACE": LEACE(layers=(0, 1)),
     "ACE": ACE(position="mean_answer", layers=(0, 2)),
     "ablation": Ablation(depths=(0.5, 1.0), layers=(1, 2)),
@@ -425,11 +428,14 @@ class MeterCase(NamedTuple):
 
 
 QUESTIONS = tiny_questions(3)
+PROMPTS = PromptSet.of(["Is snow black?", "Why?"])
+LENGTHS = JudgedAnswers(judge=length_judge, max_new_tokens=3)
 METERS: dict[str, MeterCase] = {
     **{m.name: MeterCase(m, QUESTIONS) for m in judged_meters(judge=length_judge, max_new_tokens=3)},
     "foreign judge": MeterCase(judged_meters(judge=Vowels(), max_new_tokens=3)[0], QUESTIONS),
-    **{m.name: MeterCase(m, QUESTIONS) for m in wording_meters(judge=length_judge, max_new_tokens=3)},
-    **{m.name: MeterCase(m, QUESTIONS) for m in choice_meters()},
+    **{m.name: MeterCase(m, QUESTIONS) for m in (*strict_meters(LENGTHS), *wording_meters(LENGTHS))},
+    **{f"{m.name} counted": MeterCase(m, PROMPTS) for m in counted_meters(behaviour("casual"), max_new_tokens=3)},
+    **{m.name: MeterCase(m, QUESTIONS) for m in (*choice_meters(), TwoWayChoices())},
     **{m.name: MeterCase(m, QUESTIONS, "own") for m in capability_meters(tiny_questions(2))},
     **{m.name: MeterCase(m, QUESTIONS, "own") for m in off_target_meters(PAIRS)},
     **{m.name: MeterCase(m, QUESTIONS, "own") for m in refusal_meters(("Is snow black?", "Why?"), 3)},

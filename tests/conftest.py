@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any, get_args
+from typing import Any, ForwardRef, get_args
 
 import jaxtyping
 import pytest
@@ -61,7 +61,8 @@ def _is_shaped(function: Any) -> bool:
 def _says_shape(hint: Any, names: dict[str, Any]) -> bool:
     if isinstance(hint, str):
         return any(word not in names or _says_shape(names[word], {}) for word in re.findall(r"[A-Za-z_]\w*", hint))
-    return getattr(hint, "__module__", None) == "jaxtyping" or any(_says_shape(part, {}) for part in get_args(hint))
+    shaped = isinstance(hint, ForwardRef) or getattr(hint, "__module__", None) == "jaxtyping"
+    return shaped or any(_says_shape(part, {}) for part in get_args(hint))
 
 
 def _switchable(plain: Callable, checked: Callable) -> Callable:

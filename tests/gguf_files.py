@@ -1,4 +1,4 @@
-"""GGUF files of tiny Llamas, as llama.cpp's converter would write them: the other direction of what trimtab reads."""
+"""GGUF files of tiny Llamas and Qwen 3s as llama.cpp's converter would write them: what trimtab reads, backwards."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
@@ -25,7 +27,7 @@ NAMES = {
 def written_gguf(
     path: Path, model: Any, tokenizer: Any, *, architecture: str = "llama", tokens: int | None = None
 ) -> Path:
-    """Write a Llama as an F32 GGUF file; `tokens`: how many of the tokenizer's to write, none at all if 0."""
+    """Write a Llama or Qwen 3 as an F32 GGUF file; `tokens`: how many of the tokenizer's to write, none at all if 0."""
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
@@ -39,7 +41,11 @@ def written_gguf(
     writer.add_vocab_size(config.vocab_size)
     if tokens != 0:
         add_tokenizer(writer, tokenizer, tokens)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    llama = architecture == "llama"
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if llama else {}
     for name, tensor in model.state_dict().items():
         data = tensor.float().numpy()
         own = name.removeprefix("model.")
@@ -47,7 +53,7 @@ def written_gguf(
             _, layer, rest = own.split(".", 2)
             module, kind = rest.rsplit(".", 1)
             n = heads.get(module.rsplit(".", 1)[-1])
-            # llama.cpp turns neighbouring pairs, transformers halves
+            # in a Llama llama.cpp turns neighbouring pairs, transformers halves
             data = data if n is None else data.reshape(n, 2, -1, data.shape[-1]).swapaxes(1, 2).reshape(data.shape)
             target = f"blk.{layer}.{NAMES[module]}.{kind}"
         else:

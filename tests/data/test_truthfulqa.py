@@ -61,6 +61,19 @@ def write_json(path: Path, rows: object) -> Path:
     return path
 
 
+def test_the_best_false_answer_of_the_two_way_version_stands_first(tmp_path):
+    row = {"Type": "A", "Category": "B", "Question": "Is it?", "Best Answer": "No", "Source": "here"}
+    row |= {"Correct Answers": "No; Never", "Incorrect Answers": "Yes; Perhaps; Always"}
+    plain = truthfulqa(write_csv(tmp_path / "old.csv", [row]))
+    newer = truthfulqa(write_csv(tmp_path / "new.csv", [{**row, "Best Incorrect Answer": "Perhaps"}]))
+    assert plain[0].incorrect == ("Yes.", "Perhaps.", "Always.") and newer[0].incorrect == (
+        "Perhaps.",
+        "Yes.",
+        "Always.",
+    )
+    assert plain[0].correct == newer[0].correct == ("No.", "Never.")
+
+
 # ---- the benchmark, whole
 
 

@@ -12,6 +12,7 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare.design import Design, Job, named
 from trimtab.compare.running import able_to_choose
 from trimtab.datasets import capability, folklore
+from trimtab.datasets.prompt_set import PromptSet
 from trimtab.edits import Prompted
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
@@ -21,7 +22,7 @@ from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.generation import JudgedAnswers, judged_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.wording import is_debris, loops, refuses, wording
-from trimtab.evaluate.wording_meters import wording_meters
+from trimtab.evaluate.wording_meters import strict_meters, wording_meters
 from trimtab.protocols import Verdict
 
 WORDS = ["snow", "road", "a", "the", "old", "night", "and", "cart", "went", "by", "then", "house", "lake", "day"]
@@ -96,6 +97,7 @@ def test_the_same_answers_are_judged_and_read_and_debris_counts_as_neither(monke
     plain = JudgedAnswers.answers
     monkeypatch.setattr(JudgedAnswers, "answers", lambda self, *a: calls.append(a) or plain(self, *a))
     options = {"judge": loud, "max_new_tokens": 6}
+    source = JudgedAnswers(**options)
     from trimtab.evaluate.table import table
 
     row = table(
@@ -103,7 +105,7 @@ def test_the_same_answers_are_judged_and_read_and_debris_counts_as_neither(monke
         tiny_tokenizer(),
         tiny_questions(6),
         [NoEdit()],
-        meters=[*judged_meters(**options), *wording_meters(**options)],
+        meters=[*judged_meters(**options), *strict_meters(source), *wording_meters(source)],
     ).rows[0]
     assert len(calls) == 1
     rows = row.details["generated"]
@@ -153,6 +155,24 @@ def test_answers_with_a_property_are_counted():
     (found,) = meter.measure(tiny_model(), tiny_tokenizer(), None, [NoEdit()])
     assert list(found.rows) == ["Is snow black?", "Why?"]
     assert all(row["counted"] == float(len(row["answer"]) % 2 == 0) for row in found.rows.values())
+
+
+def test_answers_to_the_items_are_counted_as_they_are_asked_and_those_that_ask_alike_go_together():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    edits = [NoEdit(), Prompted((("a?", "b"),)), NoEdit().renamed("again")]
+    own = CountedAnswers(None, counts=len, max_new_tokens=4)
+    for items in (PAIRS, PromptSet.of(["Is snow black?", "Why?"]), tiny_questions(3)):
+        found = own.measure(model, tokenizer, items, edits)
+        assert [list(one.rows) for one in found] == [[item.key for item in items]] * 3
+        for edit, one in zip(edits, found, strict=True):
+            (alone,) = own.measure(model, tokenizer, items, [edit])
+            assert one.rows == alone.rows
+            assert all(row["counted"] == len(row["answer"]) for row in one.rows.values())
+        assert found[0].rows == found[2].rows
+    fixed = CountedAnswers(("Is snow black?", "Why?"), counts=len, max_new_tokens=4)
+    (by_prompts,) = fixed.measure(model, tokenizer, None, [NoEdit()])
+    (by_items,) = own.measure(model, tokenizer, PromptSet.of(["Is snow black?", "Why?"]), [NoEdit()])
+    assert [row["answer"] for row in by_prompts.rows.values()] == [row["answer"] for row in by_items.rows.values()]
 
 
 # ---- meters that can tell nothing

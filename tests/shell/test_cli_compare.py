@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cli import app
 from trimtab.cli.comparison_file import job_of, quick, read_comparison_file
 from trimtab.cli.comparison_methods import method_of
+from trimtab.cli.real import real_files
 from trimtab.compare import OnQuantized, Stack, Widened
 from trimtab.peft import LoRA
 from trimtab.prompting import FewShot, RetrievedPassages
@@ -251,3 +253,45 @@ def test_reproduce_runs_a_protocol_on_any_model(files, tmp_path):
     assert "No figures were published for" in result.output
     assert "Known deviations:" in result.output
     assert json.loads((tmp_path / "out" / "iti-2fold.json").read_text())["name"] == "iti-2fold"
+
+
+def test_what_real_compares_are_comparisons_with_enough_tries_and_questions(tmp_path):
+    folder = tmp_path / "TruthfulQA"
+    folder.mkdir()
+    header = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source"
+    lines = [f"A,B,Is {i} odd?,It is {i}.,It is {i}.,It is {i + 1}.; It is {i + 2}.,here" for i in range(250)]
+    (folder / "TruthfulQA.csv").write_text("\n".join([header, *lines]))
+    files = real_files("somewhere/else", folder)
+    assert list(files) == ["behaviour", "folklore", "truthfulqa"] == [*real_files("x", None), "truthfulqa"]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        read = read_comparison_file(tmp_path / name)
+        job = job_of(read)
+        assert read.model == "somewhere/else" and read.judge == ("exact" if name == "behaviour" else "none")
+        assert {job.n_tries(method) for method in job.fitted if method != "Baseline"} == {4}
+        parts = job.parts(job.units[0])
+        assert len(parts.validation) >= 60 and len(parts.test) >= 24 and not job.controls
+        assert {m.control_of for m in job.fitted.values()} > {None}
+        names = [meter.name for meter in job.meters]
+        assert job.chooser.name == names[0] == ("cheerful" if name == "behaviour" else "mc1")
+        assert {"debris", "loops", "capability_capability", "kl"} <= set(names)
+
+
+@pytest.mark.slow
+def test_real_goes_through_compare_and_ends_with_a_page(files, tmp_path, monkeypatch):
+    few = CONFIG.format(model="M", questions="cheerful", texts=4).replace(
+        "folds: 2", "folds: 1\nlimit: 8\ntest_limit: 2"
+    )
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "behaviour.yaml").write_text(few.replace("model: M", "model: smollm2"))
+    (folder / "truthfulqa.yaml").write_text("")
+    monkeypatch.setattr(sys.modules["trimtab.cli.real"], "FILES", folder)
+    result = trimtab("real", "--model", files / "model", "--out", tmp_path / "real")
+    assert result.exit_code == 0, said(result)
+    assert (
+        "About" in said(result) and "Finished: 3 measurements" in said(result) and "How was your day?" in said(result)
+    )
+    assert (tmp_path / "real" / "behaviour" / "report.html").is_file()
+    again = trimtab("real", "--model", files / "model", "--out", tmp_path / "real", "--dry-run")
+    assert "About 0 minutes" in said(again)

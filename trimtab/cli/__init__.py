@@ -26,6 +26,7 @@ from trimtab.cli.generate import generate
 from trimtab.cli.heads import heads
 from trimtab.cli.judge import judge
 from trimtab.cli.methods import methods
+from trimtab.cli.real import real
 from trimtab.cli.report import report
 from trimtab.cli.reproduce import reproduce
 from trimtab.cli.trace import trace
@@ -74,7 +75,7 @@ for _verb in (demo, fit, heads, generate, chat, evaluate, bake):
 app.command("merge")(bake)
 app.add_typer(convert, name="convert")
 app.add_typer(judge, name="judge")
-for _verb in (trace, edit, combine, erase, tune, methods, compare, report, reproduce, build_embedded):
+for _verb in (trace, edit, combine, erase, tune, methods, compare, real, report, reproduce, build_embedded):
     app.command()(_verb)
 
 

@@ -74,6 +74,7 @@ def compare(
 
 def _show(done: "Comparison", job: "Job", out: Path) -> None:
     from trimtab.cli.printing import print_table
+    from trimtab.report.answers import answered_items
     from trimtab.report.markdown import (
         broken_cells,
         broken_headings,
@@ -94,6 +95,10 @@ def _show(done: "Comparison", job: "Job", out: Path) -> None:
     )
     print_table(broken_headings(done), [broken_cells(r, done) for r in rows], title="What it breaks")
     print_table(cost_headings(done)[:-1], [cost_cells(r, done)[:-1] for r in rows], title="Costs")
+    for item, first, _ in answered_items(done, rows, 3):
+        typer.echo(f"\n{item}")
+        for one in first:
+            typer.echo(f"  {one.name}: {' '.join(one.text.split())}{one.figure and f' ({one.figure})'}")
     for note in notes(done):
         typer.echo(note)
     for said in (about(done), *warnings_of(done), *conclusions(done)):

@@ -14,7 +14,8 @@ from trimtab.errors import BadValue, nearest
 
 if TYPE_CHECKING:
     from trimtab.compare.design import Job
-    from trimtab.datasets.questions import QuestionSet
+    from trimtab.datasets.behaviours import Behaviour
+    from trimtab.datasets.item_set import ItemSet
 
 QUICK_LEFT_OUT = (
     "beside the shipped comparison, two of three seeds, one of two folds, half of the trials, seven of ten random "
@@ -55,7 +56,8 @@ class ComparisonFile:
 
     model: str = "embedded"
     questions: str = "folklore"
-    """A file or a name; folklore means its development part, with its final part to test on."""
+    """A file or a name; folklore means its development part, with its final part to test on, and a behaviour that
+    ships its pairs, with its property counted in answers to its neutral prompts."""
     test: str | None = None
     """Another file to measure on; each fold's held-out part if not given."""
     limit: Count | None = None
@@ -73,7 +75,8 @@ class ComparisonFile:
     low_data_methods: Sequence[str] | None = None
     """The methods that the curve shows, as `methods` names them; all of them if not given."""
     judge: str = "exact"
-    """As `--judge` of `trimtab evaluate`; the key for an address is taken from TRIMTAB_JUDGE_KEY."""
+    """As `--judge` of `trimtab evaluate`, or `none`: then answers are not judged, and MC1 chooses; the key for an
+    address is taken from TRIMTAB_JUDGE_KEY."""
     judge_model: str | None = None
     """The model to ask for at an OpenAI-compatible address."""
     capability: Sequence[str] = ()
@@ -82,6 +85,8 @@ class ComparisonFile:
     """Files of contrast pairs of other behaviours, which edits ought to leave as they are."""
     refusals: str | None = None
     """A file of prompts that ought to be answered: the share that is refused is counted."""
+    two_way: bool = False
+    """Whether questions are asked with two lettered options as well, the best answer and the first false one."""
     meters: Sequence[str] = ()
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
@@ -91,8 +96,9 @@ class ComparisonFile:
     convention: Literal["plain", "primer", "chat", "lm-eval", "iti"] | None = None
     """How multiple choice asks, if otherwise."""
     max_new_tokens: Count = 50
-    texts: str | None = None
-    """A file of neutral texts, one a line; trimtab's own if not given."""
+    texts: str | Count | None = None
+    """A file of neutral texts, one a line, or how many of trimtab's own: a fifth is chosen on; all of them if not
+    given."""
     load: Mapping[str, Any] = field(default_factory=dict)
     """See `LoadOptions`."""
 
@@ -134,23 +140,27 @@ def job_of(said: ComparisonFile) -> "Job":
     from trimtab.cli.measuring import Broken, own_meters
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
+    from trimtab.datasets.prose import neutral_texts
     from trimtab.evaluate.defaults import default_meters, options_of
 
-    questions, test = _questions(said)
+    questions, test, counted = _questions(said)
     sizes = tuple(None if n == "all" else int(n) for n in said.train_sizes)
     fixed = (said.folds, tuple(said.seeds), said.trials, said.kl_budget, said.validation, sizes)
     loading = {k: v for k, v in said.load.items() if k != "revision"}  # that is of the compared model alone
-    judge = open_judge(said.judge, said.judge_model, os.environ.get("TRIMTAB_JUDGE_KEY"), **loading)
-    texts = None if said.texts is None else read_lines(said.texts, "neutral text")
-    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens}
-    options |= {"divide_texts": True, "broken": True, "convention": said.convention}
+    key = os.environ.get("TRIMTAB_JUDGE_KEY")
+    judge = None if said.judge == "none" else open_judge(said.judge, said.judge_model, key, **loading)
+    texts = said.texts
+    texts = read_lines(texts, "neutral text") if isinstance(texts, str) else texts and neutral_texts(texts)
+    options: dict[str, Any] = {"texts": texts, "max_new_tokens": said.max_new_tokens, "behaviour": counted}
+    options |= {"divide_texts": True, "broken": True, "convention": said.convention, "two_way": said.two_way}
     options |= {} if said.judge == "exact" else {"judge": judge}
-    taken = options_of(questions)
+    measured = questions if test is None else test
+    taken = options_of(measured)
     if "judge" in options and "judge" not in taken:
         raise BadValue(f"judge: no judge is asked about {questions.name}; leave the key out")
     own = {name: value for name, value in options.items() if name in taken}
     damage = Broken(list(said.capability), list(said.off_target), said.refusals).meters(said.max_new_tokens)
-    meters = (*default_meters(questions, **own), *damage, *own_meters(said.meters))
+    meters = (*default_meters(measured, **own), *damage, *own_meters(said.meters))
     entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
     methods = rows_of(entries)
     design = Design(*fixed, choose_by=said.metric or "", asking=said.asking)
@@ -169,12 +179,16 @@ def _low_data(said: ComparisonFile, entries: Sequence[Any], names: Sequence[str]
     return tuple(rows[name] for name in said.low_data_methods)
 
 
-def _questions(said: ComparisonFile) -> "tuple[QuestionSet, QuestionSet | None]":
+def _questions(said: ComparisonFile) -> "tuple[ItemSet[Any], ItemSet[Any] | None, Behaviour | None]":
     from trimtab.cli.setup import read_data
+    from trimtab.datasets.behaviours import BEHAVIOURS, behaviour
+    from trimtab.datasets.prompt_set import PromptSet
 
-    if said.questions == "folklore" and said.test is None:
-        return read_data("folklore", part="development", limit=said.limit), read_data(
-            "folklore", part="final", limit=said.test_limit
-        )
-    test = None if said.test is None else read_data(said.test, limit=said.test_limit)
-    return read_data(said.questions, limit=said.limit), test
+    named = said.questions if said.test is None else ""
+    questions = read_data(said.questions, part="development" if named == "folklore" else None, limit=said.limit)
+    if named == "folklore":
+        return questions, read_data("folklore", part="final", limit=said.test_limit), None
+    if named in BEHAVIOURS:
+        counted = behaviour(named)
+        return questions, PromptSet.of(counted.prompts[: said.test_limit], f"prompts of {named}"), counted
+    return questions, None if said.test is None else read_data(said.test, limit=said.test_limit), None

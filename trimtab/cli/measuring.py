@@ -83,9 +83,9 @@ def meters_for(
     from trimtab.evaluate.defaults import answer_form
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.factual import fact_meters
-    from trimtab.evaluate.generation import judged_meters
+    from trimtab.evaluate.generation import JudgedAnswers, judged_meters
     from trimtab.evaluate.multiple_choice import choice_meters
-    from trimtab.evaluate.wording_meters import wording_meters
+    from trimtab.evaluate.wording_meters import strict_meters, wording_meters
 
     n_texts = FEW_TEXTS if n_texts is None and items.measured_by == "pairs" else n_texts
     texts = None if n_texts is None else neutral_texts()[:n_texts]
@@ -98,5 +98,6 @@ def meters_for(
         return (*scores, *contrast_meters(batch_size), *drift)
     answering: dict[str, Any] = {"judge": judge, "convention": answer_form(convention), "batch_size": batch_size}
     said = () if choices_only else judged_meters(**answering)
-    read = wording_meters(**answering) if wording and not choices_only else ()
+    source = JudgedAnswers(**answering)
+    read = (*strict_meters(source), *wording_meters(source)) if wording and not choices_only else ()
     return (*said, *choice_meters(convention, batch_size), *read, *drift)

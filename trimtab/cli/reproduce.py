@@ -19,7 +19,10 @@ def reproduce(
         str, typer.Option("--data", metavar="FILE", help="TruthfulQA.csv, mc_task.json, or truthfulqa (the hub).")
     ] = "truthfulqa",
     out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.md.")] = Path("runs/reproduce"),
-    judge: Annotated[str, typer.Option(help="exact (known answers only) or local (AllenAI's 7B judges).")] = "local",
+    judge: Annotated[
+        str,
+        typer.Option(metavar="allenai|exact|tfidf:DIR|...", help="As of `trimtab evaluate`; allenai: its 7B judges."),
+    ] = "allenai",
     n_sites: Annotated[int, typer.Option("--n-sites", "--top-k", min=1, help="Heads to shift.")] = 48,
     strength: Annotated[
         float, typer.Option("--strength", "--alpha", help="In sigmas of the protocol's own prompt bank.")
@@ -38,26 +41,25 @@ def reproduce(
 
     Example: trimtab reproduce iti-2fold --model huggyllama/llama-7b --data TruthfulQA.csv
     """
+    from trimtab.cli.judging import open_judge
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import read_data
     from trimtab.datasets.lines import read_lines
     from trimtab.evaluate.defaults import answer_meters
-    from trimtab.evaluate.judges.exact import exact_judge
-    from trimtab.evaluate.judges.local import LocalJudge
     from trimtab.peft.methods.full import FullFineTuning
     from trimtab.peft.recipe import Recipe
     from trimtab.published.reproduce import PublishedIti, iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
     one_of(protocol, "protocol", PROTOCOLS)
-    one_of(judge, "judge", ("exact", "local"))
     Output(out / f"{protocol}.json", overwrite).checked()
+    judging = open_judge(judge, dtype=loading.dtype)
     questions = read_data(data, limit=limit)
     with write_errors(out):  # before hours of work, not after
         out.mkdir(parents=True, exist_ok=True)
     loaded = loading.open()
     meters = answer_meters(
-        judge=exact_judge if judge == "exact" else LocalJudge.load(dtype=loading.dtype),
+        judge=judging,
         texts=None if texts is None else read_lines(texts, "neutral text"),
         convention="iti",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from trimtab.models.seeds import random_state_kept
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Meter
 
-FEW = 24
-"""Training questions that are fitted on to see what fitting takes, where no record says so."""
+FEW = 12
+"""Questions that are fitted on, and measured on, to see what that takes, where no record says so."""
 LAST_MEASUREMENTS = 1.5
 """Of the best setting, and of the best one within the KL budget where that is another: in between."""
 
@@ -75,16 +75,16 @@ class Plan:
 def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
     """Return the plan of a comparison, with times from its own records where there are any.
 
-    Without records a method's first setting is fitted on a few training questions of the first unit and measured on its
-    validation questions; what grows with questions is taken to grow in proportion. Test questions are counted, never
-    shown. A method that stands in the folder with other settings counts as missing, since its records would be replaced
-    (`redo_changed`).
+    Without records a method's first setting is fitted on a few training questions of the first unit and measured on a
+    few of its validation questions; what grows with questions is taken to grow in proportion, and what has items of its
+    own, such as drift, is timed on the first method alone. Test questions are counted, never shown. A method that
+    stands in the folder with other settings counts as missing, since its records would be replaced (`redo_changed`).
 
     Raises:
         Incompatible: the folder holds something else, or another comparison.
     """
     folder, job = RunFolder(out), job.asked(tokenizer)
-    changed, bench = folder.changed(specification(job, model)), Bench(model, tokenizer, job, folder)
+    changed, bench = folder.changed(specification(job, model)), _Timing(model, tokenizer, job, folder)
     rows = []
     for name in tracked(list(job.methods), "timing"):
         there = {} if name in changed else _there(folder, job, name)
@@ -114,40 +114,60 @@ def _there(folder: RunFolder, job: Job, name: str) -> dict[tuple[Unit, int | str
     return {place: record for place, record in found.items() if record is not None}
 
 
-def _timed(bench: Bench, share: PlanRow, missing: Sequence[Unit], there: Mapping[Any, dict[str, Any]]) -> PlanRow:
+@dataclass
+class _Timing(Bench):
+    """A bench that times."""
+
+    own: list[tuple[Meter, float]] = field(default_factory=list)
+    """Instruments that have items of their own, and what they take."""
+
+    def fit_and_measure(self, name: str) -> tuple[float, float, float, float]:
+        """Return about how long it takes what settings share, a fit, a last measurement, and one to choose by."""
+        job, parts = self.job, self.job.parts(_first(self.job, name))
+        few, knobs, took = parts.train[:FEW], job.search(_first(job, name)).knobs(0, ()), [0.0]
+        started = time.perf_counter()
+        fit = job.fitted[name].fitter(self.model, self.tokenizer, few)
+        # what was not trained is made twice: in the second time nothing is that settings share
+        while edit := fit(knobs):
+            took.append(time.perf_counter() - started)
+            if edit.losses or len(took) > 2:
+                break
+        each = took[-1] - took[-2]
+        shared, each = (seconds * len(parts.train) / len(few) for seconds in (took[1] - each, each))
+        last = self.measuring(edit, job.meters, parts.validation, len(parts.test))
+        by = [job.chooser] if job.chooser.instrument == job.budgeted.instrument else [job.chooser, job.budgeted]
+        return shared, each, last, self.measuring(edit, by, parts.validation, len(parts.validation))
+
+    def measuring(self, edit: Edit, meters: Sequence[Meter], items: Any, n: int) -> float:
+        """Return the seconds of measuring n items."""
+        seconds, few = 0.0, items[:FEW]
+        for _, instrument, _ in instruments(meters):
+            known = [took for meter, took in self.own if meter == instrument]
+            if known:
+                seconds += known[0]
+                continue
+            started = time.perf_counter()
+            (found,) = measurements_of(self.model, self.tokenizer, few, [edit], [instrument], asking=items.asking)
+            took = time.perf_counter() - started
+            (one,) = found.values()
+            if one is not None and list(one.rows) == [item.key for item in few]:
+                seconds += took * n / len(few)
+            else:
+                self.own.append((instrument, took))
+                seconds += took
+        return seconds
+
+
+def _timed(bench: _Timing, share: PlanRow, missing: Sequence[Unit], there: Mapping[Any, dict[str, Any]]) -> PlanRow:
     """Return a method's share with the seconds of what is missing."""
     control = bench.job.controls.get(share.method)
     seen = [sum(r["seconds"].values()) for r in there.values() if "seconds" in r]
     with random_state_kept(bench.model), warnings.catch_warnings():
         # few questions on purpose: advice to take more would be about the comparison's own runs
         warnings.simplefilter("ignore")
-        fit, last, choosing = _seconds(bench, control.follows if control else share.method)
+        shared, fit, last, choosing = bench.fit_and_measure(control.follows if control else share.method)
     left = sum((unit, i) not in there for unit in missing for i in range(share.settings))
     each = sum(seen) / len(seen) if seen else last if control else fit + choosing
-    once = fit if control else last * (1 if share.settings == 1 else LAST_MEASUREMENTS)
+    once = shared + fit if control else shared + last * (1 if share.settings == 1 else LAST_MEASUREMENTS)
     basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"
     return replace(share, seconds=left * each + len(missing) * once, basis=basis)
-
-
-def _seconds(bench: Bench, name: str) -> tuple[float, float, float]:
-    """Return about how long a fit takes, a last measurement, and one to choose by."""
-    job = bench.job
-    parts = job.parts(_first(job, name))
-    few, started = parts.train[:FEW], time.perf_counter()
-    edit = job.fitted[name].fit(bench.model, bench.tokenizer, few, knobs=job.search(_first(job, name)).knobs(0, ()))
-    fit = (time.perf_counter() - started) * len(parts.train) / len(few)
-    last = _measuring(bench, edit, job.meters, parts.validation, len(parts.test))
-    by = [job.chooser] if job.chooser.instrument == job.budgeted.instrument else [job.chooser, job.budgeted]
-    return fit, last, _measuring(bench, edit, by, parts.validation, len(parts.validation))
-
-
-def _measuring(bench: Bench, edit: Edit, meters: Sequence[Meter], items: Any, n: int) -> float:
-    """Return the seconds of measuring n items: instruments that have a row for every item take their share of them."""
-    seconds = 0.0
-    for _, instrument, _ in instruments(meters):
-        started = time.perf_counter()
-        (found,) = measurements_of(bench.model, bench.tokenizer, items, [edit], [instrument], asking=items.asking)
-        (one,) = found.values()
-        grows = one is not None and len(one.rows) == len(items)
-        seconds += (time.perf_counter() - started) * (n / len(items) if grows else 1)
-    return seconds

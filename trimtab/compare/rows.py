@@ -178,7 +178,8 @@ def _difference(
 
 def _costs(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
     told = [{**run.trial(t, t[variant])["made"], **run.measurements(t, variant)[0]["values"]} for t in used]
-    costs = {meter.name: [one.get(meter.name) for one in told] for meter in (*cost_meters(), *run.valued)}
+    meters = (*cost_meters(), *run.valued)
+    costs: dict[str, list[Any]] = {meter.name: [one.get(meter.name) for one in told] for meter in meters}
     # what a unit's trials share (activations, probes) is computed in the first of them
     costs["peak_bytes"] = [_peak(run, t) for t in used]
     return {k: float(np.median(v)) if v and None not in v else None for k, v in costs.items()}

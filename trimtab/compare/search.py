@@ -89,7 +89,10 @@ class Search:
         rng, d = np.random.default_rng([*self.seed, number]), len(self.shape)
         found = (scores - scores.mean()) / (scores.std() or 1)
         steps = [abs(self._at(some)[:, None] - self._at(at)) for some in (at, free)]
-        lengths, shares = np.exp(rng.uniform(*np.log(LENGTHS), (DRAWS, d))), rng.dirichlet(np.ones(d), DRAWS)
+        lengths, shares = (
+            np.exp(rng.uniform(np.log(LENGTHS[0]), np.log(LENGTHS[1]), (DRAWS, d))),
+            rng.dirichlet(np.ones(d), DRAWS),
+        )
         likely, high = [], []
         for some in np.split(np.arange(DRAWS), 16):  # all at once, a large space would fill the memory
             ours, theirs = (_alike(step, lengths[some], shares[some]) for step in steps)

@@ -7,6 +7,7 @@ from trimtab.datasets.files import contrast_pairs, from_file, from_list
 from trimtab.datasets.folklore import folklore
 from trimtab.datasets.labelled_texts import LabelledTexts, labelled_texts
 from trimtab.datasets.pairs import ContrastPair, PairSet
+from trimtab.datasets.prompt_set import PromptSet
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.datasets.statements import SftExample, Statement, one_line, plain
@@ -20,6 +21,7 @@ __all__ = [
     "LabelledTexts",
     "Neighbour",
     "PairSet",
+    "PromptSet",
     "Question",
     "QuestionSet",
     "SftExample",

@@ -49,6 +49,11 @@ class ContrastPair:
         """The prompt."""
         return self.prompt
 
+    @property
+    def best_answer(self) -> str:
+        """The first positive text, as examples show it."""
+        return self.positive[0]
+
 
 @dataclass(frozen=True, repr=False)
 class PairSet(ItemSet[ContrastPair]):

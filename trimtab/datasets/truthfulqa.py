@@ -23,7 +23,8 @@ def truthfulqa(source: str | Path = HUB_ID) -> QuestionSet:
 
     `source` is a path to `TruthfulQA.csv` or to `mc_task.json`, or the hub's id (which needs Hugging Face's
     `datasets` and the network). The CSV's answers become those of the multiple-choice files: with a final period,
-    none of them twice, and false if listed on both sides. The multiple-choice sources have no categories.
+    none of them twice, and false if listed on both sides; the best false one, which the version of 2025 names, stands
+    first. The multiple-choice sources have no categories.
 
     Raises:
         BadDataset: the file cannot be read or has other fields; the hub cannot be reached.
@@ -74,10 +75,12 @@ def _from_csv(path: Path) -> QuestionSet:
             labels = {
                 a: f == "Correct Answers" for f in ("Correct Answers", "Incorrect Answers") for a in _listed(row[f])
             }
+            # the best false answer, of the two-way version of 2025, stands first
+            worst, false = _closed(row.get("Best Incorrect Answer", "")), [a for a, true in labels.items() if not true]
             question = Question(
                 row["Question"].strip(),
                 tuple(a for a, true in labels.items() if true),
-                tuple(a for a, true in labels.items() if not true),
+                tuple(sorted(false, key=lambda a, worst=worst: a != worst)),
                 best_answer=_closed(row["Best Answer"]),
                 category=row["Category"],
                 source=row["Source"],

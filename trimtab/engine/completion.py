@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,30 @@ def completions(
 
     texts = over_processes(encode_all(tokenizer, prompts, template=template), part)
     return [list(of_edit) for of_edit in zip(*texts, strict=True)]
+
+
+def completions_of(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[Sequence[str]],
+    edits: Sequence[Edit],
+    forms: Sequence[Mapping[str, bool]],
+    **options: Any,
+) -> list[list[str]]:
+    """Return `completions` where every edit has prompts of its own, in a form of its own: those that ask alike at once.
+
+    Raises:
+        BadValue, UnsupportedModel, Incompatible: as `continuations`.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, (prompts, form) in enumerate(zip(asked, forms, strict=True)):
+        alike.setdefault((tuple(prompts), tuple(form.items())), []).append(i)
+    said: dict[int, list[str]] = {}
+    for places in alike.values():
+        group, form = [edits[i] for i in places], forms[places[0]]
+        texts = completions(model, tokenizer, asked[places[0]], group, **form, **options)
+        said |= zip(places, texts, strict=True)
+    return [said[i] for i in range(len(edits))]
 
 
 def answer_end(

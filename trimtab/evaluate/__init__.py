@@ -2,8 +2,8 @@
 
 from trimtab.engine.conversation import Turn, answers, prompt_ids, reply
 from trimtab.evaluate.contrast import PairScores, Scorer, TextScores, contrast, score_texts
-from trimtab.evaluate.counted import behaviour_meter
-from trimtab.evaluate.defaults import answer_meters, default_meters, pair_meters
+from trimtab.evaluate.counted import CountedAnswers, behaviour_meter
+from trimtab.evaluate.defaults import answer_meters, default_meters, pair_meters, prompt_meters
 from trimtab.evaluate.drift import Drift, drift, drifts
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import fact_meters, known_facts, says
@@ -11,10 +11,12 @@ from trimtab.evaluate.generation import GeneratedAnswers, generate_answers, gene
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import MultipleChoice, multiple_choice, multiple_choice_many
 from trimtab.evaluate.refusal import refusal_meters
-from trimtab.evaluate.wording_meters import wording_meters
+from trimtab.evaluate.two_way import TwoWayChoices
+from trimtab.evaluate.wording_meters import strict_meters, wording_meters
 from trimtab.protocols import Judge, Verdict
 
 __all__ = [
+    "CountedAnswers",
     "Drift",
     "GeneratedAnswers",
     "Judge",
@@ -23,6 +25,7 @@ __all__ = [
     "Scorer",
     "TextScores",
     "Turn",
+    "TwoWayChoices",
     "Verdict",
     "answer_meters",
     "answers",
@@ -42,9 +45,11 @@ __all__ = [
     "off_target_meters",
     "pair_meters",
     "prompt_ids",
+    "prompt_meters",
     "refusal_meters",
     "reply",
     "says",
     "score_texts",
+    "strict_meters",
     "wording_meters",
 ]

@@ -6,16 +6,19 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trimtab.datasets.behaviours import Behaviour
 from trimtab.datasets.choices import capability
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
+from trimtab.evaluate.counted import counted_meters
 from trimtab.evaluate.drift import NeutralTexts, divided, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters
 from trimtab.evaluate.factual import fact_meters
-from trimtab.evaluate.generation import judged_meters
+from trimtab.evaluate.generation import JudgedAnswers, judged_meters
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
-from trimtab.evaluate.wording_meters import wording_meters
+from trimtab.evaluate.two_way import TwoWayChoices
+from trimtab.evaluate.wording_meters import strict_meters, wording_meters
 from trimtab.protocols import Meter
 
 
@@ -27,11 +30,13 @@ def answer_meters(
     max_new_tokens: int = 50,
     divide_texts: bool = False,
     broken: bool = False,
+    two_way: bool = False,
 ) -> tuple[Meter, ...]:
     """Return True*Info, True, Info and unmatched of generated answers, MC1, MC2, CE and KL.
 
     Args:
-        judge: of the answers: a `Judge`, or a function `(question, answer) -> Verdict`.
+        judge: of the answers: a `Judge`, or a function `(question, answer) -> Verdict`; None where none is to be
+            asked: then MC1 stands first.
         convention: how is asked, as of `multiple_choice`; as the table asks if not given. In `"lm-eval"` and `"iti"`
             answers are asked for in the plain form.
         texts: neutral texts to measure drift on; trimtab's own if not given.
@@ -39,14 +44,19 @@ def answer_meters(
         divide_texts: whether the first fifth of the texts is for choosing settings, and the rest to measure on.
         broken: whether to say how the same answers read too (debris, loops, length), and what is left of a hundred
             easy choices (`trimtab.datasets.capability`).
+        two_way: whether to ask for a letter too, of the best answer and the first false one (`TwoWayChoices`).
     """
+    choices = (*choice_meters(convention)[:2], *((TwoWayChoices(),) if two_way else ()))
+    if judge is None:
+        read = counted_meters(None, max_new_tokens=max_new_tokens) if broken else ()
+        return (*choices, *read, *_damage(texts, divide_texts, broken))
     answering = {"judge": judge, "convention": answer_form(convention), "max_new_tokens": max_new_tokens}
+    source = JudgedAnswers(**answering)
     return (
         *judged_meters(**answering),
-        *choice_meters(convention)[:2],
-        *(wording_meters(**answering) if broken else ()),
-        *(capability_meters(capability()) if broken else ()),
-        *_drift(texts, divide_texts),
+        *choices,
+        *((*strict_meters(source), *wording_meters(source)) if broken else ()),
+        *_damage(texts, divide_texts, broken),
     )
 
 
@@ -72,8 +82,25 @@ def pair_meters(
         broken: whether to measure a hundred easy choices too.
     """
     scores = () if judge is None else (ScoredTexts(judge, max_new_tokens),)
-    easy = capability_meters(capability()) if broken else ()
-    return (*scores, *contrast_meters(), *easy, *_drift(texts, divide_texts))
+    return (*scores, *contrast_meters(), *_damage(texts, divide_texts, broken))
+
+
+def prompt_meters(
+    *,
+    behaviour: Behaviour | None = None,
+    texts: Sequence[str] | None = None,
+    max_new_tokens: int = 50,
+    divide_texts: bool = False,
+    broken: bool = False,
+) -> tuple[Meter, ...]:
+    """Return what is counted in answers to prompts, how these answers read, CE and KL.
+
+    Args:
+        behaviour: whose property is counted.
+        texts, divide_texts, broken: as for `pair_meters`.
+        max_new_tokens: of an answer.
+    """
+    return (*counted_meters(behaviour, max_new_tokens=max_new_tokens), *_damage(texts, divide_texts, broken))
 
 
 def facts_meters(
@@ -85,18 +112,20 @@ def facts_meters(
         texts, divide_texts: as for `answer_meters`.
         broken: whether to measure a hundred easy choices too.
     """
-    return (*fact_meters(), *(capability_meters(capability()) if broken else ()), *_drift(texts, divide_texts))
+    return (*fact_meters(), *_damage(texts, divide_texts, broken))
 
 
-def _drift(texts: Sequence[str] | None, divide: bool) -> tuple[Meter, ...]:
+def _damage(texts: Sequence[str] | None, divide: bool, broken: bool) -> tuple[Meter, ...]:
     own = None if texts is None else tuple(texts)
-    return drift_meters(divided(own) if divide else NeutralTexts(own))
+    easy = capability_meters(capability()) if broken else ()
+    return (*easy, *drift_meters(divided(own) if divide else NeutralTexts(own)))
 
 
 DEFAULTS: dict[str, Callable[..., tuple[Meter, ...]]] = {
     "answers": answer_meters,
     "facts": facts_meters,
     "pairs": pair_meters,
+    "prompts": prompt_meters,
     "references": reference_meters,
 }
 """What a data set says of itself (`measured_by`) -> its meters."""

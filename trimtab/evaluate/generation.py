@@ -14,7 +14,7 @@ from trimtab.datasets.given import Rows, as_questions
 from trimtab.datasets.primer import iti_context
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
-from trimtab.engine.completion import completions
+from trimtab.engine.completion import completions_of
 from trimtab.engine.conversation import asked_by
 from trimtab.errors import BadDataset, BadValue, TrimtabError
 from trimtab.evaluate.figure import Figure
@@ -22,7 +22,7 @@ from trimtab.evaluate.judges.checking import require_tells_apart
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers
-from trimtab.evaluate.wording import wording
+from trimtab.evaluate.wording import worded
 from trimtab.intervals import Estimate, share
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Measured, Meter, as_judge
@@ -177,13 +177,11 @@ class JudgedAnswers(Meter):
             None if self.keep is None else KeptAnswers(self.keep, model, edit, prompts, **form, **new)
             for edit, prompts, form in zip(edits, asked, forms, strict=True)
         ]
-        answers: dict[int, list[str]] = {}
-        for prompts in {tuple(prompts): prompts for prompts in asked}.values():
-            missing = [i for i, own in enumerate(asked) if own == prompts and not ((k := kept[i]) and k.there)]
-            if missing:
-                group, form = [edits[i] for i in missing], forms[missing[0]]
-                said = completions(model, tokenizer, prompts, group, **form, **new, batch_size=self.batch_size)
-                answers |= dict(zip(missing, said, strict=True))
+        missing = [i for i, held in enumerate(kept) if held is None or not held.there]
+        new_edits, new_forms = [edits[i] for i in missing], [forms[i] for i in missing]
+        how = {**new, "batch_size": self.batch_size}
+        said = completions_of(model, tokenizer, [asked[i] for i in missing], new_edits, new_forms, **how)
+        answers = dict(zip(missing, said, strict=True))
         # all that was generated is written before anything is judged
         for i, held in enumerate(kept):
             if held is not None:
@@ -192,11 +190,8 @@ class JudgedAnswers(Meter):
         return tuple(replace(one, rows=self._worded(tokenizer, one.rows)) for one in judged)
 
     def _worded(self, tokenizer: Any, rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
-        lengths = [len(tokenizer(row.answer, add_special_tokens=False)["input_ids"]) for row in rows]
-        # the space before the answer, which was cut off, may have been a token
-        ended = [float(length < self.max_new_tokens - 1) for length in lengths]
-        rows_and_ends = zip(rows, ended, strict=True)
-        return tuple(replace(row, **wording(row.answer)._asdict(), ended=end) for row, end in rows_and_ends)
+        read = worded(tokenizer, [row.answer for row in rows], self.max_new_tokens)
+        return tuple(replace(row, **of_row) for row, of_row in zip(rows, read, strict=True))
 
     def _prompts(self, tokenizer: Any, questions: Sequence[Question], edit: Edit) -> tuple[list[str], dict[str, bool]]:
         """Return how an edit asks the questions, and how the answers end."""

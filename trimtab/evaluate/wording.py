@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LONGEST_BLOCK = 12
 """Words of the longest block whose repetition is looked for."""
@@ -42,6 +43,16 @@ def wording(text: str) -> Wording:
     distinct = len(set(pairs)) / len(pairs) if pairs else 1.0
     looping = loops(text)
     return Wording(float(len(words)), distinct, float(looping), float(looping or _empty(text) or _letters(text)))
+
+
+def worded(tokenizer: Any, answers: Sequence[str], max_new_tokens: int) -> list[dict[str, float]]:
+    """Return what is counted of generated answers, and as `ended` whether each was shorter than it might have been."""
+    lengths = [len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
+    # the space before the answer, which was cut off, may have been a token
+    return [
+        {**wording(answer)._asdict(), "ended": float(length < max_new_tokens - 1)}
+        for answer, length in zip(answers, lengths, strict=True)
+    ]
 
 
 def loops(text: str) -> bool:

@@ -15,9 +15,11 @@ from trimtab.errors import BadValue, Incompatible, UnsupportedModel
 from trimtab.protocols import Edit
 from trimtab.storage import written_file
 
-ATTENTION_OUTPUT = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.o_proj$")
+ATTENTION_OUTPUT = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(?:self_attn\.o_proj|attn\.c_proj|self_attention\.dense)$")
 READ_BY_LLAMA_CPP = ("llama",)
-"""Architectures of which llama.cpp was seen to add a bias behind attention (tests/export/test_llama_cpp.py)."""
+"""Architectures of which llama.cpp adds a bias behind attention where a file has one (tests/export/test_llama_cpp.py).
+Others have one in every file (GPT-2, BLOOM, StarCoder2), or are not loaded with one ("wrong number of tensors"): Qwen 2
+and 3, Gemma 2 and 3, Phi 3, StableLM."""
 
 
 def gguf_with_biases(file: str | Path, model: Any, edit: Edit, out: str | Path) -> dict[int, float]:
@@ -46,12 +48,13 @@ def gguf_with_biases(file: str | Path, model: Any, edit: Edit, out: str | Path) 
     biases = _biases(model, edit)
     reader = GGUFReader(file)
     architecture = reader.fields["general.architecture"].contents()
-    if architecture not in READ_BY_LLAMA_CPP:
-        raise UnsupportedModel(
-            f"llama.cpp is not known to read a bias behind attention in a model of architecture {architecture!r} (it "
-            f"does for {', '.join(READ_BY_LLAMA_CPP)}); write a checkpoint instead (trimtab bake --out FOLDER)"
-        )
     held = {tensor.name: tensor for tensor in reader.tensors}
+    if architecture not in READ_BY_LLAMA_CPP and not any(name.endswith("attn_output.bias") for name in held):
+        raise UnsupportedModel(
+            f"llama.cpp does not read a bias behind attention in a model of architecture {architecture!r} (it does for "
+            f"{', '.join(READ_BY_LLAMA_CPP)}, and where a file has such biases); write a checkpoint instead (trimtab "
+            "bake --out FOLDER)"
+        )
     added: dict[str, Float[np.ndarray, " width"]] = {}
     for layer, bias in biases.items():
         name = f"blk.{layer}.attn_output.bias"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.datasets.questions import QuestionSet
 from trimtab.edits.prompts import Prompted
 from trimtab.errors import BadValue
 from trimtab.protocols import Cost, Knobs, Method
@@ -33,7 +32,7 @@ class FewShot(Method):
         self,
         model: Any,
         tokenizer: Any,
-        train: QuestionSet,
+        train: Any,
         *,
         knobs: Knobs | None = None,
         seed: int = 0,
@@ -48,6 +47,6 @@ class FewShot(Method):
         if not 1 <= k <= len(train):
             raise BadValue(f"{k} shots asked for; there are {len(train)} training questions")
         order = np.random.default_rng([seed, setting["draw"]]).permutation(len(train))[:k]
-        examples = tuple((q.question, q.best_answer) for q in train.select(order))
+        examples = tuple((q.asked, q.best_answer) for q in train.select(order))
         size = sum(len(f"{question}{answer}".encode()) for question, answer in examples)
         return Prompted(examples, name=self.name, cost=Cost(bytes_on_disk=size))

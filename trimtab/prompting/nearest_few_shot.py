@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.datasets.questions import QuestionSet
 from trimtab.edits.retrieval import Retrieved
 from trimtab.protocols import Cost, Knobs, Method
 
@@ -28,7 +27,7 @@ class RetrievedFewShot(Method):
         self,
         model: Any,
         tokenizer: Any,
-        train: QuestionSet,
+        train: Any,
         *,
         knobs: Knobs | None = None,
         seed: int = 0,
@@ -38,7 +37,7 @@ class RetrievedFewShot(Method):
         Raises:
             BadValue: more shots asked for than there are training questions.
         """
-        keys = tuple(q.question for q in train)
-        blocks = tuple(f"Q: {q.question}\nA: {q.best_answer}" for q in train)
+        keys = tuple(q.asked for q in train)
+        blocks = tuple(f"Q: {q.asked}\nA: {q.best_answer}" for q in train)
         cost = Cost(bytes_on_disk=sum(len(block.encode()) for block in blocks))
         return Retrieved(keys, blocks, self.setting(knobs)["shots"], name=self.name, cost=cost)

@@ -200,6 +200,7 @@ def _setting(
     made_on = fingerprint(model)
     return {
         "model": {k: v for k, v in made_on.items() if k != "sample"},
+        "parameters": model.num_parameters(),
         "questions": {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint},
         "parts": [[len(p) for p in part] for part in parts],
         "meters": [meter.describe() for meter in meters],

@@ -51,10 +51,15 @@ class Reproduction:
             if name in self.published:
                 figures, source = self.published[name]
                 lines.append(["", source, *(_printed(figures.get(m.name), m.unit) for m in self.meters)])
-        known = "" if self.published else f"No figures were published for {self.model or 'this model'}.\n\n"
+        size, asked = self.setting["parameters"] / 1e6, self.setting["questions"]
+        about = f"{size:,.0f} million parameters; {asked['n']} questions of {asked['name']}.\n\n"
+        if not self.published:
+            about += (
+                "No figures were published for this model; those of a model of another size are none beside these.\n\n"
+            )
         shown = "\n".join(table_lines(("", "", *(m.heading for m in self.meters)), lines))
         notes = "\n".join(f"- {d}" for d in self.deviations)
-        return f"# {self.name}: {self.model or 'unnamed model'}\n\n{known}{shown}\n\nKnown deviations:\n\n{notes}\n"
+        return f"# {self.name}: {self.model or 'unnamed model'}\n\n{about}{shown}\n\nKnown deviations:\n\n{notes}\n"
 
 
 def pooled_runs(runs: Sequence[Sequence[Run]], meters: Sequence[Meter]) -> dict[str, dict[str, Spread | None]]:

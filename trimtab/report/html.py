@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.cells import MISSING, number
 from trimtab.compare.comparison import Comparison
-from trimtab.compare.design import BASELINE
 from trimtab.compare.rows import ResultRow
 from trimtab.report import charts, verdict
 from trimtab.report import markdown as text
+from trimtab.report.answers import answered_items
 from trimtab.report.knobs import knobs_figure
 from trimtab.report.settings import SETTINGS, TRIES, expected_best, tried
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-N_ANSWERS = 6
 WORDS = ("chosen settings", "setting", TRIES[2], TRIES[3])
 """Headings of columns that hold words rather than figures."""
 
@@ -75,7 +74,7 @@ def to_html(comparison: Comparison, *, title: str = "Comparison") -> str:
         costs=_table(text.cost_headings(run), (text.cost_cells(r, run) for r in rows)),
         tried=_table(SETTINGS, tried(run)),
         low_data=_low_data(run),
-        answers=_answers(run, rows),
+        answers=answered_items(run, rows),
         pictures={name: figure and svg(figure) for name, figure in pictures.items()},
         terms={term: run.worded(meaning) for term, meaning in text.HOW_TO_READ.items()},
         notes=text.notes(run),
@@ -127,37 +126,6 @@ def _moved(run: Comparison, rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             shares = f"{right} % the right way, {wrong} % the wrong way, {still} % not at all"
             found.append({"name": row.name, "shares": shares, "right": moved.right, "wrong": moved.wrong})
     return found
-
-
-def _answers(run: Comparison, rows: Sequence[ResultRow]) -> dict[str, Any] | None:
-    """Return test items with what the unedited model says of them, and every method's edited model.
-
-    What is said is the first column that a meter shows; its first figure says whether it counts. First come items on
-    which the leading row moved, either way.
-    """
-    shown = {m["name"]: m["shown"][0] for m in run.specification["meters"] if m["shown"]}
-    meter = next((m for m in run.summed if m.name in shown), None)
-    base = [t for t in run.of(BASELINE, run.sizes[-1]) if t["status"] == "done"]
-    if not base or meter is None:
-        return None
-    columns: dict[str, Any] = {}
-    for row in (r for r in rows if r.variant == "best"):
-        # the same fold and seed for all: a method that failed in it has no column
-        for test in run.of(row.method, row.size):
-            if test["status"] == "done" and all(test[key] == base[0][key] for key in ("fold", "seed")):
-                columns[row.method] = run.measurements(test, "best")[0]["rows"].get(run.instrument(meter)) or {}
-    first = verdict.leading(run, rows)
-    moved = first and (d := first.differences.get(run.main.name)) and d.moved
-    wanted = [*moved.right[: N_ANSWERS // 2], *moved.wrong[: N_ANSWERS // 3]] if moved else []
-    items = [item for item in dict.fromkeys([*wanted, *columns[BASELINE]]) if item in columns[BASELINE]][:N_ANSWERS]
-    ahead = [BASELINE, *([first.method] if first and first.method in columns else [])]
-
-    def said(names: Sequence[str], item: str) -> list[tuple[str, str, bool]]:
-        cells = ((name, columns[name][item]) for name in names if item in columns[name])
-        return [(name, cell[shown[meter.name]], cell[meter.columns[0]] >= 0.5) for name, cell in cells]
-
-    others = [name for name in columns if name not in ahead]
-    return {"rows": [(item, said(ahead, item), said(others, item)) for item in items], "first": ahead[-1]}
 
 
 def _printable(value: Any) -> Any:

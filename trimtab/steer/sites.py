@@ -27,6 +27,11 @@ RANKING = 0.2
 """The share of a method's training questions that rank sites, one question at least."""
 
 
+def read_at(items: ItemSet[Any]) -> Position:
+    """Return where the texts of such items are read: style shows in every word, and a last token may be a full stop."""
+    return "mean_answer" if items.measured_by == "pairs" else "last"
+
+
 class ReadAs(NamedTuple):
     """Where and how sites are read."""
 
@@ -128,7 +133,7 @@ class SteeringMethod(Method):
         asked: ItemSet[Any] = as_items(train).asked_as("auto", tokenizer)
         if len(asked) < 2:
             raise BadDataset(f"{self.name} needs two or more training questions, got {len(asked)}: some rank the sites")
-        read = ReadAs(self.site, self.format)
+        read = ReadAs(self.site, self.format, read_at(asked))
 
         def timed() -> tuple[SiteProbes, float]:
             with stopwatch() as seconds:

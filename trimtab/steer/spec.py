@@ -14,7 +14,7 @@ from trimtab.errors import BadValue
 from trimtab.steer.directions import MassMean
 from trimtab.steer.effect import RankBy
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
-from trimtab.steer.sites import Position, ReadAs, Site, SiteProbes
+from trimtab.steer.sites import Position, ReadAs, Site, SiteProbes, read_at
 
 MIDDLE = (0.2, 0.75)
 """The part of a model's depth whose layers are tried by default. Later ones make positive texts likelier, since they
@@ -51,7 +51,7 @@ class ShiftSpec:
     """What ranks the places: `"effect"` (pairs, if not given) or the probes' `"accuracy"` (questions)."""
     position: Position | None = None
     """Where a text's activations are read: at its `"last"` token (questions, if not given), or `"mean_answer"`, the
-    mean over its tokens (pairs), since style shows in every word and the last token may be a mere full stop."""
+    mean over its tokens (pairs), as `read_at` has it."""
     texts: Sequence[str] | None = None
     """Neutral texts for the drift; some of trimtab's own if not given."""
     asking: str = "auto"
@@ -76,8 +76,8 @@ class ShiftSpec:
         """Return the specification with what depends on the data filled in."""
         pairs = are_pairs(items)
         site = self.for_site or ("residual" if pairs else "heads")
-        rank_by, position = ("effect", "mean_answer") if pairs else ("accuracy", "last")
-        return replace(self, site=site, rank_by=self.rank_by or rank_by, position=self.position or position)
+        rank_by = self.rank_by or ("effect" if pairs else "accuracy")
+        return replace(self, site=site, rank_by=rank_by, position=self.position or read_at(items))
 
     @property
     def read(self) -> ReadAs:

