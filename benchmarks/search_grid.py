@@ -42,8 +42,6 @@ from trimtab.models.load.checkpoints import load_model
 from trimtab.protocols import Ready, settings_of
 from trimtab.storage import write_json
 
-CHUNK = 6
-"""Settings that are measured together, and kept together."""
 SEEDS, TRIES, NEAR = 10, 8, 0.03
 
 
@@ -93,6 +91,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/search_grid"))
     parser.add_argument("--json", type=Path, help="write the record here; OUT/search_grid.json if not given")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--together", type=int, default=6, help="settings that are measured, and kept, together")
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no part after this")
     parser.add_argument("--methods", nargs="*", help="only these rows, by name")
     parser.add_argument("--tiny", action="store_true", help="a few questions and three methods")
@@ -128,7 +127,7 @@ def chunks(job: Job, asked: argparse.Namespace) -> Iterator[Path]:
     for name in names(job, asked):
         n = len(settings_of(job.fitted[name]))
         for unit in units(job, name):
-            yield from (folder_of(asked.out, unit) / f"{start:03d}.json" for start in range(0, n, CHUNK))
+            yield from (folder_of(asked.out, unit) / f"{start:03d}.json" for start in range(0, n, asked.together))
 
 
 def spawn(asked: argparse.Namespace) -> None:
@@ -156,7 +155,7 @@ def measure(job: Job, asked: argparse.Namespace) -> None:
         grid = settings_of(job.fitted[name])
         for unit in units(job, name):
             fit, parts = bench.fitter(unit, bench.job.parts(unit)), bench.job.parts(unit)
-            for start in range(0, len(grid), CHUNK):
+            for start in range(0, len(grid), asked.together):
                 path = folder_of(asked.out, unit) / f"{start:03d}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.with_suffix(".lock").open("w") as lock:
@@ -168,7 +167,7 @@ def measure(job: Job, asked: argparse.Namespace) -> None:
                         continue
                     if time.monotonic() > ends:
                         return
-                    some = grid[start : start + CHUNK]
+                    some = grid[start : start + asked.together]
                     write_json(
                         path, {"settings": [dict(k) for k in some], "results": results(bench, unit, fit, parts, some)}
                     )

@@ -26,7 +26,7 @@ from trimtab.edits import DirectionalAblation, Eraser, HeadShift, MemoryEdit, Re
 from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
-from trimtab.evaluate.cost import SPEED, making
+from trimtab.evaluate.cost import cost_meters
 from trimtab.evaluate.counted import behaviour_meter, counted_meters
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
@@ -452,7 +452,7 @@ METERS: dict[str, MeterCase] = {
         m.name: MeterCase(m, MEANINGS)
         for m in reference_meters(settings=BeamSettings(beams=2, max_new_tokens=4), java=False)
     },
-    **{m.name: MeterCase(m, QUESTIONS, "none") for m in (*making(), SPEED)},
+    **{m.name: MeterCase(m, QUESTIONS, "none") for m in cost_meters()},
     "foreign": MeterCase(Surprise(), QUESTIONS),
 }
 

@@ -10,12 +10,12 @@ import pytest
 from tests.comparing import SpyMethod, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model
-from trimtab.compare import bench, draws
+from trimtab.compare import RandomTries, bench, draws
 from trimtab.compare.bench import each
 from trimtab.edits.vectors import HeadShift
 from trimtab.errors import BadValue
 from trimtab.evaluate.table import measurements_of
-from trimtab.steer import ITI, RandomDirection
+from trimtab.steer import CAA, ITI, RandomDirection, sites
 
 ONE = {"seeds": (0,), "n": 12}
 
@@ -96,13 +96,13 @@ def test_an_edit_that_cannot_be_measured_takes_no_other_with_it(monkeypatch, tmp
 
 def test_a_control_takes_the_edit_that_was_chosen_without_making_it_again(monkeypatch, tmp_path) -> None:
     made: list[int] = []
-    plain = ITI.fitter
+    plain = ITI.fitter_with
 
     def fitter(self: ITI, *given: Any, **options: Any) -> Any:
         made.append(1)
         return plain(self, *given, **options)
 
-    monkeypatch.setattr(ITI, "fitter", fitter)
+    monkeypatch.setattr(ITI, "fitter_with", fitter)
     methods = [ITI(top_ks=(2,), alphas=(1, 4)), RandomDirection(draws=2)]
     one = tiny_run(tmp_path / "run", methods, **ONE)
     assert len(made) == 2  # once in each fold
@@ -112,3 +112,22 @@ def test_a_control_takes_the_edit_that_was_chosen_without_making_it_again(monkey
     again = tiny_run(tmp_path / "run", methods, **ONE)
     assert len(made) == 4
     assert [row.draws for row in again.rows()] == [row.draws for row in one.rows()]
+
+
+def test_methods_that_read_the_same_sites_of_a_fold_share_one_capture(monkeypatch, tmp_path) -> None:
+    read: list[str] = []
+    plain = sites.capture_heads
+
+    def capture(*given: Any, **options: Any) -> Any:
+        read.append(options["site"])
+        return plain(*given, **options)
+
+    monkeypatch.setattr(sites, "capture_heads", capture)
+    mean, weights = (ITI(direction=d, top_ks=(2,), alphas=(1, 4)) for d in ("mass_mean", "probe"))
+    methods = [mean, weights, CAA(ranks=(1,), alphas=(1,)), RandomTries(mean)]
+    together = tiny_run(tmp_path / "run", methods, **ONE)
+    assert read == ["heads"] * 2 + ["residual"] * 2 + ["heads"] * 2 + ["residual"] * 2  # two parts of each fold
+    for method in methods[:2]:
+        alone = tiny_run(tmp_path / method.direction, [method], **ONE)
+        one, other = (run.row(method.name) for run in (alone, together))
+        assert (one.metrics, one.settings) == (other.metrics, other.settings)

@@ -20,7 +20,7 @@ def as_before(measured: dict[str, Any]) -> dict[str, Any]:
     questions = [{"question": key, **said, **choice} for key, said, choice in both]
     drift = rows["drift"] and [[row["ce"], row["kl"]] for row in rows["drift"].values()]
     rest = {key: value for key, value in measured.items() if key not in ("rows", "values", "records")}
-    return {"questions": questions, "drift": drift, "ms_per_token": measured["values"]["ms_per_token"], **rest}
+    return {"questions": questions, "drift": drift, "ms_per_token": measured["values"].get("ms_per_token"), **rest}
 
 
 def rewritten(folder: Path) -> None:
@@ -31,11 +31,17 @@ def rewritten(folder: Path) -> None:
         "judge": "length_judge", "convention": "plain", "metric": "true_info", "texts": "0123", "max_new_tokens": 4,
     }  # fmt: skip
     (folder / "record.json").write_text(json.dumps(record))
-    for path in (folder / "records").glob("*/*.json"):
-        one = json.loads(path.read_text())
-        if "measured" in one:
-            found = one["measured"]
-            one["measured"] = as_before(found) if "rows" in found else {n: as_before(m) for n, m in found.items()}
+    for unit in (folder / "records").iterdir():
+        sizes = {}  # then part of what making took
+        for path in sorted(unit.glob("*.json")):  # test.json before trial-000.json
+            one = json.loads(path.read_text())
+            if "measured" in one:
+                own = one["measured"]
+                several = {path.stem[-1]: own} if "rows" in own else own
+                sizes |= {n: m["values"].get("bytes_on_disk") for n, m in several.items()}
+                one["measured"] = as_before(own) if "rows" in own else {n: as_before(m) for n, m in own.items()}
+            if "made" in one:
+                one["made"]["bytes_on_disk"] = sizes.get(path.stem[-1])
             path.write_text(json.dumps(one))
 
 

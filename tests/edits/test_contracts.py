@@ -52,8 +52,9 @@ def the_model(family: str) -> Any:
     return model
 
 
+@cache
 def made(name: str, family: str) -> tuple[Any, Edit]:
-    """Return a model that all tests share, and the edit of this name for it."""
+    """Return a model that all tests share, and the edit of this name for it, made once."""
     model = the_model(family)
     return model, EDITS[name].make(model)
 

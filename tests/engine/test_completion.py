@@ -16,6 +16,7 @@ from trimtab.activations import Head
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.vectors import HeadShift
+from trimtab.engine import generate
 from trimtab.engine import sharing as prefix_mode
 from trimtab.engine.beam_search import beam_texts
 from trimtab.engine.completion import AnswerEnd, complete, completions
@@ -85,12 +86,25 @@ def test_a_prompt_runs_once_for_all_edits_that_leave_it_unedited() -> None:
     model = tiny_model("llama")
     edits = shifts(model)
     with widths(model) as seen:
-        completions(model, tiny_tokenizer(), PROMPTS, edits, **OPTIONS)
-        together = list(seen)
-        seen.clear()
-        one_by_one(model, edits)
-    assert len(together) == 2  # two batches
-    assert sorted(seen) == sorted((width + 1) for width in together * len(edits))
+        together = completions(model, tiny_tokenizer(), PROMPTS, edits, max_new_tokens=8)
+    with widths(model) as alone:
+        expected = [complete(model, tiny_tokenizer(), PROMPTS, edit, max_new_tokens=8) for edit in edits]
+    assert together == expected and len(set(map(tuple, together))) > 1
+    assert len(seen) == 1 and alone == [seen[0] + 1] * len(edits)
+
+
+def test_edits_that_leave_the_prompt_unedited_go_on_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes, plain = tiny_model("llama"), [], generate.new_tokens
+
+    def noted(edited: Any, tokenizer: Any, batch: Any, *rest: Any) -> Any:
+        sizes.append(len(batch.indices))
+        return plain(edited, tokenizer, batch, *rest)
+
+    monkeypatch.setattr(generate, "new_tokens", noted)
+    completions(model, tiny_tokenizer(), PROMPTS, shifts(model), max_new_tokens=8)
+    assert sizes == [4 * len(PROMPTS)]
+    completions(model, tiny_tokenizer(), PROMPTS, shifts(model), max_new_tokens=8, batch_size=3)
+    assert max(sizes[1:]) == 3 and sum(sizes[1:]) == sizes[0]
 
 
 def test_an_edit_that_changes_how_the_prompt_runs_has_a_prompt_of_its_own() -> None:
@@ -98,8 +112,8 @@ def test_an_edit_that_changes_how_the_prompt_runs_has_a_prompt_of_its_own() -> N
     none, half, whole, _ = shifts(model)
     editing: list[Any] = [none, PromptEditing(half), whole]
     with widths(model) as seen:
-        found = completions(model, tiny_tokenizer(), PROMPTS, editing, **OPTIONS)
-    assert len(seen) == 2 + 2  # two batches once for two edits, and once for the one
+        found = completions(model, tiny_tokenizer(), PROMPTS, editing, max_new_tokens=8)
+    assert len(seen) == 1 + 1  # once for two edits, and once for the one
     assert found == one_by_one(model, [none, half, whole])
 
 
@@ -182,8 +196,8 @@ def test_answers_of_many_edits_are_those_of_each() -> None:
     edits: list[Edit] = [NoEdit(), FEW_SHOT, half, Stacked((FEW_SHOT, whole))]
     asked = (model, tiny_tokenizer(), questions)
     with widths(model) as seen:
-        found = generate_answers_many(*asked, edits, **OPTIONS)
-    assert len(seen) == 2 + 2  # the plain prompts, and those with examples
+        found = generate_answers_many(*asked, edits, max_new_tokens=8)
+    assert len(seen) == 1 + 1  # the plain prompts, and those with examples
     assert list(found) == [generate_answers(*asked, edit, **OPTIONS) for edit in edits]
 
 

@@ -1,4 +1,4 @@
-"""answer_logprobs against plain forwards over one text at a time."""
+"""score_answers against plain forwards over one text at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.measuring import answer_logprob, random_shift, shifted_from
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.engine import sharing as prefix_mode
-from trimtab.engine.score import answer_logprobs, token_logprobs
+from trimtab.engine.score import score_answers, token_logprobs
 from trimtab.errors import BadValue
 from trimtab.evaluate import drift, generate_answers
 from trimtab.models.tokens import AnswerTokens, tokenize_answer
@@ -31,8 +31,11 @@ def answers() -> list[AnswerTokens]:
     return [tokenize_answer(tokenizer, p + t, len(p) + 1) for p in prompts for t in texts]
 
 
-def score(model, edit=None, *, items=None, batch_size=5):
-    return answer_logprobs(model, tiny_tokenizer(), items or answers(), edit or NoEdit(), batch_size=batch_size)
+def score(model, edit=None, *, items=None, batch_size=5, tokenizer=None):
+    scores = score_answers(
+        model, tokenizer or tiny_tokenizer(), items or answers(), [edit or NoEdit()], batch_size=batch_size
+    )
+    return list(scores.logprobs[0])
 
 
 def one_by_one(model, items=None):
@@ -155,7 +158,7 @@ def test_an_edit_is_entered_once_for_all_batches(monkeypatch):
 
 def test_a_tokenizer_without_padding_token_scores_the_same():
     model = tiny_model(dtype=torch.float64)
-    without = answer_logprobs(model, tiny_tokenizer(pad=False), answers(), NoEdit(), batch_size=4)
+    without = score(model, batch_size=4, tokenizer=tiny_tokenizer(pad=False))
     assert without == pytest.approx(score(model), abs=TOLERANCE)
 
 

@@ -18,7 +18,7 @@ from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.retrieval import Retrieved
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate import drift
+from trimtab.evaluate import divergence, drift
 
 # of different lengths, so that every batch is padded
 TEXTS = ["The sky.", "Snow fell on the old road all night.", "It rained.", "A cart went by, and then another one."]
@@ -276,3 +276,23 @@ def test_the_record_is_json():
     assert record["kl"] == result.kl.as_dict()
     assert record["ce"]["mean"] == float(result.ce)
     assert record["per_text"] == [list(pair) for pair in result.per_text]
+
+
+def test_an_edit_is_put_in_place_once_for_as_many_batches_as_may_be_held(monkeypatch):
+    model, entered = tiny_model("llama"), []
+
+    class Counting(NoEdit):
+        unchanged_layers = 0
+
+        def applied(self, model: Any, positions: Any = "generated") -> Any:
+            entered.append(positions)
+            return super().applied(model, positions)
+
+    texts = ["The sky is blue.", "Snow.", "It rained all night on the old road.", "A cart went by."]
+    drifts = sys.modules[drift.__module__].drifts
+    several = drifts(model, tiny_tokenizer(), [Counting()], texts=texts, batch_size=1)
+    assert entered == ["all"]
+    monkeypatch.setattr(divergence, "free_bytes", lambda _: 0)
+    assert drifts(model, tiny_tokenizer(), [Counting()], texts=texts, batch_size=1) == several
+    assert len(entered) == 1 + 4
+    assert drifts(model, tiny_tokenizer(), [], texts=texts) == ()

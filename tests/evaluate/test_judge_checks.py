@@ -17,7 +17,7 @@ from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.judges.checking import NONSENSE, agreed, false_accepts, read_labels, tried_judge, with_people
 from trimtab.evaluate.judges.judge_data import Graded, judge_parts, questions_of
 from trimtab.evaluate.judges.verdicts import judge_line, judge_record
-from trimtab.peft.judge import tune_judge
+from trimtab.peft.tuned_judge import tune_judge
 from trimtab.protocols import Verdict, as_judge
 
 QUESTIONS = QuestionSet(tuple(Question(f"What is {i}?", (f"It is {i}.",), (f"It is {i + 1}.",)) for i in range(12)))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests import four_bit
 from tests.by_hand import padded, prompt_ids
+from tests.cases import UNLIKE
 from tests.observing import generated, state_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tune.test_own_methods import (
@@ -231,13 +232,21 @@ def test_without_the_guard_gradients_after_an_evaluation_are_wrong(tmp_path):
 # every method that says it runs on 4-bit weights
 
 
+def of_families(*families: str) -> list[Any]:
+    """Return every method on the first family, on the second those that no other one stands for; the rest slowly."""
+    return [
+        pytest.param(family, name, marks=[pytest.mark.slow] * (i > 1 or (i == 1 and name not in UNLIKE)))
+        for i, family in enumerate(families)
+        for name in LEAVES_WEIGHTS
+    ]
+
+
 @cache
 def shared(folder: Path) -> Any:
     return quantised(folder)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", pytest.param("gpt-neox", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", LEAVES_WEIGHTS)
+@pytest.mark.parametrize(("family", "name"), of_families("llama-gqa", "gpt2", "gpt-neox"))
 def test_methods_train_on_four_bit_weights_as_on_dequantised_ones_and_leave_no_trace(folders, family, name):
     model, method = shared(folders[family]), METHODS[name]
     twin = dequantised_twin(model, folders[family])
@@ -262,8 +271,7 @@ def test_methods_train_on_four_bit_weights_as_on_dequantised_ones_and_leave_no_t
 STARTS_AT_BASE_OF_TWIN = [n for n in LEAVES_WEIGHTS if not n.startswith(("prompt", "prefix"))]
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
-@pytest.mark.parametrize("name", LEAVES_WEIGHTS)
+@pytest.mark.parametrize(("family", "name"), of_families("llama-gqa", "gpt2"))
 def test_padding_generation_and_checkpointing_hold_on_four_bit_weights(folders, family, name):
     model, rows = shared(folders[family]), [prompt_ids(3), prompt_ids(6, seed=1)]
     ids, mask = padded(rows, "left")

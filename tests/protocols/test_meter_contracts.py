@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -38,10 +38,42 @@ def measured(name: str, *chosen: Any, items: Any = None) -> list[Measured | None
     return list(case.meter.instrument.measure(the_model(), tiny_tokenizer(), items or case.items, chosen))
 
 
+class Found(NamedTuple):
+    """What an instrument measured, once for all meters that sum up its rows, and whether it left all as it was."""
+
+    together: tuple[Measured | None, ...]
+    """Of all edits at once."""
+    alone: tuple[Measured | None, ...]
+    """Of each edit by itself."""
+    left_all: bool
+
+
 @cache
+def found_by(first: str) -> Found:
+    before, draws = state_of(the_model()), random_state()
+    together = tuple(measured(first, *edits()))
+    left_all = (state_of(the_model()), random_state()) == (before, draws)
+    return Found(together, tuple(measured(first, edit)[0] for edit in edits()), left_all)
+
+
+@cache
+def one_by_one(first: str) -> tuple[Measured, list[Measured]]:
+    """Return what was measured of one edit on all items, and on each item by itself."""
+    case, (together, *_) = METERS[first], measured(first, edits()[1])
+    return together, [measured(first, edits()[1], items=case.items[i : i + 1])[0] for i in range(len(case.items))]
+
+
+@cache
+def first_of(name: str) -> str:
+    """Return the first of the meters that sum up the same rows."""
+    wanted = METERS[name]
+    return next(
+        n for n, c in METERS.items() if c.meter.instrument == wanted.meter.instrument and c.items is wanted.items
+    )
+
+
 def found(name: str) -> tuple[Measured | None, ...]:
-    """Return what was measured of all edits at once, once for all tests."""
-    return tuple(measured(name, *edits()))
+    return found_by(first_of(name)).together
 
 
 def numbers(name: str, one: Measured) -> np.ndarray:
@@ -62,10 +94,8 @@ def test_a_meter_says_what_its_figure_is_in_plain_values(name):
 
 @every_meter
 def test_measuring_leaves_the_model_and_all_random_numbers_as_they_were(name):
-    before, draws = state_of(the_model()), random_state()
     assert len(found(name)) == len(edits())
-    assert state_of(the_model()) == before
-    assert random_state() == draws
+    assert found_by(first_of(name)).left_all
 
 
 @MEASURING
@@ -108,8 +138,7 @@ def test_an_edit_of_no_strength_measures_as_no_edit_and_one_that_acts_does_not(n
 
 @MEASURING
 def test_several_edits_at_once_measure_as_each_alone(name):
-    for edit, together in zip(edits(), found(name), strict=True):
-        (alone,) = measured(name, edit)
+    for alone, together in zip(found_by(first_of(name)).alone, found(name), strict=True):
         assert (alone is None) == (together is None)
         if alone is not None:
             assert list(alone.rows) == list(together.rows)
@@ -118,8 +147,7 @@ def test_several_edits_at_once_measure_as_each_alone(name):
 
 @pytest.mark.parametrize("name", [name for name, case in METERS.items() if case.rows == "items"])
 def test_items_in_one_padded_batch_measure_as_one_by_one(name):
-    case, (together, *_) = METERS[name], measured(name, edits()[1])
-    apart = [measured(name, edits()[1], items=case.items[i : i + 1])[0] for i in range(len(case.items))]
+    case, (together, apart) = METERS[name], one_by_one(first_of(name))
     rows = {key: row for one in apart for key, row in one.rows.items()}
     assert list(rows) == list(together.rows)
     assert columns_of(case.meter, rows) == pytest.approx(numbers(name, together), abs=1e-4)

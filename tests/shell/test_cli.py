@@ -45,11 +45,11 @@ def test_of_several_processes_the_first_alone_prints(rank: str, printed: bool, m
 @pytest.fixture
 def small_world(monkeypatch):
     """Cut questions, texts and strengths, so that the demo's whole path takes seconds."""
-    parts = {"development": folklore("development")[:30], "final": folklore("final")[:8]}
+    parts = {"development": folklore("development")[:20], "final": folklore("final")[:5]}
     monkeypatch.setattr(import_module("trimtab.datasets.folklore"), "folklore", lambda part: parts[part])
-    monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(4))
+    monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(3))
     # the package exports a function of the same name as this module
-    monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(6))
+    monkeypatch.setattr(import_module("trimtab.evaluate.drift"), "neutral_texts", lambda: neutral_texts(3))
 
 
 ROWS = ["Baseline", "Few-shot", "ITI", "Few-shot + ITI", "LoRA r=8", "Random direction"]
@@ -66,7 +66,7 @@ def test_demo_prints_the_table_and_three_answers_and_writes_the_run_folder(small
     assert (tmp_path / "run" / "heads.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert [r["name"] for r in record["rows"]] == ROWS
-    assert len(record["rows"][0]["details"]["generated"]) == 8
+    assert len(record["rows"][0]["details"]["generated"]) == 5
     require_intervals(record["rows"])
 
 

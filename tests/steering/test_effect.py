@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from trimtab.edits import HeadShift, ResidualShift
 from trimtab.engine.slopes import answer_slopes
 from trimtab.errors import BadValue
 from trimtab.evaluate import contrast, drift
+from trimtab.models.anatomy import decoder_layers
 from trimtab.models.tokens import AnswerTokens
 from trimtab.steer import rank_sites
 
@@ -143,3 +145,29 @@ def test_a_way_to_rank_that_there_is_not_and_a_site_that_the_shift_lacks_are_ref
         every_layer(model).on([7])
     with pytest.raises(BadValue, match=r"no head 3\.9 to shift; there are heads 0\.0 to 2\.3"):
         every_head(model).on([Head(3, 9)])
+
+
+@pytest.mark.parametrize("sampled", [None, 3])
+def test_where_memory_runs_out_the_slopes_are_the_same(sampled, monkeypatch):
+    model, sizes = tiny_model(), list[int]()
+    answers = [AnswerTokens([5, 6, 7, 8 + i, 9][: 3 + i % 3], 2, 3 + i % 3) for i in range(6)]
+    along = {"residual": torch.ones(len(decoder_layers(model)), 1, model.config.hidden_size)}
+    expected = answer_slopes(model, tiny_tokenizer(), answers, along, sampled=sampled, batch_size=2)["residual"]
+    monkeypatch.setattr(model, "forward", failing(model.forward, sizes, above=2))
+    found = answer_slopes(model, tiny_tokenizer(), answers, along, sampled=sampled, batch_size=4)["residual"]
+    assert max(sizes) == 4 and sizes.count(2) == 3
+    torch.testing.assert_close(found, expected)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def failing(forward: Any, sizes: list[int], *, above: int) -> Any:
+    """Return a forward that runs out of memory with more rows."""
+
+    @functools.wraps(forward)
+    def run(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        if sizes[-1] > above:
+            raise torch.OutOfMemoryError
+        return forward(**given)
+
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import nullcontext
 from itertools import product
 
@@ -457,7 +458,7 @@ def test_a_finished_adapter_needs_no_start_from_data(tmp_path):
         (lambda: configured(hf_peft.LilyConfig), "LILY averages over all tokens"),
         (
             lambda: configured(hf_peft.PolyConfig, ["q_proj"]).attach(tiny_model(), seed=0),
-            "POLY does not run on the model: PEFT stops with 'task_ids should not be None.'",
+            "POLY does not run on the model: PEFT says 'task_ids should not be None.'",
         ),
         (
             lambda: configured(hf_peft.ShadowConfig, ["q_proj"]).attach(tiny_model(), seed=0),
@@ -663,3 +664,25 @@ def test_an_edit_knows_its_losses_and_the_questions_that_it_was_tuned_on(tuned):
     edit = tuned("lora")
     assert list(edit.losses) == edit.record["losses"] and len(edit.losses) == 4
     assert list(edit.fitted_on) == [q.key for q in tiny_questions(6)]
+
+
+def test_what_peft_says_of_an_adapter_that_it_cannot_merge_is_a_sentence(tmp_path, monkeypatch):
+    model = tiny_model("llama-gqa")
+    config = hf_peft.LoraConfig(r=2, lora_bias=True, target_modules=["up_proj", "o_proj"], init_lora_weights=False)
+    with pytest.warns(UserWarning):  # PEFT's own, when it makes and writes one
+        hf_peft.get_peft_model(tiny_model("llama-gqa"), config).save_pretrained(tmp_path / "theirs")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*invalid shape")
+        edit, unedited = peft.TunedEdit.load(tmp_path / "theirs"), logits(model)
+        with edit.applied(model) as tuned:
+            assert not torch.equal(logits(tuned), unedited)
+        edit.save(tmp_path / "ours")
+    with pytest.raises(BadValue, match=r"cannot be merged: PEFT says 'Impossible to merge"):
+        edit.merged(model)
+
+    def broken(*args, **options):
+        raise KeyError("weight")
+
+    monkeypatch.setattr(hf_peft.PeftModel, "merge_and_unload", broken, raising=False)
+    with pytest.raises(BadValue, match=r"cannot be merged: PEFT says .*weight"):
+        fitted("lora", model).merged(model)

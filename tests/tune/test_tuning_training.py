@@ -10,6 +10,7 @@ import sys
 import textwrap
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -465,11 +466,10 @@ def test_fp16_is_refused_where_it_cannot_be_scaled(monkeypatch):
     with pytest.raises(BadValue, match='"fp16" needs a GPU'):
         fitted("lora", model, precision="fp16")
     assert state_of(model) == before
-    # as on a GPU: parts in float32 may, weights in float16 may not
-    half = tiny_model(dtype=torch.float16)
-    for name, refused in (("lora", False), ("full", True)):
-        attached = METHODS[name].attach(half, seed=0)
-        with pytest.raises(BadValue, match="cannot train weights that are float16") if refused else nullcontext():
+    # as on a GPU: parts in float32 may, weights in 16 bits may not
+    for dtype, (name, refused) in product(("float16", "bfloat16"), (("lora", False), ("full", True))):
+        attached = METHODS[name].attach(tiny_model(dtype=getattr(torch, dtype)), seed=0)
+        with pytest.raises(BadValue, match=f"cannot train weights that are {dtype}") if refused else nullcontext():
             _require_scalable(attached, torch.device("cuda"))
         attached.detach()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.facts_flag import FactsName, named_facts
+from trimtab.cli.facts_flag import FactPrompt, FactsName, Subject, named_facts
 from trimtab.cli.method_names import EDITORS
 from trimtab.cli.options import AsJson, Limit, Loading, Output, Seed, one_of
 
@@ -21,8 +21,8 @@ OF_ONE_LAYER = ("ft-l", "grace")
 
 @verb
 def edit(
-    prompt: Annotated[str | None, typer.Argument(help="One fact: a prompt with {} where its subject stands.")] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="The subject of that one fact.")] = None,
+    prompt: FactPrompt = None,
+    subject: Subject = None,
     new: Annotated[str | None, typer.Option("--new", help="Its new answer.")] = None,
     facts: FactsName = None,
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(EDITORS)}.")] = "rome",
@@ -128,7 +128,7 @@ def _facts(prompt: str | None, subject: str | None, new: str | None, facts: str 
 
 def _method(name: str, layer: str | None, statistics: str, cache: Path | None, opened: Any, seed: int) -> "Method":
     from trimtab.errors import BadValue
-    from trimtab.knowledge import EMMET, GRACE, MEMIT, ROME, AlphaEdit, FineTuneL
+    from trimtab.knowledge.editors import ROME
     from trimtab.knowledge.layer_choice import choose_layer
     from trimtab.knowledge.moments import KeyStatistics, usual_cache
 
@@ -146,10 +146,8 @@ def _method(name: str, layer: str | None, statistics: str, cache: Path | None, o
     if name in OF_ONE_LAYER:
         if layers and len(layers) > 1:
             raise BadValue(f"{name} takes one layer, got --layer {layer}")
-        one = layers[0] if layers else None
-        return GRACE(layer=one) if name == "grace" else FineTuneL(layer=one)
-    editors: dict[str, Any] = {"rome": ROME, "memit": MEMIT, "emmet": EMMET, "alphaedit": AlphaEdit}
-    return editors[name](layers=layers, **given)
+        return EDITORS[name].type(layer=layers[0] if layers else None)
+    return EDITORS[name].type(layers=layers, **given)
 
 
 def _show(edited: Any, rows: list[dict[str, Any]], measured: Any, out: Path) -> None:

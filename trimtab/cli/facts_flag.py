@@ -1,4 +1,4 @@
-"""`--facts`: the facts that verbs write or trace, from a file or by name."""
+"""The facts that verbs write or trace: one by its prompt and subject, or `--facts`, from a file or by name."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +7,8 @@ import typer
 if TYPE_CHECKING:
     from trimtab.datasets.facts import FactSet
 
+FactPrompt = Annotated[str | None, typer.Argument(help="One fact: a prompt with {} where its subject stands.")]
+Subject = Annotated[str | None, typer.Option("--subject", help="The subject of that one fact.")]
 FactsName = Annotated[
     str | None,
     typer.Option("--facts", metavar="FILE|atlas", help="Several: trimtab's .jsonl, CounterFact's or zsRE's .json."),

@@ -76,9 +76,9 @@ def train(
     from trimtab.evaluate.judges.local import JUDGE_KIND, LocalJudge
     from trimtab.evaluate.judges.verdicts import judge_line
     from trimtab.export.checkpoint import checkpoint
-    from trimtab.peft.judge import tune_judge
     from trimtab.peft.methods.full import FullFineTuning
     from trimtab.peft.recipe import Recipe
+    from trimtab.peft.tuned_judge import tune_judge
     from trimtab.storage import RECORD, versions, write_json, written_folder
 
     quiet()

@@ -11,12 +11,17 @@ class Named(NamedTuple):
     place: str
     preset: Mapping[str, Any] = {}
 
+    @property
+    def type(self) -> Any:
+        """The class."""
+        module, _, name = self.place.rpartition(".")
+        return getattr(import_module(module), name)
+
     def made(self, options: Mapping[str, Any], where: str) -> Any:
         """Return the method with these fields of its own or of its recipe; raises `BadValue` as `checking.made`."""
         from trimtab.cli.checking import made
 
-        module, _, name = self.place.rpartition(".")
-        return made(getattr(import_module(module), name), {**self.preset, **options}, where)
+        return made(self.type, {**self.preset, **options}, where)
 
 
 TUNING: Mapping[str, Named] = {

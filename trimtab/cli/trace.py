@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimtab.cli.bundles import verb
-from trimtab.cli.facts_flag import FactsName, named_facts
+from trimtab.cli.facts_flag import FactPrompt, FactsName, Subject, named_facts
 from trimtab.cli.options import AsJson, Limit, Loading, Output, Seed
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @verb
 def trace(
-    prompt: Annotated[str | None, typer.Argument(help="One fact: a prompt with {} where its subject stands.")] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="The subject of that one fact.")] = None,
+    prompt: FactPrompt = None,
+    subject: Subject = None,
     answer: Annotated[
         str | None,
         typer.Option("--answer", help="Its true answer.", show_default="what the model says"),

@@ -14,7 +14,7 @@ from trimtab.cli.options import AsJson, Asking, Data, Limit, Loading, Output, Se
 
 if TYPE_CHECKING:
     from trimtab.datasets.questions import QuestionSet
-    from trimtab.peft.edit import TunedEdit
+    from trimtab.peft.tuned_edit import TunedEdit
 
 Method = Annotated[
     str,
@@ -62,7 +62,7 @@ def tune(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet, read_data
-    from trimtab.peft.edit import KIND
+    from trimtab.peft.tuned_edit import KIND
     from trimtab.protocols import stopwatch
 
     quiet()

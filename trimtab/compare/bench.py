@@ -14,10 +14,10 @@ from trimtab.compare.machine import hardware, place
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder, why
 from trimtab.datasets.item_set import ItemSet
-from trimtab.evaluate.cost import SPEED
+from trimtab.evaluate.cost import USING
 from trimtab.evaluate.table import instruments, measurements_of, summed_up
 from trimtab.plain_values import hash_of
-from trimtab.protocols import Edit, Measured, Meter
+from trimtab.protocols import Edit, Findings, Measured, Meter
 
 Fitter: TypeAlias = Callable[[Mapping[str, Any]], Edit]
 T = TypeVar("T")
@@ -51,6 +51,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.machine, self.place = hardware(self.model), place(self.model)
         self.crowd = 1
+        self.findings, self.found_for = Findings(), ()
+        """What a fold's methods share."""
         self.chosen: dict[Unit, Edit] = {}
         """The edits that were chosen in units whose methods a control follows: it need not make them again."""
 
@@ -71,13 +73,16 @@ class Bench:
             shutil.rmtree(self.folder.answers(unit), ignore_errors=True)
 
     def fitter(self, unit: Unit, parts: Parts) -> Fitter:
-        """Return what fits a unit's method with given knobs, sharing between settings what the method can share."""
+        """Return what fits a unit's method with given knobs, sharing what its settings and a fold's methods can."""
         method, shared = self.job.fitted[unit.method], []
+        if self.found_for != unit[1:]:  # of one fold at a time
+            self.found_for, self.findings = unit[1:], Findings()
 
         def fit(knobs: Mapping[str, Any]) -> Edit:
             # not before the first trial: what fails here is that trial's failure
             if not shared:
-                shared.append(method.fitter(self.model, self.tokenizer, parts.train, seed=unit.seed))
+                given = (self.findings, self.model, self.tokenizer, parts.train)
+                shared.append(method.fitter_with(*given, seed=unit.seed))
             return shared[0](knobs)
 
         return fit
@@ -102,12 +107,20 @@ class Bench:
         own = [meter.kept_in(kept) for meter in meters]
         return measurements_of(self.model, self.tokenizer, items, edits, own, asking=items.asking, seed=unit.seed)
 
-    def last_measurements(self, unit: Unit, edits: Sequence[Edit], test: ItemSet[Any]) -> list[dict[str, Any]]:
-        """Return edits' records on the test questions: of rows, the columns that meters sum up or show."""
-        found = self._measured(unit, edits, test, self.job.meters)
-        return [self._recorded(edit, one, test) for edit, one in zip(edits, found, strict=True)]
+    def last_measurements(
+        self, unit: Unit, edits: Sequence[Edit], test: ItemSet[Any], *, n_costed: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return edits' records on the test questions: of rows, the columns that meters sum up or show.
 
-    def _recorded(self, edit: Edit, found: Mapping[str, Measured | None], test: ItemSet[Any]) -> dict[str, Any]:
+        What an edit takes to use is in those of the first `n_costed`; in all if not given.
+        """
+        found = self._measured(unit, edits, test, self.job.meters)
+        records = [self._recorded(edit, one) for edit, one in zip(edits, found, strict=True)]
+        for edit, record in zip(edits[:n_costed], records, strict=False):
+            record["values"] |= {m.name: m.of(self.model, self.tokenizer, test, edit) for m in USING}
+        return records
+
+    def _recorded(self, edit: Edit, found: Mapping[str, Measured | None]) -> dict[str, Any]:
         rows, values, records = {}, {}, {}
         for name, instrument, sums in instruments(self.job.meters):
             one, columns = found[name], {*instrument.shown, *(c for meter in sums for c in meter.columns)}
@@ -118,7 +131,6 @@ class Bench:
                 rows[name] = kept
             else:
                 values |= {meter.name: one.value for meter in sums}
-        values[SPEED.name] = SPEED.of(self.model, self.tokenizer, test, edit)
         return {"rows": rows, "values": values, "records": records, "edit": edit.describe()}
 
     def of_the_unedited(self, parts: Parts, results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

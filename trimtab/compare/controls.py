@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.compare.wrapped import WrappedMethod
 from trimtab.plain_values import hash_of
-from trimtab.protocols import Edit, Knobs
+from trimtab.protocols import Edit, Findings, Knobs
 from trimtab.steer.random import one_seed
 
 
@@ -55,9 +55,11 @@ class RandomTries(SearchedControl):
         """Return the name beside a method of this name."""
         return f"Random tries ({method})"
 
-    def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
+    def fitter_with(
+        self, findings: Findings, model: Any, tokenizer: Any, train: Any, *, seed: int = 0
+    ) -> Callable[[Knobs], Edit]:
         """Return what fits the method and draws directions in place of its own."""
-        fit = self.method.fitter(model, tokenizer, train, seed=seed)
+        fit = self.method.fitter_with(findings, model, tokenizer, train, seed=seed)
 
         def drawn(knobs: Knobs) -> Edit:
             own = int(hash_of(json.dumps(dict(knobs), sort_keys=True, default=str))[:8], 16)
@@ -77,7 +79,15 @@ class ShuffledLabels(SearchedControl):
         """Return the name beside a method of this name."""
         return f"Shuffled labels ({method})"
 
-    def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
+    def fitter_with(
+        self,
+        findings: Findings,  # noqa: ARG002 - of other labels
+        model: Any,
+        tokenizer: Any,
+        train: Any,
+        *,
+        seed: int = 0,
+    ) -> Callable[[Knobs], Edit]:
         """Return what fits the method on the shuffled questions."""
         fit = self.method.fitter(model, tokenizer, train.shuffled(seed), seed=seed)
         return lambda knobs: fit(knobs).renamed(self.name)

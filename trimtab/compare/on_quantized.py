@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trimtab.before import Before
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.load.checkpoints import load_model
-from trimtab.protocols import Before, Cost, Edit, Knobs, Method, Positions
+from trimtab.protocols import Cost, Edit, Knobs, Method, Positions
 
 
 @dataclass(frozen=True)

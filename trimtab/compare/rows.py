@@ -24,7 +24,7 @@ from trimtab.compare.statistics import (
     question_means,
     spread,
 )
-from trimtab.evaluate.cost import SPEED, making
+from trimtab.evaluate.cost import cost_meters
 from trimtab.evaluate.table import columns_of
 from trimtab.protocols import Meter
 
@@ -177,12 +177,11 @@ def _difference(
 
 
 def _costs(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
-    made = [run.trial(t, t[variant])["made"] for t in used]
-    costs = {meter.name: [m[meter.name] for m in made] for meter in making()}
+    told = [{**run.trial(t, t[variant])["made"], **run.measurements(t, variant)[0]["values"]} for t in used]
+    meters = (*cost_meters(), *run.valued)
+    costs: dict[str, list[Any]] = {meter.name: [one.get(meter.name) for one in told] for meter in meters}
     # what a unit's trials share (activations, probes) is computed in the first of them
     costs["peak_bytes"] = [_peak(run, t) for t in used]
-    for meter in (SPEED, *run.valued):
-        costs[meter.name] = [run.measurements(t, variant)[0]["values"].get(meter.name) for t in used]
     return {k: float(np.median(v)) if v and None not in v else None for k, v in costs.items()}
 
 

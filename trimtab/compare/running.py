@@ -49,8 +49,9 @@ def run(
         meters: what is measured: those that speak of such questions if not given
             (`trimtab.evaluate.defaults.default_meters`), or a list of them with your own.
         out: run folder; running again does only what is missing. A temporary one if not given.
-        design: fields of `Design`: `folds`, `seeds`, `trials` (settings each method may try: spread over its space
-            at first, then beside the best so far), `kl_budget`, `choose_by`, `validation`, `train_sizes`, `asking`.
+        design: fields of `Design`: `folds`, `seeds`, `trials` (settings each method may try: the middle of its
+            space first, then where the scores so far promise most), `kl_budget`, `choose_by`, `validation`,
+            `train_sizes`, `asking`.
 
     Raises:
         BadValue, BadDataset: the design is impossible on these questions, or the judge does not judge.

@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.compare.wrapped import WrappedMethod
 from trimtab.errors import BadValue
-from trimtab.protocols import Edit, Knobs, settings_of
+from trimtab.protocols import Edit, Findings, Knobs, settings_of
 
 STRENGTH = "strength"
 
@@ -44,9 +44,11 @@ class Widened(WrappedMethod):
         """
         return self.fitter(model, tokenizer, train, seed=seed)(dict(knobs or settings_of(self)[0]))
 
-    def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
+    def fitter_with(
+        self, findings: Findings, model: Any, tokenizer: Any, train: Any, *, seed: int = 0
+    ) -> Callable[[Knobs], Edit]:
         """Return a function from knobs to edits; settings that differ in their strength alone are fitted once."""
-        fitted, made = self.method.fitter(model, tokenizer, train, seed=seed), {}
+        fitted, made = self.method.fitter_with(findings, model, tokenizer, train, seed=seed), {}
 
         def at(knobs: Knobs) -> Edit:
             own = {knob: value for knob, value in knobs.items() if knob != STRENGTH}

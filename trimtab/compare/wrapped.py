@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from trimtab.protocols import Method
+from trimtab.protocols import Edit, Findings, Knobs, Method
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,7 @@ class WrappedMethod(Method):
     def changes_prompt_only(self) -> bool:
         """As of the method."""
         return self.method.changes_prompt_only
+
+    def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
+        """Return what fits the method with its change."""
+        return self.fitter_with(Findings(), model, tokenizer, train, seed=seed)

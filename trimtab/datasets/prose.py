@@ -212,6 +212,7 @@ def _compose(state: _State, scene: Scene) -> list[str]:
     return sentences
 
 
+@functools.lru_cache(maxsize=1024)
 def prose(seed: int) -> str:
     """Return one document: a single block of 80 to 170 words, the same for the same ``seed`` everywhere."""
     rng = random.Random(seed)

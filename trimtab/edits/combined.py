@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from trimtab.before import Before
 from trimtab.edits.disk import load_edit
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.anatomy import base_of
 from trimtab.models.carriers import with_biases
 from trimtab.models.identity import fingerprint, standing_for
-from trimtab.protocols import ALL_LAYERS, Before, Cost, Edit, EnterAt, Positions, require_order
+from trimtab.protocols import ALL_LAYERS, Cost, Edit, EnterAt, Positions, require_order
 from trimtab.storage import RECORD, load_record, save_result, versions, write_json, written_folder
 
 

@@ -24,7 +24,7 @@ KINDS = {
     "ablation": "trimtab.edits.ablation.DirectionalAblation",
     "memory edit": "trimtab.edits.memory_edit.MemoryEdit",
     "weight edit": "trimtab.edits.weight_edit.WeightEdit",
-    "tuned edit": "trimtab.peft.edit.TunedEdit",
+    "tuned edit": "trimtab.peft.tuned_edit.TunedEdit",
 }
 """Kind of a folder's record -> the class that loads it, imported on use. A folder itself never names code."""
 HOLDING = {"fit": "shift", "demo run": "shift"}

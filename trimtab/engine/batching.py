@@ -51,6 +51,8 @@ class Limits:
     rows: int
     cached: int
     """Tokens whose keys and values are held: of prompts that wait for their rows, of texts that are generated."""
+    fixed: bool = False
+    """Whether batches of texts stay as they are where memory runs out."""
 
     @classmethod
     def of(cls, model: Any, budget: Budget) -> Limits:
@@ -99,7 +101,7 @@ def longest_first(widths: Sequence[int], limits: Limits, work: Callable[[list[in
 
     def halve(n: int) -> bool:
         limits.cached = n // 2 * widths[left[0]]
-        return n > 1
+        return n > 1 and not limits.fixed
 
     while left:
         batch = next(filled(left, widths.__getitem__, lambda _: 1, limits.cached, limits.rows))

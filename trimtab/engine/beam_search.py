@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models.tokens import encode
+from trimtab.models.tokens import encode_all
 from trimtab.protocols import Edit
 
 
@@ -51,6 +51,6 @@ def beam_texts(
         "no_repeat_ngram_size": settings.no_repeat_ngram,
     }
     decoding = Decoding(settings.max_new_tokens, options)
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
+    ids = encode_all(tokenizer, prompts)
     (texts,) = continuations(model, tokenizer, ids, [edit], decoding, batch_size=batch_size)
     return [text.strip().split("\n")[0].strip() for text in texts]

@@ -10,7 +10,7 @@ import torch
 
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.models.processes import over_processes
-from trimtab.models.tokens import encode
+from trimtab.models.tokens import encode_all
 from trimtab.protocols import Edit
 
 NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
@@ -62,7 +62,7 @@ def completions(
         found = continuations(model, tokenizer, ids, edits, decoding, batch_size=batch_size)
         return list(zip(*([cut(text, **form) for text in texts] for texts in found), strict=True))
 
-    texts = over_processes([encode(tokenizer, prompt, template=template) for prompt in prompts], part)
+    texts = over_processes(encode_all(tokenizer, prompts, template=template), part)
     return [list(of_edit) for of_edit in zip(*texts, strict=True)]
 
 

@@ -79,14 +79,38 @@ def answers(
         BadDataset: there are no questions, or one is empty.
         BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
+    how = {"asking": asking, "settings": settings, "batch_size": batch_size}
+    return answers_many(model, tokenizer, questions, [edit], **how)[0]
+
+
+def answers_many(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[str],
+    edits: Sequence[Edit | None],
+    *,
+    asking: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> list[list[str]]:
+    """Return `answers` under every edit; what edits and prompts share is computed once, as in `continuations`.
+
+    Raises:
+        BadDataset: there are no questions, or one is empty.
+        BadValue, UnsupportedModel, Incompatible: as `continuations`.
+    """
     if not questions or not all(q.strip() for q in questions):
         raise BadDataset("no question to answer" if not questions else "one of the questions is empty")
     form = asking_for(asking, tokenizer)
-    note_asked_otherwise(edit, form.name)
-    ids = [prompt_ids(tokenizer, q, asking=form, edit=edit) for q in questions]
-    decoding = _decoding(tokenizer, form.template, settings)
-    (texts,) = continuations(model, tokenizer, ids, [edit], decoding, batch_size=batch_size)
-    return [cut(text, template=form.template) for text in texts]
+    for edit in edits:
+        note_asked_otherwise(edit, form.name)
+    asked = [tuple(tuple(prompt_ids(tokenizer, q, asking=form, edit=edit)) for q in questions) for edit in edits]
+    decoding, found = _decoding(tokenizer, form.template, settings), dict[int, list[str]]()
+    for ids in dict.fromkeys(asked):
+        alike = [i for i, own in enumerate(asked) if own == ids]
+        texts = continuations(model, tokenizer, ids, [edits[i] for i in alike], decoding, batch_size=batch_size)
+        found |= zip(alike, texts, strict=True)
+    return [[cut(text, template=form.template) for text in found[i]] for i in range(len(edits))]
 
 
 def note_asked_otherwise(edit: Edit | None, asking: str) -> None:

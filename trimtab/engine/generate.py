@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,12 +19,14 @@ from trimtab.models.calling import cache_name, entering, inference, require_numb
 from trimtab.models.hooks import has_edits
 from trimtab.models.tokens import Batch, context_length, pad_id, padded_batch, require_known, require_left_padding
 from trimtab.progress import progress
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, TokenMask
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What a checkpoint may say of sampling; it holds where sampling is asked for."""
 OF_THE_CHECKPOINT = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 """What it alone says; anything else that it says of generation, such as a repetition penalty, does not hold."""
+SAMPLED = 16
+"""Rows of a batch where tokens are drawn, on every machine."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ def continuations(
 ) -> list[list[str]]:
     """Return, for every edit (None: none), the new text after every prompt (given as tokens), without special tokens.
 
-    Prompts are padded on the left. Edits that leave the prompt unedited share the cache of its forward, and what all
-    prompts of a batch begin with is computed once; a prompt's last token, which predicts the first new one, is run by
-    each edit. Batches are as large as their cache may be (see `Limits`), halved where memory runs out; what was
-    generated before stays.
+    Prompts are padded on the left. Edits that leave the prompt unedited share the cache of its forward and stand in
+    one batch behind it, each acting on rows of its own; what all prompts of a batch begin with is computed once.
+    Batches are as large as their cache may be (see `Limits`), halved where memory runs out; what was generated before
+    stays. Where tokens are drawn they have sixteen rows of one edit: the same seed then draws the same everywhere.
 
     Args:
-        batch_size: at most so many prompts at once.
+        batch_size: at most so many rows at once.
 
     Raises:
         BadValue: prompt and new tokens do not fit the model's context; tokens that the model does not know; options
@@ -69,41 +71,54 @@ def continuations(
     """
     _require_room(model, tokenizer, prompts, decoding.max_new_tokens)
     ways = [entering(edit, model) for edit in edits]
-    sharing = [i for i, edit in enumerate(edits) if edit is None or edit.leaves_prompt_unedited]
+    sharing = {i for i, edit in enumerate(edits) if edit is None or edit.leaves_prompt_unedited}
     # under an edit that the caller has in place, no prompt is unedited; beams need a cache for each
     several = {"num_beams", "num_return_sequences"} & decoding.options.keys()
-    if decoding.compiled or several or has_edits(decoder_of(model)) or _has_own_positions(model):
-        sharing = []
+    sampled = decoding.options.get("do_sample", False)
+    if decoding.compiled or several or sampled or has_edits(decoder_of(model)) or _has_own_positions(model):
+        sharing = set()
     limits, pad = Limits.of(model, Budget(rows=batch_size)), pad_id(tokenizer)
+    if sampled:  # what is drawn hangs on who stands in the batch: that must not be the memory's choice
+        limits = replace(limits, rows=batch_size or SAMPLED, cached=1 << 60, fixed=True)
     beams = decoding.options.get("num_beams") or 1
     widths = [beams * (len(prompt) + decoding.max_new_tokens) for prompt in prompts]
     texts: dict[tuple[int, int], str] = {}
     with progress("generating", len(prompts) * len(edits)) as advance:
 
-        def run(index: int, edited: Any, batch: Batch, past: Any = None) -> None:
-            new = tokenizer.batch_decode(new_tokens(edited, tokenizer, batch, decoding, past), skip_special_tokens=True)
-            texts.update({(index, place): text for place, text in zip(batch.indices, new, strict=True)})
-            advance(len(new))
+        def padded(places: Sequence[int]) -> Batch:
+            return padded_batch(prompts, list(places), pad=pad, device=input_device(model), side="left")
 
-        def padded(chosen: list[int]) -> Batch:
-            return padded_batch(prompts, chosen, pad=pad, device=input_device(model), side="left")
+        def run(rows: list[tuple[int, int]], edited: Any, past: Any = None) -> None:
+            with inference(edited):
+                new = new_tokens(edited, tokenizer, padded([place for _, place in rows]), decoding, past)
+            texts.update(zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True))
+            advance(len(rows))
 
-        def together(chosen: list[int]) -> None:
-            left = [index for index in sharing if any((index, place) not in texts for place in chosen)]
-            batch = padded(chosen)
-            past = prompt_cache(model, batch, prompts, pad, several=len(left) > 1)
-            for index in left:
-                # generation writes into the cache that it is given
-                own = past if index == left[-1] else copy.deepcopy(past)
-                with ways[index]("generated") as edited, inference(edited):
-                    run(index, edited, batch, own)
+        def together(some: list[int]) -> None:
+            """Continue rows of several edits in one batch, in which each edit acts on its own rows."""
+            rows = [shared[i] for i in some if shared[i] not in texts]
+            places, acting = list(dict.fromkeys(p for _, p in rows)), list(dict.fromkeys(i for i, _ in rows))
+            past = prompt_cache(model, padded(places), prompts, pad, several=len(acting) > 1)
+            if past is None or len(acting) == 1:
+                for index in acting:
+                    own = [row for row in rows if row[0] == index]
+                    with ways[index]("generated") as edited:
+                        run(own, edited, past)
+                return
+            past.reorder_cache(torch.tensor([places.index(place) for _, place in rows], device=input_device(model)))
+            with contextlib.ExitStack() as stack:
+                for index in acting:
+                    mask = torch.tensor([[i == index] for i, _ in rows], device=input_device(model))
+                    stack.enter_context(ways[index](TokenMask(mask)))
+                run(rows, model, past)
 
-        if sharing:
-            longest_first(widths, limits, together)
-        for index in sorted(set(range(len(edits))) - set(sharing)):
+        # what all edits answer to a prompt stands together, so that the prompt is run once
+        shared = [(index, place) for place in range(len(prompts)) for index in sorted(sharing)]
+        longest_first([widths[place] for _, place in shared], limits, together)
+        for index in sorted(set(range(len(edits))) - sharing):
             compiling = compiled_steps(model) if decoding.compiled else contextlib.nullcontext()
-            with compiling, ways[index]("generated") as edited, inference(edited):
-                longest_first(widths, limits, lambda chosen, i=index, m=edited: run(i, m, padded(chosen)))
+            with compiling, ways[index]("generated") as edited:
+                longest_first(widths, limits, lambda some, i=index, m=edited: run([(i, place) for place in some], m))
     return [[texts[index, place] for place in range(len(prompts))] for index in range(len(edits))]
 
 

@@ -31,23 +31,6 @@ class Scores:
     """Why prefixes were not shared, if they were not."""
 
 
-def answer_logprobs(
-    model: Any,
-    tokenizer: Any,
-    answers: Sequence[AnswerTokens],
-    edit: Edit,
-    *,
-    batch_size: int | None = None,
-    token_budget: int | None = None,
-) -> list[float]:
-    """Return for each tokenised answer the sum of its tokens' log-probabilities given what stands before it.
-
-    See `score_answers`, which does this for many edits at once.
-    """
-    scores = score_answers(model, tokenizer, answers, [edit], batch_size=batch_size, token_budget=token_budget)
-    return list(scores.logprobs[0])
-
-
 def score_answers(
     model: Any,
     tokenizer: Any,

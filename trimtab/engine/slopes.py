@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.engine.batching import Budget, Limits, longest_first
 from trimtab.engine.capture import SITES
 from trimtab.errors import Incompatible
 from trimtab.models.adding import require_uncompiled
@@ -17,8 +19,8 @@ from trimtab.models.anatomy import input_device, moves_weights
 from trimtab.models.calling import differentiable, require_numbers
 from trimtab.models.hooks import Replace
 from trimtab.models.processes import over_processes
-from trimtab.models.tokens import AnswerTokens, length_batches, pad_id
-from trimtab.progress import tracked
+from trimtab.models.tokens import AnswerTokens, pad_id, padded_batch
+from trimtab.progress import progress
 
 Vectors = Mapping[str, Float[Tensor, "layer part width"]]
 """Site (`"heads"`, `"residual"`) -> a vector for each of its places, by layer and head, as `capture_heads` has them."""
@@ -37,7 +39,8 @@ def answer_slopes(
 
     The vector of one place is added, as an edit would, at every position that predicts a token of the answer; the
     others are not. It is attribution patching (Nanda 2023; Syed et al. 2023: gradient times difference) with the
-    vector as the difference: one forward and one backward for all places of all sites.
+    vector as the difference: one forward and one backward for all places of all sites. Batches are halved where memory
+    runs out.
 
     Args:
         sampled: take, in place of the answers' own tokens, tokens drawn from the model's predictions with this seed.
@@ -64,9 +67,12 @@ def _slopes(
     found: list[dict[str, Tensor]] = [{} for _ in answers]
     device = input_device(model)
     ids = [answer.ids[: answer.end] for answer in answers]
-    generator = None if sampled is None else torch.Generator().manual_seed(sampled)
-    batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=device))
-    for batch in tracked(batches, "attributing"):
+    generator = torch.Generator().manual_seed(sampled or 0)
+    limits = replace(Limits.of(model, Budget(rows=batch_size)), cached=1 << 60)
+
+    def attribute(some: list[int]) -> None:
+        drawing = torch.Generator().set_state(generator.get_state())  # again, where memory runs out after it
+        batch = padded_batch(ids, some, pad=pad_id(tokenizer), device=device)
         where = torch.arange(batch.input_ids.shape[1], device=device)
         spans = torch.tensor([[answers[i].start - 1, answers[i].end - 2] for i in batch.indices], device=device)
         predicts = (where >= spans[:, :1]) & (where <= spans[:, 1:])
@@ -80,12 +86,18 @@ def _slopes(
                 hooks = [(m, _adds(strengths[site][:, i], vectors[i], predicts)) for i, m in enumerate(modules)]
                 stack.enter_context(SITES[site].hooks(hooks))
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            total = _summed(logits[:, :-1], batch.input_ids[:, 1:], predicts[:, :-1], generator)
+            draws = None if sampled is None else drawing
+            total = _summed(logits[:, :-1], batch.input_ids[:, 1:], predicts[:, :-1], draws)
             slopes = torch.autograd.grad(total, list(strengths.values()))
         for site, of_site in zip(strengths, slopes, strict=True):
             require_numbers(of_site, "gradients")
             for i, row in zip(batch.indices, of_site, strict=True):
                 found[i][site] = row
+        generator.set_state(drawing.get_state())
+        advance(len(some))
+
+    with progress("attributing", len(ids)) as advance:
+        longest_first(list(map(len, ids)), limits, attribute)
     return found
 
 

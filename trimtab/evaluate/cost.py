@@ -91,12 +91,13 @@ def making(peak: Peak | None = None) -> tuple[CostMeter, ...]:
         CostMeter(
             "trainable_parameters", "fitted or stored numbers", "numbers", lambda *a: a[-1].cost.trainable_parameters
         ),
-        CostMeter("bytes_on_disk", "on disk", "bytes", lambda *a: a[-1].stored_bytes),
         CostMeter("seconds", "seconds to make", "s", lambda *a: a[-1].cost.seconds),
         CostMeter("peak_bytes", "peak memory", "bytes", lambda *_: peak and peak.bytes),
     )
 
 
+STORED = CostMeter("bytes_on_disk", "on disk", "bytes", lambda *a: a[-1].stored_bytes)
+"""The size of its folder."""
 SPEED = CostMeter(
     "ms_per_token",
     "ms per token",
@@ -107,6 +108,14 @@ SPEED = CostMeter(
     ),
 )
 """Time of greedy decoding per new token."""
+USING = (STORED, SPEED)
+"""What it takes to keep and use an edit: of a comparison's chosen ones alone, since it takes long to find out."""
+
+
+def cost_meters() -> tuple[CostMeter, ...]:
+    """Return all of them in the order of tables."""
+    numbers, *rest = making()
+    return (numbers, STORED, *rest, SPEED)
 
 
 def costs(edit: Edit, peak: Peak) -> dict[str, Any]:
@@ -116,19 +125,19 @@ def costs(edit: Edit, peak: Peak) -> dict[str, Any]:
 
 
 def milliseconds_per_token(
-    model: Any, tokenizer: Any, questions: Sequence[str], edit: Edit, *, new_tokens: int = 16
+    model: Any, tokenizer: Any, questions: Sequence[str], edit: Edit, *, new_tokens: int = 8
 ) -> float:
     """Return the time of greedy decoding per new token: the median over the questions, one at a time.
 
     The prompt's own time is in it, as longer prompts are what prompting costs.
     """
-    decoding, seconds = Decoding(new_tokens, {"min_new_tokens": new_tokens}), []
+    seconds: list[float] = []
     with edit.applied(model) as edited, inference(edited):
-        # the first question warms up and is not counted
-        for question in [questions[0], *questions]:
+        # the first two tokens warm up and are not counted
+        for n, question in [(2, questions[0]), *((new_tokens, question) for question in questions)]:
             ids = encode(tokenizer, edit.prompt(question) or f"Q: {question}\nA:")
             (batch,) = length_batches([ids], batch_size=1, pad=0, device=input_device(model))
             started = time.perf_counter()
-            generate.new_tokens(edited, tokenizer, batch, decoding).cpu()  # waits for the device
+            generate.new_tokens(edited, tokenizer, batch, Decoding(n, {"min_new_tokens": n})).cpu()  # waits
             seconds.append(time.perf_counter() - started)
     return 1000 * sorted(seconds[1:])[len(questions) // 2] / new_tokens

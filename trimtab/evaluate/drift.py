@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
-
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from typing import Any, ClassVar
 
 from trimtab.datasets.asking import PLAIN
 from trimtab.datasets.prose import neutral_texts, validation_texts
 from trimtab.edits.combined import NoEdit
-from trimtab.engine.score import last_logits
-from trimtab.engine.shared_layers import SharedLayers
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.divergence import divergence_rows
 from trimtab.evaluate.figure import Figure
 from trimtab.intervals import Estimate, bootstrap_mean
-from trimtab.models.anatomy import input_device
-from trimtab.models.calling import inference, require_numbers
 from trimtab.models.processes import over_processes
-from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id, padded_batch
+from trimtab.models.tokens import context_length, encode_all
 from trimtab.plain_values import hash_of
-from trimtab.progress import tracked
-from trimtab.protocols import ALL_LAYERS, Edit, EnterAt, Measured, Meter
+from trimtab.protocols import Edit, Measured, Meter
 
 
 @dataclass(frozen=True)
@@ -165,9 +156,9 @@ def drifts(
 ) -> tuple[Drift, ...]:
     """Return `drift` of every edit; the unedited model runs once for all of them.
 
-    At any time two tables of next-token distributions over one batch are held, whatever the number of texts and
-    edits. An edit's `unchanged_layers` are not run again. Under a launcher every process measures a stretch of the
-    texts.
+    The unedited model's tables of next-token distributions are held of as many batches as a sixteenth of the free
+    memory takes, or of one; each edit is put in place once for those. An edit's `unchanged_layers` are not run again.
+    Under a launcher every process measures a stretch of the texts.
 
     Raises:
         BadDataset: no text has two tokens or more; a single text instead of several.
@@ -179,19 +170,24 @@ def drifts(
         raise BadValue(f"max_tokens must be at least 2, the first token predicting the second; got {max_tokens}")
     texts = neutral_texts() if texts is None else texts
     limit = min(max_tokens, context_length(model) or max_tokens)
-    kept = [text for text in texts if len(encode(tokenizer, text)) > 1]
-    ids = [encode(tokenizer, text)[:limit] for text in kept]
-    if not ids:
+    long = [pair for pair in zip(texts, encode_all(tokenizer, texts), strict=True) if len(pair[1]) > 1]
+    if not long:
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
-    ahead = [[encode(tokenizer, before) if (before := _ahead(e, text)) else [] for e in edits] for text in kept]
-    work = list(zip(ids, ahead, strict=True))
-    rows = over_processes(work, lambda part: _per_text(model, tokenizer, part, edits, batch_size))
+    ahead = [_ahead(tokenizer, edit, [text for text, _ in long]) for edit in edits]
+    work = [(ids[:limit], [own[i] for own in ahead]) for i, (_, ids) in enumerate(long)]
+    rows = over_processes(work, lambda part: divergence_rows(model, tokenizer, part, edits, batch_size))
     # every text weighs the same: texts are cut to nearly equal length, and intervals resample texts
     return tuple(_summed(of_edit) for of_edit in zip(*rows, strict=True))
 
 
-def _ahead(edit: Edit, text: str) -> str:
-    """Return what an edit sets before a text that is no question."""
+def _ahead(tokenizer: Any, edit: Edit, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens that an edit sets before texts that are no questions."""
+    before = [_said_before(edit, text) for text in texts]
+    ids = encode_all(tokenizer, before) if any(before) else [[]] * len(texts)
+    return [own if said else [] for own, said in zip(ids, before, strict=True)]
+
+
+def _said_before(edit: Edit, text: str) -> str:
     before = edit.before(text)
     if before is not None:
         return PLAIN.ahead(before)
@@ -202,95 +198,3 @@ def _summed(rows: Sequence[tuple[float, float, float]]) -> Drift:
     ce, kl, kl95 = zip(*rows, strict=True)
     means = bootstrap_mean(ce), bootstrap_mean(kl), bootstrap_mean(kl95)
     return Drift(*means, per_text=tuple(zip(ce, kl, strict=True)), per_text_kl95=kl95)
-
-
-_Row: TypeAlias = tuple[float, float, float]
-"""CE, KL and the 95th percentile of KL over the tokens of a text."""
-
-
-def _per_text(
-    model: Any,
-    tokenizer: Any,
-    work: Sequence[tuple[list[int], list[list[int]]]],
-    edits: Sequence[Edit],
-    batch_size: int,
-) -> list[tuple[_Row, ...]]:
-    """Return for each text, given with the tokens that each edit sets before it, its row under every edit."""
-    ids, found = [own for own, _ in work], [[(0.0, 0.0, 0.0)] * len(work) for _ in edits]
-    prompting = [any(ahead[i] for _, ahead in work) for i in range(len(edits))]
-    # what changes no layer, and sets nothing before a text, computes what the unedited model does
-    ways = [
-        None if e.unchanged_layers == ALL_LAYERS and not prompts else (e.prepared(model), e.unchanged_layers)
-        for e, prompts in zip(edits, prompting, strict=True)
-    ]
-    unedited, opening = NoEdit().prepared(model), len(encode(tokenizer, ""))
-    shared = SharedLayers(model, [way[1] for way, prompts in zip(ways, prompting, strict=True) if way and not prompts])
-    batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
-    for batch in tracked(batches, "measuring drift"):
-        plain, real = _logprobs(unedited, batch, shared.recording()), batch.attention_mask[:, 1:].bool()
-        for i, (way, rows) in enumerate(zip(ways, found, strict=True)):
-            edited, counted = plain, real
-            if way is not None and prompting[i]:
-                ahead = [work[place][1][i] for place in batch.indices]
-                edited, counted = _behind(way[0], ahead, [ids[place] for place in batch.indices], opening, plain)
-            elif way is not None:
-                edited = _logprobs(way[0], batch, shared.resumed(way[1]))
-            for place, row in zip(batch.indices, _rows(plain, edited, batch, counted), strict=True):
-                rows[place] = row
-    return list(zip(*found, strict=True))
-
-
-def _logprobs(enter: EnterAt, batch: Batch, within: AbstractContextManager[None]) -> Float[Tensor, "batch seq vocab"]:
-    with enter("all") as edited, inference(edited), within:
-        return _normalised(last_logits(edited, batch, keep=batch.input_ids.shape[1])[:, :-1])
-
-
-def _normalised(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-
-def _behind(
-    enter: EnterAt,
-    ahead: Sequence[list[int]],
-    ids: Sequence[list[int]],
-    opening: int,
-    plain: Float[Tensor, "batch seq vocab"],
-) -> tuple[Float[Tensor, "batch seq vocab"], Bool[Tensor, "batch seq"]]:
-    """Return the edited log-probabilities of texts behind what an edit sets before them, and which of them there are.
-
-    They stand where the plain ones do: `opening` tokens of each text are those that stand before every text, and are
-    not repeated.
-    """
-    with enter("all") as edited, inference(edited):
-        whole = [(before + own[opening:])[: context_length(edited)] for before, own in zip(ahead, ids, strict=True)]
-        # a text's own first token is predicted by what stands before every text, or not at all
-        first = [len(before) - 1 + (opening == 0) for before in ahead]
-        if any(len(tokens) - 1 <= start for tokens, start in zip(whole, first, strict=True)):
-            raise BadValue(
-                f"a prompt of {max(map(len, ahead))} tokens leaves no room for a neutral text in the model's context "
-                f"of {context_length(edited)}; give fewer examples"
-            )
-        batch = padded_batch(whole, [*range(len(whole))], pad=0, device=plain.device)
-        keep = batch.input_ids.shape[1] - min(first)
-        logits = last_logits(edited, batch, keep=keep)
-    moved, counted = plain.clone(), torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
-    for row, (tokens, start) in enumerate(zip(whole, first, strict=True)):
-        n, at = len(tokens) - 1 - start, max(opening, 1) - 1
-        moved[row, at : at + n] = _normalised(logits[row, start - min(first) :][:n])
-        counted[row, at : at + n] = True
-    return moved, counted
-
-
-def _rows(
-    plain: Float[Tensor, "batch seq vocab"],
-    edited: Float[Tensor, "batch seq vocab"],
-    batch: Batch,
-    counted: Bool[Tensor, "batch seq"],
-) -> list[_Row]:
-    ce = -edited.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
-    kl = (plain.exp() * (plain - edited)).sum(-1)
-    means = [x.masked_fill(~counted, 0).sum(1) / counted.sum(1) for x in (ce, kl)]
-    high = kl.masked_fill(~counted, torch.nan).nanquantile(0.95, dim=1)
-    rows = torch.stack([*means, high])
-    require_numbers(rows, "CE or KL")
-    return list(zip(*rows.tolist(), strict=True))

@@ -134,8 +134,13 @@ def encode(tokenizer: Any, text: str, *, template: bool = False) -> list[int]:
     A text that begins with those tokens itself gets them once, and one that a chat template wrote as the template has
     it. What the tokenizer would put behind a text, such as an end token, is left out: nothing could follow it.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids if template else _opened(tokenizer, ids, _opening(tokenizer))
+    return encode_all(tokenizer, [text], template=template)[0]
+
+
+def encode_all(tokenizer: Any, texts: Sequence[str], *, template: bool = False) -> list[list[int]]:
+    """Return every text's `encode`."""
+    bare, first = encode_each(tokenizer, texts, [True] * len(texts)), [] if template else _opening(tokenizer)
+    return [_opened(tokenizer, own["input_ids"], first) for own in bare]
 
 
 def _opening(tokenizer: Any) -> list[int]:

@@ -6,7 +6,6 @@ with without_kernel_advice():  # it loads bitsandbytes
     import peft as hf_peft  # noqa: F401
 
 from trimtab.models.stored_bits import bits_per_parameter
-from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.bottleneck import Bottleneck
 from trimtab.peft.methods.configured import Adapter
@@ -20,6 +19,7 @@ from trimtab.peft.methods.prompt_tuning import PromptTuning
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.tunable import Capabilities
+from trimtab.peft.tuned_edit import TunedEdit
 
 __all__ = [
     "IA3",

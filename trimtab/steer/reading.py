@@ -13,7 +13,7 @@ from torch import Tensor
 from trimtab.activations.captured import HeadActivations
 from trimtab.datasets.statements import Statement
 from trimtab.engine.capture import capture_heads
-from trimtab.engine.conversation import answers
+from trimtab.engine.conversation import answers_many
 from trimtab.protocols import Edit, Measured, Meter
 from trimtab.steer.screen import item_differences
 
@@ -83,16 +83,15 @@ class ReadAnswers(Meter):
         seed: int = 0,  # noqa: ARG002
     ) -> list[Measured]:
         """Return every item's answer under every edit, with its reading."""
-        items, found = items.asked_as(asking, tokenizer), []
+        items, n = items.asked_as(asking, tokenizer), len(items)
         how = {"asking": asking, "settings": {"max_new_tokens": self.max_new_tokens}}
-        for edit in edits:
-            said = answers(model, tokenizer, [item.asked for item in items], edit, **how)
-            answered = zip(items, said, strict=True)
-            told = [items.form_for(item).statement(item.asked, text, True, item.key) for item, text in answered]
-            read = self.reader.read(model, tokenizer, told)
-            rows = [{"text": text, "reading": value} for text, value in zip(said, read, strict=True)]
-            found.append(Measured({item.key: row for item, row in zip(items, rows, strict=True)}))
-        return found
+        said = answers_many(model, tokenizer, [item.asked for item in items], edits, **how)
+        answered = [(item, text) for of_edit in said for item, text in zip(items, of_edit, strict=True)]
+        told = [items.form_for(item).statement(item.asked, text, True, item.key) for item, text in answered]
+        read = self.reader.read(model, tokenizer, told)
+        rows = [{"text": text, "reading": value} for (_, text), value in zip(answered, read, strict=True)]
+        keys = [item.key for item in items]
+        return [Measured(dict(zip(keys, rows[i * n :][:n], strict=True))) for i in range(len(edits))]
 
 
 def read_texts(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> HeadActivations:

@@ -18,7 +18,7 @@ from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
 from trimtab.probes.head_probes import HeadProbes
 from trimtab.probes.logistic import fit_logistic, fit_mass_mean
-from trimtab.protocols import Knobs, Method, stopwatch
+from trimtab.protocols import Findings, Knobs, Method, stopwatch
 
 Site: TypeAlias = Literal["heads", "residual"]
 StatementForm: TypeAlias = Literal["plain", "iti", "bare"] | Format | None
@@ -124,12 +124,24 @@ class SteeringMethod(Method):
             BadDataset: fewer than two questions.
             BadValue: as `fit`, by the function returned.
         """
+        return self.fitter_with(Findings(), model, tokenizer, train, seed=seed)
+
+    def fitter_with(
+        self, findings: Findings, model: Any, tokenizer: Any, train: Rows, *, seed: int = 0
+    ) -> Callable[[Mapping[str, Any]], VectorEdit]:
+        """Return the `fitter`; methods that read the same sites of the same questions share what they read."""
         asked: ItemSet[Any] = as_items(train).asked_as("auto", tokenizer)
         if len(asked) < 2:
             raise BadDataset(f"{self.name} needs two or more training questions, got {len(asked)}: some rank the sites")
-        with stopwatch() as seconds:
-            parts = asked.split(test=max(RANKING, 1 / len(asked)), seed=seed)
-            found = read_sites(model, tokenizer, *parts, ReadAs(self.site, self.format, read_at(asked)), seed=seed)
+        read = ReadAs(self.site, self.format, read_at(asked))
+
+        def timed() -> tuple[SiteProbes, float]:
+            with stopwatch() as seconds:
+                parts = asked.split(test=max(RANKING, 1 / len(asked)), seed=seed)
+                found = read_sites(model, tokenizer, *parts, read, seed=seed)
+            return found, seconds[0]
+
+        found, seconds = findings.once((read, asked.fingerprint, asked.asking, seed), timed)
 
         def at(knobs: Mapping[str, Any]) -> VectorEdit:
             if set(knobs) != set(self.space):
@@ -137,7 +149,7 @@ class SteeringMethod(Method):
                 raise BadValue(f"{self.name} takes the knobs {known}, got {given}; give both and no other")
             made = self.shift(found, knobs, seed=seed)
             # what every setting of the knobs would have had to pay if it had been made alone
-            cost = replace(made.cost, seconds=made.cost.seconds + seconds[0])
+            cost = replace(made.cost, seconds=made.cost.seconds + seconds)
             how = {} if self.format else {"asking": asked.asking}
             return replace(made, name=self.name, cost=cost, record={**made.record, **how}).scaled(knobs["alpha"])
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from trimtab.errors import BadValue, Incompatible, first_line
+from trimtab.errors import BadValue, Incompatible, TrimtabError, first_line
 from trimtab.models.anatomy import base_of
 from trimtab.models.plain import skeleton
 from trimtab.models.seeds import torch_seeded
@@ -28,6 +29,17 @@ from trimtab.peft.parts.snapshot import Snapshot
 from trimtab.peft.tunable import HubAdapter
 
 NAME = "default"
+
+
+@contextlib.contextmanager
+def peft_refusing(what: str, advice: str = "") -> Iterator[None]:
+    """Raise `BadValue` for whatever PEFT raises: it has many kinds, and a file's configuration may hold anything."""
+    try:
+        yield
+    except (TrimtabError, torch.OutOfMemoryError):
+        raise
+    except Exception as cause:
+        raise BadValue(f"{what}: PEFT says {first_line(cause)!r}{advice}") from cause
 
 
 class AttachedAdapter(Attached):
@@ -45,16 +57,13 @@ class AttachedAdapter(Attached):
         """Free numbers in parameters of which only some entries are trained."""
         self._undecayed: list[nn.Parameter] = []
         try:
-            with torch_seeded(seed, base), warnings.catch_warnings():
+            with torch_seeded(seed, base), warnings.catch_warnings(), peft_refusing(f"{what} does not fit the model"):
                 warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|is_gradient_checkpointing).*")
                 # a copy, since get_peft_model writes into the configuration it is given
                 self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
             self.model.train(base.training)
             self._snapshot.restore_modes()
             self._own = [(p, p.detach().to("cpu", copy=True)) for p in before if p.requires_grad]
-        except Exception as cause:  # PEFT has many kinds, and a configuration read from a file may hold anything
-            self._snapshot.restore()
-            raise BadValue(f"{what} does not fit the model: {first_line(cause)}") from cause
         except BaseException:
             self._snapshot.restore()
             raise
@@ -84,8 +93,11 @@ class AttachedAdapter(Attached):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the adapter's state under PEFT's own names."""
-        # "auto" would look for the base's config on the hub; the base's own embeddings are never part of the adapter
-        state = hf_peft.get_peft_model_state_dict(self.model, adapter_name=NAME, save_embedding_layers=False)
+        with warnings.catch_warnings():
+            # it takes LoRA's biases for shards of weights that were not gathered
+            warnings.filterwarnings("ignore", message=".*LoRA tensor\\(s\\) have invalid shape")
+            # "auto" would look for the config on the hub; the base's own embeddings are no part of the adapter
+            state = hf_peft.get_peft_model_state_dict(self.model, adapter_name=NAME, save_embedding_layers=False)
         return {name: tensor.detach() for name, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -128,10 +140,8 @@ class AttachedAdapter(Attached):
             if isinstance(module, BaseTunerLayer):
                 for weight in module.get_base_layer().parameters(recurse=False):
                     weight.data = weight.data.clone()  # a twin's memory is the model's
-        try:
-            return self.model.merge_and_unload()
-        except (NotImplementedError, ValueError, RuntimeError) as cause:  # every class has it, not every method can
-            raise BadValue(f"{self.what} cannot be merged: PEFT says {first_line(cause)!r}; use it as it is") from cause
+        with peft_refusing(f"{self.what} cannot be merged", "; use it as it is"):
+            return self.model.merge_and_unload()  # every class has it, not every method can
 
     @torch.no_grad()
     def detach(self) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.models.seeds import random_state_kept
-from trimtab.peft.edit import TunedEdit
 from trimtab.peft.tunable import Tunable
+from trimtab.peft.tuned_edit import TunedEdit
 from trimtab.protocols import Knobs
 
 

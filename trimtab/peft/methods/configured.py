@@ -11,10 +11,17 @@ import peft as hf_peft
 import torch
 from torch import Tensor
 
-from trimtab.errors import BadValue, first_line
+from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.calling import inference
-from trimtab.peft.methods.adapters import AttachedAdapter, HubBased, finished_config, plain_config, scaled_lora
+from trimtab.peft.methods.adapters import (
+    AttachedAdapter,
+    HubBased,
+    finished_config,
+    peft_refusing,
+    plain_config,
+    scaled_lora,
+)
 from trimtab.peft.methods.full import require_float_weights
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.tunable import Capabilities, HubAdapter
@@ -112,11 +119,8 @@ class Adapter(HubBased):
         if next(base.parameters()).is_meta:
             return
         tokens = torch.zeros(1, 2, dtype=torch.long, device=input_device(base))
-        try:
-            with inference(attached.model):
-                attached.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-        except Exception as cause:
-            raise BadValue(f"{self.name} does not run on the model: PEFT stops with {first_line(cause)!r}") from cause
+        with peft_refusing(f"{self.name} does not run on the model"), inference(attached.model):
+            attached.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
 
     def require_scalable(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise `BadValue` unless there is nothing but LoRA's updates in the tensors."""

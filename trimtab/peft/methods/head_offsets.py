@@ -17,12 +17,12 @@ from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.heads import HeadSite, find_heads
 from trimtab.models.hooks import on_inputs
-from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attaching import AttachedParts, frozen_base, hold, master_dtype, require_no_compiled_graph
 from trimtab.peft.parts.sublayers import config_of, head_width
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.tunable import Capabilities
+from trimtab.peft.tuned_edit import TunedEdit
 from trimtab.protocols import Knobs
 
 

@@ -38,7 +38,6 @@ from trimtab.models.processes import (
 )
 from trimtab.models.tokens import pad_id
 from trimtab.models.twin import twin_of
-from trimtab.peft.edit import TunedEdit
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.parts.attaching import require_whole
 from trimtab.peft.parts.snapshot import Snapshot
@@ -50,6 +49,7 @@ from trimtab.peft.train.runs import TuningRunFolder, require_lasting
 from trimtab.peft.train.sharding import Sharding
 from trimtab.peft.train.trainer_run import cast_once, checkpointed, make_trainer, n_steps, run_trainer
 from trimtab.peft.tunable import Tunable
+from trimtab.peft.tuned_edit import TunedEdit
 from trimtab.protocols import Cost
 
 PLANS = logging.getLogger(__name__)

@@ -92,7 +92,7 @@ def make_trainer(
     `device` is the model's if not given; weights that are split may be kept elsewhere.
 
     Raises:
-        BadValue: fp16 on a CPU, or for parts that are themselves kept in it.
+        BadValue: fp16 on a CPU, or for parts that are themselves kept in 16 bits.
     """
     recipe, device = method.recipe, device or input_device(base_of(attached.model))
     if recipe.precision == "fp16":
@@ -157,10 +157,11 @@ def _require_scalable(attached: Attached, device: torch.device) -> None:
         raise BadValue(
             'precision "fp16" needs a GPU, whose losses are scaled against underflow; use "bf16" or leave it out'
         )
-    if any(p.dtype == torch.float16 for p in attached.trainable().values()):
+    short = next((p.dtype for p in attached.trainable().values() if p.element_size() < 4), None)
+    if short is not None:
         raise BadValue(
-            'precision "fp16" cannot train weights that are float16 themselves: gradients of that dtype cannot be '
-            'unscaled; load the model in float32 or bfloat16, or use "bf16"'
+            f'precision "fp16" cannot train weights that are {str(short).removeprefix("torch.")} themselves: gradients '
+            'of that dtype cannot be unscaled; load the model in float32, or use "bf16"'
         )
 
 

@@ -11,10 +11,10 @@ from trimtab.engine.score import score_answers
 from trimtab.evaluate.judges.checking import Agreed, agreed
 from trimtab.evaluate.judges.judge_data import WORDS, Graded, judge_parts
 from trimtab.models.tokens import tokenize_answer
-from trimtab.peft.edit import TunedEdit
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.methods.full import FullFineTuning
 from trimtab.peft.recipe import Recipe
+from trimtab.peft.tuned_edit import TunedEdit
 from trimtab.protocols import Edit
 
 RECIPE = Recipe(epochs=3, batch_size=128, learning_rate=2e-4)

@@ -1,0 +1,128 @@
+"""CE and KL(unedited || edited) of texts given as tokens, text by text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trimtab.devices import free_bytes
+from trimtab.engine.score import last_logits
+from trimtab.engine.shared_layers import SharedLayers
+from trimtab.errors import BadValue
+from trimtab.models.anatomy import base_of, input_device
+from trimtab.models.calling import inference, require_numbers
+from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id, padded_batch
+from trimtab.progress import tracked
+from trimtab.protocols import ALL_LAYERS, Edit
+
+Row: TypeAlias = tuple[float, float, float]
+"""CE, KL and the 95th percentile of KL over the tokens of a text."""
+
+
+def divergence_rows(
+    model: Any,
+    tokenizer: Any,
+    work: Sequence[tuple[list[int], list[list[int]]]],
+    edits: Sequence[Edit],
+    batch_size: int,
+) -> list[tuple[Row, ...]]:
+    """Return for each text, given with the tokens that each edit sets before it, its row under every edit."""
+    ids, found = [own for own, _ in work], [[(0.0, 0.0, 0.0)] * len(work) for _ in edits]
+    prompting = [any(ahead[i] for _, ahead in work) for i in range(len(edits))]
+    # what changes no layer, and sets nothing before a text, computes what the unedited model does
+    ways = [
+        None if e.unchanged_layers == ALL_LAYERS and not prompts else (e.prepared(model), e.unchanged_layers)
+        for e, prompts in zip(edits, prompting, strict=True)
+    ]
+    opening = len(encode(tokenizer, ""))
+    shared = SharedLayers(model, [way[1] for way, prompts in zip(ways, prompting, strict=True) if way and not prompts])
+    batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
+    held = _held_at_once(model, batches[0])
+    for start in tracked(range(0, len(batches), held), "measuring drift"):
+        some = batches[start : start + held]
+        tables, below = [], []
+        with inference(model):
+            for batch in some:
+                with shared.recording():
+                    tables.append(_logprobs(model, batch))
+                below.append(dict(shared.kept))
+        for i, (way, rows) in enumerate(zip(ways, found, strict=True)):
+            enter, unchanged = way or (lambda _: nullcontext(model), 0)
+            # once for all of them, as putting a tuned edit in place takes longer than a forward
+            with enter("all") as edited, inference(edited):
+                for batch, plain, kept in zip(some, tables, below, strict=True):
+                    table, counted = plain, batch.attention_mask[:, 1:].bool()
+                    if way is not None and prompting[i]:
+                        ahead = [work[place][1][i] for place in batch.indices]
+                        table, counted = _behind(edited, ahead, [ids[place] for place in batch.indices], opening, plain)
+                    elif way is not None:
+                        shared.kept = kept
+                        with shared.resumed(unchanged):
+                            table = _logprobs(edited, batch)
+                    for place, row in zip(batch.indices, _rows(plain, table, batch, counted), strict=True):
+                        rows[place] = row
+    return list(zip(*found, strict=True))
+
+
+def _held_at_once(model: Any, largest: Batch) -> int:
+    """Return of how many batches the unedited model's tables are held: a sixteenth of the free memory, or one."""
+    vocabulary = base_of(model).get_input_embeddings().weight.shape[0]
+    return max(1, free_bytes(input_device(model)) // (16 * 4 * vocabulary * largest.input_ids.numel()))
+
+
+def _logprobs(model: Any, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
+    return _normalised(last_logits(model, batch, keep=batch.input_ids.shape[1])[:, :-1])
+
+
+def _normalised(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _behind(
+    edited: Any,
+    ahead: Sequence[list[int]],
+    ids: Sequence[list[int]],
+    opening: int,
+    plain: Float[Tensor, "batch seq vocab"],
+) -> tuple[Float[Tensor, "batch seq vocab"], Bool[Tensor, "batch seq"]]:
+    """Return the edited log-probabilities of texts behind what an edit sets before them, and which of them there are.
+
+    They stand where the plain ones do: `opening` tokens of each text are those that stand before every text, and are
+    not repeated.
+    """
+    whole = [(before + own[opening:])[: context_length(edited)] for before, own in zip(ahead, ids, strict=True)]
+    # a text's own first token is predicted by what stands before every text, or not at all
+    first = [len(before) - 1 + (opening == 0) for before in ahead]
+    if any(len(tokens) - 1 <= start for tokens, start in zip(whole, first, strict=True)):
+        raise BadValue(
+            f"a prompt of {max(map(len, ahead))} tokens leaves no room for a neutral text in the model's context "
+            f"of {context_length(edited)}; give fewer examples"
+        )
+    batch = padded_batch(whole, [*range(len(whole))], pad=0, device=plain.device)
+    logits = last_logits(edited, batch, keep=batch.input_ids.shape[1] - min(first))
+    moved, counted = plain.clone(), torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
+    for row, (tokens, start) in enumerate(zip(whole, first, strict=True)):
+        n, at = len(tokens) - 1 - start, max(opening, 1) - 1
+        moved[row, at : at + n] = _normalised(logits[row, start - min(first) :][:n])
+        counted[row, at : at + n] = True
+    return moved, counted
+
+
+def _rows(
+    plain: Float[Tensor, "batch seq vocab"],
+    edited: Float[Tensor, "batch seq vocab"],
+    batch: Batch,
+    counted: Bool[Tensor, "batch seq"],
+) -> list[Row]:
+    ce = -edited.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+    kl = (plain.exp() * (plain - edited)).sum(-1)
+    means = [x.masked_fill(~counted, 0).sum(1) / counted.sum(1) for x in (ce, kl)]
+    high = kl.masked_fill(~counted, torch.nan).nanquantile(0.95, dim=1)
+    rows = torch.stack([*means, high])
+    require_numbers(rows, "CE or KL")
+    return list(zip(*rows.tolist(), strict=True))
