@@ -52,7 +52,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """Draw the record: a bar for every strength, as long as its answer, with the drift beside it."""
     from matplotlib.figure import Figure
 
-    rows = [(row, textwrap.wrap(" ".join(row["answer"].split()) + " ...", 92)[:3]) for row in record["rows"]]
+    rows = [(row, textwrap.wrap(" ".join(row["answer"].split()) + " ...", 84)[:3]) for row in record["rows"]]
     height = sum(0.34 + 0.21 * len(lines) for _, lines in rows)
     figure = Figure(figsize=(9.5, 0.5 + height))
     axes = figure.add_axes((0.01, 0.01, 0.98, height / (0.5 + height)))
