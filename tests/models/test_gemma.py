@@ -17,7 +17,7 @@ from trimtab.export.gguf_biases import gguf_with_biases
 from trimtab.models.load.checkpoints import gguf_source
 from trimtab.models.tokens import encode
 
-pytestmark = [pytest.mark.real, pytest.mark.engine]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ def test_it_is_asked_plainly_and_goes_on_as_a_language_model_does(gemma: Any) ->
     assert "Paris" in answer
 
 
+@pytest.mark.engine
 def test_its_tokens_and_likeliest_words_are_those_of_the_engine(gemma: Any) -> None:
     (file, _), model, tokenizer, _ = gemma
     texts = [*tt.datasets.neutral_texts(4), *(f"Q: {q.question}\nA:" for q in tt.datasets.folklore()[:16])]

@@ -39,7 +39,8 @@ def test_two_folds_run_whole_and_every_question_is_measured_once(model):
     assert list(result.rows) == ["Baseline", "ITI"]
     for row in result.rows.values():
         assert {m: s.estimate.n for m, s in row.items() if m in ("true", "mc1")} == {"true": 8, "mc1": 8}
-    assert float(result.rows["Baseline"]["kl"].estimate) == 0
+    unedited = result.rows["Baseline"]["kl"].estimate
+    assert float(unedited) == unedited.low == unedited.high == 0  # nats, not a share of questions
     assert float(result.rows["ITI"]["kl"].estimate) > 0
     text = result.to_markdown()
     assert "honest_llama, results.md and logs | - | 24.7 | 96.0 | - | 25.5 | 40.5 | 2.13 | 0.00" in text

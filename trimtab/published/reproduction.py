@@ -54,9 +54,7 @@ class Reproduction:
         size, asked = self.setting["parameters"] / 1e6, self.setting["questions"]
         about = f"{size:,.0f} million parameters; {asked['n']} questions of {asked['name']}.\n\n"
         if not self.published:
-            about += (
-                "No figures were published for this model; those of a model of another size are none beside these.\n\n"
-            )
+            about += "No figures were published for this model; those of larger models are no measure for these.\n\n"
         shown = "\n".join(table_lines(("", "", *(m.heading for m in self.meters)), lines))
         notes = "\n".join(f"- {d}" for d in self.deviations)
         return f"# {self.name}: {self.model or 'unnamed model'}\n\n{about}{shown}\n\nKnown deviations:\n\n{notes}\n"
@@ -72,7 +70,7 @@ def pooled_runs(runs: Sequence[Sequence[Run]], meters: Sequence[Meter]) -> dict[
                 for found in (fold[name][instrument.name] for fold in folds):
                     for item, columns in zip(found.rows, columns_of(meter, found.rows), strict=True) if found else ():
                         values[seed].setdefault(item, []).append(columns.tolist())
-            pooled[name][meter.name] = spread(values, meter.summary) if any(values.values()) else None
+            pooled[name][meter.name] = spread(values, meter.summary, unit=meter.unit) if any(values.values()) else None
     return pooled
 
 
