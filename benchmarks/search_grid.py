@@ -59,14 +59,15 @@ def main() -> None:
     record = {
         "command": " ".join(sys.argv),
         "seconds": round(time.perf_counter() - started),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "replayed_on": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "kl_budget": job.design.kl_budget,
         "tries": TRIES,
         "search_seeds": SEEDS,
         "missing": left,
         "methods": found,
     }
     write_json(asked.json or asked.out / "search_grid.json", record)
-    print(f"{asked.json or asked.out / 'search_grid.json'}: {record['seconds']} s on {record['device']}")
+    print(f"{asked.json or asked.out / 'search_grid.json'}: {record['seconds']} s on {record['replayed_on']}")
     print(f"NOT FINISHED: {left} parts are missing; call again" if left else "Finished.")
     heads = ["", "settings", "of 10 within 3", "gap, validation", "gap, final [95 %]", "best of 1, 2, 4, 8 tries"]
     print("\n".join(table_lines(heads, [line(name, one) for name, one in found.items() if one])))
@@ -194,7 +195,7 @@ def replayed(job: Job, name: str, out: Path) -> dict[str, Any] | None:
     """Return how ten searches of a method come out on its measured grid; None while a part of it is missing."""
     method, chooser = job.fitted[name], job.chooser
     summary = next(m for m in job.meters if m.name == job.design.choose_by).summary
-    gaps, curves, ours, best = np.zeros((SEEDS, 0)), [], [], []
+    gaps, curves, ours, best, measured = np.zeros((SEEDS, 0)), [], [], [], []
     for unit in units(job, name):
         grid = [
             one
@@ -205,6 +206,7 @@ def replayed(job: Job, name: str, out: Path) -> dict[str, Any] | None:
             return None
         values: list[Any] = [None if one.get("score") is None else chooser.sign * one["score"] for one in grid]
         drift = [one.get("kl") or 0.0 for one in grid]
+        measured.append({"score": [round(value or 0, 6) for value in values], "kl": [round(kl, 4) for kl in drift]})
         known = [i for i, value in enumerate(values) if value is not None]
         top = max(known, key=lambda i: (values[i], -drift[i], -i))
         runs = []
@@ -227,6 +229,9 @@ def replayed(job: Job, name: str, out: Path) -> dict[str, Any] | None:
     of_seed = np.mean(curves, axis=0)  # search seed, number of tries
     return {
         "settings": len(settings_of(method)),
+        "shape": [len(values) for values in method.space.values()],
+        # one line a fold, in the order of the settings: what the search may be tried on again
+        "grid": [{name: " ".join(map(str, row)) for name, row in fold.items()} for fold in measured],
         "near": int((gaps.mean(1) <= NEAR + 1e-12).sum()),
         "near_in_each_fold": (gaps <= NEAR + 1e-12).sum(0).tolist(),
         "validation_gap": float(gaps.mean()),

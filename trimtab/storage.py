@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -36,11 +37,15 @@ def cache_folder(name: str) -> Path:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
-    found = {}
-    for name in ("trimtab", "torch", "transformers", "scikit-learn", "numpy", "bitsandbytes", "peft"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    names = ("trimtab", "torch", "transformers", "scikit-learn", "numpy", "bitsandbytes", "peft")
+    return {name: found for name in names if (found := _version(name))}
+
+
+@functools.cache  # a comparison saves thousands of records, and reading a package's metadata takes milliseconds
+def _version(name: str) -> str | None:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(name)
+    return None
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from trimtab.evaluate.factual import fact_meters
 from trimtab.intervals import Estimate
 from trimtab.prompting import FactsInContext
 from trimtab.protocols import Edit, Method
+from trimtab.report.markdown import to_markdown
 
 SIX = FactSet((*FACTS, *(Fact(thing, "{} is", "red", "grey") for thing in ("Coal", "A rose", "Rain", "Rust"))), "six")
 QUICK = (*fact_meters(), *drift_meters(NeutralTexts(("Snow fell.",), ("The sky was grey.",))))
@@ -56,6 +57,8 @@ def test_every_fact_is_written_and_asked_once_in_every_seed_s_draws(tmp_path):
     for draws in (spy.log[:3], spy.log[3:]):
         assert sorted(key for draw in draws for key in draw) == sorted(fact.key for fact in SIX)
     assert set(spy.log[:3]) != set(spy.log[3:])
+    told = to_markdown(found)
+    assert "on 6 facts of" in told and "paired by fact" in told and "question" not in told.split("## What was run")[0]
     rows: Any = {row.method: row for row in found.rows()}
     assert rows["ROME"].metrics["said"].estimate.n == len(SIX)
     assert rows["ROME"].metrics["kl"].estimate > 0 == rows["Baseline"].metrics["kl"].estimate

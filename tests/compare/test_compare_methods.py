@@ -163,7 +163,7 @@ def test_tuning_a_quantised_copy_leaves_the_model_alone_and_is_measured_against_
     model, tokenizer = load_model(tmp_path)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     method = OnQuantized(LoRA(recipe=SHORT))
-    assert method.name == "LoRA r=8 on nf4" and method.grid == LoRA().grid
+    assert method.name == "LoRA r=8 on nf4" and method.grid == LoRA(recipe=SHORT).grid
     edit = method.fit(model, tokenizer, tiny_questions(4), seed=0)
     row = table(model, tokenizer, tiny_questions(3), [edit], texts=TEXTS, max_new_tokens=3).rows[0]
     assert float(row.kl) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from trimtab.engine.completion import completions
 from trimtab.engine.conversation import answers, prompt_ids, reply
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.errors import BadValue
+from trimtab.evaluate import cost
 from trimtab.evaluate.cost import milliseconds_per_token
 from trimtab.models.seeds import torch_seeded
 
@@ -140,6 +142,19 @@ def test_several_edits_and_none_are_those_of_one_at_a_time() -> None:
     found = continuations(model, tokenizer, prompts, edits, Decoding(8), batch_size=1)
     assert found == [continuations(model, tokenizer, prompts, [edit], Decoding(8))[0] for edit in edits]
     assert found[0] == found[2] != found[1]
+
+
+def test_the_time_of_a_token_is_the_middle_question_s_divided_by_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, now, seconds = tiny_model(), [0.0], iter([90.0, 3.0, 1.0, 8.0])  # the first warms up
+
+    def spent(_model: Any, _tokenizer: Any, _batch: Any, decoding: Any) -> torch.Tensor:
+        now[0] += next(seconds) * decoding.max_new_tokens
+        return torch.zeros(1)
+
+    monkeypatch.setattr(cost.generate, "new_tokens", spent)
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    questions = ["Why?", "What?", "Who?"]
+    assert milliseconds_per_token(model, tiny_tokenizer(), questions, NoEdit(), new_tokens=4) == 3000
 
 
 def test_the_time_of_a_token_is_that_of_whole_answers() -> None:

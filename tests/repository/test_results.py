@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.repository.source import PACKAGE
+from trimtab.compare.search import Search, Tried
 from trimtab.compare.statistics import holm, over_draws, paired, question_means, spread
 
 RESULTS = PACKAGE.parent / "docs" / "results"
@@ -95,3 +96,44 @@ def test_the_printed_differences_and_p_values_are_those_of_the_rows():
             assert said[:3] == expected
             assert said[3] == (0.0014 if "<=" in cells[column] else round(p, 3))
             assert ("<=" in cells[column]) == (p < 0.0015)
+
+
+GRIDS = {
+    name: found
+    for name, found in json.loads((PACKAGE.parent / "benchmarks/results/search_grid.json").read_text())[
+        "methods"
+    ].items()
+    if found
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (len(f["shape"]) > 2)) for n, f in GRIDS.items()]
+)
+def test_eight_tries_come_within_three_points_of_the_best_of_a_measured_grid(name):
+    found = GRIDS[name]
+    folds = [{key: [float(n) for n in row.split()] for key, row in fold.items()} for fold in found["grid"]]
+    settings, near = [{"place": i} for i in range(found["settings"])], 0
+    for seed in range(10):
+        gaps = []
+        for fold, measured in enumerate(folds):
+            search, tried = Search(settings, tuple(found["shape"]), min(8, len(settings)), (seed, 0, fold)), []
+            for number in range(search.n):
+                at = search.knobs(number, tried)["place"]
+                tried.append(Tried({"place": at}, measured["score"][at], measured["kl"][at] <= 0.1))
+            gaps.append(max(measured["score"]) - max(t.score for t in tried))
+        near += np.mean(gaps) <= 0.03
+    assert near == found["near"] >= 9
+
+
+def test_the_table_of_the_search_is_that_of_its_record():
+    text = (PACKAGE.parent / "docs/comparing.md").read_text(encoding="utf-8").split("## Does the search find")[1]
+    printed = [line.strip("| ").split(" | ") for line in text.split("\n## ")[0].splitlines() if line.startswith("| ")][
+        2:
+    ]
+    assert [row[0] for row in printed] == list(GRIDS)
+    for name, *cells in printed:
+        found, gap = GRIDS[name], GRIDS[name]["final_gap"]
+        said = [found["settings"], found["near"], 10, found["validation_gap"], gap["mean"], gap["low"], gap["high"]]
+        expected = [*map(float, said[:3]), *(round(100 * n, 1) for n in said[3:])]
+        assert [float(n) for cell in cells for n in NUMBER.findall(cell)] == expected

@@ -15,13 +15,13 @@ from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import ContrastPair, PairSet, Statement
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate import drift
+from trimtab.evaluate import divergence, drift
 from trimtab.protocols import Measured, Meter
 from trimtab.steer import ShiftSpec, places, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
 from trimtab.steer.pipeline import fit
-from trimtab.steer.places import Tries, choose_place
-from trimtab.steer.reading import Reader, read_texts
+from trimtab.steer.places import FEW, Tries, choose_place
+from trimtab.steer.reading import ReadAnswers, Reader, read_texts
 from trimtab.steer.screen import screen
 
 
@@ -77,15 +77,16 @@ class ByStrength(Meter):
 
 @pytest.mark.parametrize("loops_from", [0.0, 0.7, 9.0])
 def test_of_settings_whose_longer_answers_loop_none_is_taken_while_there_are_others(monkeypatch, loops_from):
-    def answers(_model, _tokenizer, asked, edit, **_):
-        loops = not isinstance(edit, NoEdit) and strength_of(edit) / strongest >= loops_from
-        return ["I do not know. " * 8 if loops else "one plain sentence of words that never come again"] * len(asked)
+    def answers_many(_model, _tokenizer, asked, edits, **_):
+        loops = [not isinstance(edit, NoEdit) and strength_of(edit) / strongest >= loops_from for edit in edits]
+        plain = "one plain sentence of words that never come again"
+        return [["I do not know. " * 8 if loop else plain] * len(asked) for loop in loops]
 
     model, tokenizer, strongest = tiny_model("llama"), tiny_tokenizer(), float("inf")
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
     how = {"metric": ByStrength(), "tries": Tries(1, 0.05, 2, texts=TEXTS)}
-    monkeypatch.setattr(places, "answers", answers)
+    monkeypatch.setattr(places, "answers_many", answers_many)
     strongest = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how).strength
     found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
     assert (found.strength < 0.7 * strongest) == (loops_from == 0.7)
@@ -192,3 +193,40 @@ def test_answers_that_hardly_show_it_are_no_success(moved, verdict):
     assert found.verdict == verdict and f"answers moved {100 * moved / 0.9:.0f} % of the way" in found.sentence
     # the same move is more where less was left
     assert outcome_of({**sweep_of(0.7, 0.9, 0.7, 0.1), "metric": "reading"}).verdict == "works"
+
+
+def test_each_neutral_text_runs_unedited_once_however_often_drift_is_measured(monkeypatch):
+    seen: list[int] = []
+    plain = divergence._unedited
+
+    def counted(model: Any, batch: Any, shared: Any) -> Any:
+        seen.append(len(batch.indices))
+        return plain(model, batch, shared)
+
+    monkeypatch.setattr(divergence, "_unedited", counted)
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shift = every_layer(model)
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    texts = [f"{text} Then night fell {i} times." for i, text in enumerate(TEXTS * 3)]
+    made = choose_place(model, tokenizer, PAIRS, shift, ranking, tries=Tries(1, 0.05, 2, texts=texts))
+    assert sum(seen) in (FEW, len(texts))  # the rest only where the budget is near
+    for trial in made.record["sweep"]["trials"][-4:]:  # weaker and stronger ones, measured last
+        found = [float(drift(model, tokenizer, at(shift, trial), texts=texts[:n], max_tokens=48).kl) for n in (FEW, 9)]
+        assert trial["kl"] in (pytest.approx(found[0], 1e-3), pytest.approx(found[1], 1e-3))
+
+
+def at(shift: Any, trial: dict[str, Any]) -> Any:
+    return shift.on(trial["sites"]).scaled(trial["strength"])
+
+
+def test_answers_under_several_edits_are_read_as_under_each_alone():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    meter = ReadAnswers(Reader(1, torch.linspace(-1, 1, 48).double(), (-1.0, 1.0), 1.0), max_new_tokens=4)
+    edits = [NoEdit(), every_layer(model).scaled(4.0), every_layer(model).scaled(-4.0)]
+    together = meter.measure(model, tokenizer, PAIRS, edits)
+    alone = [meter.measure(model, tokenizer, PAIRS, [edit])[0] for edit in edits]
+    assert len({str(found.rows) for found in together}) == len(edits)
+    for one, other in zip(together, alone, strict=True):
+        for item, row in other.rows.items():
+            assert one.rows[item]["text"] == row["text"]
+            assert one.rows[item]["reading"] == pytest.approx(row["reading"], abs=1e-4)

@@ -556,7 +556,9 @@ def test_unknown_knobs_and_bad_recipes_are_refused():
     for bad in ({"epochs": 0}, {"micro_batch": 3}, {"schedule": "square"}, {"warmup": 1.0}, {"precision": "int8"}):
         with pytest.raises(BadValue):
             peft.Recipe(**bad)
-    assert [k["learning_rate"] for k in METHODS["lora"].grid] == pytest.approx([5e-4 / 3, 5e-4, 1.5e-3])
+    free, named = (replace(METHODS["lora"], recipe=peft.Recipe(learning_rate=rate)) for rate in (None, 5e-3))
+    assert [k["learning_rate"] for k in free.grid] == pytest.approx([5e-4 / 3, 5e-4, 1.5e-3])
+    assert list(named.grid) == [{}]  # what is named is taken, and nothing else tried
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def meters_for(
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
         return (*scores, *contrast_meters(batch_size), *drift)
     answering: dict[str, Any] = {"judge": judge, "convention": answer_form(convention), "batch_size": batch_size}
-    said = () if choices_only else judged_meters(**answering)
-    source = JudgedAnswers(**answering) if wording and not choices_only else None
-    read = () if source is None else (*strict_meters(source), *wording_meters(source))
+    said, read = (), ()
+    if not choices_only:
+        said, source = judged_meters(**answering), JudgedAnswers(**answering)
+        read = (*strict_meters(source), *wording_meters(source)) if wording else ()
     return (*said, *choice_meters(convention, batch_size), *read, *drift)

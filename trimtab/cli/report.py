@@ -14,7 +14,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html and report.md.", show_default="the first run folder")
     ] = None,
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Editing against tuning",
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Comparison",
     meter: OwnMeters = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:

@@ -50,6 +50,10 @@ class RunRecords:
         """Whether every method was measured, or recorded as failed, everywhere."""
         return len(self.tests) == self.n_planned
 
+    def worded(self, text: str) -> str:
+        """Return a text about questions as one about what the run's items are: facts, pairs."""
+        return text.replace("question", self.specification["questions"].get("item", "question"))
+
     @property
     def chooser(self) -> Meter:
         """The meter that settings were chosen by."""

@@ -44,7 +44,12 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
 
 
 def _described(questions: Any) -> dict[str, Any]:
-    return {"name": questions.name, "n": len(questions), "fingerprint": questions.fingerprint}
+    return {
+        "name": questions.name,
+        "n": len(questions),
+        "item": questions.item_word,
+        "fingerprint": questions.fingerprint,
+    }
 
 
 def _key(size: int | None) -> str:

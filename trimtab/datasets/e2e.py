@@ -49,6 +49,7 @@ class MeaningSet(ItemSet[Meaning]):
     meanings: tuple[Meaning, ...]
     name: str = "e2e"
     measured_by: ClassVar[str] = "references"
+    item_word: ClassVar[str] = "meaning"
 
     @property
     def items(self) -> tuple[Meaning, ...]:

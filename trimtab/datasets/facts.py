@@ -102,6 +102,7 @@ class FactSet(ItemSet[Fact]):
     facts: tuple[Fact, ...]
     name: str = "facts"
     measured_by: ClassVar[str] = "facts"
+    item_word: ClassVar[str] = "fact"
     taught: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

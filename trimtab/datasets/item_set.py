@@ -49,6 +49,8 @@ class ItemSet(Sequence[ItemT]):
     name: str
     measured_by: ClassVar[str]
     """Which meters speak of it if nobody says: a key of `trimtab.evaluate.defaults.DEFAULTS`."""
+    item_word: ClassVar[str] = "question"
+    """What one of its items is called in reports."""
     taught: ClassVar[bool] = False
     """Whether methods are measured by the items that they were fitted on, as with facts: what is asked is whether that
     which was written is said, and what it did to paraphrases and neighbours, which nothing was fitted on."""

@@ -44,6 +44,7 @@ class LabelledTexts(ItemSet[LabelledText]):
     labelled: tuple[LabelledText, ...]
     name: str = "texts"
     measured_by: ClassVar[str] = "texts"
+    item_word: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
         self.require_distinct("texts", "keep it once, on one side")

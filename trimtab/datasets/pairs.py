@@ -68,6 +68,7 @@ class PairSet(ItemSet[ContrastPair]):
     form: Form | None = field(default=None, compare=False, repr=False)
     """How its prompts are asked (`asked_as`); as the beginning of the texts if not given."""
     measured_by: ClassVar[str] = "pairs"
+    item_word: ClassVar[str] = "pair"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", tuple(self.pairs))

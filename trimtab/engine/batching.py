@@ -51,6 +51,8 @@ class Limits:
     rows: int
     cached: int
     """Tokens whose keys and values are held: of prompts that wait for their rows, of texts that are generated."""
+    large: float = LARGE
+    """As `LARGE`, of batches of texts that are generated."""
     fixed: bool = False
     """Whether batches of texts stay as they are where memory runs out."""
 
@@ -59,8 +61,9 @@ class Limits:
         """Return the limits to start with."""
         on_gpu = base_of(model).device.type == "cuda"
         tokens = budget.tokens or (16384 if on_gpu else 2048)
-        cached = max(tokens, min(8 * tokens, _cache_room(model)))
-        return cls(tokens, 512 if on_gpu else 256, budget.rows or 1 << 30, cached)
+        # a GPU takes as long for a step of few texts as for one of many
+        cached = max(tokens, min((32 if on_gpu else 8) * tokens, _cache_room(model)))
+        return cls(tokens, 512 if on_gpu else 256, budget.rows or 1 << 30, cached, large=1.0 if on_gpu else LARGE)
 
     def shrunk(self) -> bool:
         """Halve what is held at once; return False where it is small already."""
@@ -104,26 +107,32 @@ def longest_first(widths: Sequence[int], limits: Limits, work: Callable[[list[in
         return n > 1 and not limits.fixed
 
     while left:
-        batch = next(filled(left, widths.__getitem__, lambda _: 1, limits.cached, limits.rows))
+        batch = next(filled(left, widths.__getitem__, lambda _: 1, limits.cached, limits.rows, limits.large))
         if attempted(partial(work, batch), partial(halve, len(batch))):
             del left[: len(batch)]
 
 
 def filled(
-    items: Sequence[T], width: Callable[[T], int], n_rows: Callable[[T], int], tokens: int, rows: int
+    items: Sequence[T],
+    width: Callable[[T], int],
+    n_rows: Callable[[T], int],
+    tokens: int,
+    rows: int,
+    share: float | int = LARGE,
 ) -> Iterator[list[T]]:
     """Yield the items that go into one forward each: as many as may, unless shorter ones would be padded much.
 
     Args:
         width, n_rows: of an item; padded, all of a batch are as wide as its widest.
         tokens, rows: what a batch may hold; one item goes alone where it is larger.
+        share: of the tokens, from which on shorter items begin another batch.
     """
     batch: list[T] = []
     widest = held = 0
     for item in items:
         own, wider = width(item), max(widest, width(item))
         full = (len(batch) + 1) * wider > tokens or held + n_rows(item) > rows
-        large = len(batch) * widest >= tokens * LARGE
+        large = len(batch) * widest >= tokens * share
         if batch and (full or (large and own < LENGTH * widest)):
             yield batch
             batch, wider, held = [], own, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.calling import inference, require_numbers
 from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id, padded_batch
 from trimtab.progress import tracked
-from trimtab.protocols import ALL_LAYERS, Edit
+from trimtab.protocols import ALL_LAYERS, Edit, Findings
 
 Row: TypeAlias = tuple[float, float, float]
 """CE, KL and the 95th percentile of KL over the tokens of a text."""
@@ -30,8 +31,12 @@ def divergence_rows(
     work: Sequence[tuple[list[int], list[list[int]]]],
     edits: Sequence[Edit],
     batch_size: int,
+    findings: Findings | None = None,
 ) -> list[tuple[Row, ...]]:
-    """Return for each text, given with the tokens that each edit sets before it, its row under every edit."""
+    """Return for each text, given with the tokens that each edit sets before it, its row under every edit.
+
+    What the unedited model says of the texts is taken from `findings`, if given, and kept there.
+    """
     ids, found = [own for own, _ in work], [[(0.0, 0.0, 0.0)] * len(work) for _ in edits]
     prompting = [any(ahead[i] for _, ahead in work) for i in range(len(edits))]
     # what changes no layer, and sets nothing before a text, computes what the unedited model does
@@ -40,33 +45,37 @@ def divergence_rows(
         for e, prompts in zip(edits, prompting, strict=True)
     ]
     opening = len(encode(tokenizer, ""))
-    shared = SharedLayers(model, [way[1] for way, prompts in zip(ways, prompting, strict=True) if way and not prompts])
+    starts = [way[1] for way, prompts in zip(ways, prompting, strict=True) if way and not prompts]
+    own = findings or Findings()
+    shared = own.once("shared layers", partial(SharedLayers, model, starts))
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     held = _held_at_once(model, batches[0])
     for start in tracked(range(0, len(batches), held), "measuring drift"):
-        some = batches[start : start + held]
-        tables, below = [], []
-        with inference(model):
-            for batch in some:
-                with shared.recording():
-                    tables.append(_logprobs(model, batch))
-                below.append(dict(shared.kept))
+        some, own = batches[start : start + held], findings or Findings()
+        of = [str([ids[place] for place in batch.indices]) for batch in some]
+        unedited = [own.once(o, partial(_unedited, model, batch, shared)) for o, batch in zip(of, some, strict=True)]
         for i, (way, rows) in enumerate(zip(ways, found, strict=True)):
             enter, unchanged = way or (lambda _: nullcontext(model), 0)
             # once for all of them, as putting a tuned edit in place takes longer than a forward
             with enter("all") as edited, inference(edited):
-                for batch, plain, kept in zip(some, tables, below, strict=True):
+                for batch, (plain, below) in zip(some, unedited, strict=True):
                     table, counted = plain, batch.attention_mask[:, 1:].bool()
                     if way is not None and prompting[i]:
                         ahead = [work[place][1][i] for place in batch.indices]
                         table, counted = _behind(edited, ahead, [ids[place] for place in batch.indices], opening, plain)
                     elif way is not None:
-                        shared.kept = kept
+                        shared.kept = dict(below)
                         with shared.resumed(unchanged):
                             table = _logprobs(edited, batch)
                     for place, row in zip(batch.indices, _rows(plain, table, batch, counted), strict=True):
                         rows[place] = row
     return list(zip(*found, strict=True))
+
+
+def _unedited(model: Any, batch: Batch, shared: SharedLayers) -> tuple[Tensor, dict[int, Any]]:
+    """Return the unedited log-probabilities, and what the layers gave that other forwards may start from."""
+    with inference(model), shared.recording():
+        return _logprobs(model, batch), dict(shared.kept)
 
 
 def _held_at_once(model: Any, largest: Batch) -> int:

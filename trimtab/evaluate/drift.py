@@ -16,7 +16,7 @@ from trimtab.intervals import Estimate, bootstrap_mean
 from trimtab.models.processes import over_processes
 from trimtab.models.tokens import context_length, encode_all
 from trimtab.plain_values import hash_of
-from trimtab.protocols import Edit, Measured, Meter
+from trimtab.protocols import Edit, Findings, Measured, Meter
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,16 @@ def drifts(
     texts: Sequence[str] | None = None,
     max_tokens: int = 128,
     batch_size: int = 32,
+    findings: Findings | None = None,
 ) -> tuple[Drift, ...]:
     """Return `drift` of every edit; the unedited model runs once for all of them.
 
     The unedited model's tables of next-token distributions are held of as many batches as a sixteenth of the free
     memory takes, or of one; each edit is put in place once for those. An edit's `unchanged_layers` are not run again.
     Under a launcher every process measures a stretch of the texts.
+
+    Args:
+        findings: keeps what the unedited model says of these texts for calls to come.
 
     Raises:
         BadDataset: no text has two tokens or more; a single text instead of several.
@@ -175,7 +179,7 @@ def drifts(
         raise BadDataset("no neutral text of two tokens or more to measure drift on")
     ahead = [_ahead(tokenizer, edit, [text for text, _ in long]) for edit in edits]
     work = [(ids[:limit], [own[i] for own in ahead]) for i, (_, ids) in enumerate(long)]
-    rows = over_processes(work, lambda part: divergence_rows(model, tokenizer, part, edits, batch_size))
+    rows = over_processes(work, lambda part: divergence_rows(model, tokenizer, part, edits, batch_size, findings))
     # every text weighs the same: texts are cut to nearly equal length, and intervals resample texts
     return tuple(_summed(of_edit) for of_edit in zip(*rows, strict=True))
 

@@ -16,7 +16,7 @@ from trimtab.engine.shared_layers import SharedLayers
 from trimtab.engine.tail_forward import TailForward
 from trimtab.errors import BadValue
 from trimtab.knowledge.editors import require_facts, warn_of_lost
-from trimtab.knowledge.keys import lookups
+from trimtab.knowledge.keys import subject_last
 from trimtab.knowledge.value import UNTIL, answer_ids
 from trimtab.models.anatomy import decoder_layers, input_device
 from trimtab.models.calling import differentiable, require_numbers
@@ -181,8 +181,8 @@ class _Tails(NamedTuple):
         """Return those of facts, or of the same prompts about something else; raises as `answer_ids`."""
         answers, heads, tails = [], [], []
         for fact in facts:
-            (text,) = lookups(tokenizer, fact, [""])
-            answers.append(answer_ids(tokenizer, fact.asked, text, fact.new))
+            text = subject_last(tokenizer, fact.asked, fact.span)  # its key is the prompt's, as it is asked
+            answers.append(answer_ids(tokenizer, text, fact.new))
             ids = text.ids if decoy is None else encode(tokenizer, fact.prompt.replace("{}", decoy))
             heads.append(ids[:-1])
             tails.append([ids[-1], *answers[-1][:-1]])

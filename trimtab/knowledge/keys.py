@@ -48,6 +48,8 @@ class Lookup(NamedTuple):
     """Of the subject's last token."""
     first: int
     """Of its first token."""
+    text: str = ""
+    """What was tokenised."""
 
 
 def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
@@ -70,7 +72,7 @@ def subject_last(tokenizer: Any, text: str, span: tuple[int, int]) -> Lookup:
             "so that a space or a full stop follows the subject"
         )
     opening = len(ids) - len(made["input_ids"])
-    return Lookup(ids, opening + place, opening + first)
+    return Lookup(ids, opening + place, opening + first, text)
 
 
 def own_texts(model: Any, tokenizer: Any, n: int, length: int, seed: int, **sampling: Any) -> list[str]:
@@ -78,7 +80,7 @@ def own_texts(model: Any, tokenizer: Any, n: int, length: int, seed: int, **samp
     prompts = [encode(tokenizer, OPENINGS[i % len(OPENINGS)]) for i in range(n)]
     decoding = Decoding(length, {"do_sample": True, "temperature": 1.0, **sampling})
     with torch_seeded(seed, model):
-        (texts,) = continuations(model, tokenizer, prompts, [None], decoding, batch_size=64)
+        (texts,) = continuations(model, tokenizer, prompts, [None], decoding, batch_size=32)
     return [OPENINGS[i % len(OPENINGS)] + text for i, text in enumerate(texts)]
 
 
@@ -89,9 +91,19 @@ def contexts(model: Any, tokenizer: Any, n: int, seed: int) -> tuple[str, ...]:
 
 
 def lookups(tokenizer: Any, fact: Fact, before: Sequence[str]) -> list[Lookup]:
-    """Return the fact's prompt behind each of the contexts, with the place of the subject's last token."""
-    start, end = fact.span
-    return [subject_last(tokenizer, b + fact.asked, (len(b) + start, len(b) + end)) for b in before]
+    """Return the fact's prompt behind each of the contexts, with the place of the subject's last token (`standing`)."""
+    return [standing(tokenizer, fact.asked, fact.span, context) for context in before]
+
+
+def standing(tokenizer: Any, text: str, span: tuple[int, int], before: str = "") -> Lookup:
+    """Return `subject_last` of a text behind another, and behind a new line where it would be the very first token.
+
+    Attention sinks into a text's first token, whatever it is, so its key is like no other and every text has it: what
+    is written to it is not the fact's, and wrecks the model (statistics of keys leave that place out for the same
+    reason). Tokenizers that put a token before every text never get there.
+    """
+    found = subject_last(tokenizer, before + text, (len(before) + span[0], len(before) + span[1]))
+    return found if found.place else subject_last(tokenizer, "\n" + text, (1 + span[0], 1 + span[1]))
 
 
 class Seen(NamedTuple):

@@ -136,7 +136,7 @@ def _known(
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1]
         require_numbers(logits, f"the model's answer to {fact.asked!r:.60}")
         said = int(logits.argmax())
-        wanted = answer_ids(tokenizer, fact.asked, texts[fact.key], fact.true)[0] if fact.true else said
+        wanted = answer_ids(tokenizer, texts[fact.key], fact.true)[0] if fact.true else said
         if wanted == said:
             known[fact.key] = said
         else:

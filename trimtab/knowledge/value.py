@@ -14,7 +14,7 @@ from trimtab.datasets.facts import Fact
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.engine.tail_forward import TailForward
 from trimtab.errors import BadValue
-from trimtab.knowledge.keys import Lookup, lookups, subject_last
+from trimtab.knowledge.keys import Lookup, lookups, standing
 from trimtab.models.anatomy import decoder_layers, input_device
 from trimtab.models.calling import differentiable, require_numbers
 from trimtab.models.hooks import on_outputs
@@ -45,7 +45,7 @@ class ValueSearch:
     """Weight of the divergence of what is predicted at the subject's last token in "SUBJECT is a": it should stay."""
     decay: float | int = 0.5
     """Weight of the norm of what is added, over the squared norm of what is there."""
-    batch_size: int = 64
+    batch_size: int = 32
     """At most so many texts in one forward, where a fact has one for each context, and another; changes no value."""
 
     def __post_init__(self) -> None:
@@ -91,10 +91,10 @@ class _Rows:
         texts: list[Lookup] = []
         answers: list[list[int]] = []
         for fact in facts:
-            for context, text in zip(before, lookups(tokenizer, fact, before), strict=True):
+            for text in lookups(tokenizer, fact, before):
                 texts.append(text)
-                answers.append(answer_ids(tokenizer, context + fact.asked, text, fact.new))
-            texts.append(subject_last(tokenizer, f"{fact.subject} is a", (0, len(fact.subject))))
+                answers.append(answer_ids(tokenizer, text, fact.new))
+            texts.append(standing(tokenizer, f"{fact.subject} is a", (0, len(fact.subject))))
             answers.append([])
         heads = [text.ids[: text.place] for text in texts]
         tails = [text.ids[text.place :] + answer[:-1] for text, answer in zip(texts, answers, strict=True)]
@@ -130,16 +130,16 @@ def sought_values(
     return found
 
 
-def answer_ids(tokenizer: Any, prompt: str, text: Lookup, answer: str) -> list[int]:
+def answer_ids(tokenizer: Any, asked: Lookup, answer: str) -> list[int]:
     """Return the tokens that the answer adds to the prompt's own."""
-    whole = encode(tokenizer, f"{prompt} {answer}")
-    if whole[: len(text.ids)] != text.ids:
+    whole = encode(tokenizer, f"{asked.text} {answer}")
+    if whole[: len(asked.ids)] != asked.ids:
         raise BadValue(
-            f"the tokens of {prompt[-60:]!r} change when {answer!r} follows; end the prompt with a whole word"
+            f"the tokens of {asked.text[-60:]!r} change when {answer!r} follows; end the prompt with a whole word"
         )
-    if len(whole) == len(text.ids):
+    if len(whole) == len(asked.ids):
         raise BadValue(f"the answer {answer!r} has no token of its own; give another")
-    return whole[len(text.ids) :]
+    return whole[len(asked.ids) :]
 
 
 def _descend(model: Any, site: MlpSite, rows: _Rows, shared: SharedLayers, search: ValueSearch) -> list[SoughtValue]:

@@ -68,7 +68,9 @@ class Tunable(Method):
 
     @property
     def space(self) -> Mapping[str, Sequence[Any]]:
-        """What a comparison may choose among: a third, once and three times the method's learning rate."""
+        """What may be chosen among: a third, once and three times the method's learning rate; none if one is named."""
+        if self.recipe.learning_rate is not None:
+            return {}
         return {"learning_rate": tuple(round(self.learning_rate * factor, 10) for factor in (1 / 3, 1.0, 3.0))}
 
     @abstractmethod

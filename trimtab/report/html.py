@@ -23,7 +23,7 @@ WORDS = ("chosen settings", "setting", TRIES[2], TRIES[3])
 """Headings of columns that hold words rather than figures."""
 
 
-def write_report(comparison: Comparison, folder: str | Path, *, title: str = "Editing against tuning") -> list[Path]:
+def write_report(comparison: Comparison, folder: str | Path, *, title: str = "Comparison") -> list[Path]:
     """Write `report.html` and `report.md` to a folder and return their paths; a half-finished run is marked as such."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def write_report(comparison: Comparison, folder: str | Path, *, title: str = "Ed
     return [page, lines]
 
 
-def to_html(comparison: Comparison, *, title: str = "Editing against tuning") -> str:
+def to_html(comparison: Comparison, *, title: str = "Comparison") -> str:
     """Return one page with everything in it: no scripts, no requests, pictures as SVG."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -76,9 +76,10 @@ def to_html(comparison: Comparison, *, title: str = "Editing against tuning") ->
         low_data=_low_data(run),
         answers=answered_items(run, rows),
         pictures={name: figure and svg(figure) for name, figure in pictures.items()},
-        terms=text.HOW_TO_READ,
+        terms={term: run.worded(meaning) for term, meaning in text.HOW_TO_READ.items()},
         notes=text.notes(run),
-        caveats=text.CAVEATS,
+        caveats=[run.worded(caveat) for caveat in text.CAVEATS],
+        items=run.worded("questions"),
         facts={**text.facts(run), **text.methods_in_words(run)},
     )
 

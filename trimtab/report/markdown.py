@@ -133,7 +133,7 @@ def difference_headings(run: RunRecords) -> list[str]:
             for m in _tested(run)
             for h in (f"{m.heading} {MINUS} baseline", "p", "p (Holm)", "moved right / wrong / not")
         ),
-        "questions",
+        run.worded("questions"),
     ]
 
 
@@ -192,12 +192,12 @@ def facts(comparison: Comparison) -> dict[str, str]:
     test = s["test"] and f"{s['test']['n']} of {s['test']['name']} (hash {s['test']['fingerprint']})"
     return {
         "Model": f"{model['name'] or 'unnamed'}, {model['dtype']}, quantization {model['quantization'] or 'none'}",
-        "Questions to train and choose on": questions,
-        "Test questions": test or "each fold's held-out part",
+        comparison.worded("questions to train and choose on").capitalize(): questions,
+        comparison.worded("Test questions"): test or "each fold's held-out part",
         "Design": f"{design['folds']} fold(s), seeds {', '.join(map(str, design['seeds']))}, up to {design['trials']} "
         f"trials per method, {100 * design['validation']:.0f} % of a training fold to choose on",
-        "Chosen by": f"{comparison.chooser.heading} on validation questions; KL budget {design['kl_budget']} nats per "
-        "token",
+        "Chosen by": f"{comparison.chooser.heading} on validation {comparison.worded('questions')}; "
+        f"KL budget {design['kl_budget']} nats per token",
         **{_measured(comparison, name): text for name, text in _instruments(s["meters"]).items()},
         "Peak memory": "; ".join(f"{kind}: {n} records" for kind, n in comparison.peak_kinds.items()) or "not told",
         "Hardware": "; ".join(f"{name}: {n} records" for name, n in comparison.machines.items()) or "nothing run yet",
@@ -227,7 +227,7 @@ def notes(comparison: Comparison) -> list[str]:
     """Return what the rows must say, those of the main table first, then those of smaller numbers of questions."""
     found = []
     for size in (comparison.sizes[-1], *comparison.sizes[:-1]):
-        where = "" if size == comparison.sizes[-1] else f", {size} training questions"
+        where = "" if size == comparison.sizes[-1] else comparison.worded(f", {size} training questions")
         found += [f"{row.name}{where}: {note}" for row in comparison.rows(size) for note in row.notes]
     return found
 
@@ -240,7 +240,7 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     lines += [f"**{warning}**\n" for warning in warnings_of(comparison)]
     lines += ["## What follows", "", *(f"- {said}" for said in conclusions(comparison)), ""]
     lines += ["## What it gains", "", *table_lines(quality, quality_rows(comparison, comparison.sizes[-1])), ""]
-    lines += [*(f"- **{term}**: {meaning}" for term, meaning in HOW_TO_READ.items()), ""]
+    lines += [*(f"- **{term}**: {comparison.worded(meaning)}" for term, meaning in HOW_TO_READ.items()), ""]
     damage = (broken_cells(r, comparison) for r in rows)
     lines += ["## What it breaks", "", *table_lines(broken_headings(comparison), damage), ""]
     tested = (difference_cells(r, comparison) for r in rows if r.differences)
@@ -249,11 +249,20 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     lines += ["## What it costs", "", *table_lines(cost_headings(comparison), costs), ""]
     for smaller in comparison.sizes[:-1]:
         fewer = (quality_cells(r, comparison) for r in comparison.rows(smaller))
-        lines += [f"## {smaller or 'All'} training questions", "", *table_lines(quality, fewer), ""]
+        lines += [comparison.worded(f"## {smaller or 'All'} training questions"), "", *table_lines(quality, fewer), ""]
     lines += ["## Settings tried", "", *table_lines(TRIES, expected_best(comparison)), ""]
     lines += [*table_lines(SETTINGS, tried(comparison)), ""]
     noted = [f"- {note}" for note in notes(comparison)]
-    lines += ["## Notes", "", *(noted or ["- none"]), "", "## Caveats", "", *(f"- {c}" for c in CAVEATS), ""]
+    lines += [
+        "## Notes",
+        "",
+        *(noted or ["- none"]),
+        "",
+        "## Caveats",
+        "",
+        *(f"- {comparison.worded(c)}" for c in CAVEATS),
+        "",
+    ]
     lines += ["## What was run", ""]
     lines += [f"- {key}: {value}" for key, value in facts(comparison).items()]
     lines += [f"- {name}: {text}" for name, text in methods_in_words(comparison).items()]

@@ -22,7 +22,8 @@ def about(run: Comparison) -> str:
     name = Path(said["model"]["name"] or "a model without a name").name
     seeds, folds = len(design["seeds"]), design["folds"]
     return (
-        f"{name} on {on['n']} questions of {on['name']}: {_count(folds, 'fold')}, {_count(seeds, 'seed')}, "
+        f"{name} on {on['n']} {run.worded('questions')} of {on['name']}: "
+        f"{_count(folds, 'fold')}, {_count(seeds, 'seed')}, "
         f"up to {design['trials']} tries for each method, chosen by {run.chooser.heading}."
     )
 
@@ -72,7 +73,7 @@ def conclusions(run: Comparison) -> list[str]:
         f"Apart means p at most {LEVEL} in sign-flip tests paired by question, after Holm's correction over all {n} "
         "pairs of rows; what broke is tested against the unedited model, Holm over the rows."
     )
-    return told
+    return [run.worded(text) for text in told]
 
 
 Pairs = dict[frozenset[str], Contrast]
@@ -181,7 +182,7 @@ def _broken(run: Comparison, ranked: Sequence[ResultRow]) -> list[str]:
     ]
     what = f"in {', '.join(tested)} or" if tested else "in"
     if not found:
-        return [f"What broke: nothing was shown {what} drift beyond the budget."]
+        return [f"What broke, against the unedited model: nothing was shown {what} drift beyond the budget."]
     return [f"What broke, against the unedited model: {'; '.join(found)}. Nothing was shown of the other rows."]
 
 

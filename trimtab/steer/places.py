@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,13 +15,13 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.prose import validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import VectorEdit
-from trimtab.engine.conversation import answers
+from trimtab.engine.conversation import answers_many
 from trimtab.errors import BadValue
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.table import columns_of, summed_up
 from trimtab.intervals import bootstrap_mean
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, Measured, Meter
+from trimtab.protocols import Edit, Findings, Measured, Meter
 from trimtab.steer.effect import SiteRanking
 from trimtab.steer.meters import Metric, meter_for
 from trimtab.steer.outcome import REPEATS, repetition
@@ -119,9 +120,14 @@ def choose_place(
     require_budget(tries.kl_budget)
     texts = validation_texts()[: 3 * FEW] if tries.texts is None else tries.texts
 
-    def kls_of(settings: Sequence[_Setting], some: Sequence[str] = texts[:FEW]) -> list[float]:
-        edits = [s.made for s in settings]
-        return [float(d.kl) for d in drifts(model, tokenizer, edits, texts=some, max_tokens=tries.max_tokens)]
+    findings, bounds = Findings(), (0, FEW // 2, FEW, len(texts))
+
+    def kls_of(settings: Sequence[_Setting], n: int = FEW) -> list[float]:
+        """Return the drift on the first n texts, for n of `bounds`: these parts run unedited once for all calls."""
+        edits, parts = [s.made for s in settings], [texts[a:b] for a, b in pairwise(bounds) if a < min(n, len(texts))]
+        how: dict[str, Any] = {"max_tokens": tries.max_tokens, "findings": findings}
+        found = [drifts(model, tokenizer, edits, texts=part, **how) for part in parts]
+        return [float(np.mean([kl for d in of_edit for _, kl in d.per_text])) for of_edit in zip(*found, strict=True)]
 
     def scores_of(edits: Sequence[Edit]) -> list[_Score]:
         found = meter.instrument.measure(model, tokenizer, items, edits, asking=items.asking)
@@ -129,9 +135,7 @@ def choose_place(
 
     steps = tracked(range(4), "trying places")
     next(steps)
-    settings = _at_budget(
-        _settings(shift, ranking, tries), lambda some: kls_of(some, texts[: FEW // 2]), tries.kl_budget
-    )
+    settings = _at_budget(_settings(shift, ranking, tries), lambda some: kls_of(some, FEW // 2), tries.kl_budget)
     next(steps)
     kls = kls_of(settings)
     unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
@@ -147,21 +151,24 @@ def choose_place(
     within = [i for i, s in enumerate(settings) if not s.control and kls[i] <= tries.kl_budget]
     within.sort(key=lambda i: (meter.sign * scores[i].value, -kls[i]))
 
-    def repeated(edit: Edit) -> float:
+    def repeated(*edits: Edit) -> list[float]:
         if not unedited.answers:
-            return 0.0
+            return [0.0] * len(edits)
         asked, settings = [item.asked for item in items], {"max_new_tokens": LONG}
-        texts = answers(model, tokenizer, asked, edit, asking=items.asking, settings=settings)
-        return sum(map(repetition, texts)) / len(texts)
+        several = answers_many(model, tokenizer, asked, edits, asking=items.asking, settings=settings)
+        return [sum(map(repetition, texts)) / len(texts) for texts in several]
 
-    repeats, before = dict[int, float](), repeated(NoEdit())
+    repeats, before = dict[int, float](), 0.0
     while within and len(repeats) < CHECKED:
         place = within.pop()
         if kls[place] > NEAR * tries.kl_budget and len(texts) > FEW:
-            kls[place] = kls_of([settings[place]], texts)[0]
+            kls[place] = kls_of([settings[place]], len(texts))[0]
             if kls[place] > tries.kl_budget:
                 continue
-        repeats[place] = repeated(settings[place].made)
+        if repeats:
+            (repeats[place],) = repeated(settings[place].made)
+        else:
+            before, repeats[place] = repeated(NoEdit(), settings[place].made)
         if repeats[place] <= before + REPEATS:
             break
     if not repeats:
