@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +85,12 @@ def test_another_models_tokenizer_is_refused(way: str) -> None:
         WAYS[way](model, tiny_tokenizer())
 
 
+@cache
+def without_defaults(way: str) -> Any:
+    """Return what a checkpoint that says nothing of generation gives."""
+    return WAYS[way](tiny_model(), tiny_tokenizer())
+
+
 @every_way
 @pytest.mark.parametrize(
     "defaults",
@@ -103,8 +110,7 @@ def test_another_models_tokenizer_is_refused(way: str) -> None:
 def test_of_a_checkpoints_generation_defaults_none_holds(
     way: str, defaults: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    expected = WAYS[way](model, tokenizer)
+    model, tokenizer, expected = tiny_model(), tiny_tokenizer(), without_defaults(way)
     if way == "sampling":
         defaults.pop("temperature", None)
     for name, value in defaults.items():  # as a file may say, which nothing checks
