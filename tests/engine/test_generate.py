@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,12 +84,6 @@ def test_another_models_tokenizer_is_refused(way: str) -> None:
         WAYS[way](model, tiny_tokenizer())
 
 
-@cache
-def without_defaults(way: str) -> Any:
-    """Return what a checkpoint that says nothing of generation gives."""
-    return WAYS[way](tiny_model(), tiny_tokenizer())
-
-
 @every_way
 @pytest.mark.parametrize(
     "defaults",
@@ -110,7 +103,8 @@ def without_defaults(way: str) -> Any:
 def test_of_a_checkpoints_generation_defaults_none_holds(
     way: str, defaults: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer, expected = tiny_model(), tiny_tokenizer(), without_defaults(way)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    expected = WAYS[way](model, tokenizer)
     if way == "sampling":
         defaults.pop("temperature", None)
     for name, value in defaults.items():  # as a file may say, which nothing checks
