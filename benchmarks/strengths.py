@@ -52,7 +52,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """Draw the record: a bar for every strength, as long as its answer, with the drift beside it."""
     from matplotlib.figure import Figure
 
-    rows = [(row, textwrap.wrap(" ".join(row["answer"].split()) + " ...", 92)[:3]) for row in record["rows"]]
+    rows = [(row, lines_of(" ".join(row["answer"].split()) + " ...")) for row in record["rows"]]
     height = sum(0.34 + 0.21 * len(lines) for _, lines in rows)
     figure = Figure(figsize=(9.5, 0.5 + height))
     axes = figure.add_axes((0.01, 0.01, 0.98, height / (0.5 + height)))
@@ -75,6 +75,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return a text in lines of the picture's width, where a capital takes the room of one and a half letters."""
+    return textwrap.wrap(text, int(92 * len(text) / sum(1.5 if c.isupper() else 1 for c in text)))[:3]
 
 
 def main() -> None:

@@ -161,12 +161,12 @@ def test_what_was_generated_and_judged_before_a_judge_broke_is_not_done_again(tm
 
     def counted(inner):
         def count(*arguments, **options):
-            generated.append(len(arguments[2]))
+            generated.extend(map(len, arguments[2]))  # prompts of every edit
             return inner(*arguments, **options)
 
         return count
 
-    monkeypatch.setattr(generation, "completions", counted(generation.completions))
+    monkeypatch.setattr(generation, "completions_of", counted(generation.completions_of))
 
     def compared(folder, judge, **options):
         job = Job(named(methods), **{**JOB, "meters": meters(judge)})

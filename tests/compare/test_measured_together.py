@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
+import torch
 
 from tests.comparing import SpyMethod, tiny_run
 from tests.measuring import random_shift
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import RandomTries, bench, draws
 from trimtab.compare.bench import each
 from trimtab.edits.vectors import HeadShift
 from trimtab.errors import BadValue
 from trimtab.evaluate.table import measurements_of
+from trimtab.protocols import Findings
 from trimtab.steer import CAA, ITI, RandomDirection, sites
 
 ONE = {"seeds": (0,), "n": 12}
@@ -131,3 +134,16 @@ def test_methods_that_read_the_same_sites_of_a_fold_share_one_capture(monkeypatc
         alone = tiny_run(tmp_path / method.direction, [method], **ONE)
         one, other = (run.row(method.name) for run in (alone, together))
         assert (one.metrics, one.settings) == (other.metrics, other.settings)
+
+
+def test_what_is_shared_is_only_what_is_the_same() -> None:
+    model, tokenizer, findings = tiny_model("llama"), tiny_tokenizer(), Findings()
+    train, others = tiny_questions(8), tiny_questions(14).select(range(6, 14))
+    knobs = {"top_k": 2, "alpha": 1}
+    told: list[HeadShift] = []
+    for method, questions, seed in product((ITI(), ITI(direction="probe"), ITI(format="iti")), (train, others), (0, 1)):
+        shared: Any = method.fitter_with(findings, model, tokenizer, questions, seed=seed)(knobs)
+        alone: Any = method.fitter(model, tokenizer, questions, seed=seed)(knobs)
+        assert shared.heads == alone.heads and torch.equal(shared.rows, alone.rows)
+        told.append(shared)
+    assert len(findings.found) == 8 and len({str(shift.rows) for shift in told}) == len(told)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cells import figure
 from trimtab.compare import Comparison, Design, Job, run_job
 from trimtab.compare.design import named
+from trimtab.compare.run_records import RunRecords
 from trimtab.errors import Incompatible
 from trimtab.evaluate import answer_meters
 from trimtab.prompting import FewShot
@@ -32,7 +34,7 @@ from trimtab.report.charts import (
 from trimtab.report.html import to_html, write_report
 from trimtab.report.knobs import knob_lines, knobs_figure
 from trimtab.report.markdown import broken_cells, cost_cells, facts, quality_cells, to_markdown
-from trimtab.report.settings import tried
+from trimtab.report.settings import expected_best, tried
 from trimtab.steer import ITI, RandomDirection
 
 MAIN = METERS[0]
@@ -395,3 +397,29 @@ def test_the_spy_is_drawn_hollow_where_its_budget_is_another_result(tmp_path):
         if line.get_marker() == styles([best.method, spy.method])[spy.method]["marker"]
     }  # fmt: skip
     assert faces == {PALETTE[1], "white"}
+
+
+@pytest.mark.parametrize(
+    "scores, grid, more",
+    [
+        ([(0.1, 0.3, 0.2, 0.5), (0.3, 0.3, 0.2, 0.1)], 9, "would help"),
+        ([(0.1, 0.5, 0.2, 0.5), (0.3, 0.3, 0.2, 0.1)], 9, "would help little"),
+        ([(0.1, 0.3, 0.2, 0.5), (0.3, 0.3, 0.2, 0.1)], 4, "has no more settings"),
+    ],
+)
+def test_the_expected_best_is_that_of_every_fold_s_own_search(scores, grid, more):
+    unit = {"method": "M", "seed": 0, "size": None, "status": "done"}
+    tests = tuple({**unit, "fold": fold} for fold in range(2))
+    trials = tuple(
+        {**test, "step": step, "validation": {"score": score}}
+        for test, column in zip(tests, scores, strict=True)
+        for step, score in enumerate(column)
+    )
+    meters = tuple(answer_meters())
+    design = {"choose_by": meters[0].name, "train_sizes": [None]}
+    run = RunRecords({"methods": {"M": ""}, "design": design, "grids": {"M": grid}}, trials, tests, meters)
+    first, last = np.array(scores)[:, 0], np.max(scores, 1)
+    (line,) = expected_best(run)
+    assert line[:2] + line[3:] == ["M", "4", more]
+    assert line[2].startswith(f"1: {100 * first.mean():.1f} ± {100 * first.std(ddof=1):.1f}, 2: ")
+    assert line[2].endswith(f"4: {100 * last.mean():.1f} ± {100 * last.std(ddof=1):.1f}")

@@ -67,7 +67,7 @@ def test_a_judge_that_says_yes_to_everything_is_refused_before_anything_is_measu
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"question": "What is ice?", "answer": "Ice", "true": 1}, "1 labels are of questions that the data lacks"),
+        ({"question": "What is ice?", "answer": "Ice", "true": 1}, r"labels of 1 question\(s\) that the data lacks"),
         ({"question": "What is 1?", "answer": "It is 1."}, "line 1: no verdict; give `true`"),
         ({"question": "What is 1?", "answer": "It is 1.", "true": "maybe"}, "line 1: true must be true or false"),
         ({"question": "What is 1?", "true": 1}, "line 1: expected fields `question` and `answer`"),

@@ -1,5 +1,6 @@
 """`trimtab real`: what steering, prompting and tuning do to a real chat model, and what they break."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,7 @@ def real_files(model: str, truthfulqa: Path | None) -> dict[str, str]:
     from trimtab.errors import BadDataset
 
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FILES.iterdir())}
-    found = {name: text.replace(f"model: {MODEL}", f"model: {model}") for name, text in texts.items()}
+    found = {name: text.replace(f"model: {MODEL}", f"model: {json.dumps(model)}") for name, text in texts.items()}
     if truthfulqa is None:
         del found["truthfulqa"]
         return found

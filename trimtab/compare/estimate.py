@@ -124,7 +124,9 @@ class _Timing(Bench):
     def fit_and_measure(self, name: str) -> tuple[float, float, float, float]:
         """Return about how long it takes what settings share, a fit, a last measurement, and one to choose by."""
         job, parts = self.job, self.job.parts(_first(self.job, name))
-        few, knobs, took = parts.train[:FEW], job.search(_first(job, name)).knobs(0, ()), [0.0]
+        # a prompt may hold more questions, and takes no time to make
+        few = parts.train if job.fitted[name].changes_prompt_only else parts.train[:FEW]
+        knobs, took = job.search(_first(job, name)).knobs(0, ()), [0.0]
         started = time.perf_counter()
         fit = job.fitted[name].fitter(self.model, self.tokenizer, few)
         # what was not trained is made twice: in the second time nothing is that settings share

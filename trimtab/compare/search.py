@@ -13,6 +13,8 @@ import numpy as np
 
 from trimtab.protocols import Knobs, Method, settings_of
 
+SEARCH = "middle, then a step along two knobs, then a Gaussian process with a length for each knob"
+"""What a run's record calls this search: another one would go on otherwise from the same tries."""
 FIRST = 3
 """Tries that wait for no other one's score."""
 DRAWS = 256
@@ -97,7 +99,7 @@ class Search:
         for some in np.split(np.arange(DRAWS), 16):  # all at once, a large space would fill the memory
             ours, theirs = (_alike(step, lengths[some], shares[some]) for step in steps)
             root = np.linalg.cholesky(ours + NOISE * np.eye(len(at)))
-            told, reach = np.linalg.solve(root, found[:, None]), np.linalg.solve(root, theirs.transpose(0, 2, 1))
+            told, reach = np.linalg.solve(root, found[None, :, None]), np.linalg.solve(root, theirs.transpose(0, 2, 1))
             likely.append(-(told**2).sum((1, 2)) / 2 - np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1))
             high.append((told * reach).sum(1) + BOLD * np.sqrt(np.maximum(1 - (reach**2).sum(1), 0)))
         weights = np.exp(np.concatenate(likely) - np.max(likely))

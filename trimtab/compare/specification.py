@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.compare.machine import hardware
 from trimtab.compare.recorded_meters import recorded
+from trimtab.compare.search import SEARCH
 from trimtab.errors import Incompatible
 from trimtab.models.identity import fingerprint
 from trimtab.plain_values import hash_of, in_words
@@ -28,6 +29,7 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
     made_on = fingerprint(model)
     return {
         "design": job.design.as_dict(),
+        "search": SEARCH,
         "meters": recorded(job.meters),
         "model": {**made_on, "sample": hash_of(made_on["sample"])[:16]},
         "questions": _described(job.questions),
@@ -95,4 +97,4 @@ def joint_specification(one: Mapping[str, Any], other: Mapping[str, Any]) -> dic
 
 
 def _fixed(value: Any) -> Any:
-    return {k: v for k, v in value.items() if k != "train_sizes"} if isinstance(value, Mapping) else value
+    return {k: v for k, v in value.items() if k not in ("train_sizes", "item")} if isinstance(value, Mapping) else value

@@ -36,6 +36,7 @@ class PromptSet(ItemSet[PromptItem]):
     form: Form | None = field(default=None, compare=False, repr=False)
     """How they are asked (`asked_as`); plainly if not given."""
     measured_by: ClassVar[str] = "prompts"
+    item_word: ClassVar[str] = "prompt"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))

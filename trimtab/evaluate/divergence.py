@@ -50,8 +50,10 @@ def divergence_rows(
     shared = own.once("shared layers", partial(SharedLayers, model, starts))
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     held = _held_at_once(model, batches[0])
+    own_tables = findings if len(batches) <= held else None
     for start in tracked(range(0, len(batches), held), "measuring drift"):
-        some, own = batches[start : start + held], findings or Findings()
+        # kept for later only where all of them may be held
+        some, own = batches[start : start + held], own_tables or Findings()
         of = [str([ids[place] for place in batch.indices]) for batch in some]
         unedited = [own.once(o, partial(_unedited, model, batch, shared)) for o, batch in zip(of, some, strict=True)]
         for i, (way, rows) in enumerate(zip(ways, found, strict=True)):

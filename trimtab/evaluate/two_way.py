@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ class TwoWayChoices(Meter):
     """The best answer against the first false one, as options (Evans, Chua & Lin 2025), each in both places.
 
     A row is the share of the two orders in which the letter of the true option is the likelier one: a model that always
-    says the same letter gets one half of every question.
+    says the same letter gets one half of every question. Beside it stands the mean probability of the right letter.
     """
 
     batch_size: int | None = None
@@ -36,10 +36,13 @@ class TwoWayChoices(Meter):
         orders = [source.measure(model, tokenizer, own, edits, asking=asking) for own in posed]
         found = []
         for of_edit in zip(*orders, strict=True):
-            right = zip(*([row["mc1"] for row in one.rows.values()] for one in of_edit), strict=True)
-            rows = {q.key: {"two_way": sum(both) / 2} for q, both in zip(items, right, strict=True)}
-            found.append(Measured(rows))
+            both = zip(*(one.rows.values() for one in of_edit), strict=True)
+            found.append(Measured({q.key: _row(*two) for q, two in zip(items, both, strict=True)}))
         return found
+
+
+def _row(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    return {"two_way": (one["mc1"] + other["mc1"]) / 2, "probability": (one["mc2"] + other["mc2"]) / 2}
 
 
 def options(question: Question, *, first_true: bool) -> Question:

@@ -45,7 +45,10 @@ class Edit(ABC):
     strength: float | int = 1.0
     """What the effect is multiplied by."""
     leaves_prompt_unedited: bool = False
-    """Whether the prompt runs as in the unedited model, so that its cache may be shared with other edits."""
+    """Whether the prompt runs as in the unedited model, so that its cache may be shared with other edits.
+
+    It then acts in place on the model that it is given, and under a mask in the rows of the mask alone: several such
+    edits may act in one batch, each on rows of its own."""
     unchanged_layers: int = 0
     """How many of the decoder's first layers compute what they compute in the unedited model; measurements share
     them."""

@@ -46,9 +46,9 @@ def to_html(comparison: Comparison, *, title: str = "Comparison") -> str:
     environment.filters["halves"] = lambda cell: cell.partition(" [") if " [" in cell else (cell, "", "")
     drawn = [row for row in rows if row.metrics[run.main.name] is not None]
     pictures = {
-        "effect": charts.effect_figure(drawn, run.main, run.control_of),
-        "intervals": charts.intervals_figure(rows, run.main),
-        "pareto": charts.pareto_figure(rows, run.main),
+        "effect": drawn and charts.effect_figure(drawn, run.main, run.control_of),
+        "intervals": drawn and charts.intervals_figure(rows, run.main),
+        "pareto": drawn and charts.pareto_figure(rows, run.main),
         "low_data": charts.low_data_figure(run),
         "knobs": knobs_figure(run),
         "losses": charts.losses_figure(run),

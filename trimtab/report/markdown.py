@@ -31,6 +31,8 @@ HOW_TO_READ = {
     "Settings": "every method tried its own on the same validation questions, up to the same number: the middle "
     "of its space first, other ones in every fold and seed, then where the scores so far promise most; no test "
     "question was seen before the last measurement.",
+    "Tries": "the best validation score of so many tries, averaged over folds and seeds, each a search of its own, ± "
+    "their standard deviation; more 'would help' where the last quarter of them still raised it by a point or more.",
     "KL budget": "'kept': in every fold and seed the best setting is also the best one within the budget, so that one "
     "row is both results. Where it was not, a second row shows the best that kept it. The budget is for the texts that "
     "settings are chosen on, the KL shown is that of other texts.",

@@ -22,7 +22,7 @@ def about(run: Comparison) -> str:
     name = Path(said["model"]["name"] or "a model without a name").name
     seeds, folds = len(design["seeds"]), design["folds"]
     return (
-        f"{name} on {on['n']} {run.worded('questions')} of {on['name']}: "
+        f"{name} on {on['n']} {on.get('item', 'question')}s of {on['name']}: "
         f"{_count(folds, 'fold')}, {_count(seeds, 'seed')}, "
         f"up to {design['trials']} tries for each method, chosen by {run.chooser.heading}."
     )

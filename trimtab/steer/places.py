@@ -16,7 +16,7 @@ from trimtab.datasets.prose import validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import VectorEdit
 from trimtab.engine.conversation import answers_many
-from trimtab.errors import BadValue
+from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.table import columns_of, summed_up
 from trimtab.intervals import bootstrap_mean
@@ -106,7 +106,7 @@ def choose_place(
     sites drawn at random and random directions at the first sites, brought to the same drift. The record
     keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain". Where the
     meter goes by generated texts, longer ones are looked at before a setting is taken: of settings whose answers repeat
-    themselves `REPEATS` more than the unedited model's none is taken while there are others.
+    themselves `REPEATS` more than the unedited model's none is taken while one of the `CHECKED` best does not.
 
     Args:
         items: questions or pairs.
@@ -114,11 +114,14 @@ def choose_place(
         metric: as of `choose_strength`.
 
     Raises:
+        BadDataset: no neutral texts.
         BadValue: a budget of no drift at all; nothing tried stays within it; a meter that says nothing of shifts.
     """
     meter, tries = meter_for(metric).choosing, tries or Tries()
     require_budget(tries.kl_budget)
     texts = validation_texts()[: 3 * FEW] if tries.texts is None else tries.texts
+    if not texts:
+        raise BadDataset("no neutral texts to measure drift on; give some, or leave texts out for trimtab's own")
 
     findings, bounds = Findings(), (0, FEW // 2, FEW, len(texts))
 

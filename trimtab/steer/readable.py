@@ -17,8 +17,8 @@ from trimtab.errors import BadDataset
 from trimtab.intervals import Estimate, bootstrap_mean, seeded
 from trimtab.probes.newton import newton_logistic
 from trimtab.protocols import Edit
-from trimtab.steer.removal import residual_after, usual_position
-from trimtab.steer.sites import Position
+from trimtab.steer.removal import residual_after
+from trimtab.steer.sites import Position, read_at
 
 FOLDS = 5
 
@@ -43,7 +43,7 @@ def readable(
     Raises:
         BadDataset: texts of one kind only, or fewer than two items.
     """
-    statements, position, found = items.statements(), position or usual_position(items), []
+    statements, position, found = items.statements(), position or read_at(items), []
     for edit in edits:
         with edit.applied(model, "all") as edited:
             acts = capture_heads(edited, tokenizer, statements, position=position, site=residual_after(*layers))

@@ -27,7 +27,7 @@ from trimtab.models.hooks import on_outputs
 from trimtab.models.writes import COMPONENTS, projection
 from trimtab.protocols import Cost, Edit, Knobs, Method, stopwatch
 from trimtab.steer.leace import Shrinkage, leace
-from trimtab.steer.sites import Position, StatementForm
+from trimtab.steer.sites import Position, StatementForm, read_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Removal(Method):
             BadValue: a layer that the model does not have; NaN activations; knobs that the method does not have.
         """
         statements = train.statements(self.format)
-        position = self.position or usual_position(train)
+        position = self.position or read_at(train)
         chosen, n = self.setting(knobs), len(decoder_layers(model))
         layers = self.usual_layers(n) if self.layers is None else self.layers
         wrong = [layer for layer in layers if not 0 <= layer < n]
@@ -153,11 +153,6 @@ def difference(x: Float[Tensor, "example width"], labels: Bool[Tensor, " example
     if not bool(between.any()):
         raise BadValue("positive and negative texts have one mean: there is no direction to take out; give other texts")
     return normalize(between, dim=0)
-
-
-def usual_position(items: ItemSet[Any]) -> Position:
-    """Return where texts are read if nobody says: all over the sides of pairs, else at the last token."""
-    return "mean_answer" if items.measured_by == "pairs" else "last"
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,14 @@ RANKING = 0.2
 """The share of a method's training questions that rank sites, one question at least."""
 
 
+def are_pairs(items: ItemSet[Any]) -> bool:
+    """Return whether these are contrast pairs rather than questions with answers."""
+    return items.measured_by == "pairs"
+
+
 def read_at(items: ItemSet[Any]) -> Position:
     """Return where the texts of such items are read: style shows in every word, and a last token may be a full stop."""
-    return "mean_answer" if items.measured_by == "pairs" else "last"
+    return "mean_answer" if are_pairs(items) else "last"
 
 
 class ReadAs(NamedTuple):

