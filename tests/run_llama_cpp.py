@@ -1,6 +1,6 @@
 """Run by the Python that has llama.cpp (xllamacpp): what comes next after prompts, as JSON on standard output.
 
-python run_llama_cpp.py MODEL.gguf [N_LIKELIEST] < prompts.json
+python run_llama_cpp.py MODEL.gguf < prompts.json
 """
 
 import json
@@ -13,10 +13,9 @@ def main() -> None:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = sys.argv[1]
     parameters.n_ctx, parameters.warmup = 512, False
-    n_likeliest = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     server, found = xllamacpp.Server(parameters), []
     for prompt in json.load(sys.stdin):
-        asked = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": n_likeliest}
+        asked = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": 5}
         said = server.handle_completions(asked)
         told = said["choices"][0]["logprobs"]
         # nothing is told where the likeliest token is an end
