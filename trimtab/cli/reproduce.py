@@ -53,8 +53,8 @@ def reproduce(
 
     one_of(protocol, "protocol", PROTOCOLS)
     Output(out / f"{protocol}.json", overwrite).checked()
-    questions = read_data(data, limit=limit)
     judging = open_judge(judge, dtype=loading.dtype)
+    questions = read_data(data, limit=limit)
     with write_errors(out):  # before hours of work, not after
         out.mkdir(parents=True, exist_ok=True)
     loaded = loading.open()
