@@ -44,8 +44,18 @@ def measured(said: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": f"python benchmarks/strengths.py --model {said.model} --edit {said.edit}", "model": said.name,
         "question": said.question, "behaviour": of.name, "counted": of.counted, "unit": of.unit,
-        "edit": shift.describe(), "rows": rows, "device": str(model.device), "versions": versions(),
+        "edit": shift.describe(), "fit": fit_of(shift), "rows": rows,
+        "device": str(model.device), "versions": versions(),
     }  # fmt: skip
+
+
+def fit_of(shift: Any) -> dict[str, Any]:
+    """Return what `fit` said of the shift, and what it tried."""
+    from trimtab.steer.outcome import outcome_of
+
+    sweep = shift.record["sweep"]
+    tried = [{k: v for k, v in trial.items() if k != "answers"} for trial in sweep["trials"]]
+    return {**outcome_of(sweep).as_dict(), "repeats": sweep["repeats"], "trials": tried}
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

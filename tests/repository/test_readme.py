@@ -79,3 +79,13 @@ def test_what_the_picture_is_said_to_show_stands_in_its_record():
     unedited, chosen, porridge = rows[0], rows[2], rows[-1]
     assert chosen["counted"] > unedited["counted"] and "beautiful" in chosen["answer"]
     assert "beautiful" not in unedited["answer"] and max(map(len, porridge["answer"].split())) > 25
+
+
+def test_what_the_readme_says_of_a_fit_is_in_the_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "strengths.json").read_text(encoding="utf-8"))
+    text = " ".join(README.split())
+    fit, (unedited, *trials) = record["fit"], record["fit"]["trials"]
+    assert fit["sentence"] in text
+    controls = {trial["control"]: trial for trial in trials if trial["control"]}
+    figures = [unedited["score"], *(controls[name]["score"] for name in ("random directions", "random places"))]
+    assert all(f"{figure:.2f}" in text for figure in figures)

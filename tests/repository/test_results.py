@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import lzma
 import re
+import tarfile
 
 import numpy as np
 import pytest
 
 from tests.repository.source import PACKAGE
+from trimtab.compare.comparison import Comparison
 from trimtab.compare.search import Search, Tried
 from trimtab.compare.statistics import holm, over_draws, paired, question_means, spread
+from trimtab.report.markdown import to_markdown
 
 RESULTS = PACKAGE.parent / "docs" / "results"
 PAGES = {"README.md": "comparison.json.xz", "editing.md": "editing.json.xz"}
@@ -58,6 +61,17 @@ def interval(row, figure):
         drawn = [float(figure_of(columns_of(unit, figure).mean(0), figure)) for unit in units]
         return over_draws([unit["seed"] for unit in units], drawn).estimate
     return spread(values_of(row, figure), lambda means: figure_of(means, figure)).estimate
+
+
+def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
+    with tarfile.open(RESULTS / "real.tar.xz") as held:
+        held.extractall(tmp_path, filter="data")
+    made = {
+        line for run in ("behaviour", "folklore") for line in to_markdown(Comparison.load(tmp_path / run)).splitlines()
+    }
+    text = (RESULTS / "real.md").read_text(encoding="utf-8").splitlines()
+    printed = [line for line in text if line.startswith(("|", "- ", "SmolLM2-135M-Instruct."))]
+    assert len(printed) > 40 and [line for line in printed if line not in made] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -190,5 +190,5 @@ def _questions(said: ComparisonFile) -> "tuple[ItemSet[Any], ItemSet[Any] | None
         return questions, read_data("folklore", part="final", limit=said.test_limit), None
     if named in BEHAVIOURS:
         counted = behaviour(named)
-        return questions, PromptSet.of(counted.prompts[: said.test_limit], f"prompts of {named}"), counted
+        return questions, PromptSet.of(counted.prompts[: said.test_limit], named), counted
     return questions, None if said.test is None else read_data(said.test, limit=said.test_limit), None

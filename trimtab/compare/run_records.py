@@ -50,9 +50,13 @@ class RunRecords:
         """Whether every method was measured, or recorded as failed, everywhere."""
         return len(self.tests) == self.n_planned
 
-    def worded(self, text: str) -> str:
-        """Return a text about questions as one about what the run's items are: facts, pairs."""
-        return text.replace("question", self.specification["questions"].get("item", "question"))
+    def worded(self, text: str, part: Literal["test", "questions"] = "test") -> str:
+        """Return a text about questions as one about what the run's items are: facts, prompts.
+
+        Of those that it is measured on, or (`"questions"`) of those that it is fitted and chosen on.
+        """
+        said = self.specification.get(part) or self.specification["questions"]
+        return text.replace("question", said.get("item", "question"))
 
     @property
     def chooser(self) -> Meter:

@@ -175,7 +175,7 @@ def low_data_figure(comparison: Comparison) -> Figure | None:
         axes.fill_between(
             x, [times * v.low for _, v in curve], [times * v.high for _, v in curve], color=look["color"], alpha=0.08
         )
-    label = comparison.worded("training questions, validation part included")
+    label = comparison.worded("training questions, validation part included", "questions")
     axes.set(xlabel=label, ylabel=axis_label(meter), xscale="log", **limits(meter, "y"))
     axes.set_xticks(sorted({n for c in curves.values() for n, _ in c}), minor=False)
     axes.get_xaxis().set_major_formatter("{x:.0f}")

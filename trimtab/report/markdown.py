@@ -194,11 +194,11 @@ def facts(comparison: Comparison) -> dict[str, str]:
     test = s["test"] and f"{s['test']['n']} of {s['test']['name']} (hash {s['test']['fingerprint']})"
     return {
         "Model": f"{model['name'] or 'unnamed'}, {model['dtype']}, quantization {model['quantization'] or 'none'}",
-        comparison.worded("questions to train and choose on").capitalize(): questions,
+        comparison.worded("questions to train and choose on", "questions").capitalize(): questions,
         comparison.worded("Test questions"): test or "each fold's held-out part",
         "Design": f"{design['folds']} fold(s), seeds {', '.join(map(str, design['seeds']))}, up to {design['trials']} "
         f"trials per method, {100 * design['validation']:.0f} % of a training fold to choose on",
-        "Chosen by": f"{comparison.chooser.heading} on validation {comparison.worded('questions')}; "
+        "Chosen by": f"{comparison.chooser.heading} on validation {comparison.worded('questions', 'questions')}; "
         f"KL budget {design['kl_budget']} nats per token",
         **{_measured(comparison, name): text for name, text in _instruments(s["meters"]).items()},
         "Peak memory": "; ".join(f"{kind}: {n} records" for kind, n in comparison.peak_kinds.items()) or "not told",
@@ -229,7 +229,7 @@ def notes(comparison: Comparison) -> list[str]:
     """Return what the rows must say, those of the main table first, then those of smaller numbers of questions."""
     found = []
     for size in (comparison.sizes[-1], *comparison.sizes[:-1]):
-        where = "" if size == comparison.sizes[-1] else comparison.worded(f", {size} training questions")
+        where = "" if size == comparison.sizes[-1] else comparison.worded(f", {size} training questions", "questions")
         found += [f"{row.name}{where}: {note}" for row in comparison.rows(size) for note in row.notes]
     return found
 
@@ -251,7 +251,12 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     lines += ["## What it costs", "", *table_lines(cost_headings(comparison), costs), ""]
     for smaller in comparison.sizes[:-1]:
         fewer = (quality_cells(r, comparison) for r in comparison.rows(smaller))
-        lines += [comparison.worded(f"## {smaller or 'All'} training questions"), "", *table_lines(quality, fewer), ""]
+        lines += [
+            comparison.worded(f"## {smaller or 'All'} training questions", "questions"),
+            "",
+            *table_lines(quality, fewer),
+            "",
+        ]
     lines += ["## Settings tried", "", *table_lines(TRIES, expected_best(comparison)), ""]
     lines += [*table_lines(SETTINGS, tried(comparison)), ""]
     noted = [f"- {note}" for note in notes(comparison)]

@@ -127,7 +127,11 @@ def _against_the_unedited(ranked: Sequence[ResultRow], base: ResultRow, meter: M
         pair = pairs.get(frozenset((base.name, row.name)))
         ahead = meter.sign * (_value(row, meter) - _value(base, meter)) > 0
         (alike if pair is None or not pair.apart else better if ahead else worse).append(row.name)
-    found = (("Better than the unedited model", better), ("Worse than it", worse), ("Not told apart from it", alike))
+    found = (
+        ("Better than the unedited model", better or ["none"]),
+        ("Worse than it", worse),
+        ("Not told apart", alike),
+    )
     return [". ".join(f"{word}: {', '.join(names)}" for word, names in found if names) + "."]
 
 
