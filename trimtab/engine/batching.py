@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -110,6 +110,17 @@ def longest_first(widths: Sequence[int], limits: Limits, work: Callable[[list[in
         batch = next(filled(left, widths.__getitem__, lambda _: 1, limits.cached, limits.rows, limits.large))
         if attempted(partial(work, batch), partial(halve, len(batch))):
             del left[: len(batch)]
+
+
+def alike_together(keys: Sequence[Hashable], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    """Return what the work gives of each place, done once for all places that have the same key."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    found: dict[int, T] = {}
+    for places in groups.values():
+        found |= zip(places, work(places), strict=True)
+    return [found[place] for place in range(len(keys))]
 
 
 def filled(

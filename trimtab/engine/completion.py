@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trimtab.engine.batching import alike_together
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.models.processes import over_processes
 from trimtab.models.tokens import encode_all
@@ -79,15 +80,13 @@ def completions_of(
     Raises:
         BadValue, UnsupportedModel, Incompatible: as `continuations`.
     """
-    alike: dict[Any, list[int]] = {}
-    for i, (prompts, form) in enumerate(zip(asked, forms, strict=True)):
-        alike.setdefault((tuple(prompts), tuple(form.items())), []).append(i)
-    said: dict[int, list[str]] = {}
-    for places in alike.values():
-        group, form = [edits[i] for i in places], forms[places[0]]
-        texts = completions(model, tokenizer, asked[places[0]], group, **form, **options)
-        said |= zip(places, texts, strict=True)
-    return [said[i] for i in range(len(edits))]
+
+    def complete(places: list[int]) -> list[list[str]]:
+        first, group = places[0], [edits[i] for i in places]
+        return completions(model, tokenizer, asked[first], group, **forms[first], **options)
+
+    keys = [(tuple(prompts), tuple(form.items())) for prompts, form in zip(asked, forms, strict=True)]
+    return alike_together(keys, complete)
 
 
 def answer_end(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from trimtab.before import NOTHING, Before
 from trimtab.datasets.asking import Asked, Form, asking_for
+from trimtab.engine.batching import alike_together
 from trimtab.engine.completion import answer_end, cut
 from trimtab.engine.generate import Decoding, continuations
 from trimtab.errors import BadDataset
@@ -105,12 +106,13 @@ def answers_many(
     for edit in edits:
         note_asked_otherwise(edit, form.name)
     asked = [tuple(tuple(prompt_ids(tokenizer, q, asking=form, edit=edit)) for q in questions) for edit in edits]
-    decoding, found = _decoding(tokenizer, form.template, settings), dict[int, list[str]]()
-    for ids in dict.fromkeys(asked):
-        alike = [i for i, own in enumerate(asked) if own == ids]
-        texts = continuations(model, tokenizer, ids, [edits[i] for i in alike], decoding, batch_size=batch_size)
-        found |= zip(alike, texts, strict=True)
-    return [[cut(text, template=form.template) for text in found[i]] for i in range(len(edits))]
+    decoding = _decoding(tokenizer, form.template, settings)
+
+    def go_on(places: list[int]) -> list[list[str]]:
+        group = [edits[i] for i in places]
+        return continuations(model, tokenizer, asked[places[0]], group, decoding, batch_size=batch_size)
+
+    return [[cut(text, template=form.template) for text in texts] for texts in alike_together(asked, go_on)]
 
 
 def note_asked_otherwise(edit: Edit | None, asking: str) -> None:
