@@ -46,14 +46,13 @@ def divergence_rows(
     ]
     opening = len(encode(tokenizer, ""))
     starts = [way[1] for way, prompts in zip(ways, prompting, strict=True) if way and not prompts]
-    own = findings or Findings()
-    shared = own.once("shared layers", partial(SharedLayers, model, starts))
+    findings = findings or Findings()
+    shared = findings.once("shared layers", partial(SharedLayers, model, starts))
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     held = _held_at_once(model, batches[0])
-    own_tables = findings if len(batches) <= held else None
+    all_held = len(batches) <= held
     for start in tracked(range(0, len(batches), held), "measuring drift"):
-        # kept for later only where all of them may be held
-        some, own = batches[start : start + held], own_tables or Findings()
+        some, own = batches[start : start + held], findings if all_held else Findings()
         of = [str([ids[place] for place in batch.indices]) for batch in some]
         unedited = [own.once(o, partial(_unedited, model, batch, shared)) for o, batch in zip(of, some, strict=True)]
         for i, (way, rows) in enumerate(zip(ways, found, strict=True)):
