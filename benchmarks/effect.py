@@ -20,6 +20,8 @@ ROWS = (
 )  # fmt: skip
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("expected two paths: of a packed record, and of the picture to write")
     record, picture = map(Path, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
         unpack(record, Path(folder) / "run")

@@ -126,8 +126,15 @@ def main() -> None:
     parser.add_argument("--coarse", nargs="+", default=[], help="columns that are rounded to two decimals")
     parser.add_argument("--without", nargs="+", default=[], help="columns of rows that are left out")
     asked = parser.parse_args()
+    if asked.what == "pack" and not (asked.source / "record.json").is_file():
+        parser.error(f"no run to pack at {asked.source}: expected a folder written by `trimtab compare`")
     if asked.what == "unpack":
-        unpack(asked.source, asked.target)
+        if not asked.source.is_file() or asked.target.exists():
+            parser.error(f"unpack takes a packed file and a new folder; got {asked.source} and {asked.target}")
+        try:
+            unpack(asked.source, asked.target)
+        except (lzma.LZMAError, ValueError, KeyError):
+            parser.error(f"{asked.source} is no file that this program packed")
     else:
         asked.target.write_bytes(
             pack(asked.source, decimals=asked.decimals, coarse=asked.coarse, without=asked.without)

@@ -230,7 +230,8 @@ def notes(comparison: Comparison) -> list[str]:
     found = []
     for size in (comparison.sizes[-1], *comparison.sizes[:-1]):
         where = "" if size == comparison.sizes[-1] else comparison.worded(f", {size} training questions", "questions")
-        found += [f"{row.name}{where}: {note}" for row in comparison.rows(size) for note in row.notes]
+        # an error's message may have lines, a list's entry may not
+        found += [f"{row.name}{where}: {' '.join(note.split())}" for row in comparison.rows(size) for note in row.notes]
     return found
 
 
