@@ -40,9 +40,10 @@ class _Guarded(TyperGroup):
         """Run the verb."""
         from trimtab.errors import TrimtabError, first_line
         from trimtab.noise import without_kernel_advice
+        from trimtab.progress import one_pace
 
         try:
-            with without_kernel_advice(), warnings.catch_warnings():
+            with one_pace(), without_kernel_advice(), warnings.catch_warnings():
                 warnings.showwarning = _noted
                 return super().invoke(ctx)
         except TrimtabError as mistake:
