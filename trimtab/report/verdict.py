@@ -48,7 +48,9 @@ def leading(run: Comparison, rows: Sequence[ResultRow]) -> ResultRow | None:
 
 def _ranked(run: Comparison, rows: Sequence[ResultRow]) -> list[ResultRow]:
     meter, others = run.main, {BASELINE, *run.control_of}
-    able = [row for row in rows if row.metrics[meter.name] is not None and row.method not in others]
+    # a row that kept the budget in some folds only has left out the others: it is not ranked
+    whole = [row for row in rows if row.variant == "best" or row.complete]
+    able = [row for row in whole if row.metrics[meter.name] is not None and row.method not in others]
     return sorted(able, key=lambda row: -meter.sign * _value(row, meter))
 
 
