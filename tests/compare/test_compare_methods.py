@@ -8,6 +8,8 @@ import torch
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import OnQuantized, Stack, Widened, on_quantized
+from trimtab.compare.design import Design, Job, named
+from trimtab.compare.search import Tried
 from trimtab.datasets import Question, QuestionSet
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.retrieval import Retrieved, TfidfIndex, read_passages
@@ -250,3 +252,20 @@ def test_peak_memory_sees_a_large_block_that_is_gone_at_the_end():
 def test_longer_prompts_cost_more_per_token():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     assert milliseconds_per_token(model, tokenizer, ["Why?"], NoEdit(), new_tokens=4) > 0
+
+
+def test_few_questions_leave_a_method_the_tries_that_it_can_make():
+    widened = Widened(FewShot(), (("strength", (1.0,)),))
+    stacked = Stack((FewShot(), ITI(top_ks=(2,), alphas=(1,))))
+    for method, n in ((FewShot(), 6), (RetrievedFewShot(), 3), (widened, 6), (stacked, 6), (ITI(), 8)):
+        job = Job(
+            named([method]), tiny_questions(40), tiny_questions(44)[40:], Design(folds=1, trials=8, train_sizes=(5,))
+        )
+        unit = next(u for u in job.units if u.method == method.name)
+        search, tried = job.search(unit), []
+        for number in range(search.n):
+            tried.append(Tried(search.knobs(number, tried), 0.5, True))
+        assert len(job.parts(unit).train) == 4 and search.n == len({str(t.knobs) for t in tried}) == n
+        assert all(value <= 4 for t in tried for knob, value in t.knobs.items() if knob.endswith("shots"))
+    # one that can make none is kept, so that its row says why
+    assert FewShot(shots=(9,)).limited_to(4).shots == (9,)

@@ -9,8 +9,10 @@ import pytest
 
 from tests.comparing import SpyMethod, tiny_run
 from trimtab.cells import p_text
+from trimtab.compare.contrasts import every_two
 from trimtab.compare.statistics import PairedDifference, holm, moved, paired
 from trimtab.errors import BadValue
+from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.intervals import Estimate
 from trimtab.prompting import FewShot
 from trimtab.steer import RandomDirection
@@ -51,6 +53,15 @@ def test_questions_move_the_way_that_is_better_the_other_way_or_not_at_all():
     assert (found.right, found.wrong, found.n) == (("a",), ("b",), 3)
     assert found.shares == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert moved(ours, theirs, sign=-1).right == ("b",)
+
+
+@pytest.mark.parametrize("n_rows", [3, 24])
+def test_rows_that_differ_everywhere_are_told_apart_however_many_there_are(n_rows):
+    means = {str(i): {str(q): np.array([i / n_rows]) for q in range(40)} for i in range(n_rows)}
+    means["1"] = means["0"]  # control: two that differ nowhere
+    found = every_two(means, choice_meters()[0])
+    assert {frozenset((c.one, c.other)) for c in found if not c.apart} == {frozenset("01")}
+    assert all(c.tested.at_floor == c.apart for c in found)
 
 
 @pytest.mark.parametrize("n, floor", [(60, 0.0002), (8, 0.0)])

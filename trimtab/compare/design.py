@@ -219,8 +219,9 @@ class Job:
         )
 
     def search(self, unit: Unit) -> Search:
-        """Return which settings a method tries in a fold under a seed."""
-        return Search.of(self.fitted[unit.method], self.design.trials, (unit.seed, unit.fold))
+        """Return which settings a method tries in a fold under a seed: as many as there are on so few questions."""
+        method = self.fitted[unit.method].limited_to(len(self.parts(unit).train))
+        return Search.of(method, self.design.trials, (unit.seed, unit.fold))
 
     def n_tries(self, method: str) -> int:
         """Return how many settings a method tries, or how many draws a control makes, in every fold and seed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.edits.combined import Stacked
@@ -47,6 +47,10 @@ class Stack(Method):
     def space(self) -> Mapping[str, Sequence[Any]]:
         """Every knob of every method, after the method's name."""
         return {f"{m.name}.{knob}": values for m in self.methods for knob, values in m.space.items()}
+
+    def limited_to(self, n: int) -> Stack:
+        """Return the stack of the methods so limited."""
+        return replace(self, methods=tuple(m.limited_to(n) for m in self.methods))
 
     def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Stacked:
         """Return the stacked edit; raises `BadValue` for a knob that no one of the methods has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.protocols import Edit, Findings, Knobs, Method
@@ -24,6 +24,10 @@ class WrappedMethod(Method):
     def changes_prompt_only(self) -> bool:
         """As of the method."""
         return self.method.changes_prompt_only
+
+    def limited_to(self, n: int) -> Method:
+        """Return it around the method so limited."""
+        return replace(self, method=self.method.limited_to(n))
 
     def fitter(self, model: Any, tokenizer: Any, train: Any, *, seed: int = 0) -> Callable[[Knobs], Edit]:
         """Return what fits the method with its change."""

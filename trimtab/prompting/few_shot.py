@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ class FewShot(Method):
     def space(self) -> Mapping[str, Sequence[Any]]:
         """Numbers of shots and draws of the examples."""
         return {"shots": self.shots, "draw": range(self.draws)}
+
+    def limited_to(self, n: int) -> Method:
+        """Return the method without more shots than there are questions, but for one that has no other."""
+        return replace(self, shots=tuple(k for k in self.shots if k <= n) or self.shots)
 
     def fit(
         self,

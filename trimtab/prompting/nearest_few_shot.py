@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.edits.retrieval import Retrieved
@@ -22,6 +22,10 @@ class RetrievedFewShot(Method):
     def space(self) -> Mapping[str, Sequence[Any]]:
         """Numbers of shots."""
         return {"shots": self.shots}
+
+    def limited_to(self, n: int) -> Method:
+        """Return the method without more shots than there are questions, but for one that has no other."""
+        return replace(self, shots=tuple(k for k in self.shots if k <= n) or self.shots)
 
     def fit(
         self,

@@ -65,6 +65,10 @@ class Method(ABC):
             raise BadValue(f"{self.name} has no knob {unknown[0]!r}; {known}")
         return {**settings(self.space)[0], **(knobs or {})}
 
+    def limited_to(self, n: int) -> Method:  # noqa: ARG002
+        """Return the method without what cannot be tried on so few training items; itself if all can."""
+        return self
+
     @abstractmethod
     def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Edit:
         """Return the edit fitted on the training questions, with the first setting of the space if no knobs are given.

@@ -50,7 +50,10 @@ class Agreed:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         figures = {name: getattr(self, name) for name in ("agreement", "kappa", "on_yes", "on_no")}
-        return {**{name: None if e is None else e.as_dict() for name, e in figures.items()}, "n_answers": self.n_answers}
+        return {
+            **{name: None if e is None else e.as_dict() for name, e in figures.items()},
+            "n_answers": self.n_answers,
+        }
 
 
 def read_labels(path: str | Path, questions: Sequence[Question]) -> list[Label]:
