@@ -111,8 +111,8 @@ def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: 
         pair = pairs.get(frozenset((first.name, row.name)))
         (behind if pair is not None and pair.apart else alike).append(row)
     text = (
-        f"{first.name} has the highest {meter.heading}, {_reads(first, meter)} {unit_words(meter.unit)} "
-        f"(unedited: {_reads(base, meter)})."
+        f"{first.name} has the {'highest' if meter.sign > 0 else 'lowest'} {meter.heading}, {_reads(first, meter)} "
+        f"{unit_words(meter.unit)} (unedited: {_reads(base, meter)})."
     )
     if alike:
         text += f" Not told apart from it: {', '.join(f'{r.name} ({_short(r, meter)})' for r in alike)}."
