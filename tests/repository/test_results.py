@@ -107,13 +107,36 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         ("smollm2.md", "## Cheerful", "cheerful"),
         ("smollm2.md", "## Casual", "casual"),
         ("smollm2.md", "## Unsure", "unsure"),
+        pytest.param("facts.md", "## One fact", "facts50", marks=pytest.mark.slow),
+        ("facts.md", "## Eight", "facts8"),
+        ("facts.md", "## Sixty-four", "facts64"),
+        ("facts.md", "## Two hundred", "facts256"),
         pytest.param("truthfulqa.md", "## Every row", "truthfulqa", marks=pytest.mark.slow),
     ],
 )
 def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading, run, tmp_path):
     program("packed").unpack(RESULTS / f"smollm2_{run}.json.xz", tmp_path / "run")
     made, printed = made_from([Comparison.load(tmp_path / "run")]), printed_in(page, heading)
-    assert len(printed) > 30 and [line for line in printed if line not in made] == []
+    assert len(printed) > 20 and [line for line in printed if line not in made] == []
+
+
+def test_the_fold_that_drifts_is_told_as_it_is(tmp_path):
+    program("packed").unpack(RESULTS / "smollm2_facts8.json.xz", tmp_path / "run")
+    units = Comparison.load(tmp_path / "run").of("MEMIT", None)
+    kl = sorted(float(np.mean([r["kl"] for r in u["measured"]["0"]["rows"]["drift"].values()])) for u in units)
+    told = f"MEMIT drifts by {kl[-1]:.3f} there and by {kl[0]:.3f} to {kl[-2]:.3f} in the others"
+    assert told in " ".join((RESULTS / "facts.md").read_text(encoding="utf-8").split())
+
+
+def test_what_five_hundred_facts_in_batches_end_in_follows_from_their_rows():
+    held = json.loads(lzma.decompress((RESULTS / "smollm2_facts500.json.xz").read_bytes()))
+    text = (RESULTS / "facts.md").read_text(encoding="utf-8").partition("## Five hundred")[2]
+    said = np.mean([row["said"] for row in held["facts"]])
+    assert len(held["facts"]) == 500 and said == pytest.approx(held["said"]["mean"])
+    assert f"{100 * said:.1f} % are said at the end, KL {held['kl']['mean']:.1f}" in " ".join(text.split())
+    batches = [[str(b["facts"]), *(f"{n:.0f}" for n in b["norms"].values())] for b in held["batches"]]
+    printed = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert printed[0][1:] == list(held["batches"][0]["norms"]) and printed[2:12] == batches
 
 
 def answers_of(run, method, instrument, columns):

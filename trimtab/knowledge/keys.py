@@ -96,14 +96,14 @@ def lookups(tokenizer: Any, fact: Fact, before: Sequence[str]) -> list[Lookup]:
 
 
 def standing(tokenizer: Any, text: str, span: tuple[int, int], before: str = "") -> Lookup:
-    """Return `subject_last` of a text behind another, and behind a new line where it would be the very first token.
+    """Return `subject_last` of a text behind another, and behind a new line where that is the text's first two tokens.
 
-    Attention sinks into a text's first token, whatever it is, so its key is like no other and every text has it: what
-    is written to it is not the fact's, and wrecks the model (statistics of keys leave that place out for the same
-    reason). Tokenizers that put a token before every text never get there.
+    Attention sinks into a text's first token, and where that is rare into its second ("SN", "CF"), so a key there is
+    like no other and every text has it: what is written to it is not the fact's, and wrecks the model (statistics of
+    keys leave the first place out for the same reason). Tokenizers that put a token before every text never get there.
     """
     found = subject_last(tokenizer, before + text, (len(before) + span[0], len(before) + span[1]))
-    return found if found.place else subject_last(tokenizer, "\n" + text, (1 + span[0], 1 + span[1]))
+    return found if found.first or found.place > 1 else subject_last(tokenizer, "\n" + text, (1 + span[0], 1 + span[1]))
 
 
 class Seen(NamedTuple):

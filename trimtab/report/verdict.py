@@ -48,7 +48,9 @@ def leading(run: Comparison, rows: Sequence[ResultRow]) -> ResultRow | None:
 
 def _ranked(run: Comparison, rows: Sequence[ResultRow], meter: Meter) -> list[ResultRow]:
     others = {BASELINE, *run.control_of}
-    able = [row for row in rows if row.metrics[meter.name] is not None and row.method not in others]
+    # a row that kept the budget in some folds only has left out the others: it is not ranked
+    whole = [row for row in rows if row.variant == "best" or row.complete]
+    able = [row for row in whole if row.metrics[meter.name] is not None and row.method not in others]
     return sorted(able, key=lambda row: -meter.sign * _value(row, meter))
 
 
@@ -109,8 +111,8 @@ def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: 
         pair = pairs.get(frozenset((first.name, row.name)))
         (behind if pair is not None and pair.apart else alike).append(row)
     text = (
-        f"{first.name} has the highest {meter.heading}, {_reads(first, meter)} {unit_words(meter.unit)} "
-        f"(unedited: {_reads(base, meter)})."
+        f"{first.name} has the {'highest' if meter.sign > 0 else 'lowest'} {meter.heading}, {_reads(first, meter)} "
+        f"{unit_words(meter.unit)} (unedited: {_reads(base, meter)})."
     )
     if alike:
         text += f" Not told apart from it: {', '.join(f'{r.name} ({_short(r, meter)})' for r in alike)}."
