@@ -213,55 +213,64 @@ def best_of(record: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
     return float(honest), float(lucky.max()), rows[int(lucky.argmax())]
 
 
-def show(folder: Path) -> None:
-    """Print the table of the units that are there, and write it beside them."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
-    lines, plain = [], []
-    for name in [name for name in BEHAVIOURS if any(r["behaviour"] == name for r in records)]:
-        of = [r for r in records if r["behaviour"] == name]
-        best = [best_of(r) for r in of]
-        moved = [r["after"]["mean"] - r["before"]["mean"] for r in of]
-        could = [b[0] - r["before"]["mean"] for r, b in zip(of, best, strict=True)]
-        half = sum(m >= c / 2 and m > 0 for m, c in zip(moved, could, strict=True))
-        controls = {
-            kind: [[c["mean"] - r["before"]["mean"] for c in r[kind]] for r in of]
-            for kind in ("random_directions", "random_places")
-        }
-        row = {
-            "behaviour": name, "draws": len(of), "unit": of[0]["unit"], "asking": of[0]["asking"],
-            "fit_seconds": float(np.median([r["fit_seconds"] for r in of])),
-            "kl": float(np.mean([r["kl"] for r in of])),
-            "before": float(np.mean([r["before"]["mean"] for r in of])),
-            "after": float(np.mean([r["after"]["mean"] for r in of])),
-            "best": float(np.mean([b[0] for b in best])),
-            "best_on_its_own_prompts": float(np.mean([b[1] for b in best])),
-            "half_reached": half,
-            "random_directions": float(np.mean([np.mean(c) for c in controls["random_directions"]])),
-            "random_places": float(np.mean([np.mean(c) for c in controls["random_places"]])),
-            "beats_every_random_direction": sum(
-                m > max(c) for m, c in zip(moved, controls["random_directions"], strict=True)
-            ),
-            "repetition": [float(np.mean([r[when]["repetition"] for r in of])) for when in ("before", "after")],
-            "verdicts": {v: sum(r["verdict"] == v for r in of) for v in sorted({str(r["verdict"]) for r in of})},
-            "layers": sorted(layer for r in of for layer in r["layers"]),
-            "best_layers": sorted(b[2]["layer"] for b in best if b[2]),
-            "hooks_agree": float(np.mean([r["hooks_agree"] for r in of])),
-        }  # fmt: skip
-        plain.append(row)
-        lines.append([
-            f"{name} ({row['unit']})", str(row["draws"]), f"{row['fit_seconds']:.0f}", f"{row['kl']:.2f}",
-            f"{row['before']:.2f}", f"{row['after']:.2f}", f"{row['best']:.2f}", f"{half}/{len(of)}",
-            f"{row['random_directions']:+.2f}", f"{row['random_places']:+.2f}",
-            f"{row['repetition'][0]:.2f} -> {row['repetition'][1]:.2f}",
-            ", ".join(f"{v} {n}" for v, n in row["verdicts"].items()),
+def brief(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what the tables are made from: a unit without texts, controls' counts, and its sweep but for the best."""
+    honest, lucky, which = best_of(record)
+    best = {"mean": honest, "on_its_own_prompts": lucky, **{k: which[k] for k in ("layer", "strength", "kl") if which}}
+    told = {k: v for k, v in record.items() if k not in ("sweep", "seconds", "fit_seconds")}
+    for kind in CONTROLS:
+        told[kind] = [{k: v for k, v in one.items() if k != "counts"} for one in record[kind]]
+    return short({**told, "best": best, "settings_swept": len(record["sweep"])})
+
+
+def short(value: Any) -> Any:
+    """Return a value of JSON with its numbers to four decimals and without texts."""
+    if isinstance(value, dict):
+        return {key: short(inner) for key, inner in value.items() if key != "texts"}
+    if isinstance(value, list):
+        return [short(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+CONTROLS = ("random_directions", "random_places")
+COLUMNS = (
+    ("behaviour, count", "KL", "before", "after", "sweep's best", "half of it reached", "coherent", "both",
+     "word triples repeated"),
+    ("behaviour", "random directions", "reach half", "behind `fit`, all five", "random layers", "reach half",
+     "behind `fit`, all five", "`fit` says works: passes, fails", "works weakly: passes, fails"),
+)  # fmt: skip
+
+
+def tables(units: list[dict[str, Any]]) -> list[str]:
+    """Return two tables with a line for each behaviour: what of the claim holds, and its controls."""
+    claims, controls = [], []
+    for name in [name for name in BEHAVIOURS if any(u["behaviour"] == name for u in units)]:
+        of = [u for u in units if u["behaviour"] == name]
+        before, after, best = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after", "best"))
+        moved, repeated = after - before, [np.array([u[w]["repetition"] for u in of]) for w in ("before", "after")]
+        half, coherent = (moved > 0) & (moved >= (best - before) / 2), repeated[1] <= repeated[0] + REPEATS
+        works, passes = np.array([u["verdict"] == "works" for u in of]), half & coherent
+        count = f"{name}, {'share of answers' if of[0]['unit'] == 'share' else of[0]['unit']}"
+        claims.append([
+            count, *(f"{n.mean():.2f}" for n in (np.array([u["kl"] for u in of]), before, after, best)),
+            *(f"{n.sum()} of {len(of)}" for n in (half, coherent, passes)),
+            " -> ".join(f"{100 * n.mean():.0f} %" for n in repeated),
         ])  # fmt: skip
-    heads = (
-        "behaviour", "draws", "fit s", "KL", "before", "after", "sweep's best", "half of it reached",
-        "random directions",
-        "random layers", "repetition", "fit says",
-    )  # fmt: skip
-    write_json(folder / "table.json", {"rows": plain})
-    print("\n".join(table_lines(heads, lines)))
+        row = [name]
+        for kind in CONTROLS:
+            means = np.array([[one["mean"] for one in u[kind]] for u in of])
+            by = means.mean(1) - before
+            row.append(f"{by.mean():+.2f}")
+            row += [f"{n.sum()} of {len(of)}" for n in (by >= (best - before) / 2, after > means.max(1))]
+        controls.append([*row, *(f"{(said & passes).sum()}, {(said & ~passes).sum()}" for said in (works, ~works))])
+    return [*table_lines(COLUMNS[0], claims), "", *table_lines(COLUMNS[1], controls)]
+
+
+def show(folder: Path) -> None:
+    """Print the tables of the units that are there, and write what they are made from beside them."""
+    units = [brief(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
+    (folder / "table.json").write_text(json.dumps({"units": units}) + "\n", encoding="utf-8")
+    print("\n".join(tables(units)))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, OutOfMemory
 
 
 def available_device(device: str | int | torch.device | None) -> torch.device:
@@ -63,6 +63,23 @@ def _free_in(group: Path, limit: str, taken: str) -> int:
         return sys.maxsize
     cached = sum(int(held.get(f"total_{name}", held.get(name, 0))) for name in ("inactive_file", "active_file"))
     return max(0, int(most) - int(now) + cached)
+
+
+def ran_out_of_memory(mistake: BaseException) -> bool:
+    """Return whether this says that there was no memory for it, in whatever words torch or a library below it has."""
+    if isinstance(mistake, torch.OutOfMemoryError | MemoryError | OutOfMemory):
+        return True
+    # torch.AcceleratorError where CUDA itself is asked (a stream, an event); cuBLAS and cuDNN; the CPU's allocator
+    said = ("error: out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
+    return isinstance(mistake, RuntimeError) and any(words in str(mistake) for words in said)
+
+
+def is_crowded(device: torch.device) -> bool:
+    """Return whether other processes hold more than a tenth of a GPU's memory; False for a CPU, which does not tell."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device) > total / 10
 
 
 def in_bytes(size: int) -> str:

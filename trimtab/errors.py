@@ -22,6 +22,10 @@ class BadValue(TrimtabError):
     """An argument, or a number inside a tensor, has a value that cannot be used."""
 
 
+class OutOfMemory(BadValue):
+    """There was too little memory, which may be otherwise at another time."""
+
+
 class ShapeError(TrimtabError):
     """A tensor's shape does not fit the model or the other tensors."""
 

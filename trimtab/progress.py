@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,6 +15,24 @@ from rich.progress import Progress
 T = TypeVar("T")
 EVERY = 30.0
 """Seconds between two lines in a pipe."""
+
+
+@dataclass
+class _Pace:
+    said: float = field(default_factory=lambda: time.monotonic())
+
+
+_PACE: ContextVar[_Pace] = ContextVar("_PACE")
+
+
+@contextlib.contextmanager
+def one_pace() -> Iterator[None]:
+    """Let all work in the block share one half minute: many short steps, one after another, are long work as well."""
+    token = _PACE.set(_Pace())
+    try:
+        yield
+    finally:
+        _PACE.reset(token)
 
 
 def tracked(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
@@ -37,14 +57,14 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
 
 
 def _lines(console: Console, description: str, total: int | None) -> Callable[[int], None]:
-    begun = said = time.monotonic()
+    begun, pace = time.monotonic(), _PACE.get(_Pace())
     done = 0
 
     def advance(n: int) -> None:
-        nonlocal said, done
+        nonlocal done
         done, now = done + n, time.monotonic()
-        if now - said >= EVERY and done != total:
-            said = now
+        if now - pace.said >= EVERY and done != total:
+            pace.said = now
             left = "" if total is None else f" of {total}, about {(now - begun) * (total - done) / done:.0f} s to go"
             console.print(f"trimtab: {description}: {done}{left}", highlight=False, markup=False, soft_wrap=True)
 

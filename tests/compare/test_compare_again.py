@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.comparing import METERS, SpyMethod, length_judge, meters, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare import Comparison, Design, Job, run_job
 from trimtab.compare.design import Unit, named
+from trimtab.compare.machine import place
 from trimtab.compare.records import RunFolder
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import generation
 from trimtab.protocols import Method
+from trimtab.steer import RandomDirection
 
 JOB = {"questions": tiny_questions(12), "test": None, "design": Design(2, (0,), 2), "meters": METERS}
 
@@ -27,13 +30,13 @@ JOB = {"questions": tiny_questions(12), "test": None, "design": Design(2, (0,), 
 class Flaky(Method):
     """Fails at its second setting while `broken` says so."""
 
-    broken: list[str] = field(default_factory=list, compare=False, repr=False)
+    broken: list[Exception] = field(default_factory=list, compare=False, repr=False)
     name: str = "Flaky"
     space: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"strength": (1.0, 2.0)})
 
     def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
         if self.broken and knobs["strength"] > 1:
-            raise RuntimeError("out of memory")
+            raise self.broken[0]
         return random_shift(model, seed=seed, name=self.name).scaled(knobs["strength"])
 
 
@@ -41,7 +44,7 @@ class Flaky(Method):
 def failed(tmp_path_factory):
     """Return the folder of a run in which one trial failed in every unit, beside a method that never fails."""
     folder = tmp_path_factory.mktemp("again") / "run"
-    tiny_run(folder, [Flaky(["yes"]), SpyMethod(strengths=(1.0,))], seeds=(0,))
+    tiny_run(folder, [Flaky([RuntimeError("out of luck")]), SpyMethod(strengths=(1.0,))], seeds=(0,))
     return folder
 
 
@@ -49,7 +52,7 @@ def failed(tmp_path_factory):
 def run(failed, tmp_path):
     """Return (folder, method) of a copy of that run and of the method that fails in it."""
     shutil.copytree(failed, tmp_path / "run")
-    return tmp_path / "run", Flaky(["yes"])
+    return tmp_path / "run", Flaky([RuntimeError("out of luck")])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -188,3 +191,42 @@ def test_what_was_generated_and_judged_before_a_judge_broke_is_not_done_again(tm
     assert first.given + second.given == whole.given + 2  # each run asks twice beforehand whether the judge judges
     assert [r.metrics for r in result.rows()] == [r.metrics for r in expected.rows()]
     assert not list((tmp_path / "run" / "answers").iterdir())
+
+
+SHORTAGE = torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'")
+
+
+def test_a_trial_that_lacked_memory_beside_other_processes_is_left_undone_and_alone_it_failed(tmp_path):
+    method = Flaky([SHORTAGE])
+    methods = [method, RandomDirection(draws=2, follows="Flaky"), SpyMethod(strengths=(1.0,))]
+    with (
+        RunFolder(tmp_path / "beside").working(place(tiny_model())),
+        pytest.warns(UserWarning, match=r"4 .* were left undone.*Flaky, fold 0, seed 0: CUDA error: out of"),
+    ):
+        unfinished = again(tmp_path / "beside", methods)
+    # the other method is measured, and so are the settings that had memory
+    assert [t["status"] for t in unfinished.trials if t["method"] == "Flaky"] == ["done"] * 2
+    assert {t["method"] for t in unfinished.tests} == {"Baseline", "Spy"}
+    alone = again(tmp_path / "beside", methods)
+    assert alone.finished
+    assert ["CUDA error: out of memory" in t["failed_trials"][0] for t in alone.of("Flaky")] == [True, True]
+
+
+def test_what_lacked_memory_is_tried_once_more_when_nothing_else_is_left(tmp_path):
+    method = Flaky([SHORTAGE])
+    last = SpyMethod(strengths=(1.0,), log=(log := []))
+    log_once = log.append
+
+    class Freeing(list):
+        """Gives the memory back when the last method is fitted for the last time."""
+
+        def append(self, entry):
+            log_once(entry)
+            if len(log) == 2:
+                method.broken.clear()
+
+    object.__setattr__(last, "log", Freeing())
+    with RunFolder(tmp_path / "run").working(place(tiny_model())):
+        found = again(tmp_path / "run", [method, last])
+    assert found.finished
+    assert not any(t["failed_trials"] for t in found.of("Flaky"))

@@ -9,10 +9,14 @@ import pytest
 
 from tests.comparing import SpyMethod, tiny_run
 from trimtab.cells import p_text
+from trimtab.compare.contrasts import every_two
 from trimtab.compare.statistics import PairedDifference, holm, moved, paired
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
+from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.intervals import Estimate
 from trimtab.prompting import FewShot
+from trimtab.report.verdict import conclusions
 from trimtab.steer import RandomDirection
 
 
@@ -53,6 +57,15 @@ def test_questions_move_the_way_that_is_better_the_other_way_or_not_at_all():
     assert moved(ours, theirs, sign=-1).right == ("b",)
 
 
+@pytest.mark.parametrize("n_rows", [3, 24])
+def test_rows_that_differ_everywhere_are_told_apart_however_many_there_are(n_rows):
+    means = {str(i): {str(q): np.array([i / n_rows]) for q in range(40)} for i in range(n_rows)}
+    means["1"] = means["0"]  # control: two that differ nowhere
+    found = every_two(means, choice_meters()[0])
+    assert {frozenset((c.one, c.other)) for c in found if not c.apart} == {frozenset("01")}
+    assert all(c.tested.at_floor == c.apart for c in found)
+
+
 @pytest.mark.parametrize("n, floor", [(60, 0.0002), (8, 0.0)])
 def test_a_p_value_as_small_as_the_test_can_say_is_printed_as_a_limit(n, floor):
     names = [str(i) for i in range(n)]
@@ -65,3 +78,12 @@ def test_a_p_value_as_small_as_the_test_can_say_is_printed_as_a_limit(n, floor):
     assert p == pytest.approx(2 / 2**8 if n == 8 else floor)
     assert p_text(p, at_floor=tested.at_floor) == ("<= 0.0002" if n == 60 else "0.0078")
     assert not PairedDifference(Estimate(0.1, 0.0, 0.2, n), 0.5, 0.5, n).at_floor
+
+
+def test_a_tie_of_all_rows_has_no_leader(tmp_path):
+    tied = tiny_run(tmp_path / "tied", {"Nothing": NoEdit(), "Nothing more": NoEdit()})
+    assert conclusions(tied)[0].startswith(f"Nothing leads: {tied.main.heading} is ")
+
+
+def test_rows_of_which_one_differs_have_a_leader(done):
+    assert " has the highest " in conclusions(done)[0]

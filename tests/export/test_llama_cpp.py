@@ -125,15 +125,22 @@ def test_a_real_file_is_tokenised_and_run_alike_in_both(real: tuple[Path, Any, A
 
 
 @pytest.mark.real
-def test_a_shift_in_a_real_quantised_file_moves_what_the_live_one_moves(
-    real: tuple[Path, Any, Any], tmp_path: Path
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_shift_in_a_real_file_moves_what_the_live_one_moves(
+    real: tuple[Path, Any, Any], tmp_path: Path, *, quantised: bool
 ) -> None:
     file, model, tokenizer = real
+    if not quantised:
+        file = written_gguf(tmp_path / "float32.gguf", model, tokenizer)
     units = torch.nn.functional.normalize(torch.randn(6, 64, generator=torch.Generator().manual_seed(0)))
-    heads = tuple(Head(layer, head) for layer in (8, 12, 16) for head in (0, 4))
+    places = [(layer, head) for layer in (8, 12, 16) for head in (0, 4)]
 
-    ids = [encode(tokenizer, f"Q: {q.question}\nA:") for q in folklore()[:20]]
-    shift = HeadShift(heads, units, torch.ones(6), 6.0)
+    def at(further: int) -> HeadShift:
+        return HeadShift(tuple(Head(layer + further, head) for layer, head in places), units, torch.ones(6), 6.0)
+
+    whole = [encode(tokenizer, f"Q: {q.question}\nA:") for q in folklore()[:12]]
+    ids = [row[:n] for row in whole for n in (len(row) // 2, len(row) - 2, len(row))]
+    shift = at(0)
     before, after = ([live(model, row, edit) for row in ids] for edit in (tt.NoEdit(), shift))
 
     def share_alike(written: HeadShift) -> float:
@@ -145,9 +152,10 @@ def test_a_shift_in_a_real_quantised_file_moves_what_the_live_one_moves(
                 move = abs(float(steered[int(token)] - plain[int(token)]))
                 if move > 0.3:
                     alike.append(abs(value - float(steered[int(token)])) <= max(0.15, 0.15 * move))
-        assert len(alike) >= 20
+        assert len(alike) >= 50
         return sum(alike) / len(alike)
 
-    # not all: the engine quantises activations too, which alone makes up to a quarter of a nat
-    assert share_alike(shift) > 0.8
-    assert share_alike(shift.scaled(-1)) < 0.4
+    # with quantised weights the engine quantises activations too, which alone makes up to a quarter of a nat
+    assert share_alike(shift) >= (0.8 if quantised else 1)
+    assert share_alike(shift.scaled(-1)) < 0.3
+    assert share_alike(at(1)) < 0.3

@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from trimtab.devices import free_on_cpu
+from trimtab.devices import free_on_cpu, ran_out_of_memory
+from trimtab.errors import BadValue, OutOfMemory
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,25 @@ def test_a_containers_limit_counts_as_the_end_of_memory(tmp_path, monkeypatch, l
         (tmp_path / name).write_text(text)
     (tmp_path / "own").write_text(f"7:pids:/\n{line}\n")
     assert free_on_cpu(tmp_path, tmp_path / "own") == (10**6 if taken is None else taken)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 762.00 MiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (OutOfMemory("a step would take about 2.5 GB beyond the weights, 2.2 GB are free"), True),
+        (BadValue("micro_batch must be at least 1"), False),
+    ],
+)
+def test_too_little_memory_is_told_from_other_failures_in_whatever_words(mistake, is_one):
+    assert ran_out_of_memory(mistake) == is_one
+
+
+def test_what_torch_says_of_an_impossible_size_on_this_cpu_is_too_little_memory():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 58, dtype=torch.uint8)
+    assert ran_out_of_memory(found.value)

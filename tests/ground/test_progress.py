@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from trimtab import progress
@@ -18,3 +20,18 @@ def test_a_pipe_gets_a_line_now_and_then(every, lines, monkeypatch, capsys):
     with progress.progress("", 3) as advance:
         advance(1)
     assert capsys.readouterr().err == ""
+
+
+def test_many_short_works_of_a_verb_are_long_work(monkeypatch, capsys):
+    ticks = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
+
+    def works() -> int:
+        for _ in range(6):
+            list(progress.tracked([1, 2], "stepping"))
+        return len(capsys.readouterr().err.splitlines())
+
+    assert works() == 0
+    with progress.one_pace():
+        assert works() >= 3
+    assert works() == 0

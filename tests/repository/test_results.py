@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import sys
 import tarfile
 import tempfile
 from functools import cache
@@ -18,23 +20,19 @@ from trimtab.compare.comparison import Comparison
 from trimtab.compare.search import Search, Tried
 from trimtab.intervals import Estimate
 from trimtab.report.markdown import to_markdown
+from trimtab.report.verdict import conclusions
 
 RESULTS = PACKAGE.parent / "docs" / "results"
 PAGES = {"editing.md": "editing", "low-data.md": "low_data"}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-def unpacked(name, folder):
-    with tarfile.open(RESULTS / f"{name}.tar.xz") as held:
-        held.extractall(folder, filter="data")
-    return folder
-
-
 @cache
 def embedded(name):
     """Return the run of a record, and the text that is made of it."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Comparison.load(unpacked(name, Path(folder)) / name)
+        program("packed").unpack(RESULTS / f"{name}.json.xz", Path(folder) / "run")
+        run = Comparison.load(Path(folder) / "run")
     return run, to_markdown(run)
 
 
@@ -85,18 +83,77 @@ def difference(run, pair, meter, size):
     return f"{shown[0]} [{shown[1]}, {shown[2]}], p {p}"
 
 
+def program(name):
+    """Return a module of benchmarks/."""
+    spec = importlib.util.spec_from_file_location(f"trimtab_{name}", PACKAGE.parent / "benchmarks" / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_from(runs):
+    """Return every line that is made from comparisons, conclusions by each tested meter among them."""
+    lines = {line for run in runs for line in to_markdown(run).splitlines()}
+    return lines | {f"- {said}" for run in runs for m in run.summed if not m.collateral for said in conclusions(run, m)}
+
+
+def printed_in(page, heading=""):
+    """Return the lines of a page (from a heading to the next of its rank) that a record must have made."""
+    text = (RESULTS / page).read_text(encoding="utf-8")
+    text = text.partition(heading)[2].partition("\n## ")[0] if heading else text
+    return [line for line in text.splitlines() if line.startswith(("|", "- ", "SmolLM2-135M-Instruct.", "smollm2 on"))]
+
+
 def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
-    unpacked("real", tmp_path)
-    made = {
-        line for run in ("behaviour", "folklore") for line in to_markdown(Comparison.load(tmp_path / run)).splitlines()
-    }
-    text = (RESULTS / "real.md").read_text(encoding="utf-8").splitlines()
-    printed = [line for line in text if line.startswith(("|", "- ", "SmolLM2-135M-Instruct."))]
+    with tarfile.open(RESULTS / "real.tar.xz") as held:
+        held.extractall(tmp_path, filter="data")
+    made = made_from([Comparison.load(tmp_path / run) for run in ("behaviour", "folklore")])
+    printed = printed_in("real.md")
     assert len(printed) > 40 and [line for line in printed if line not in made] == []
     readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("`make real` asks")[2]
     rows = {cells[0]: cells[1].split()[0] for line in printed if len(cells := line.strip("| ").split(" | ")) == 3}
     counted = [f"{float(n):.2f}" for name, n in rows.items() if "[" not in n and "." in n and "budget" not in name]
     assert len(counted) == 8 and [figure for figure in counted if figure not in readme] == []
+
+
+@pytest.mark.parametrize(
+    "page, heading, run",
+    [
+        ("smollm2.md", "## Cheerful", "cheerful"),
+        ("smollm2.md", "## Casual", "casual"),
+        ("smollm2.md", "## Unsure", "unsure"),
+    ],
+)
+def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading, run, tmp_path):
+    program("packed").unpack(RESULTS / f"smollm2_{run}.json.xz", tmp_path / "run")
+    made, printed = made_from([Comparison.load(tmp_path / "run")]), printed_in(page, heading)
+    assert len(printed) > 30 and [line for line in printed if line not in made] == []
+
+
+def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_path):
+    packed, run = program("packed"), tmp_path / "run"
+    rows = {f"q{i}": {"kl": i / 7, "words": float(i), "true": float(i % 2), "answer": f"so {i}"} for i in range(12)}
+    record = {"why": "Out of it. And more", "measured": {"3": {"rows": {"drift": rows}, "made": {"losses": [1.0]}}}}
+    (run / "records" / "a").mkdir(parents=True)
+    for place in ("record.json", "records/a/test.json"):
+        (run / place).write_text(json.dumps(record))
+    (tmp_path / "file").write_bytes(packed.pack(run, decimals=3, coarse=["words"], without=["answer"]))
+    packed.unpack(tmp_path / "file", tmp_path / "back")
+    back = json.loads((tmp_path / "back/records/a/test.json").read_text())
+    drawn = {**record, "measured": record["measured"]["3"], "without_model": {"drift": rows}}
+    (run / "records/a/test.json").write_text(json.dumps(drawn))
+    (tmp_path / "file").write_bytes(packed.pack(run, decimals=3, coarse=["words"], without=["answer"]))
+    packed.unpack(tmp_path / "file", tmp_path / "drawn")
+    read = json.loads((tmp_path / "drawn/records/a/test.json").read_text())
+    assert read["measured"] == back["measured"]["3"] and read["without_model"] == read["measured"]["rows"]
+    expected = {q: {"kl": round(row["kl"], 3), "words": row["words"], "true": row["true"]} for q, row in rows.items()}
+    assert back == {"why": "Out of it", "measured": {"3": {"rows": {"drift": expected}, "made": {}}}}
+
+
+def test_the_tables_of_thirty_draws_are_made_from_them():
+    units = json.loads((PACKAGE.parent / "benchmarks/results/behaviours.json").read_text())["units"]
+    made, printed = program("behaviours").tables(units), [x for x in printed_in("behaviours.md") if x[0] == "|"]
+    assert len(units) == 30 and printed == [line for line in made if line]
 
 
 @pytest.mark.parametrize("page", PAGES)

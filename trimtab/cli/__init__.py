@@ -38,15 +38,26 @@ class _Guarded(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        from trimtab.errors import TrimtabError
+        from trimtab.errors import TrimtabError, first_line
         from trimtab.noise import without_kernel_advice
+        from trimtab.progress import one_pace
 
         try:
-            with without_kernel_advice(), warnings.catch_warnings():
+            with one_pace(), without_kernel_advice(), warnings.catch_warnings():
                 warnings.showwarning = _noted
                 return super().invoke(ctx)
         except TrimtabError as mistake:
             typer.echo(f"trimtab: {mistake}", err=True)
+            raise typer.Exit(2) from None
+        except (RuntimeError, MemoryError) as cause:
+            from trimtab.devices import ran_out_of_memory
+
+            if not ran_out_of_memory(cause):
+                raise
+            said = (
+                f"trimtab: there was too little memory: {first_line(cause)[:200]}; use a smaller --batch-size, --dtype"
+            )
+            typer.echo(f"{said} bfloat16, or a device with more room", err=True)
             raise typer.Exit(2) from None
         except OSError as cause:
             if cause.errno is None or cause.errno == errno.EPIPE:  # a closed pipe is no mistake: typer ends quietly

@@ -14,8 +14,11 @@ from trimtab.compare.machine import hardware, place
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder, why
 from trimtab.datasets.item_set import ItemSet
+from trimtab.devices import is_crowded, ran_out_of_memory
+from trimtab.errors import first_line
 from trimtab.evaluate.cost import USING
 from trimtab.evaluate.table import instruments, measurements_of, summed_up
+from trimtab.models.anatomy import input_device
 from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Findings, Measured, Meter
 
@@ -27,15 +30,17 @@ TOGETHER = 6
 More would save little more, and a process that dies loses what it has not written."""
 
 
-def each(work: Callable[[list[T]], list[R]], things: list[T]) -> list[R | str]:
-    """Return what the work gives of each of the things, or why it failed; where it fails on all, one by one."""
+def each(
+    work: Callable[[list[T]], list[R]], things: list[T], said: Callable[[Exception], str | None] = why
+) -> list[R | str | None]:
+    """Return what the work gives of each of the things, or what is said of its failure; if all fail, one by one."""
     try:
         return list(work(things))
     except Exception as mistake:
         if len(things) == 1:
-            return [why(mistake)]
+            return [said(mistake)]
     # not while the exception is held, whose frames hold what filled the memory
-    return [found for thing in things for found in each(work, [thing])]
+    return [found for thing in things for found in each(work, [thing], said)]
 
 
 @dataclass
@@ -56,6 +61,9 @@ class Bench:
         self.chosen: dict[Unit, Edit] = {}
         """The edits that were chosen in units whose methods a control follows: it need not make them again."""
 
+        self.short: dict[Unit, str] = {}
+        """Units that were left undone because other processes had taken the memory, and what was said of it."""
+
     @property
     def late(self) -> bool:
         """Whether no new trial should be started."""
@@ -65,6 +73,17 @@ class Bench:
         """Write a record with the machine and the most processes that shared it since the unit was begun."""
         self.crowd = max(self.crowd, self.folder.n_working(self.place))
         self.folder.write(unit, step, {**record, "machine": self.machine, "workers": self.crowd})
+
+    def why(self, unit: Unit, mistake: Exception) -> str | None:
+        """Return what a record says of a failure; None where there is to be none, and `short` says so.
+
+        For want of memory that other processes hold, which is no property of what was tried.
+        """
+        self.crowd = max(self.crowd, self.folder.n_working(self.place))
+        if ran_out_of_memory(mistake) and (self.crowd > 1 or is_crowded(input_device(self.model))):
+            self.short[unit] = first_line(mistake)
+            return None
+        return why(mistake)
 
     def tidy(self, unit: Unit) -> None:
         """Delete a unit's kept answers once its records hold them; after a failure they wait for the next try."""

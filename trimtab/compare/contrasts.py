@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from trimtab.compare.rows import ResultRow, values_of
 from trimtab.compare.run_records import RunRecords
-from trimtab.compare.statistics import PairedDifference, holm, moved, paired, question_means
+from trimtab.compare.statistics import RESAMPLES, PairedDifference, holm, moved, paired, question_means
 from trimtab.errors import BadValue
 from trimtab.protocols import Meter
 
@@ -52,12 +52,17 @@ def contrasts(run: RunRecords, rows: Sequence[ResultRow], meter: Meter) -> list[
 
     Corrected over all pairs, since whoever looks for the best row has looked at all of them.
     """
-    means = {row.name: found for row in rows if (found := means_of(run, row, meter))}
-    made = [
-        _contrast(one, other, means[one], means[other], meter)
-        for one, other in combinations(means, 2)
-        if means[one].keys() & means[other].keys()
-    ]
+    return every_two({row.name: found for row in rows if (found := means_of(run, row, meter))}, meter)
+
+
+def every_two(means: Mapping[str, Means], meter: Meter) -> list[Contrast]:
+    """Return the tested difference of every two rows that share questions, corrected by Holm over all pairs.
+
+    Of many pairs each test swaps more often: its smallest p, corrected, must lie below `LEVEL`, or none could be apart.
+    """
+    pairs = [(one, other) for one, other in combinations(means, 2) if means[one].keys() & means[other].keys()]
+    swaps = max(RESAMPLES, round(2.5 * len(pairs) / LEVEL))
+    made = [_contrast(one, other, means[one], means[other], meter, swaps) for one, other in pairs]
     adjusted = holm([c.tested.p for c in made])
     return [replace(c, tested=replace(c.tested, p_holm=p)) for c, p in zip(made, adjusted, strict=True)]
 
@@ -72,7 +77,7 @@ def contrast_of(run: RunRecords, rows: Sequence[ResultRow], one: str, other: str
     return _contrast(one, other, found[one], found[other], meter)
 
 
-def _contrast(one: str, other: str, ours: Means, theirs: Means, meter: Meter) -> Contrast:
-    difference, p = paired(ours, theirs, meter.summary)
+def _contrast(one: str, other: str, ours: Means, theirs: Means, meter: Meter, resamples: int = RESAMPLES) -> Contrast:
+    difference, p = paired(ours, theirs, meter.summary, resamples=resamples)
     ways = moved(ours, theirs, meter.summary, sign=meter.sign)
-    return Contrast(one, other, PairedDifference(difference, p, p, difference.n, ways))
+    return Contrast(one, other, PairedDifference(difference, p, p, difference.n, ways, resamples))

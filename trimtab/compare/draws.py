@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from trimtab.compare.bench import TOGETHER, Bench, each
@@ -51,11 +51,15 @@ def do_control(bench: Bench, unit: Unit, control: Control) -> None:
         if bench.late:
             return
         numbers = missing[start : start + TOGETHER]
-        for number, said in zip(numbers, each(drawn, numbers), strict=True):
+        for number, said in zip(numbers, each(drawn, numbers, partial(bench.why, unit)), strict=True):
+            if said is None:
+                continue
             found = {"status": "failed", "why": said} if isinstance(said, str) else said
             record = records[number] = {"knobs": {**trial["knobs"], "draw": number}, **found}
             bench.write(unit, number, record)
     done = [record for record in records.values() if record is not None]
+    if len(done) < len(records):
+        return
     bench.write(unit, TEST, _summary(bench.about(parts), done, {"method": control.follows, "trial": theirs["best"]}))
     bench.tidy(unit)
 

@@ -130,15 +130,26 @@ def able_to_choose(model: Any, tokenizer: Any, job: Job) -> Job:
 
 
 def _work(worker: Worker, job: Job) -> None:
-    waiting = [u for u in job.units if not worker.done(u)]
-    while waiting and not worker.late:
-        for unit in tracked(waiting, "comparing"):
-            with worker.folder.claim(unit) as mine:
-                if mine and not worker.late:
-                    worker.do(unit)
-        waiting = [u for u in waiting if not worker.done(u)]
-        if waiting and not worker.late:
-            time.sleep(POLL_SECONDS)  # another process has them; should it die, its claims come free
+    """Do what is missing, and what lacked memory once more when nothing else is left: others may be done by then."""
+    for _ in range(2):
+        worker.short.clear()
+        waiting = [u for u in job.units if not worker.done(u)]
+        while waiting and not worker.late:
+            for unit in tracked(waiting, "comparing"):
+                with worker.folder.claim(unit) as mine:
+                    if mine and not worker.late:
+                        worker.do(unit)
+            waiting = [u for u in waiting if u not in worker.short and not worker.done(u)]
+            if waiting and not worker.late:
+                time.sleep(POLL_SECONDS)  # another process has them; should it die, its claims come free
+        if not worker.short:
+            return
+    unit, said = next(iter(worker.short.items()))
+    warnings.warn(
+        f"{len(worker.short)} measurements were left undone, since other processes had taken the memory "
+        f"({unit.method}, fold {unit.fold}, seed {unit.seed}: {said}); run the same command again when there is more",
+        stacklevel=4,
+    )
 
 
 def forget_failures(folder: RunFolder, job: Job) -> int:

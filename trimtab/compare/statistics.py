@@ -86,11 +86,13 @@ class PairedDifference:
     """Questions compared."""
     moved: Moved | None = None
     """Which questions moved, and which way; None where it was not asked."""
+    resamples: int = RESAMPLES
+    """Random swaps of the test."""
 
     @property
     def floor(self) -> float:
         """The smallest p that the test could have given: 0 where it is exact."""
-        return 2 / (RESAMPLES + 1) if 2**self.n > RESAMPLES else 0.0
+        return 2 / (self.resamples + 1) if 2**self.n > self.resamples else 0.0
 
     @property
     def at_floor(self) -> bool:

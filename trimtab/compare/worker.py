@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
+
+import torch
 
 from trimtab.compare.bench import TOGETHER, Bench, Fitter, each
 from trimtab.compare.design import BASELINE, Parts, Unit
 from trimtab.compare.draws import do_control
 from trimtab.compare.record_fields import TEST
-from trimtab.compare.records import why
 from trimtab.compare.search import Tried
 from trimtab.evaluate.cost import costs, peak_memory
 from trimtab.models.anatomy import input_device
@@ -26,15 +28,21 @@ class Worker(Bench):
         return self.folder.read(unit, TEST) is not None
 
     def do(self, unit: Unit) -> None:
-        """Do the unit's missing trials, then its last measurement; of a control, its draws."""
+        """Do the unit's missing trials, then its last measurement; of a control, its draws.
+
+        Where other processes have taken the memory it is left undone, and `short` says so; so is a control of it.
+        """
         if self.done(unit):
             return
         self.crowd = 1
         control = self.job.controls.get(unit.method)
-        if control is not None:
-            do_control(self, unit, control)
-        else:
+        if control is None:
             self._do_method(unit)
+        elif (followed := unit._replace(method=control.follows)) in self.short:
+            self.short[unit] = self.short[followed]
+        else:
+            do_control(self, unit, control)
+        torch.cuda.empty_cache()  # what stands by here, others lack
 
     def _do_method(self, unit: Unit) -> None:
         parts, search = self.job.parts(unit), self.job.search(unit)
@@ -44,13 +52,13 @@ class Worker(Bench):
         for number in range(search.n):
             if records[number] is not None:
                 continue
-            if self.late:
+            if self.late or unit in self.short:
                 break
             if waiting and not search.decided(number):
                 self._tried(unit, waiting, parts, records, kept)
                 waiting = []
             knobs = search.knobs(number, [self._known(record) for record in records.values() if record is not None])
-            waiting.append(self._fitted(fit, number, knobs))
+            waiting.append(self._fitted(unit, fit, number, knobs))
             together = number + 1 < search.n and search.decided(number + 1) and not _alone(waiting[-1].edit)
             if len(waiting) < TOGETHER and together:
                 continue
@@ -59,21 +67,23 @@ class Worker(Bench):
         self._tried(unit, waiting, parts, records, kept)
         done = [record for record in records.values() if record is not None]
         if len(done) == search.n and not self.late:
-            self.write(unit, TEST, self._test(unit, fit, parts, done, kept))
-            self.tidy(unit)
+            found = self._test(unit, fit, parts, done, kept)
+            if found is not None:
+                self.write(unit, TEST, found)
+                self.tidy(unit)
 
     def _known(self, record: Mapping[str, Any]) -> Tried:
         found = record.get("validation", {"score": None, "kl": None})
         score = None if found["score"] is None else self.job.chooser.sign * found["score"]
         return Tried(record["knobs"], score, (found["kl"] or 0.0) <= self.job.design.kl_budget)
 
-    def _fitted(self, fit: Fitter, number: int, knobs: Mapping[str, Any]) -> _Fitted:
+    def _fitted(self, unit: Unit, fit: Fitter, number: int, knobs: Mapping[str, Any]) -> _Fitted:
         started = time.perf_counter()
         try:
             with peak_memory(input_device(self.model)) as peak:
                 edit = fit(knobs)
         except Exception as mistake:
-            return _Fitted(number, knobs, None, why(mistake))
+            return _Fitted(number, knobs, None, self.why(unit, mistake))
         return _Fitted(number, knobs, edit, None, costs(edit, peak), time.perf_counter() - started)
 
     def _tried(
@@ -93,9 +103,11 @@ class Worker(Bench):
             return [{"validation": one, "measure": seconds} for one in scores]
 
         edits = [one.edit for one in fitted if one.edit is not None]
-        found = iter(each(measured, edits) if edits else ())
+        found = iter(each(measured, edits, partial(self.why, unit)) if edits else ())
         for one in fitted:
-            said = one.failed or next(found)
+            said = one.failed if one.edit is None else next(found)
+            if said is None:
+                continue
             record = {"status": "failed", "knobs": dict(one.knobs)}
             if isinstance(said, str):
                 record |= {"why": said}
@@ -108,7 +120,7 @@ class Worker(Bench):
 
     def _test(
         self, unit: Unit, fit: Fitter, parts: Parts, records: Sequence[dict[str, Any]], kept: _Kept
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         best, within = (chosen(records, self.job.chooser, budget) for budget in (None, self.job.design.kl_budget))
         if best is None:
             return {"status": "failed", "why": f"every trial failed, the first one with: {records[0]['why']}"}
@@ -121,7 +133,8 @@ class Worker(Bench):
             for number, found in zip(numbers, self.last_measurements(unit, edits, parts.test), strict=True):
                 results[number] = {**found, "refitted": number not in kept.edits}
         except Exception as mistake:
-            return {"status": "failed", "why": f"the last measurement failed: {why(mistake)}"}
+            said = self.why(unit, mistake)
+            return None if said is None else {"status": "failed", "why": f"the last measurement failed: {said}"}
         alone = self.of_the_unedited(parts, results) if unit.method == BASELINE else {}
         return {
             "status": "done",
@@ -141,6 +154,7 @@ class _Fitted(NamedTuple):
     knobs: Mapping[str, Any]
     edit: Edit | None
     failed: str | None
+    """None with no edit: memory was lacking, and the trial is left undone."""
     made: Mapping[str, Any] = {}
     seconds: float = 0.0
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from trimtab.devices import free_bytes
+from trimtab.devices import free_bytes, ran_out_of_memory
 from trimtab.engine.token_tree import TokenTree
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, text_config
@@ -86,8 +86,8 @@ def attempted(work: Callable[[], None], shrink: Callable[[], bool]) -> bool:
     try:
         work()
         return True
-    except torch.OutOfMemoryError:
-        if not shrink():
+    except Exception as mistake:
+        if not ran_out_of_memory(mistake) or not shrink():
             raise
     # outside of the except block, whose traceback would keep the tensors alive
     torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.devices import ran_out_of_memory
 from trimtab.engine.batching import Mode
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.engine.tree_forward import may_be_packed
@@ -95,9 +96,11 @@ def _failure(model: Any, mode: Mode, tried: Tried, expected: Float[Tensor, "plac
         return "packed: layers of a kind that a mask over ancestors does not describe"
     try:
         found = tried(mode, len(TRIED))
-    except (torch.OutOfMemoryError, TrimtabError):
+    except TrimtabError:
         raise
     except Exception as cause:  # other people's models raise what they like
+        if ran_out_of_memory(cause):
+            raise
         return f"{mode}: {type(cause).__name__}"
     far = _distance(found, expected)
     quantized = getattr(base_of(model).config, "quantization_config", None) is not None

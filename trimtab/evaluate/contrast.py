@@ -14,6 +14,7 @@ from trimtab.datasets.given import Rows, as_items
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.statements import Statement
 from trimtab.edits.combined import NoEdit
+from trimtab.engine.batching import alike_together
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
@@ -91,16 +92,14 @@ def contrast_many(
 ) -> list[PairScores]:
     """Return `contrast` of every edit; prompts are computed once for all that leave them unedited."""
     asked: PairSet = as_items(pairs).asked_as(asking, tokenizer)
-    found: dict[int, Any] = {}
-    alike: dict[tuple[str, ...], list[int]] = {}
     said = [_statements(asked, edit) for edit in edits]
-    for i, statements in enumerate(said):
-        alike.setdefault(tuple(s.prompt for s in statements), []).append(i)
-    for places in alike.values():
-        tokens = scored_tokens(model, tokenizer, said[places[0]])
-        scores = score_answers(model, tokenizer, tokens, [edits[i] for i in places], batch_size=batch_size)
-        found |= zip(places, scores.logprobs, strict=True)
-    return [_pair_scores(asked, iter(found[i])) for i in range(len(edits))]
+
+    def score(alike: list[int]) -> list[PairScores]:
+        tokens = scored_tokens(model, tokenizer, said[alike[0]])
+        scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], batch_size=batch_size)
+        return [_pair_scores(asked, iter(logprobs)) for logprobs in scores.logprobs]
+
+    return alike_together([tuple(s.prompt for s in statements) for statements in said], score)
 
 
 def _statements(pairs: PairSet, edit: Edit) -> list[Statement]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from trimtab.datasets.facts import Fact, FactSet
 from trimtab.edits.combined import NoEdit
+from trimtab.engine.batching import alike_together
 from trimtab.engine.completion import completions
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset
@@ -71,15 +72,13 @@ class SaidFacts(Meter):
     ) -> list[Mapping[str, str]]:
         """Return for every edit the tokens that follow each prompt, asked as the edit asks it."""
         asked = [tuple(edit.prompt(prompt) or prompt for prompt in prompts) for edit in edits]
-        found: dict[int, Mapping[str, str]] = {}
-        for texts in dict.fromkeys(asked):
-            alike = [i for i, own in enumerate(asked) if own == texts]
-            said = completions(
-                model, tokenizer, texts, [edits[i] for i in alike],
-                max_new_tokens=length, batch_size=self.batch_size,
-            )  # fmt: skip
-            found |= {i: dict(zip(prompts, of_edit, strict=True)) for i, of_edit in zip(alike, said, strict=True)}
-        return [found[i] for i in range(len(edits))]
+        options: dict[str, Any] = {"max_new_tokens": length, "batch_size": self.batch_size}
+
+        def go_on(alike: list[int]) -> list[Mapping[str, str]]:
+            said = completions(model, tokenizer, asked[alike[0]], [edits[i] for i in alike], **options)
+            return [dict(zip(prompts, of_edit, strict=True)) for of_edit in said]
+
+        return alike_together(asked, go_on)
 
 
 @dataclass(frozen=True)
@@ -101,17 +100,20 @@ class LikelyFacts(Meter):
         facts = _with_others(_facts(items))
         pairs = [pair for fact in facts for pair in _rivals(fact)]
         asked = [tuple(edit.prompt(prompt) or prompt for prompt, _, _ in pairs) for edit in edits]
-        found: dict[int, Mapping[tuple[str, str, str], float]] = {}
-        for prompts in dict.fromkeys(asked):
-            alike = [i for i, own in enumerate(asked) if own == prompts]
+
+        def score(alike: list[int]) -> list[Measured]:
+            prompts, found = asked[alike[0]], []
             texts = [f"{p} {a}" for p, (_, *answers) in zip(prompts, pairs, strict=True) for a in answers]
             starts = [len(p) for p in prompts for _ in range(2)]
             tokens = tokenize_answers(tokenizer, texts, starts) if texts else []
             scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], batch_size=self.batch_size)
-            for i, sums in zip(alike, scores.logprobs, strict=True):
+            for sums in scores.logprobs:
                 means = [total / (t.end - t.start) for total, t in zip(sums, tokens, strict=True)]
-                found[i] = {pair: means[2 * n] - means[2 * n + 1] for n, pair in enumerate(pairs)}
-        return [Measured({fact.key: _likely_row(fact, found[i]) for fact in facts}) for i in range(len(edits))]
+                margins = {pair: means[2 * n] - means[2 * n + 1] for n, pair in enumerate(pairs)}
+                found.append(Measured({fact.key: _likely_row(fact, margins) for fact in facts}))
+            return found
+
+        return alike_together(asked, score)
 
 
 def fact_meters() -> tuple[Figure, ...]:

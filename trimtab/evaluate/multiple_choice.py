@@ -12,6 +12,7 @@ from trimtab.datasets.asking import ITI, Asked, asking_for
 from trimtab.datasets.given import Rows, as_questions
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
+from trimtab.engine.batching import alike_together
 from trimtab.engine.conversation import asked_by
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
@@ -141,16 +142,17 @@ def multiple_choice_many(
     convention = convention if convention in ("lm-eval", "iti") else form.name  # pyright: ignore[reportAssignmentType]
     form = ITI if convention == "iti" else form
     asked = [tuple(asked_by(edit, form, q.question) for q in questions) for edit in edits]
-    found: dict[int, Sequence[float]] = {}
-    n_tokens = 0
-    for prompts in dict.fromkeys(asked):
-        alike = [i for i, other in enumerate(asked) if other == prompts]
-        tokens = _answer_tokens(model, tokenizer, questions, prompts, convention)
-        group = [edits[i] for i in alike]
-        scores = score_answers(model, tokenizer, tokens, group, batch_size=batch_size, token_budget=token_budget)
-        found |= zip(alike, scores.logprobs, strict=True)
+    options, n_tokens = {"batch_size": batch_size, "token_budget": token_budget}, 0
+
+    def score(alike: list[int]) -> Sequence[Sequence[float]]:
+        nonlocal n_tokens
+        tokens = _answer_tokens(model, tokenizer, questions, asked[alike[0]], convention)
+        scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], **options)
         n_tokens += scores.tokens_computed
-    return tuple(_summary(questions, asked[i], found[i], convention, n_tokens) for i in range(len(edits)))
+        return scores.logprobs
+
+    found = alike_together(asked, score)
+    return tuple(_summary(questions, *own, convention, n_tokens) for own in zip(asked, found, strict=True))
 
 
 @dataclass(frozen=True)

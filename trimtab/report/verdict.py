@@ -42,22 +42,25 @@ def warnings_of(run: Comparison) -> list[str]:
 
 def leading(run: Comparison, rows: Sequence[ResultRow]) -> ResultRow | None:
     """Return the row with the best figure of all that are neither the unedited model nor a control."""
-    found = _ranked(run, rows)
+    found = _ranked(run, rows, run.main)
     return found[0] if found else None
 
 
-def _ranked(run: Comparison, rows: Sequence[ResultRow]) -> list[ResultRow]:
-    meter, others = run.main, {BASELINE, *run.control_of}
+def _ranked(run: Comparison, rows: Sequence[ResultRow], meter: Meter) -> list[ResultRow]:
+    others = {BASELINE, *run.control_of}
     able = [row for row in rows if row.metrics[meter.name] is not None and row.method not in others]
     return sorted(able, key=lambda row: -meter.sign * _value(row, meter))
 
 
-def conclusions(run: Comparison) -> list[str]:
-    """Return what the tests support: the leading row, those not told apart from it, controls, and what broke."""
-    size, meter = run.sizes[-1], run.main
+def conclusions(run: Comparison, meter: Meter | None = None) -> list[str]:
+    """Return what the tests of a meter support (the main one's if not given), and what broke.
+
+    The leading row, those not told apart from it, the unedited model, controls.
+    """
+    size, meter = run.sizes[-1], meter or run.main
     rows = [row for row in run.rows(size) if row.metrics[meter.name] is not None]
     controls = run.control_of
-    ranked = _ranked(run, rows)
+    ranked = _ranked(run, rows, meter)
     base = next((row for row in rows if row.method == BASELINE), None)
     if not ranked or base is None or meter.better == "neither":
         return ["No method was measured yet, so nothing follows."]

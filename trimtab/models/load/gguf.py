@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trimtab.devices import free_on_cpu, in_bytes
-from trimtab.errors import BadValue, UnsupportedModel, first_line
+from trimtab.errors import OutOfMemory, UnsupportedModel, first_line
 from trimtab.models.load.loading_report import require_all_weights
 from trimtab.noise import without_bars_in_pipes
 from trimtab.storage import RECORD, cache_folder, kind_of, versions, write_json, written_folder
@@ -121,7 +121,7 @@ def _checked(file: Path) -> Any:
     # the tensors, and the model that they are copied into
     needed, free = 2 * 4 * sum(int(t.n_elements) for t in reader.tensors), free_on_cpu()
     if needed > free:
-        raise BadValue(
+        raise OutOfMemory(
             f"dequantising {file} takes about {in_bytes(needed)} of memory, and {in_bytes(free)} are free; use a "
             "machine with more, or give the model's folder or hub id with quantization"
         )

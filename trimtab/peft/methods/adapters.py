@@ -17,6 +17,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from trimtab.devices import ran_out_of_memory
 from trimtab.errors import BadValue, Incompatible, TrimtabError, first_line
 from trimtab.models.anatomy import base_of
 from trimtab.models.plain import skeleton
@@ -36,9 +37,11 @@ def peft_refusing(what: str, advice: str = "") -> Iterator[None]:
     """Raise `BadValue` for whatever PEFT raises: it has many kinds, and a file's configuration may hold anything."""
     try:
         yield
-    except (TrimtabError, torch.OutOfMemoryError):
+    except TrimtabError:
         raise
     except Exception as cause:
+        if ran_out_of_memory(cause):
+            raise
         raise BadValue(f"{what}: PEFT says {first_line(cause)!r}{advice}") from cause
 
 

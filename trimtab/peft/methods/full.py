@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.devices import free_bytes, in_bytes
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, OutOfMemory
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.plain import skeleton
 from trimtab.models.twin import is_twin
@@ -106,10 +106,10 @@ def require_float_weights(model: Any, name: str) -> None:
 
 
 def require_room_on_cpu(wanted: int, free: int | None = None) -> None:
-    """Raise `BadValue` if the CPU's memory has no room for `wanted` bytes of weights kept as they were."""
+    """Raise `OutOfMemory` if the CPU's memory has no room for `wanted` bytes of weights kept as they were."""
     free = free_bytes(torch.device("cpu")) if free is None else free
     if wanted > free:
-        raise BadValue(
+        raise OutOfMemory(
             f"keeping the untuned weights takes {in_bytes(wanted)} of the CPU's memory, {in_bytes(free)} are free; "
             "tune fewer of the topmost layers, or take a method that leaves the weights alone (see trimtab methods)"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trimtab.devices import free_bytes, in_bytes
-from trimtab.errors import BadValue
+from trimtab.errors import OutOfMemory
 from trimtab.models.anatomy import base_of, decoder_layers, input_device, text_config
 from trimtab.models.stored_bits import stored_quantised
 from trimtab.peft.parts.attached import Trained
@@ -126,14 +126,14 @@ def require_memory(
     free: int | None = None,
     sharding: Sharding | None = None,
 ) -> MemoryEstimate:
-    """Return the estimate; raises `BadValue`, saying what would fit, if it is more than there is."""
+    """Return the estimate; raises `OutOfMemory`, saying what would fit, if it is more than there is."""
     free = free_bytes(sharding.device if sharding else input_device(model)) if free is None else free
     of_recipe = partial(estimate_memory, model, trained, length=length, columns=columns, sharding=sharding)
     wanted = of_recipe(recipe)
     if wanted.added <= free:
         return wanted
     beyond = "with this process's part of the weights" if sharding else "beyond the weights"
-    raise BadValue(
+    raise OutOfMemory(
         f"a step would take about {in_bytes(wanted.added)} {beyond}, {in_bytes(free)} are free; "
         + _what_fits(of_recipe, recipe, free)
     )

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.errors import BadValue, Incompatible, first_line
+from trimtab.devices import ran_out_of_memory
+from trimtab.errors import BadValue, Incompatible, OutOfMemory, first_line
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.processes import FSDP, from_all, is_split, launch_asks, rank_and_count
 from trimtab.models.stored_bits import has_four_bit
@@ -120,7 +121,7 @@ class Sharding:
 
         Raises:
             Incompatible: torch cannot split the model.
-            BadValue: a GPU has no room for its part.
+            OutOfMemory: a GPU has no room for its part.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -140,12 +141,12 @@ class Sharding:
             # what is called, and not the model inside, which PEFT's wrapper calls past its hooks
             _on_device(attached.model, self.device, whole)
             fully_shard(attached.model, **options)
-        except torch.cuda.OutOfMemoryError as cause:
-            raise BadValue(
-                "the GPU ran out of memory while this process's part of the weights was put there: load the model on "
-                'the CPU (device="cpu"), or split it over more processes'
-            ) from cause
         except (ValueError, RuntimeError, NotImplementedError, AssertionError, TypeError) as cause:
+            if ran_out_of_memory(cause):
+                raise OutOfMemory(
+                    "the GPU ran out of memory while this process's part of the weights was put there: load the model "
+                    'on the CPU (device="cpu"), or split it over more processes'
+                ) from cause
             raise Incompatible(
                 f"torch cannot split this model over processes ({first_line(cause)}); launch the processes without FSDP"
             ) from cause

@@ -14,7 +14,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging as hf_logging
 
-from trimtab.errors import BadValue, first_line
+from trimtab.devices import ran_out_of_memory
+from trimtab.errors import BadValue, OutOfMemory, first_line
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.processes import rank_and_count
 from trimtab.peft.parts.attached import Attached
@@ -166,13 +167,15 @@ def _require_scalable(attached: Attached, device: torch.device) -> None:
 
 
 def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
-    """Train, from a checkpoint if one is given; raises `BadValue`, saying what helps, if a GPU runs out of memory."""
+    """Train, from a checkpoint if one is given; raises `OutOfMemory`, saying what helps, if a GPU has too little."""
     try:
         with _quiet(), zero.storage_kept(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.cuda.OutOfMemoryError as cause:
+    except RuntimeError as cause:
+        if not ran_out_of_memory(cause):
+            raise
         recipe_size = trainer.args.per_device_train_batch_size
-        raise BadValue(
+        raise OutOfMemory(
             f"the GPU ran out of memory with {recipe_size} examples in a forward: set micro_batch to a smaller divisor "
             "of batch_size, or checkpointing=True; gradients stay those of the whole batch"
         ) from cause
