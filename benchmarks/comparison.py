@@ -1,6 +1,6 @@
 """A comparison by several processes on one machine, to be called again until it is finished.
 
-    python benchmarks/comparison.py --config benchmarks/comparison.yaml --workers 8 --minutes 8.5 --out runs/comparison
+    python benchmarks/comparison.py --config benchmarks/editing.yaml --workers 8 --minutes 8.5 --out runs/editing
 
 The workers share out the machine's GPUs. Packs the run folder into RUN.tar.gz beside it at the end and unpacks that at
 the start, so that a machine that is lent for minutes can go on where another one stopped. `--tiny` runs two methods for
@@ -77,8 +77,8 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("comparison.yaml"))
-    parser.add_argument("--out", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("editing.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("runs/editing"))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=8.5, help="start no trial after this")
     parser.add_argument("--json", type=Path, help="write the summary here")

@@ -59,7 +59,9 @@ def unpack(file: Path, run: Path) -> None:
 
 def places(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return where a record holds rows: instrument -> item -> column -> value."""
-    found = [(key, at["rows"]) for key, at in record.get("measured", {}).items()]
+    measured = record.get("measured", {})
+    measured = {"drawn": measured} if "rows" in measured else measured  # a control's draw is one measurement
+    found = [(key, at["rows"]) for key, at in measured.items()]
     return [*found, ("without_model", record["without_model"])] if record.get("without_model") is not None else found
 
 

@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def main() -> None:
     if not asked.replay:
         spawn(asked)
     found = {name: replayed(job, name, asked.out) for name in names(job, asked)}
-    left = sum(1 for path in chunks(job, asked) if not path.exists())
+    whole = {name: len(units(job, name)) * len(settings_of(job.fitted[name])) for name in found}
+    left = sum(n - sum(len(grid_of(asked.out, u)) for u in units(job, name)) for name, n in whole.items())
     record = {
         "command": " ".join(sys.argv),
         "seconds": round(time.perf_counter() - started),
@@ -68,7 +69,7 @@ def main() -> None:
     }
     write_json(asked.json or asked.out / "search_grid.json", record)
     print(f"{asked.json or asked.out / 'search_grid.json'}: {record['seconds']} s on {record['replayed_on']}")
-    print(f"NOT FINISHED: {left} parts are missing; call again" if left else "Finished.")
+    print(f"NOT FINISHED: {left} settings are missing; call again" if left else "Finished.")
     heads = ["", "settings", "of 10 within 3", "gap, validation", "gap, final [95 %]", "best of 1, 2, 4, 8 tries"]
     print("\n".join(table_lines(heads, [line(name, one) for name, one in found.items() if one])))
 
@@ -124,11 +125,11 @@ def folder_of(out: Path, unit: Unit) -> Path:
     return out / "grid" / f"{unit.method.replace('/', '-')} seed {unit.seed} fold {unit.fold}"
 
 
-def chunks(job: Job, asked: argparse.Namespace) -> Iterator[Path]:
-    for name in names(job, asked):
-        n = len(settings_of(job.fitted[name]))
-        for unit in units(job, name):
-            yield from (folder_of(asked.out, unit) / f"{start:03d}.json" for start in range(0, n, asked.together))
+def grid_of(out: Path, unit: Unit) -> list[dict[str, Any]]:
+    """Return what was measured of a unit's settings, in their order."""
+    return [
+        one for path in sorted(folder_of(out, unit).glob("*.json")) for one in json.loads(path.read_text())["results"]
+    ]
 
 
 def spawn(asked: argparse.Namespace) -> None:
@@ -197,11 +198,7 @@ def replayed(job: Job, name: str, out: Path) -> dict[str, Any] | None:
     summary = next(m for m in job.meters if m.name == job.design.choose_by).summary
     gaps, curves, ours, best, measured = np.zeros((SEEDS, 0)), [], [], [], []
     for unit in units(job, name):
-        grid = [
-            one
-            for path in sorted(folder_of(out, unit).glob("*.json"))
-            for one in json.loads(path.read_text())["results"]
-        ]
+        grid = grid_of(out, unit)
         if len(grid) < len(settings_of(method)):
             return None
         values: list[Any] = [None if one.get("score") is None else chooser.sign * one["score"] for one in grid]

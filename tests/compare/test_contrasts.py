@@ -11,10 +11,12 @@ from tests.comparing import SpyMethod, tiny_run
 from trimtab.cells import p_text
 from trimtab.compare.contrasts import every_two
 from trimtab.compare.statistics import PairedDifference, holm, moved, paired
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.intervals import Estimate
 from trimtab.prompting import FewShot
+from trimtab.report.verdict import conclusions
 from trimtab.steer import RandomDirection
 
 
@@ -76,3 +78,12 @@ def test_a_p_value_as_small_as_the_test_can_say_is_printed_as_a_limit(n, floor):
     assert p == pytest.approx(2 / 2**8 if n == 8 else floor)
     assert p_text(p, at_floor=tested.at_floor) == ("<= 0.0002" if n == 60 else "0.0078")
     assert not PairedDifference(Estimate(0.1, 0.0, 0.2, n), 0.5, 0.5, n).at_floor
+
+
+def test_a_tie_of_all_rows_has_no_leader(tmp_path):
+    tied = tiny_run(tmp_path / "tied", {"Nothing": NoEdit(), "Nothing more": NoEdit()})
+    assert conclusions(tied)[0].startswith(f"Nothing leads: {tied.main.heading} is ")
+
+
+def test_rows_of_which_one_differs_have_a_leader(done):
+    assert " has the highest " in conclusions(done)[0]

@@ -8,64 +8,81 @@ import lzma
 import re
 import sys
 import tarfile
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.repository.source import PACKAGE
 from trimtab.cells import figure as shown_figure
+from trimtab.cells import number, p_text
 from trimtab.compare.comparison import Comparison
 from trimtab.compare.search import Search, Tried
-from trimtab.compare.statistics import holm, over_draws, paired, question_means, spread
-from trimtab.intervals import bootstrap
+from trimtab.intervals import Estimate, bootstrap
 from trimtab.report.markdown import to_markdown
 from trimtab.report.verdict import conclusions
 
 RESULTS = PACKAGE.parent / "docs" / "results"
-PAGES = {"README.md": "comparison.json.xz", "editing.md": "editing.json.xz"}
-ROWS = {
-    page: {row["name"]: row for row in json.loads(lzma.decompress((RESULTS / file).read_bytes()))["rows"]}
-    for page, file in PAGES.items()
-}
-FIGURES = {"true_info": ("true", "informative"), "mc1": ("mc1",), "mc2": ("mc2",), "kl": ("kl",)}
+PAGES = {"editing.md": "editing", "low-data.md": "low_data"}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-def lines_of(page, width):
-    """Return first cell -> the others, of a page's tables of this many columns."""
-    text = (RESULTS / page).read_text(encoding="utf-8")
-    found = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "---" not in line]
-    return {cells[0].split(" (60 draws)")[0]: cells[1:] for cells in found if len(cells) == width and cells[0]}
+@cache
+def embedded(name):
+    """Return the run of a record, and the text that is made of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        program("packed").unpack(RESULTS / f"{name}.json.xz", Path(folder) / "run")
+        run = Comparison.load(Path(folder) / "run")
+    return run, to_markdown(run)
 
 
-def figure_of(means, figure):
-    return means[..., 0] * means[..., 1] if figure == "true_info" else means[..., 0]
+def tables(text):
+    """Return the tables of a text as lists of rows of cells, the headings first."""
+    found, last = [], ""
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| ---"):
+            found += [] if last.startswith("|") else [[]]
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        last = line
+    return found
 
 
-def columns_of(unit, figure):
-    """Return (item, column) of one unit's rows, those of digits from 0 to 1."""
-    if any(unit[name] is None for name in FIGURES[figure]):
-        return None
-    return np.array([[float(value) for value in unit[name]] for name in FIGURES[figure]]).T
+def table_of(page, heading):
+    """Return row -> column -> cell of a page's table that has a column of this heading."""
+    (table,) = (t for t in tables((RESULTS / page).read_text(encoding="utf-8")) if heading in t[0])
+    return {name: dict(zip(table[0][1:], cells, strict=True)) for name, *cells in table[1:]}
 
 
-def values_of(row, figure):
-    values: dict[int, dict[str, list[list[float]]]] = {}
-    for unit in row["units"]:
-        for i, measured in enumerate(columns_of(unit, figure)):
-            values.setdefault(unit["seed"], {}).setdefault(str(i), []).append(list(measured))
-    return values
+def cells_of(text):
+    """Return (row, heading) -> cell of the tables about all training questions."""
+    whole = text.partition("\n## Settings tried")[0]
+    found = {}
+    for heads, *rows in tables(re.sub(r"\n## \d+ training questions.*", "", whole, flags=re.DOTALL)):
+        found |= {(name, head): cell for name, *cells in rows for head, cell in zip(heads[1:], cells, strict=True)}
+    return found
 
 
-def interval(row, figure):
-    """Return what the row's figure is, with its interval: over questions, or over draws for a control."""
-    units = row["units"]
-    if not units or columns_of(units[0], figure) is None:
-        return None
-    if row["control"]:
-        drawn = [float(figure_of(columns_of(unit, figure).mean(0), figure)) for unit in units]
-        return over_draws([unit["seed"] for unit in units], drawn).estimate
-    return spread(values_of(row, figure), lambda means: figure_of(means, figure)).estimate
+def true_info_of(run, method, size):
+    """Return the True*Info of each of a method's searches in %, by seed and fold."""
+    found = {}
+    for test in run.of(method, size):
+        rows = run.measurements(test, "best")[0]["rows"]["generated"].values()
+        true, informative = (np.mean([row[name] for row in rows]) for name in ("true", "informative"))
+        found[test["seed"], test["fold"]] = f"{100 * true * informative:.1f}"
+    return [found[place] for place in sorted(found)]
+
+
+def difference(run, pair, meter, size):
+    """Return the tested difference of two rows, and its p after Holm's correction over all pairs."""
+    one, other = pair.split(" - ")
+    found = next(c for c in run.contrasts(meter, size) if {c.one, c.other} == {one, other})
+    turn = 1 if found.one == one else -1
+    value = found.tested.difference
+    shown = [number(n, "share", signed=True) for n in (turn * value, *sorted((turn * value.low, turn * value.high)))]
+    p = p_text(found.tested.p_holm, at_floor=found.tested.at_floor)
+    return f"{shown[0]} [{shown[1]}, {shown[2]}], p {p}"
 
 
 def program(name):
@@ -213,6 +230,12 @@ def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_pat
     (tmp_path / "file").write_bytes(packed.pack(run, decimals=3, coarse=["words"], without=["answer"]))
     packed.unpack(tmp_path / "file", tmp_path / "back")
     back = json.loads((tmp_path / "back/records/a/test.json").read_text())
+    drawn = {**record, "measured": record["measured"]["3"], "without_model": {"drift": rows}}
+    (run / "records/a/test.json").write_text(json.dumps(drawn))
+    (tmp_path / "file").write_bytes(packed.pack(run, decimals=3, coarse=["words"], without=["answer"]))
+    packed.unpack(tmp_path / "file", tmp_path / "drawn")
+    read = json.loads((tmp_path / "drawn/records/a/test.json").read_text())
+    assert read["measured"] == back["measured"]["3"] and read["without_model"] == read["measured"]["rows"]
     expected = {q: {"kl": round(row["kl"], 3), "words": row["words"], "true": row["true"]} for q, row in rows.items()}
     style["multiple_choice"]["q"]["mc1"] = 0.123
     measured["3"] = {"rows": {"drift": expected}, "made": {}}
@@ -230,41 +253,48 @@ def test_the_tables_of_thirty_draws_are_made_from_them():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_table_has_the_rows_of_the_record(page):
-    assert list(ROWS[page]) == list(lines_of(page, 7))
+def test_every_sentence_and_the_table_of_a_page_are_made_from_its_record(page):
+    run, made = embedded(PAGES[page])
+    said = [line for line in (RESULTS / page).read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
+    assert len(said) > 4 and [line for line in said if line not in made.splitlines()] == []
+    cells, printed = cells_of(made), table_of(page, "MC1")
+    assert set(printed) == {row.name for row in run.rows(run.sizes[-1]) if row.n_done} | {"Answers' style alone"}
+    wrong = {(n, h): c for n, row in printed.items() for h, c in row.items() if c != cells.get((n, h), "-")}
+    assert wrong == {}
 
 
-@pytest.mark.parametrize("page, name", [(page, name) for page, rows in ROWS.items() for name in rows])
-def test_every_printed_figure_is_that_of_the_rows(page, name):
-    row = ROWS[page][name]
-    *shares, kl, fitted, _ = lines_of(page, 7)[name]
-    for figure, cell in zip(("true_info", "mc1", "mc2"), shares, strict=True):
-        found, printed = interval(row, figure), [float(n) for n in NUMBER.findall(cell)]
-        share = [] if found is None else [round(100 * found, 1), round(100 * found.low), round(100 * found.high)]
-        assert printed == share
-    found = interval(row, "kl")
-    assert kl == ("-" if found is None else f"{found:.3f}")
-    assert fitted == ("-" if row["fitted_numbers"] is None else f"{row['fitted_numbers']:,.0f}")
+def test_the_readme_s_figures_of_the_embedded_model_are_those_of_the_page():
+    figures = r"ITI reaches (N) %.*?unedited (N)\), few-shot examples (N), LoRA (N), a sentence .*?(N): .*? reach (N),"
+    said = re.search(figures.replace("N", r"\d+\.\d"), (PACKAGE.parent / "README.md").read_text(encoding="utf-8"), re.S)
+    names = ("ITI", "Baseline", "Few-shot", "LoRA r=8", "Persona", "Random tries (ITI)")
+    table = table_of("editing.md", "MC1")
+    assert said is not None and list(said.groups()) == [table[name]["True*Info"].split()[0] for name in names]
 
 
-def test_the_printed_differences_and_p_values_are_those_of_the_rows():
-    printed, rows = lines_of("editing.md", 4), ROWS["editing.md"]
-    names = [difference.split(" - ") for difference in printed]
-    assert len(names) == 7
-    for column, figure in enumerate(("true_info", "mc1", "mc2")):
-        tested = [
-            paired(
-                *(question_means(values_of(rows[name], figure)) for name in pair),
-                lambda means, figure=figure: figure_of(means, figure),
-            )
-            for pair in names
-        ]
-        for cells, (found, _), p in zip(printed.values(), tested, holm([p for _, p in tested]), strict=True):
-            said = [float(n) for n in NUMBER.findall(cells[column])]
-            expected = [round(100 * found, 1), round(100 * found.low), round(100 * found.high)]
-            assert said[:3] == expected
-            assert said[3] == (0.0014 if "<=" in cells[column] else round(p, 3))
-            assert ("<=" in cells[column]) == (p < 0.0015)
+def test_the_printed_searches_and_differences_are_those_of_the_records():
+    run, _ = embedded("editing")
+    for name, row in table_of("editing.md", "seed 2, fold 1").items():
+        assert list(row.values()) == true_info_of(run, name, None)
+    for pair, row in table_of("editing.md", "MC2, difference").items():
+        assert list(row.values()) == [difference(run, pair, meter, None) for meter in ("true_info", "mc1", "mc2")]
+    run, _ = embedded("low_data")
+    for name, row in table_of("low-data.md", "10, each draw").items():
+        assert list(row.values()) == [", ".join(true_info_of(run, name, size)) for size in run.sizes]
+    for pair, row in table_of("low-data.md", "40, difference").items():
+        assert list(row.values()) == [difference(run, pair, "true_info", size) for size in run.sizes]
+
+
+def test_what_is_said_of_the_trained_judge_is_in_its_record():
+    record = json.loads((PACKAGE.parent / "benchmarks/results/judge.json").read_text(encoding="utf-8"))
+    page = RESULTS.parent / "how-to" / "judges.md"
+    (table,) = (t for t in tables(page.read_text(encoding="utf-8")) if "Cohen's kappa" in t[0])
+    for (_, *cells), key in zip(table[1:], ("people", "people_on_other_answers"), strict=True):
+        of = [record[key][kind] for kind in ("true", "informative")]
+        said = [(shown_figure(Estimate(**one["agreement"]), "share"), f"{one['kappa']['mean']:.2f}"[1:]) for one in of]
+        assert cells == [cell for pair in said for cell in pair]
+    accepted = {kind: round(25 * of["both"]["mean"]) for kind, of in record["false_accepts"].items()}
+    assert accepted == {"empty": 0, "letters": 0, "loop": 0, "another question's answer": 14}
+    assert f"{record['seconds']} s" in page.read_text(encoding="utf-8")
 
 
 GRIDS = {
@@ -287,8 +317,8 @@ def test_eight_tries_come_within_three_points_of_the_best_of_a_measured_grid(nam
         gaps = []
         for fold, measured in enumerate(folds):
             search, tried = Search(settings, tuple(found["shape"]), min(8, len(settings)), (seed, 0, fold)), []
-            for number in range(search.n):
-                at = search.knobs(number, tried)["place"]
+            for step in range(search.n):
+                at = search.knobs(step, tried)["place"]
                 tried.append(Tried({"place": at}, measured["score"][at], measured["kl"][at] <= 0.1))
             gaps.append(max(measured["score"]) - max(t.score for t in tried))
         near += np.mean(gaps) <= 0.03

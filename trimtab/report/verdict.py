@@ -106,6 +106,8 @@ def _difference(one: str, pair: Contrast, meter: Meter) -> str:
 
 def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: Pairs) -> str:
     first, rest = ranked[0], ranked[1:]
+    if len({_value(row, meter) for row in (base, *ranked)}) == 1:
+        return f"Nothing leads: {meter.heading} is {_reads(base, meter)} {unit_words(meter.unit)} in every row."
     alike, behind = [], []
     for row in rest:
         pair = pairs.get(frozenset((first.name, row.name)))
