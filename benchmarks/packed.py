@@ -1,11 +1,13 @@
 """A comparison's run folder in one small file, and back, so that its records can be published beside their table.
 
     python benchmarks/packed.py pack runs/real-casual casual.json.xz [--decimals 4] [--coarse mc2] [--without answer]
+                                                                     [--unnamed multiple_choice]
     python benchmarks/packed.py unpack casual.json.xz runs/real-casual    # then: trimtab report runs/real-casual
 
 Rows are held by column, items once; columns of few different values become one letter a row. Rows are rounded to so
-many decimals (coarse columns to two), other numbers to five digits. Left out: losses of training, what probes read, the
-end of an error's message, and the columns named.
+many decimals (coarse columns to two), other numbers to five digits. Left out: losses of training, what probes read,
+examples of prompts, the end of an error's message, and the columns named. Unnamed items, those that an instrument
+measures, stand by a hash of their text: of data that is not ours to hand on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import lzma
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,17 @@ LETTERS = [chr(n) for n in (*range(48, 92), *range(93, 127), *range(0x100, 0x800
 FEW = 8
 """Columns with at most so many different values are written together, as letters."""
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
-LEFT_OUT = {"losses", "accuracy", "probe_accuracy"}
+LEFT_OUT = {"losses", "accuracy", "probe_accuracy", "examples"}
 
 Rows = dict[str, dict[str, Any]]
 
 
-def pack(run: Path, *, decimals: int = 4, coarse: Sequence[str] = (), without: Sequence[str] = ()) -> bytes:
+def pack(
+    run: Path, *, decimals: int = 4, coarse: Sequence[str] = (), without: Sequence[str] = (), unnamed: str | None = None
+) -> bytes:
     """Return the records of a run folder in one compressed file."""
     items: dict[str, int] = {}
+    hidden: set[str] = set()
     records, times = {}, defaultdict(lambda: 10**decimals, dict.fromkeys(coarse, 100)) | dict.fromkeys(without, 0)
     for path in sorted(run.glob("*.json")) + sorted(run.glob("records/*/*.json"), key=lambda p: (p.name, p)):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -38,12 +44,14 @@ def pack(run: Path, *, decimals: int = 4, coarse: Sequence[str] = (), without: S
             key: {name: packed_rows(rows, items, times) for name, rows in at.items()} for key, at in places(record)
         }
         for _, at in places(record):
+            hidden |= set(at.get(unnamed, ()))
             at.clear()
         record = shortened(record)
         for key, at in places(record):
             at.update(packed[key])
         records[str(path.relative_to(run))] = record
-    text = json.dumps({"items": list(items), "records": records}, separators=(",", ":"), ensure_ascii=False)
+    names = [sha256(item.encode()).hexdigest()[:12] if item in hidden else item for item in items]
+    text = json.dumps({"items": names, "records": records}, separators=(",", ":"), ensure_ascii=False)
     return lzma.compress(text.encode(), filters=FILTERS)
 
 
@@ -127,6 +135,7 @@ def main() -> None:
     parser.add_argument("--decimals", type=int, default=4)
     parser.add_argument("--coarse", nargs="+", default=[], help="columns that are rounded to two decimals")
     parser.add_argument("--without", nargs="+", default=[], help="columns of rows that are left out")
+    parser.add_argument("--unnamed", help="an instrument whose items' texts are not to be handed on")
     asked = parser.parse_args()
     if asked.what == "pack" and not (asked.source / "record.json").is_file():
         parser.error(f"no run to pack at {asked.source}: expected a folder written by `trimtab compare`")
@@ -138,9 +147,8 @@ def main() -> None:
         except (lzma.LZMAError, ValueError, KeyError):
             parser.error(f"{asked.source} is no file that this program packed")
     else:
-        asked.target.write_bytes(
-            pack(asked.source, decimals=asked.decimals, coarse=asked.coarse, without=asked.without)
-        )
+        how = {"decimals": asked.decimals, "coarse": asked.coarse, "without": asked.without, "unnamed": asked.unnamed}
+        asked.target.write_bytes(pack(asked.source, **how))
 
 
 if __name__ == "__main__":

@@ -230,6 +230,8 @@ def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_pat
     (tmp_path / "file").write_bytes(packed.pack(run, decimals=3, coarse=["words"], without=["answer"]))
     packed.unpack(tmp_path / "file", tmp_path / "back")
     back = json.loads((tmp_path / "back/records/a/test.json").read_text())
+    hidden = lzma.decompress(packed.pack(run, unnamed="drift")).decode()
+    assert "so 3" in hidden and "q3" not in hidden and len(set(json.loads(hidden)["items"])) == 13
     drawn = {**record, "measured": record["measured"]["3"], "without_model": {"drift": rows}}
     (run / "records/a/test.json").write_text(json.dumps(drawn))
     (tmp_path / "file").write_bytes(packed.pack(run, decimals=3, coarse=["words"], without=["answer"]))
