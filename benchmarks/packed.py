@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def shortened(value: Any, message: bool = False) -> Any:
     if isinstance(value, dict):
         return {k: shortened(v, k in ("why", "failed_trials")) for k, v in value.items() if k not in LEFT_OUT}
     if isinstance(value, str) and message:
-        return value.partition(". ")[0]
+        return re.split(r"\. |\n", value)[0]
     return [shortened(inner, message) for inner in value] if isinstance(value, list) else value
 
 

@@ -299,7 +299,7 @@ class Tight:
         ids = kwargs["input_ids"]
         if ids.numel() > self.places:
             self.refused += 1
-            raise torch.OutOfMemoryError(f"{ids.numel()} places")
+            raise torch.AcceleratorError(f"CUDA error: out of memory ({ids.numel()} places)")
 
 
 def test_running_out_of_memory_halves_the_budget_and_goes_on() -> None:
@@ -316,7 +316,7 @@ def test_running_out_of_memory_halves_the_budget_and_goes_on() -> None:
 def test_a_row_that_never_fits_is_an_error_and_not_a_loop() -> None:
     model = tiny_model()
     Tight(model, 30)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.AcceleratorError, match="out of memory"):
         score_answers(model, tiny_tokenizer(), answers(8), [NoEdit()])
 
 

@@ -18,7 +18,7 @@ from tests.repository.source import PACKAGE
 from trimtab.cells import figure, number, p_text
 from trimtab.compare.comparison import Comparison
 from trimtab.compare.search import Search, Tried
-from trimtab.intervals import Estimate
+from trimtab.intervals import Estimate, bootstrap
 from trimtab.report.markdown import to_markdown
 from trimtab.report.verdict import conclusions
 
@@ -122,6 +122,7 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         ("smollm2.md", "## Cheerful", "cheerful"),
         ("smollm2.md", "## Casual", "casual"),
         ("smollm2.md", "## Unsure", "unsure"),
+        pytest.param("truthfulqa.md", "## Every row", "truthfulqa", marks=pytest.mark.slow),
     ],
 )
 def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading, run, tmp_path):
@@ -130,10 +131,74 @@ def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading
     assert len(printed) > 30 and [line for line in printed if line not in made] == []
 
 
+def answers_of(run, method, instrument, columns):
+    """Return (question, columns) -> values of a method's best settings, one list for each measurement."""
+    found: dict[str, list[list[float]]] = {}
+    for unit in (t for t in run.of(method, None) if t["status"] == "done"):
+        for question, row in unit["measured"][str(unit["best"])]["rows"][instrument].items():
+            found.setdefault(question, []).append([float(row[column]) for column in columns])
+    return found
+
+
+def by_style(run):
+    """Return lines: what MC1 gains on questions where the answers' style alone picks right, and on the others."""
+    style: dict[str, list[float]] = {}
+    for unit in run.tests:
+        for question, row in (unit.get("without_model") or {}).get("multiple_choice", {}).items():
+            style.setdefault(question, []).append(row["mc1"])
+    mc1 = {m: {q: np.mean(v) for q, v in answers_of(run, m, "multiple_choice", ["mc1"]).items()} for m in run.methods}
+    lines = []
+    for method in STYLED:
+        gains = [
+            [mc1[method][q] - mc1["Baseline"][q] for q in mc1[method] if (np.mean(style[q]) > 0.5) == right]
+            for right in (True, False)
+        ]
+        cells = [figure(bootstrap(np.array(g)[:, None]), "share", signed=True) for g in gains]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def by_end(run):
+    """Return lines: how many answers end themselves and how many are cut, and how many of each are judged true."""
+    lines = []
+    for method in ("Baseline", "CAA", "Retrieved few-shot", "LoRA r=8", "Full fine-tuning"):
+        found = answers_of(run, method, "generated", ["ended", "true", "words"]).values()
+        ended, true, words = np.array([values for measured in found for values in measured]).T
+        shares = [f"{100 * np.mean(ended == end):.0f} %" for end in (1, 0)]
+        judged = [f"{100 * true[ended == end].mean():.0f} %" if sum(ended == end) >= 20 else "-" for end in (1, 0)]
+        cells = [cell for pair in zip(shares, judged, strict=True) for cell in pair]
+        lines.append(f"| {method} | {words.mean():.0f} | {' | '.join(cells)} |")
+    return lines
+
+
+STYLED = (
+    "Instruction", "Few-shot", "Retrieved few-shot", "ITI", "ITI (probe weights)", "CAA", "Random tries (ITI)",
+    "Shuffled labels (ITI)", "LoRA r=8", "Prefix tuning n=10", "Full fine-tuning",
+)  # fmt: skip
+
+
+def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_the_records(tmp_path):
+    program("packed").unpack(RESULTS / "smollm2_truthfulqa.json.xz", tmp_path / "run")
+    run = Comparison.load(tmp_path / "run")
+    printed = [x for h in ("## MC1", "## True") for x in printed_in("truthfulqa.md", h) if x.startswith("| ")]
+    made = [*by_style(run), *by_end(run)]
+    readme = " ".join((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split()).partition("[TruthfulQA]")[2]
+    mc1 = ("Baseline", "ITI", "Random tries (ITI)", "Retrieved few-shot", "LoRA r=8")
+    said = re.match(
+        r".*?MC1 goes from (N) to (N) by ITI .*? tries (N)\), to (N) by .*? (N) by LoRA".replace("N", r"\d+\.\d"),
+        readme,
+    )
+    found = [answers_of(run, method, "multiple_choice", ["mc1"]).values() for method in mc1]
+    assert said and list(said.groups()) == [f"{100 * np.mean([np.mean(v) for v in each]):.1f}" for each in found]
+    assert [x for x in printed if not x.startswith(("| --", "|  |"))] == made
+
+
 def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_path):
     packed, run = program("packed"), tmp_path / "run"
     rows = {f"q{i}": {"kl": i / 7, "words": float(i), "true": float(i % 2), "answer": f"so {i}"} for i in range(12)}
-    record = {"why": "Out of it. And more", "measured": {"3": {"rows": {"drift": rows}, "made": {"losses": [1.0]}}}}
+    style = {"multiple_choice": {"q": {"mc1": 0.12345}}}
+    measured = {"3": {"rows": {"drift": rows}, "made": {"losses": [1.0]}}}
+    record = {"why": "Out of it. And more", "measured": measured, "without_model": style}
     (run / "records" / "a").mkdir(parents=True)
     for place in ("record.json", "records/a/test.json"):
         (run / place).write_text(json.dumps(record))
@@ -147,13 +212,19 @@ def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_pat
     read = json.loads((tmp_path / "drawn/records/a/test.json").read_text())
     assert read["measured"] == back["measured"]["3"] and read["without_model"] == read["measured"]["rows"]
     expected = {q: {"kl": round(row["kl"], 3), "words": row["words"], "true": row["true"]} for q, row in rows.items()}
-    assert back == {"why": "Out of it", "measured": {"3": {"rows": {"drift": expected}, "made": {}}}}
+    style["multiple_choice"]["q"]["mc1"] = 0.123
+    measured["3"] = {"rows": {"drift": expected}, "made": {}}
+    assert back == {"why": "Out of it", "measured": measured, "without_model": style}
 
 
 def test_the_tables_of_thirty_draws_are_made_from_them():
     units = json.loads((PACKAGE.parent / "benchmarks/results/behaviours.json").read_text())["units"]
     made, printed = program("behaviours").tables(units), [x for x in printed_in("behaviours.md") if x[0] == "|"]
     assert len(units) == 30 and printed == [line for line in made if line]
+    half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
+    for page in (PACKAGE.parent / "README.md", PACKAGE.parent / "docs" / "how-to" / "own-data.md"):
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        assert f"{half} of thirty draws" in text and f"{both} of them coherently" in text
 
 
 @pytest.mark.parametrize("page", PAGES)

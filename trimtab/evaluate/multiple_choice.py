@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -64,7 +64,7 @@ class MultipleChoice:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         scores = {name: getattr(self, name).as_dict() for name in ("mc1", "mc2", "mc3")}
-        rows = [{**asdict(row), "answers": [a._asdict() for a in row.answers]} for row in self.rows]
+        rows = [{**vars(row), "answers": [a._asdict() for a in row.answers]} for row in self.rows]
         return {**scores, "convention": self.convention, "tokens_computed": self.tokens_computed, "rows": rows}
 
     @classmethod
