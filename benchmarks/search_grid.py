@@ -189,7 +189,7 @@ def results(bench: Bench, unit: Unit, fit: Any, parts: Any, knobs: Sequence[Any]
     good = [edit for edit in made if not isinstance(edit, str)]
     found = iter(each(measured, good) if good else ())
     said = [edit if isinstance(edit, str) else next(found) for edit in made]
-    return [{"why": one} if isinstance(one, str) else one for one in said]
+    return [one if isinstance(one, dict) else {"why": str(one)} for one in said]
 
 
 def replayed(job: Job, name: str, out: Path) -> dict[str, Any] | None:
