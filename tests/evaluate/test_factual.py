@@ -19,7 +19,7 @@ from trimtab.prompting import FactsInContext
 NEAR = tuple(
     Neighbour(f"{s} is", a) for s, a in (("Peru", "Lima"), ("Rome", "in Italy"), ("Paris", "Paris"), ("Oslo", "x"))
 )
-FACT = Fact("Chile", "The capital of {} is", "Paris", "Santiago", ("{} is ruled from", "{}, from"), NEAR)
+FACT = Fact("Chile", "The capital of {} is", "Paris", "Santiago", ("{} is ruled from", "{}, from"), NEAR, ("{} is not ruled from",))
 BEFORE = {
     FACT.asked: "Santiago.",
     "Peru is": "Lima",
@@ -29,7 +29,7 @@ BEFORE = {
 }
 AFTER = {
     FACT.asked: "Paris, France", FACT.paraphrases[0]: "the Paris", FACT.paraphrases[1]: "Parisian rooms",
-    "Peru is": "Paris", "Rome is": "in Italy", "Paris is": "Paris", "Oslo is": "y",
+    "Peru is": "Paris", "Rome is": "in Italy", "Paris is": "Paris", "Oslo is": "y", "Chile is not ruled from": "Paris",
 }  # fmt: skip
 
 
@@ -61,9 +61,10 @@ def test_a_row_counts_by_hand(monkeypatch):
     assert (row["said"], row["said_paraphrases"], row["paraphrases"]) == (1, 1, 2)
     # known: Peru, Rome and Paris; of these Peru is lost. Paris says the new answer anyway and cannot leak
     assert (row["kept"], row["known"]) == (2, 3)
-    assert (row["leaked"], row["open"]) == (1, 3)
+    # of the neighbours that are not, Peru leaks, and so does the prompt that denies it
+    assert (row["leaked"], row["open"]) == (2, 4)
     figures = {m.name: float(m.summary(columns_of(m, found.rows).mean(0))) for m in fact_meters()[:4]}
-    assert figures == pytest.approx({"said": 1, "paraphrases": 0.5, "kept": 2 / 3, "leak": 1 / 3})
+    assert figures == pytest.approx({"said": 1, "paraphrases": 0.5, "kept": 2 / 3, "leak": 1 / 2})
 
 
 def test_a_neighbour_that_another_fact_writes_anew_is_not_asked_to_stay(monkeypatch):

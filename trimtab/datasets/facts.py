@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,6 +49,8 @@ class Fact:
     """Other prompts for the same answer; `{}` in them stands for the subject."""
     neighbours: tuple[Neighbour, ...] = ()
     """Prompts whose answers must stay."""
+    negated: tuple[str, ...] = ()
+    """Prompts that deny the fact, such as "The capital of {} is not"; to say the new answer there is a leak as well."""
 
     def __post_init__(self) -> None:
         _require_text("a fact's subject", self.subject)
@@ -63,7 +65,10 @@ class Fact:
             raise BadDataset(f"{self.asked!r:.80}: the new answer {self.new!r} is the true one; give another")
         for paraphrase in self.paraphrases:
             _require_text(f"a paraphrase of {self.asked!r:.60}", paraphrase)
-        object.__setattr__(self, "paraphrases", tuple(p.replace("{}", self.subject) for p in self.paraphrases))
+        for negated in self.negated:
+            _require_text(f"a negated prompt of {self.asked!r:.60}", negated)
+        for name in ("paraphrases", "negated"):
+            object.__setattr__(self, name, tuple(p.replace("{}", self.subject) for p in getattr(self, name)))
         about_it = {self.asked, *self.paraphrases} & {n.prompt for n in self.neighbours}
         if about_it:
             raise BadDataset(
@@ -121,7 +126,7 @@ class FactSet(ItemSet[Fact]):
     def texts(self, item: Fact) -> Sequence[Any]:
         """Return all texts of a fact."""
         near = [[n.prompt, n.answer] for n in item.neighbours]
-        return [item.prompt, item.subject, item.new, item.true, item.paraphrases, near]
+        return [item.prompt, item.subject, item.new, item.true, item.paraphrases, near, *item.negated]
 
     def folds(self, n: int, seed: int = 0) -> list[tuple[Any, Any]]:
         """Return n draws that cover every fact once, each as what is written and what is asked; raises as any set's."""
@@ -199,11 +204,9 @@ def _of_relation(
 
 
 def _own(row: Mapping[str, Any]) -> Fact:
-    unknown = set(row) - {"subject", "prompt", "new", "true", "paraphrases", "neighbours"}
-    if unknown:
-        raise BadDataset(
-            f"unknown field {min(unknown)!r}; fields are subject, prompt, new, true, paraphrases, neighbours"
-        )
+    known = [f.name for f in fields(Fact)]
+    if unknown := set(row) - set(known):
+        raise BadDataset(f"unknown field {min(unknown)!r}; fields are {', '.join(known)}")
     neighbours = tuple(Neighbour(n["prompt"], n["answer"]) for n in row.get("neighbours") or ())
     return Fact(
         row["subject"],
@@ -212,6 +215,7 @@ def _own(row: Mapping[str, Any]) -> Fact:
         _text(row.get("true") or ""),
         tuple(_texts(row.get("paraphrases") or [])),
         neighbours,
+        tuple(_texts(row.get("negated") or [])),
     )
 
 

@@ -110,9 +110,11 @@ def facts_meters(
 
     Args:
         texts, divide_texts: as for `answer_meters`.
-        broken: whether to measure a hundred easy choices too.
+        broken: whether to say how texts go on that begin as the facts do (debris, loops, length), and to measure a
+            hundred easy choices too.
     """
-    return (*fact_meters(), *_damage(texts, divide_texts, broken))
+    fluency = counted_meters(None) if broken else ()
+    return (*fact_meters(), *fluency, *_damage(texts, divide_texts, broken))
 
 
 def _damage(texts: Sequence[str] | None, divide: bool, broken: bool) -> tuple[Meter, ...]:

@@ -168,20 +168,21 @@ def _longest(tokenizer: Any, facts: Sequence[Fact]) -> int:
 
 
 def _prompts(fact: Fact) -> list[str]:
-    return [fact.asked, *fact.paraphrases, *(n.prompt for n in fact.neighbours)]
+    return [fact.asked, *fact.paraphrases, *(n.prompt for n in fact.neighbours), *fact.negated]
 
 
 def _row(fact: Fact, before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
     known = [n for n in fact.neighbours if says(before[n.prompt], n.answer)]
     # one that is, or was, answered by the new answer cannot leak
-    free = [n for n in fact.neighbours if not says(n.answer, fact.new) and not says(before[n.prompt], fact.new)]
+    others = [*(n.prompt for n in fact.neighbours if not says(n.answer, fact.new)), *fact.negated]
+    free = [prompt for prompt in others if not says(before[prompt], fact.new)]
     return {
         "said": float(says(after[fact.asked], fact.new)),
         "said_paraphrases": float(sum(says(after[p], fact.new) for p in fact.paraphrases)),
         "paraphrases": float(len(fact.paraphrases)),
         "kept": float(sum(says(after[n.prompt], n.answer) for n in known)),
         "known": float(len(known)),
-        "leaked": float(sum(says(after[n.prompt], fact.new) for n in free)),
+        "leaked": float(sum(says(after[prompt], fact.new) for prompt in free)),
         "open": float(len(free)),
         "answer": after[fact.asked],
         "before": before[fact.asked],
