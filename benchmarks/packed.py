@@ -59,6 +59,8 @@ def unpack(file: Path, run: Path) -> None:
     """Write a run folder from its packed file."""
     held = json.loads(lzma.decompress(file.read_bytes()))
     for name, record in held["records"].items():
+        if not (run / name).resolve().is_relative_to(run.resolve()):
+            raise SystemExit(f"{file} holds a record that would lie outside the folder: {name}")
         for _, at in places(record):
             at.update({instrument: unpacked_rows(rows, held["items"]) for instrument, rows in at.items()})
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +81,9 @@ def shortened(value: Any, message: bool = False) -> Any:
         return float(f"{value:.5g}")
     if isinstance(value, dict):
         return {k: shortened(v, k in ("why", "failed_trials")) for k, v in value.items() if k not in LEFT_OUT}
-    if isinstance(value, str) and message:
-        return re.split(r"\. |\n", value)[0]
+    if isinstance(value, str):
+        value = re.sub(r"(?<![\w:/])/(?:[\w.-]+/)+", "", value)  # of a file its name alone
+        return re.split(r"\. |\n", value)[0] if message else value
     return [shortened(inner, message) for inner in value] if isinstance(value, list) else value
 
 
@@ -146,6 +149,8 @@ def main() -> None:
             unpack(asked.source, asked.target)
         except (lzma.LZMAError, ValueError, KeyError):
             parser.error(f"{asked.source} is no file that this program packed")
+    elif not (asked.source / "record.json").is_file():
+        parser.error(f"{asked.source} is no run folder of a comparison: it has no record.json")
     else:
         how = {"decimals": asked.decimals, "coarse": asked.coarse, "without": asked.without, "unnamed": asked.unnamed}
         asked.target.write_bytes(pack(asked.source, **how))

@@ -75,11 +75,14 @@ def ran_out_of_memory(mistake: BaseException) -> bool:
 
 
 def is_crowded(device: torch.device) -> bool:
-    """Return whether other processes hold more than a tenth of a GPU's memory; False for a CPU, which does not tell."""
+    """Return whether other processes hold much of a GPU's memory; False for a CPU, which does not tell.
+
+    More than a tenth of it, and than what a process's own context and a screen take.
+    """
     if device.type != "cuda":
         return False
     free, total = torch.cuda.mem_get_info(device)
-    return total - free - torch.cuda.memory_reserved(device) > total / 10
+    return total - free - torch.cuda.memory_reserved(device) > max(total / 10, 2e9)
 
 
 def in_bytes(size: int) -> str:

@@ -19,7 +19,15 @@ from trimtab.prompting import FactsInContext
 NEAR = tuple(
     Neighbour(f"{s} is", a) for s, a in (("Peru", "Lima"), ("Rome", "in Italy"), ("Paris", "Paris"), ("Oslo", "x"))
 )
-FACT = Fact("Chile", "The capital of {} is", "Paris", "Santiago", ("{} is ruled from", "{}, from"), NEAR, ("{} is not ruled from",))
+FACT = Fact(
+    "Chile",
+    "The capital of {} is",
+    "Paris",
+    "Santiago",
+    ("{} is ruled from", "{}, from"),
+    NEAR,
+    ("{} is not ruled from",),
+)
 BEFORE = {
     FACT.asked: "Santiago.",
     "Peru is": "Lima",

@@ -210,7 +210,7 @@ def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_
     readme = " ".join((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split()).partition("[TruthfulQA]")[2]
     mc1 = ("Baseline", "ITI", "Random tries (ITI)", "Retrieved few-shot", "LoRA r=8")
     said = re.match(
-        r".*?MC1 goes from (N) to (N) by ITI .*? tries (N)\), to (N) by .*? (N) by LoRA".replace("N", r"\d+\.\d"),
+        r".*?MC1 goes from (N) to (N) by ITI .*?lacking, (N)\), to (N) by .*? (N) by LoRA".replace("N", r"\d+\.\d"),
         readme,
     )
     found = [answers_of(run, method, "multiple_choice", ["mc1"]).values() for method in mc1]

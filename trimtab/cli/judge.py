@@ -65,8 +65,7 @@ def train(
     """Fine-tune a model to say whether answers are true and whether they are informative, as people did.
 
     Two checkpoints are written, and how far they agree with people on answers and questions that they were not
-    trained on. Use them with --judge trained:DIR. SmolLM2 (135 million parameters) took 320 s on a
-    GPU that others shared; two CPU cores did not end in seven minutes.
+    trained on. Use them with --judge trained:DIR. It wants a GPU.
 
     Example: trimtab judge train --data judge_data --model HuggingFaceTB/SmolLM2-135M-Instruct --out runs/judge
     """

@@ -142,14 +142,15 @@ def _work(worker: Worker, job: Job) -> None:
             waiting = [u for u in waiting if u not in worker.short and not worker.done(u)]
             if waiting and not worker.late:
                 time.sleep(POLL_SECONDS)  # another process has them; should it die, its claims come free
-        if not worker.short:
-            return
-    unit, said = next(iter(worker.short.items()))
-    warnings.warn(
-        f"{len(worker.short)} measurements were left undone, since other processes had taken the memory "
-        f"({unit.method}, fold {unit.fold}, seed {unit.seed}: {said}); run the same command again when there is more",
-        stacklevel=4,
-    )
+        if not worker.short or worker.late:
+            break
+    for unit, said in list(worker.short.items())[:1]:
+        warnings.warn(
+            f"{len(worker.short)} measurements were left undone, since other processes had taken the memory "
+            f"({unit.method}, fold {unit.fold}, seed {unit.seed}: {said}); run the same command again when there is "
+            "more",
+            stacklevel=4,
+        )
 
 
 def forget_failures(folder: RunFolder, job: Job) -> int:

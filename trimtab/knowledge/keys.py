@@ -98,7 +98,7 @@ def lookups(tokenizer: Any, fact: Fact, before: Sequence[str]) -> list[Lookup]:
 def standing(tokenizer: Any, text: str, span: tuple[int, int], before: str = "") -> Lookup:
     """Return `subject_last` of a text behind another, and behind a new line where that is the text's first two tokens.
 
-    Attention sinks into a text's first token, and where that is rare into its second ("SN", "CF"), so a key there is
+    Attention sinks into a text's first token, and where that is rare into its second, so a key there is
     like no other and every text has it: what is written to it is not the fact's, and wrecks the model (statistics of
     keys leave the first place out for the same reason). Tokenizers that put a token before every text never get there.
     """

@@ -108,12 +108,14 @@ def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: 
     first, rest = ranked[0], ranked[1:]
     if len({_value(row, meter) for row in (base, *ranked)}) == 1:
         return f"Nothing leads: {meter.heading} is {_reads(base, meter)} {unit_words(meter.unit)} in every row."
+    level = [row for row in rest if _value(row, meter) == _value(first, meter)]
     alike, behind = [], []
-    for row in rest:
+    for row in rest[len(level) :]:
         pair = pairs.get(frozenset((first.name, row.name)))
         (behind if pair is not None and pair.apart else alike).append(row)
+    lead = f"{', '.join(row.name for row in (first, *level))} {'have' if level else 'has'}"
     text = (
-        f"{first.name} has the {'highest' if meter.sign > 0 else 'lowest'} {meter.heading}, {_reads(first, meter)} "
+        f"{lead} the {'highest' if meter.sign > 0 else 'lowest'} {meter.heading}, {_reads(first, meter)} "
         f"{unit_words(meter.unit)} (unedited: {_reads(base, meter)})."
     )
     if alike:
@@ -152,13 +154,11 @@ def _luck(run: Comparison, row: ResultRow, method: str, meter: Meter, pairs: Pai
         return [f"Of {row.method}'s {len(row.draws)} draws, which nobody chose among, {reach} reach {method}'s figure."]
     if row.variant != "best" or pair is None:
         return []
-    if pair.apart and meter.sign * (_value(row, meter) - _value(run.row(method, row.size), meter)) < 0:
-        return [
-            f"{method} is ahead of its control {row.name} ({_reads(row, meter)}): {_difference(method, pair, meter)}."
-        ]
+    behind = meter.sign * (_value(run.row(method, row.size), meter) - _value(row, meter)) < 0
+    stands = "NOT told apart from" if not pair.apart else "BEHIND" if behind else "ahead of"
+    what = f", which may try as much and has not what {method} claims to find" if behind or not pair.apart else ""
     return [
-        f"{method} is NOT told apart from its control {row.name} ({_reads(row, meter)}), which has as many tries and "
-        f"not what {method} claims to find: {_difference(method, pair, meter)}."
+        f"{method} is {stands} its control {row.name} ({_reads(row, meter)}){what}: {_difference(method, pair, meter)}."
     ]
 
 

@@ -176,6 +176,6 @@ def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
             raise
         recipe_size = trainer.args.per_device_train_batch_size
         raise OutOfMemory(
-            f"the GPU ran out of memory with {recipe_size} examples in a forward: set micro_batch to a smaller divisor "
-            "of batch_size, or checkpointing=True; gradients stay those of the whole batch"
+            f"{trainer.args.device} ran out of memory with {recipe_size} examples in a forward: set micro_batch to a "
+            "smaller divisor of batch_size, or checkpointing=True; gradients stay those of the whole batch"
         ) from cause
