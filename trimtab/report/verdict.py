@@ -113,7 +113,7 @@ def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: 
     for row in rest[len(level) :]:
         pair = pairs.get(frozenset((first.name, row.name)))
         (behind if pair is not None and pair.apart else alike).append(row)
-    lead = f"{', '.join(row.name for row in (first, *level))} {'have' if level else 'has'}"
+    lead = f"{', '.join(map(_named, (first, *level)))} {'have' if level else 'has'}"
     text = (
         f"{lead} the {'highest' if meter.sign > 0 else 'lowest'} {meter.heading}, {_reads(first, meter)} "
         f"{unit_words(meter.unit)} (unedited: {_reads(base, meter)})."
@@ -124,6 +124,10 @@ def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: 
         far = (f"{r.name} ({_difference(r.name, pairs[frozenset((first.name, r.name))], meter)})" for r in behind)
         text += f" Behind it: {'; '.join(far)}."
     return text
+
+
+def _named(row: ResultRow) -> str:
+    return row.name if row.complete else f"{row.name} (in {row.n_done} of {row.n_units} folds and seeds)"
 
 
 def _short(row: ResultRow, meter: Meter) -> str:
