@@ -19,7 +19,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Run folder; running again does what is missing.")] = Path(
         "runs/comparison"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="A small comparison: some ten minutes on 2 cores.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small comparison: about four minutes on 2 cores.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and an estimate of time, and stop.")
     ] = False,
