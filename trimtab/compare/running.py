@@ -144,7 +144,8 @@ def _work(worker: Worker, job: Job) -> None:
                 time.sleep(POLL_SECONDS)  # another process has them; should it die, its claims come free
         if not worker.short or worker.late:
             break
-    for unit, said in list(worker.short.items())[:1]:
+    if worker.short:
+        unit, said = next(iter(worker.short.items()))
         warnings.warn(
             f"{len(worker.short)} measurements were left undone, since other processes had taken the memory "
             f"({unit.method}, fold {unit.fold}, seed {unit.seed}: {said}); run the same command again when there is "

@@ -13,6 +13,11 @@ from trimtab.errors import BadValue
 from trimtab.protocols import Cost, Knobs, Method
 
 
+def possible_shots(shots: tuple[int, ...], n: int) -> tuple[int, ...]:
+    """Return those numbers of shots that n questions allow, or all of them if none does, so that one says why."""
+    return tuple(k for k in shots if k <= n) or shots
+
+
 @dataclass(frozen=True)
 class FewShot(Method):
     """Training questions with their best answers before the question; the knob is how many."""
@@ -30,7 +35,7 @@ class FewShot(Method):
 
     def limited_to(self, n: int) -> Method:
         """Return the method without more shots than there are questions, but for one that has no other."""
-        return replace(self, shots=tuple(k for k in self.shots if k <= n) or self.shots)
+        return replace(self, shots=possible_shots(self.shots, n))
 
     def fit(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.edits.retrieval import Retrieved
+from trimtab.prompting.few_shot import possible_shots
 from trimtab.protocols import Cost, Knobs, Method
 
 
@@ -25,7 +26,7 @@ class RetrievedFewShot(Method):
 
     def limited_to(self, n: int) -> Method:
         """Return the method without more shots than there are questions, but for one that has no other."""
-        return replace(self, shots=tuple(k for k in self.shots if k <= n) or self.shots)
+        return replace(self, shots=possible_shots(self.shots, n))
 
     def fit(
         self,
