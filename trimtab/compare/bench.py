@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -58,6 +59,8 @@ class Bench:
         self.crowd = 1
         self.findings, self.found_for = Findings(), ()
         """What a fold's methods share."""
+        self.unedited = Findings()
+        """What measuring finds of the unedited model, whatever the fold."""
         self.chosen: dict[Unit, Edit] = {}
         """The edits that were chosen in units whose methods a control follows: it need not make them again."""
 
@@ -80,6 +83,8 @@ class Bench:
         For want of memory that other processes hold, which is no property of what was tried.
         """
         self.crowd = max(self.crowd, self.folder.n_working(self.place))
+        if ran_out_of_memory(mistake):
+            self.unedited = Findings()  # computed again where there is room
         if ran_out_of_memory(mistake) and (self.crowd > 1 or is_crowded(input_device(self.model))):
             self.short[unit] = first_line(mistake)
             return None
@@ -113,7 +118,9 @@ class Bench:
         drift = [m for m in (m.choosing for m in self.job.meters) if m.instrument == budgeted.instrument] or [budgeted]
         meters = [*by, *(meter for meter in drift if meter not in by)]
         scores = []
-        for found in self._measured(unit, edits, validation, meters):
+        with self._held(edits) as edits:
+            measured = self._measured(unit, edits, validation, meters)
+        for found in measured:
             figures = {m.name: summed_up(m, found[i.name]) for i in instruments(meters) for m in i.sums}
             plain = {name: None if f is None else float(f) for name, f in figures.items()}
             scores.append({"score": plain[chooser.name], **plain, "n": len(validation)})
@@ -123,7 +130,7 @@ class Bench:
         self, unit: Unit, edits: Sequence[Edit], items: Any, meters: Sequence[Meter]
     ) -> list[dict[str, Measured | None]]:
         kept: Path = self.folder.answers(unit)
-        own = [meter.kept_in(kept) for meter in meters]
+        own = [meter.kept_in(kept).with_findings(self.unedited) for meter in meters]
         return measurements_of(self.model, self.tokenizer, items, edits, own, asking=items.asking, seed=unit.seed)
 
     def last_measurements(
@@ -133,11 +140,18 @@ class Bench:
 
         What an edit takes to use is in those of the first `n_costed`; in all if not given.
         """
-        found = self._measured(unit, edits, test, self.job.meters)
-        records = [self._recorded(edit, one) for edit, one in zip(edits, found, strict=True)]
-        for edit, record in zip(edits[:n_costed], records, strict=False):
-            record["values"] |= {m.name: m.of(self.model, self.tokenizer, test, edit) for m in USING}
-        return records
+        with self._held(edits) as edits:
+            found = self._measured(unit, edits, test, self.job.meters)
+            records = [self._recorded(edit, one) for edit, one in zip(edits, found, strict=True)]
+            for edit, record in zip(edits[:n_costed], records, strict=False):
+                record["values"] |= {m.name: m.of(self.model, self.tokenizer, test, edit) for m in USING}
+            return records
+
+    @contextlib.contextmanager
+    def _held(self, edits: Sequence[Edit]) -> Iterator[list[Edit]]:
+        """Yield the edits to measure, each of which is made ready once for all meters."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(edit.held(self.model)) for edit in edits]
 
     def _recorded(self, edit: Edit, found: Mapping[str, Measured | None]) -> dict[str, Any]:
         rows, values, records = {}, {}, {}

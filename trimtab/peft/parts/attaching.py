@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -34,10 +34,11 @@ class AttachedParts(Attached):
         untuned: int = 0,
         remade: int = 0,
         in_place: bool = False,
+        before: Sequence[tuple[nn.Parameter, Tensor]] = (),
     ) -> None:
         self.model, self.places, self.what = model, dict(places), what
         self.untuned, self.remade, self.in_place = untuned, remade, in_place
-        self.undo = undo.pop_all()
+        self.before, self.undo = list(before), undo.pop_all()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters to train, by name."""
@@ -46,6 +47,10 @@ class AttachedParts(Attached):
     def trained(self) -> Trained:
         """Return how much is trained and held twice."""
         return replace(super().trained(), untuned=self.untuned, remade=self.remade, in_place=self.in_place)
+
+    def overwritten(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return the weights of the model that are themselves the parts."""
+        return self.before
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all parts, detached."""
