@@ -63,12 +63,10 @@ class LabelledTexts(ItemSet[LabelledText]):
         train, held = (ItemSet.split(side, test=test, seed=seed) for side in self._sides)
         return self.with_items(train[0].items + held[0].items), self.with_items(train[1].items + held[1].items)
 
-    def folds(self, n: int, seed: int = 0) -> list[tuple[LabelledTexts, LabelledTexts]]:
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Any, Any]]:
         """Return n pairs (train, test) with the same share of each kind in each; raises as for other sets."""
         both = zip(*(ItemSet.folds(side, n, seed) for side in self._sides), strict=True)
-        return [
-            tuple(self.with_items(one.items + other.items) for one, other in zip(*two, strict=True)) for two in both
-        ]
+        return [(self.with_items(a.items + b.items), self.with_items(c.items + d.items)) for (a, c), (b, d) in both]
 
     @property
     def _sides(self) -> list[LabelledTexts]:
