@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import lzma
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -248,36 +249,24 @@ def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
     return None
 
 
-def best_of(record: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
-    """Return the sweep's best at the fit's drift: chosen and counted on different prompts, on the same, and which."""
+def best_of(record: dict[str, Any]) -> float:
+    """Return what is counted at the sweep's best of the fit's drift, chosen and counted on different prompts."""
     coherent = record["before"]["repetition"] + REPEATS
     rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
     if not rows:
-        return record["before"]["mean"], record["before"]["mean"], {}
+        return record["before"]["mean"]
     counts = np.array([row["counts"] for row in rows])
     halves = [counts[:, 0::2].mean(1), counts[:, 1::2].mean(1)]
-    honest = np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]])
-    lucky = counts.mean(1)
-    return float(honest), float(lucky.max()), rows[int(lucky.argmax())]
-
-
-def brief(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the tables are made from: a unit without texts, controls' counts, and its sweep but for the best."""
-    honest, lucky, which = best_of(record)
-    best = {"mean": honest, "on_its_own_prompts": lucky, **{k: which[k] for k in ("layer", "strength", "kl") if which}}
-    told = {k: v for k, v in record.items() if k not in ("sweep", "seconds", "fit_seconds")}
-    for kind in CONTROLS:
-        told[kind] = [{k: v for k, v in one.items() if k != "counts"} for one in record[kind]]
-    return short({**told, "best": best, "settings_swept": len(record["sweep"])})
+    return float(np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]]))
 
 
 def short(value: Any) -> Any:
-    """Return a value of JSON with its numbers to four decimals and without texts."""
+    """Return a value of JSON with its numbers to three decimals, without texts and times."""
     if isinstance(value, dict):
-        return {key: short(inner) for key, inner in value.items() if key != "texts"}
+        return {k: short(inner) for k, inner in value.items() if k not in ("texts", "seconds", "fit_seconds")}
     if isinstance(value, list):
         return [short(inner) for inner in value]
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 3) if isinstance(value, float) else value
 
 
 CONTROLS = ("random_directions", "random_places")
@@ -297,7 +286,8 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
     claims, controls, verdicts = [], [], []
     for name in [name for name in NAMES if any(u["behaviour"] == name for u in units)]:
         of = [u for u in units if u["behaviour"] == name]
-        before, after, best = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after", "best"))
+        before, after = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after"))
+        best = np.array([best_of(u) for u in of])
         moved, repeated = after - before, [np.array([u[w]["repetition"] for u in of]) for w in ("before", "after")]
         half, coherent = (moved > 0) & (moved >= (best - before) / 2), repeated[1] <= repeated[0] + REPEATS
         passes = half & coherent
@@ -324,10 +314,13 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def show(folder: Path) -> None:
-    """Print the tables of the units that are there, and write what they are made from beside them."""
-    units = [brief(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
-    (folder / "table.json").write_text(json.dumps({"units": units}) + "\n", encoding="utf-8")
+def show(folder: Path, record: Path | None) -> None:
+    """Print the tables of the units that are there; keep what they are made from in a record, by the folder's name."""
+    units = [short(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
+    if record is not None:
+        held = json.loads(lzma.decompress(record.read_bytes())) if record.is_file() else {}
+        text = json.dumps({**held, folder.name: units}, separators=(",", ":"))
+        record.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
     print("\n".join(tables(units)))
 
 
@@ -349,6 +342,7 @@ def main() -> None:
     parser.add_argument("--dtype")
     parser.add_argument("--device")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--record", type=Path, help="a file that keeps what the tables are made from")
     said = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -374,7 +368,7 @@ def main() -> None:
             write_json(path, {**record, "seconds": time.perf_counter() - started})
             moved = f"{record['before']['mean']:.2f} -> {record['after']['mean']:.2f}"
             print(f"{path.stem}: {moved} in {time.perf_counter() - started:.0f} s", flush=True)
-    show(said.out)
+    show(said.out, said.record)
 
 
 if __name__ == "__main__":
