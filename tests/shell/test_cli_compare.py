@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests import foreign
 from tests.comparing import TEXTS
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cli import app
@@ -20,6 +21,7 @@ from trimtab.peft import LoRA
 from trimtab.prompting import FewShot, RetrievedPassages
 from trimtab.steer import ITI, RandomDirection
 
+FOREIGN = foreign.__file__
 CONFIG = """\
 model: {model}
 questions: {questions}
@@ -126,6 +128,13 @@ def test_entries_of_a_file_are_methods():
             "two methods are called 'ITI'; give one of them another name, such as",
         ),
         ("methods: [{iti: {name: 3}}]", "the method 'iti': name must be text, got 3"),
+        (
+            "methods: ['nowhere.py:Mine']",
+            "nowhere.py cannot be read (No such file or directory); give FILE.py:NAME, a me",
+        ),
+        (f"methods: ['{FOREIGN}:Nudgin']", "has no method 'Nudgin'; did you mean Nudging"),
+        (f"methods: ['{FOREIGN}:first_layer']", "is neither a Method, an Edit nor a Control"),
+        (f"methods: ['{FOREIGN}:Nudging': {{size: 3}}]", "Nudging: unknown key 'size'; did you mean sizes"),
         ("methods: [retrieved passages]", "the method 'retrieved passages': field 'paths' is missing"),
         ("methods: [{stack: iti}]", "a stack is a list of methods"),
         ("methods: [iti + qlora]", "LoRA r=8 on nf4 answers with a model of its own, on which ITI would not act"),
