@@ -100,7 +100,7 @@ class TunedEdit(Edit):
     @contextlib.contextmanager
     def _in_place(self, model: Any) -> Iterator[Attached]:
         standing = self.standing
-        if standing is not None and not standing.inside and standing.bare.model is model:
+        if standing is not None and not standing.inside and standing.model is model:
             with standing.acting() as attached:
                 yield attached
             return

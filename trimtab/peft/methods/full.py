@@ -66,7 +66,7 @@ class FullFineTuning(TuningMethod):
             undo.callback(_restore, before)
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
-            return AttachedParts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True, before=before)
+            return AttachedParts(model, chosen, undo, f"the {self.name}", in_place=True, before=before)
 
     def load(self, attached: Attached, tensors: Mapping[str, Tensor], strength: float | int) -> None:
         """Put the weights in place, at a share of their way from the untuned ones (Ilharco et al. 2023, section 2).

@@ -21,7 +21,7 @@ from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 class AttachedParts(Attached):
     """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them.
 
-    A method that moves the weights themselves says how many bytes of them stand in memory twice (see `Trained`).
+    A method that moves the weights themselves gives them as they were before; they stand in memory twice.
     """
 
     def __init__(
@@ -31,14 +31,13 @@ class AttachedParts(Attached):
         undo: ExitStack,
         what: str,
         *,
-        untuned: int = 0,
         remade: int = 0,
         in_place: bool = False,
         before: Sequence[tuple[nn.Parameter, Tensor]] = (),
     ) -> None:
         self.model, self.places, self.what = model, dict(places), what
-        self.untuned, self.remade, self.in_place = untuned, remade, in_place
-        self.before, self.undo = list(before), undo.pop_all()
+        self.remade, self.in_place, self.before = remade, in_place, list(before)
+        self.undo = undo.pop_all()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters to train, by name."""
@@ -46,7 +45,8 @@ class AttachedParts(Attached):
 
     def trained(self) -> Trained:
         """Return how much is trained and held twice."""
-        return replace(super().trained(), untuned=self.untuned, remade=self.remade, in_place=self.in_place)
+        untuned = sum(values.nbytes for _, values in self.before)
+        return replace(super().trained(), untuned=untuned, remade=self.remade, in_place=self.in_place)
 
     def overwritten(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Return the weights of the model that are themselves the parts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 
@@ -12,29 +12,24 @@ from trimtab.devices import free_bytes
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.peft.parts.attached import Attached
 
-
-class _Held(NamedTuple):
-    kinds: list[type]
-    tables: list[dict[Any, Any]]
-    """Copies of what modules hold: attributes, children, parameters, hooks."""
-    flags: list[tuple[bool, Any]]
-    """Whether each parameter is trained, and its gradient."""
+Table: TypeAlias = dict[Any, Any]
+"""What a module holds: its attributes, children, parameters or hooks."""
 
 
 class Bare:
-    """What a model's modules hold before something is attached to it."""
+    """A model before something is attached to it."""
 
     def __init__(self, model: Any) -> None:
         self.model, base = model, base_of(model)
         self.modules, self.parameters = list(base.modules()), list(base.parameters())
         owned = [vars(module) for module in self.modules]
-        self.tables = [*owned, *(held for own in owned for held in own.values() if isinstance(held, dict))]
-        self.held = self.now()
+        self.tables: list[Table] = [*owned, *(held for own in owned for held in own.values() if isinstance(held, dict))]
+        self.before = self.now()
 
-    def now(self) -> _Held:
-        """Return what they hold at present."""
+    def now(self) -> tuple[list[type], list[Table], list[tuple[bool, Any]]]:
+        """Return its modules' classes and tables, and of each parameter whether it is trained, and its gradient."""
         flags = [(p.requires_grad, p.grad) for p in self.parameters]
-        return _Held([type(module) for module in self.modules], [dict(table) for table in self.tables], flags)
+        return [type(module) for module in self.modules], [dict(table) for table in self.tables], flags
 
 
 class Standing:
@@ -44,7 +39,11 @@ class Standing:
     """
 
     def __init__(self, bare: Bare, attached: Attached) -> None:
-        self.attached, self.bare, self.whole, self.inside = attached, bare, bare.now(), True
+        self.attached, self.model, self.inside = attached, bare.model, True
+        (kinds, tables, flags), (new_kinds, new_tables, new_flags) = bare.before, bare.now()
+        self.kinds = [both for both in zip(bare.modules, kinds, new_kinds, strict=True) if both[1] is not both[2]]
+        self.tables = [both for both in zip(bare.tables, tables, new_tables, strict=True) if not _same(*both[1:])]
+        self.flags = list(zip(bare.parameters, flags, new_flags, strict=True))
         self.values = [(p, old.to(p.device), p.detach().clone()) for p, old in attached.overwritten()]
         self.turn()
 
@@ -60,27 +59,26 @@ class Standing:
     @torch.no_grad()
     def turn(self) -> None:
         """Put the parts in if they are out, and take them out if they are in."""
-        old, new = (self.whole, self.bare.held) if self.inside else (self.bare.held, self.whole)
         self.inside = not self.inside
-        for module, kind in zip(self.bare.modules, new.kinds, strict=True):
-            if type(module) is not kind:
-                module.__class__ = kind
-        for table, before, after in zip(self.bare.tables, old.tables, new.tables, strict=True):
-            if list(before) != list(after) or any(before[key] is not after[key] for key in before):
-                _exchange(table, before, after)
-        for parameter, (trained, grad) in zip(self.bare.parameters, new.flags, strict=True):
+        for module, *kinds in self.kinds:
+            module.__class__ = kinds[self.inside]
+        for table, *held in self.tables:
+            _exchange(table, held[not self.inside], held[self.inside])
+        for parameter, *flags in self.flags:
+            trained, parameter.grad = flags[self.inside]
             parameter.requires_grad_(trained)
-            parameter.grad = grad
         for parameter, *values in self.values:
             parameter.copy_(values[self.inside])
 
 
-def _exchange(table: dict[Any, Any], before: dict[Any, Any], after: dict[Any, Any]) -> None:
-    """Make of a table what it is after a change, in that order; entries that were not changed stay as they are now."""
-    same = {key for key in before.keys() & after.keys() if before[key] is after[key]}
-    new = {
-        key: table.get(key) if key in same else value for key, value in after.items() if key in table or key not in same
-    }
+def _same(one: Table, other: Table) -> bool:
+    return list(one) == list(other) and all(one[key] is other[key] for key in one)
+
+
+def _exchange(table: Table, before: Table, after: Table) -> None:
+    """Make of a table what it is after a change, in that order; entries that the change leaves are as they are now."""
+    left = {key for key in before.keys() & after.keys() if before[key] is after[key]}
+    new = {key: table[key] if key in left else after[key] for key in after if key in table or key not in left}
     new |= {key: value for key, value in table.items() if key not in before and key not in after}
     table.clear()
     table.update(new)
