@@ -110,10 +110,10 @@ def test_the_last_word_is_that_of_further_items():
     agreeing = chosen_by(ByStrength(asked=asked), more)
     contrary = chosen_by(ByStrength(worse_on=tuple(pair.key for pair in more)), more)
     assert contrary.strength < 0.9 * agreeing.strength
-    # of unedited, random directions and three finalists, and of nothing else
-    assert [n for items, n in asked if items == 9] == [5]
+    # of unedited, random directions and two places, and of nothing else
+    assert [n for items, n in asked if items == 9] == [4]
     read = [t["n"] for t in agreeing.record["sweep"]["trials"]]
-    assert sorted(set(read)) == [len(PAIRS), len(PAIRS) + 9] and read.count(len(PAIRS) + 9) == 5
+    assert sorted(set(read)) == [len(PAIRS), len(PAIRS) + 9] and read.count(len(PAIRS) + 9) == 4
     assert agreeing.record["sweep"]["gain"]["n"] == agreeing.record["sweep"]["n_validation"] == len(PAIRS) + 9
 
 

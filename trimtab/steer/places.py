@@ -26,14 +26,14 @@ from trimtab.steer.strength import Trial, require_budget
 from trimtab.steer.tries import Setting, Tries, at_budget, first_settings
 
 Shift = TypeVar("Shift", bound=VectorEdit)
-FRACTIONS = (0.5, 0.75, 1.5)
-"""Of the best place's strength: further ones; the last may be over the budget, and shows what comes next."""
+FRACTIONS = (0.75, 0.5, 1.5)
+"""Of the chosen place's strength: further ones; the last may be over the budget, and shows what comes next."""
 ROOM = 0.5
 """How much of `REPEATS` a setting may use up: the few prompts that say so are not those that will be asked."""
 FEW, NEAR = 6, 0.75
 """Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
-FINALISTS, ROUNDS = 3, 2
-"""How many of the best are read on more items, and how often the next ones are, where all of them repeat themselves."""
+FINALISTS = 3
+"""How many places, the best ones, are read on more items."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class _Score(NamedTuple):
     answers: tuple[str, ...]
 
     @property
+    def n(self) -> int:
+        return len(self.found.rows)
+
+    @property
     def repeats(self) -> float:
         return float(np.mean([repetition(text) for text in self.answers])) if self.answers else 0.0
 
@@ -74,10 +78,10 @@ def choose_place(
     """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
 
     The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
-    compared, and to ever smaller `SHARES` of it while they are over it or their answers repeat themselves; further
-    strengths are tried of the best. Beside them stand controls: sites drawn at random and random directions at the
-    first sites, brought to the drift of the budget. If there are `Tries.more` items, the unedited model, the random
-    directions and the `FINALISTS` best are read on these too, and the last word is theirs.
+    compared, and to ever smaller `SHARES` of it while they are over it or their answers repeat themselves. Beside them
+    stand controls: sites drawn at random and random directions at the first sites, brought to the drift of the budget.
+    If there are `Tries.more` items, the unedited model, the random directions and the `FINALISTS` best places are read
+    on these too, and the last word is theirs. Further strengths are tried of the best.
 
     Where the meter goes by generated texts, none whose answers repeat themselves half of `REPEATS` more than the
     unedited model's is taken while others remain.
@@ -110,10 +114,12 @@ def choose_place(
             latest = range(len(tried.settings) - len(strong), len(tried.settings))
             strong = [i for i, place in zip(strong, latest, strict=True) if tried.is_too_strong(place)]
     next(steps)
-    best = tried.settings[tried.order()[0]]
-    tried.add([best._replace(strength=best.strength * fraction) for fraction in FRACTIONS], items)
+    finalists = tried.finalists()
+    best = min(finalists, key=tried.rank) if finalists else tried.order()[0]
     next(steps)
-    chosen = tried.chosen()
+    of = tried.settings[best]
+    tried.add([of._replace(strength=of.strength * fraction) for fraction in FRACTIONS], items)
+    chosen = tried.chosen([*finalists, *range(len(tried.settings) - len(FRACTIONS), len(tried.settings))])
     made: Any = tried.settings[chosen].made.with_record(sweep=tried.record(chosen))
     return made
 
@@ -162,36 +168,48 @@ class _Tried:
         """Return whether a setting loops or is over the budget."""
         return self.loops(place) or self.kls[place] > self.tries.kl_budget
 
-    def order(self) -> list[int]:
-        """Return the settings within the budget, or what is nearest, best first; those that loop come last."""
-        free = [i for i, s in enumerate(self.settings) if not s.control]
-        within = [i for i in free if self.kls[i] <= self.tries.kl_budget] or [min(free, key=self.kls.__getitem__)]
-        return sorted(within, key=lambda i: (self.loops(i), -self.meter.sign * self.scores[i].value, self.kls[i]))
+    def rank(self, place: int) -> tuple[bool, float, float]:
+        """Return what settings are ordered by, the best first: those that loop come last."""
+        return self.loops(place), -self.meter.sign * self.scores[place].value, self.kls[place]
 
-    def chosen(self) -> int:
-        """Return the setting to take, having read the best ones on more items.
+    def order(self) -> list[int]:
+        """Return the settings within the budget, or what is nearest, best first."""
+        free = [i for i, s in enumerate(self.settings) if not s.control]
+        within = [i for i in free if self.kls[i] <= self.tries.kl_budget]
+        return sorted(within or [min(free, key=self.kls.__getitem__)], key=self.rank)
+
+    def keeps_budget(self, place: int) -> bool:
+        """Return whether a setting is within the budget, by all texts where it is near."""
+        if self.kls[place] > NEAR * self.tries.kl_budget and len(self.texts) > FEW:
+            self.kls[place] = self.kls_of([self.settings[place]], len(self.texts))[0]
+        return self.kls[place] <= self.tries.kl_budget
+
+    def finalists(self) -> list[int]:
+        """Return the best setting of each of the best places, which are read on the further items."""
+        found: dict[Any, int] = {}
+        for place in self.order():
+            sites = self.settings[place].edit.sites
+            if sites not in found and len(found) < FINALISTS and self.keeps_budget(place):
+                found[sites] = place
+        self.read_more(list(found.values()), controls=True)
+        return list(found.values())
+
+    def chosen(self, places: Sequence[int]) -> int:
+        """Return the best of these settings; others than finalists are read on further items while all before loop.
 
         Raises:
             BadValue: nothing stays within the budget.
         """
-        left, read = self.order(), list[int]()
-        for _ in range(ROUNDS):
-            some = list[int]()
-            while left and len(some) < FINALISTS:
-                place = left.pop(0)
-                if self.kls[place] > NEAR * self.tries.kl_budget and len(self.texts) > FEW:
-                    self.kls[place] = self.kls_of([self.settings[place]], len(self.texts))[0]
-                if self.kls[place] <= self.tries.kl_budget:
-                    some.append(place)
-            self.read_more(some, controls=not read)
-            read += some
-            if not all(map(self.loops, read)):
-                break
+        read = list[int]()
+        for place in places:
+            known = self.tries.more is None or self.scores[place].n == self.unedited.n
+            if (known or all(map(self.loops, read))) and self.keeps_budget(place):
+                if not known:
+                    self.read_more([place], controls=False)
+                read.append(place)
         if not read:
             raise BadValue(f"nothing that was tried stays within a KL of {self.tries.kl_budget}; raise kl_budget")
-        # the best of all, where each of them repeats itself: the outcome says so
-        free = [i for i in read if not self.loops(i)] or read
-        return max(free, key=lambda i: (self.meter.sign * self.scores[i].value, -self.kls[i]))
+        return min(read, key=self.rank)  # where each of them repeats itself, the outcome says so
 
     def read_more(self, places: Sequence[int], *, controls: bool) -> None:
         """Read settings on the further items too, if there are any, and what they are compared with."""
@@ -208,7 +226,6 @@ class _Tried:
 
     def record(self, chosen: int) -> dict[str, Any]:
         """Return all that was tried, for the record."""
-        n = len(self.unedited.found.rows)
         trials = [
             SiteTrial(
                 s.edit.n_sites,
@@ -224,14 +241,14 @@ class _Tried:
             for s, kl, x in zip(self.settings, self.kls, self.scores, strict=True)
         ]
         before = self.unedited
-        unedited = SiteTrial(0, 0.0, 0.0, before.value, answers=before.answers, n=n, repeats=before.repeats)
+        unedited = SiteTrial(0, 0.0, 0.0, before.value, answers=before.answers, n=before.n, repeats=before.repeats)
         return {
             "metric": self.meter.name,
             "unit": self.meter.unit,
             "judge": before.found.record.get("judge"),
             "kl_budget": self.tries.kl_budget,
             "better": self.meter.better,
-            "n_validation": n,
+            "n_validation": before.n,
             "trials": [asdict(t) for t in (unedited, *trials)],
             "chosen": asdict(trials[chosen]),
             "gain": _gain(self.meter, before.found, self.scores[chosen].found),
