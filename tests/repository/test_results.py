@@ -175,7 +175,7 @@ def answers_of(run, method, instrument, columns):
 
 
 def by_style(run):
-    """Return lines: what MC1 gains where the answers' style alone picks right, where not, and the first less the second."""
+    """Return lines: what MC1 gains where the answers' style alone picks right, where it does not, and the difference."""
     style: dict[str, list[float]] = {}
     for unit in run.tests:
         for question, row in (unit.get("without_model") or {}).get("multiple_choice", {}).items():
@@ -333,13 +333,7 @@ def test_what_is_said_of_the_trained_judge_is_in_its_record():
     assert f"{record['seconds']} s" in page.read_text(encoding="utf-8")
 
 
-GRIDS = {
-    name: found
-    for name, found in json.loads((PACKAGE.parent / "benchmarks/results/search_grid.json").read_text())[
-        "methods"
-    ].items()
-    if found
-}
+GRIDS = json.loads((PACKAGE.parent / "benchmarks/results/search_grid.json").read_text())["methods"]
 
 
 @pytest.mark.parametrize(
