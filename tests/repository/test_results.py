@@ -175,7 +175,7 @@ def answers_of(run, method, instrument, columns):
 
 
 def by_style(run):
-    """Return lines: what MC1 gains where the answers' style alone picks right, where it does not, and the difference."""
+    """Return lines: what MC1 gains where the answers' style alone picks right, where not, and the difference."""
     style: dict[str, list[float]] = {}
     for unit in run.tests:
         for question, row in (unit.get("without_model") or {}).get("multiple_choice", {}).items():
