@@ -58,6 +58,8 @@ class Bench:
         self.crowd = 1
         self.findings, self.found_for = Findings(), ()
         """What a fold's methods share."""
+        self.unedited = Findings()
+        """What measuring finds of the unedited model, whatever the fold."""
         self.chosen: dict[Unit, Edit] = {}
         """The edits that were chosen in units whose methods a control follows: it need not make them again."""
 
@@ -80,6 +82,8 @@ class Bench:
         For want of memory that other processes hold, which is no property of what was tried.
         """
         self.crowd = max(self.crowd, self.folder.n_working(self.place))
+        if ran_out_of_memory(mistake):
+            self.unedited = Findings()  # computed again where there is room
         if ran_out_of_memory(mistake) and (self.crowd > 1 or is_crowded(input_device(self.model))):
             self.short[unit] = first_line(mistake)
             return None
@@ -123,7 +127,7 @@ class Bench:
         self, unit: Unit, edits: Sequence[Edit], items: Any, meters: Sequence[Meter]
     ) -> list[dict[str, Measured | None]]:
         kept: Path = self.folder.answers(unit)
-        own = [meter.kept_in(kept) for meter in meters]
+        own = [meter.kept_in(kept).with_findings(self.unedited) for meter in meters]
         return measurements_of(self.model, self.tokenizer, items, edits, own, asking=items.asking, seed=unit.seed)
 
     def last_measurements(

@@ -47,14 +47,16 @@ def divergence_rows(
     opening = len(encode(tokenizer, ""))
     starts = [way[1] for way, prompts in zip(ways, prompting, strict=True) if way and not prompts]
     findings = findings or Findings()
-    shared = findings.once("shared layers", partial(SharedLayers, model, starts))
+    shared = findings.once(("shared layers", *sorted(starts)), partial(SharedLayers, model, starts))
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
-    held = _held_at_once(model, batches[0])
-    all_held = len(batches) <= held
+    of = [str([ids[place] for place in batch.indices]) for batch in batches]
+    held = len(batches) if set(of) <= findings.found.keys() else _held_at_once(model, batches[0])
+    kept = findings.found if held >= len(batches) else None
     for start in tracked(range(0, len(batches), held), "measuring drift"):
-        some, own = batches[start : start + held], findings if all_held else Findings()
-        of = [str([ids[place] for place in batch.indices]) for batch in some]
-        unedited = [own.once(o, partial(_unedited, model, batch, shared)) for o, batch in zip(of, some, strict=True)]
+        some, named = batches[start : start + held], of[start : start + held]
+        unedited = [
+            _unedited(model, *one, shared, {} if kept is None else kept) for one in zip(named, some, strict=True)
+        ]
         for i, (way, rows) in enumerate(zip(ways, found, strict=True)):
             enter, unchanged = way or (lambda _: nullcontext(model), 0)
             # once for all of them, as putting a tuned edit in place takes longer than a forward
@@ -73,10 +75,17 @@ def divergence_rows(
     return list(zip(*found, strict=True))
 
 
-def _unedited(model: Any, batch: Batch, shared: SharedLayers) -> tuple[Tensor, dict[int, Any]]:
-    """Return the unedited log-probabilities, and what the layers gave that other forwards may start from."""
-    with inference(model), shared.recording():
-        return _logprobs(model, batch), dict(shared.kept)
+def _unedited(
+    model: Any, name: str, batch: Batch, shared: SharedLayers, kept: dict[Any, Any]
+) -> tuple[Tensor, dict[int, Any]]:
+    """Return the unedited log-probabilities, and what the layers gave that other forwards may start from.
+
+    They are taken from `kept` where a call before gave them, and go there else.
+    """
+    if name not in kept or not shared.starts <= kept[name][1].keys():
+        with inference(model), shared.recording():
+            kept[name] = _logprobs(model, batch), dict(shared.kept)
+    return kept[name]
 
 
 def _held_at_once(model: Any, largest: Batch) -> int:

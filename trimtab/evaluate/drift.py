@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from trimtab.datasets.asking import PLAIN
@@ -53,6 +53,8 @@ class NeutralTexts(Meter):
     """To choose settings on; another part of trimtab's own if not given."""
     max_tokens: int = 128
     batch_size: int = 32
+    findings: Findings | None = field(default=None, compare=False, repr=False)
+    """Where what the unedited model says of the texts is kept."""
     name: ClassVar[str] = "drift"
     columns: ClassVar[Sequence[str]] = ("ce", "kl", "kl95")
 
@@ -60,6 +62,10 @@ class NeutralTexts(Meter):
     def choosing(self) -> Meter:
         """The same on the texts for choosing."""
         return replace(self, texts=tuple(self.choosing_texts or validation_texts()))
+
+    def with_findings(self, findings: Findings) -> Meter:
+        """Return the meter that keeps there what the unedited model says of the texts."""
+        return replace(self, findings=findings)
 
     def measure(
         self,
@@ -72,7 +78,9 @@ class NeutralTexts(Meter):
         seed: int = 0,
     ) -> list[Measured]:
         """Return every text's CE and KL under every edit."""
-        options = {"texts": self.texts, "max_tokens": self.max_tokens, "batch_size": self.batch_size}
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("texts", "max_tokens", "batch_size", "findings")
+        }
         return [
             Measured(
                 {

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trimtab.errors import BadValue
-from trimtab.protocols import Edit, Measured, Meter
+from trimtab.protocols import Edit, Findings, Measured, Meter
 
 Means = Float[np.ndarray, "... column"]
 """The means of a meter's columns, over items or over resampled ones."""
@@ -102,6 +102,10 @@ class Figure(Meter):
     def kept_in(self, folder: Any) -> Meter:
         """Return the figure of the instrument that keeps its work there."""
         return replace(self, source=self.source and self.source.kept_in(folder))
+
+    def with_findings(self, findings: Findings) -> Meter:
+        """Return the figure of the instrument that takes from them."""
+        return replace(self, source=self.source and self.source.with_findings(findings))
 
     def try_out(self, items: Any) -> None:
         """Try the instrument out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def tokenize_answers(
     for text, start, encoded, template in zip(texts, answer_starts, bare, written, strict=True):
         ids = encoded["input_ids"]
         if tokenizer.is_fast:
-            inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and b > a]
+            inside = _inside(encoded["offset_mapping"], start)
         else:
             inside = _inside_without_offsets(tokenizer, ids, text, start)
         opened = ids if template else _opened(tokenizer, ids, first)
@@ -96,6 +97,13 @@ def tokenize_answers(
             raise BadValue(f"{what} in {text[-60:]!r}; give a non-empty prompt and answer")
         found.append(AnswerTokens(opened, inside[0], inside[-1] + 1))
     return found
+
+
+def _inside(offsets: Sequence[tuple[int, int]], answer_start: int) -> list[int]:
+    # from the end, since prompts may be far longer than their answers
+    spans = enumerate(reversed(offsets), 1)
+    found = takewhile(lambda span: span[1][1] > answer_start or span[1][1] == span[1][0], spans)
+    return [len(offsets) - i for i, (a, b) in found if b > max(a, answer_start)][::-1]
 
 
 def _inside_without_offsets(tokenizer: Any, ids: Sequence[int], text: str, answer_start: int) -> list[int]:
@@ -150,6 +158,8 @@ def _opening(tokenizer: Any) -> list[int]:
 
 
 def _opened(tokenizer: Any, ids: list[int], first: list[int]) -> list[int]:
+    if first and first[0] not in ids:  # as nearly always: nothing need be decoded
+        return [*first, *ids]
     written = next((i for i, token in enumerate(ids) if tokenizer.decode([token]).strip()), 0) if first else 0
     return ids if ids[written : written + len(first)] == first else [*first, *ids]
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from trimtab.errors import BadValue
 from trimtab.protocols.edit import Edit
 from trimtab.protocols.judge import Judge
+from trimtab.protocols.method import Findings
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Meter(ABC):
 
     def kept_in(self, folder: str | Path) -> Meter:  # noqa: ARG002
         """Return the meter that keeps unfinished work in a folder, to go on there after a failure: itself if none."""
+        return self
+
+    def with_findings(self, findings: Findings) -> Meter:  # noqa: ARG002
+        """Return the meter that takes what it finds of the unedited model from `findings` of this very model, and adds
+        to them: itself if nothing."""
         return self
 
     def try_out(self, items: Any) -> None:  # noqa: B027
