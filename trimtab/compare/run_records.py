@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from trimtab.compare.design import BASELINE, Unit
@@ -121,8 +122,14 @@ class RunRecords:
 
     def trials_of(self, test: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the trials of the same unit as a last measurement."""
-        unit = _unit(test)
-        return [trial for trial in self.trials if _unit(trial) == unit]
+        return self._by_unit.get(_unit(test), [])
+
+    @cached_property
+    def _by_unit(self) -> dict[Unit, list[dict[str, Any]]]:
+        found: dict[Unit, list[dict[str, Any]]] = {}
+        for trial in self.trials:
+            found.setdefault(_unit(trial), []).append(trial)
+        return found
 
     def measurements(self, test: Mapping[str, Any], variant: Variant) -> list[dict[str, Any]]:
         """Return the last measurement of a method's chosen setting, or those of a control's draws."""
