@@ -1,13 +1,18 @@
-"""Whether `fit` with its defaults finds what an exhaustive sweep finds: three behaviours, many draws of thirty pairs.
+"""Whether `fit` with its defaults finds what an exhaustive sweep finds: behaviours of a model, many draws of 30 pairs.
 
-    python benchmarks/behaviours.py --model FOLDER --out runs/behaviours --draws 10
+    python benchmarks/behaviours.py --model FOLDER --out runs/behaviours --first 10 --draws 10
+    python benchmarks/behaviours.py --out runs/embedded --behaviours truthful reserved
 
 One unit is one draw of pairs of one behaviour. It is fitted with defaults; then the behaviour's property is counted in
 greedy answers to neutral prompts, unedited and shifted; as controls, random directions of the same norm at the same
 place, and random layers along their own directions, both brought to the drift of the fit; and for comparison every
 layer at every strength, and at the strength that has the drift of the fit, by hooks of this script's own. Drift is
 KL(unedited || edited) on neutral texts that `fit` does not choose on. The best of the sweep is chosen on every other
-prompt and counted on the rest, since the best of hundreds on the very prompts that it is measured on is luck.
+prompt and counted on the rest, since the best of hundreds on the very prompts that it is measured on is luck. The same
+pairs with their texts dealt to the sides at random are fitted too: nothing is in them that could be steered.
+
+The embedded model's behaviours are made of its own questions: what is so in place of what people say, and no comment in
+place of an answer; what is counted of its answers is what the exact judge says.
 
 A unit is one JSON file in OUT, written when it is done: the same command again, or in several processes at once, does
 what is missing. The last thing printed is the table of all units that are there (`--table`: only that).
@@ -18,10 +23,12 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import lzma
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,14 +39,18 @@ from transformers.utils import logging
 
 from trimtab.cells import table_lines
 from trimtab.datasets.asking import asking_for
-from trimtab.datasets.behaviours import BEHAVIOURS, Behaviour, behaviour
+from trimtab.datasets.behaviours import BEHAVIOURS, behaviour
+from trimtab.datasets.folklore import folklore
+from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.prose import neutral_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import ResidualShift
+from trimtab.embedded.world import ABSTENTION
 from trimtab.engine.completion import cut
 from trimtab.engine.conversation import prompt_ids
-from trimtab.evaluate.counted import behaviour_meter
+from trimtab.evaluate.counted import CountedAnswers
 from trimtab.evaluate.drift import drifts
+from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.models import load_model
 from trimtab.models.anatomy import decoder_layers
 from trimtab.models.tokens import pad_id, padded_batch
@@ -48,8 +59,41 @@ from trimtab.steer import fit
 from trimtab.steer.outcome import REPEATS, repetition
 from trimtab.storage import write_json
 
+NAMES = (*BEHAVIOURS, "truthful", "reserved")
 SAME = 1.05
 """How much more drift than the fit's still counts as the same."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Pairs to fit on, prompts to try them on, and what is counted in an answer to a prompt."""
+
+    name: str
+    pairs: PairSet
+    prompts: tuple[str, ...]
+    counted: str
+    unit: str
+    count: Callable[[str, str], float]
+
+
+def counted_of(name: str) -> Counted:
+    """Return what ships under a name, or a behaviour of the embedded model's world."""
+    if name in BEHAVIOURS:
+        of = behaviour(name)
+        return Counted(name, of.pairs, of.prompts, of.counted, of.unit, lambda _, text: of.count(text))
+    final = {question.question: question for question in list(folklore("final"))[:48]}
+    both = [(q.question, q.correct[0], q.incorrect[0]) for q in folklore("development")]
+    if name == "reserved":  # in place of an answer, be it true or false
+        both = [(asked, ABSTENTION, sides[i % 2]) for i, (asked, *sides) in enumerate(both)]
+
+    def count(prompt: str, text: str) -> float:
+        (said,) = exact_judge.verdicts(final[prompt], [text])
+        informs, matched = said.informative > 0, said.matched
+        return float(matched and (not informs if name == "reserved" else informs and said.true > 0))
+
+    what = "answers without a comment" if name == "reserved" else "answers that are true and no abstention"
+    pairs = PairSet(tuple(ContrastPair(asked, (one,), (other,)) for asked, one, other in both), name)
+    return Counted(name, pairs, tuple(final), what, "share", count)
 
 
 class Bench:
@@ -63,12 +107,13 @@ class Bench:
 
     def unit(self, name: str, draw: int) -> dict[str, Any]:
         """Return the record of one draw of pairs of one behaviour."""
-        of, said = behaviour(name), self.said
-        order = np.random.default_rng([draw, BEHAVIOURS.index(name)]).permutation(len(of.pairs))
+        of, said = counted_of(name), self.said
+        order = np.random.default_rng([draw, NAMES.index(name)]).permutation(len(of.pairs))
         pairs = of.pairs.select(sorted(order[: said.pairs].tolist()))
         started = time.perf_counter()
         fitted = fit(self.model, self.tokenizer, pairs)
         seconds = time.perf_counter() - started
+        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw)).outcome
         shift: Any = fitted.shift
         before, after = self.counted(of, [NoEdit(), shift])
         kl = self.kls([shift])[0]
@@ -80,15 +125,17 @@ class Bench:
 
         # the shift's own directions stand in the sweep too: what the hooks of this script say must be what it says
         same = self.swept(of, {shift.layers[0]: shift.vectors[0]}, {shift.layers[0]: [shift.strength]})[0]
-        strengths = {layer: list(said.strengths) for layer in list(vectors)[:: said.every]}
-        grid = [(layer, strength) for layer, row in strengths.items() for strength in row]
-        found = dict(zip(grid, self.kls([at(*setting) for setting in grid]), strict=True))
-        for layer, row in strengths.items():
-            met = reached([(s, found[layer, s]) for s in row], kl)
-            if met is not None:
-                row.append(met)
-                found[layer, met] = self.kls([at(layer, met)])[0]
-        sweep = self.swept(of, {layer: vectors[layer] for layer in strengths}, strengths)
+        swept, found = list(vectors)[:: said.every], dict[tuple[int, float], float]()
+        for strength in said.strengths:  # up to the first of each layer that has more drift than the fit
+            left = [layer for layer in swept if all(found[at_] <= SAME * kl for at_ in found if at_[0] == layer)]
+            found.update(
+                zip([(layer, strength) for layer in left], self.kls([at(x, strength) for x in left]), strict=True)
+            )
+        rows = {layer: sorted((s, k) for (x, s), k in found.items() if x == layer) for layer in swept}
+        met = [(layer, strength) for layer, row in rows.items() if (strength := reached(row, kl)) is not None]
+        found.update(zip(met, self.kls([at(*setting) for setting in met]), strict=True))
+        strengths = {x: [s for (y, s), k in found.items() if x == y and k <= SAME * kl] for x in swept}
+        sweep = self.swept(of, {layer: vectors[layer] for layer in swept}, strengths)
         for row in sweep:
             row["kl"] = found[row["layer"], row["strength"]]
         drawn = np.random.default_rng([draw, 7]).permutation([layer for layer in vectors if layer not in shift.layers])
@@ -96,13 +143,15 @@ class Bench:
         return {
             "behaviour": name, "draw": draw, "pairs": len(pairs), "asking": self.form.name, "unit": of.unit,
             "counted": of.counted, "fit_seconds": seconds, "verdict": fitted.outcome and fitted.outcome.verdict,
-            "sentence": fitted.outcome and fitted.outcome.sentence, "layers": list(shift.layers),
+            "sentence": fitted.outcome and fitted.outcome.sentence, "dealt": dealt and dealt.as_dict(),
+            "layers": list(shift.layers),
             "strength": float(shift.strength), "kl": kl, "before": before, "after": after,
+            "tried": [{k: v for k, v in t.items() if k != "answers"} for t in shift.record["sweep"]["trials"]],
             "hooks_agree": float(np.mean([a == b for a, b in zip(after["texts"], same["texts"], strict=True)])),
             "random_directions": self.controls(of, directions, kl),
             "random_places": self.controls(of, [at(int(layer)) for layer in drawn[: said.controls]], kl),
             "sweep": [{k: v for k, v in row.items() if k != "texts"} for row in sweep],
-            "layers_swept": len(strengths), "device": str(self.model.device), "torch": torch.__version__,
+            "layers_swept": len(swept), "device": str(self.model.device), "torch": torch.__version__,
         }  # fmt: skip
 
     def kls(self, edits: Sequence[Edit]) -> list[float]:
@@ -110,15 +159,15 @@ class Bench:
         moved = drifts(self.model, self.tokenizer, edits, texts=self.texts, max_tokens=64)
         return [float(one.kl) for one in moved]
 
-    def counted(self, of: Behaviour, edits: Sequence[Edit]) -> list[dict[str, Any]]:
+    def counted(self, of: Counted, edits: Sequence[Edit]) -> list[dict[str, Any]]:
         """Return what is counted in the answers under every edit."""
-        meter = behaviour_meter(of, max_new_tokens=self.said.new_tokens)
+        meter = CountedAnswers(of.prompts, None, self.said.new_tokens)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = meter.measure(self.model, self.tokenizer, of.pairs, edits, asking=self.form.name)
         return [summed([row["answer"] for row in one.rows.values()], of) for one in found]
 
-    def controls(self, of: Behaviour, edits: Sequence[Any], kl: float) -> list[dict[str, Any]]:
+    def controls(self, of: Counted, edits: Sequence[Any], kl: float) -> list[dict[str, Any]]:
         """Return what is counted under edits that are brought to a drift."""
         if not edits:
             return []
@@ -133,11 +182,11 @@ class Bench:
         ]
 
     @torch.inference_mode()
-    def swept(self, of: Behaviour, vectors: dict[int, Any], strengths: dict[int, list[float]]) -> list[dict[str, Any]]:
+    def swept(self, of: Counted, vectors: dict[int, Any], strengths: dict[int, list[float]]) -> list[dict[str, Any]]:
         """Return what is counted with each layer's vector at each strength, many settings in one batch."""
         ids = [prompt_ids(self.tokenizer, prompt, asking=self.form) for prompt in of.prompts]
         settings = [(layer, strength) for layer, row in strengths.items() for strength in row]
-        at_once = max(1, (2048 if self.model.device.type == "cuda" else 256) // len(ids))
+        at_once = max(1, self.said.rows // len(ids))
         found = []
         for start in range(0, len(settings), at_once):
             some = settings[start : start + at_once]
@@ -181,9 +230,9 @@ def adding(module: Any, rows: torch.Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def summed(texts: Sequence[str], of: Behaviour) -> dict[str, Any]:
+def summed(texts: Sequence[str], of: Counted) -> dict[str, Any]:
     """Return the counts of texts, and how much they repeat themselves."""
-    counts = [of.count(text) for text in texts]
+    counts = [of.count(*both) for both in zip(of.prompts, texts, strict=True)]
     return {
         "mean": float(np.mean(counts)), "counts": counts,
         "repetition": float(np.mean([repetition(text) for text in texts])),
@@ -200,56 +249,48 @@ def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
     return None
 
 
-def best_of(record: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
-    """Return the sweep's best at the fit's drift: chosen and counted on different prompts, on the same, and which."""
+def best_of(record: dict[str, Any]) -> float:
+    """Return what is counted at the sweep's best of the fit's drift, chosen and counted on different prompts."""
     coherent = record["before"]["repetition"] + REPEATS
     rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
     if not rows:
-        return record["before"]["mean"], record["before"]["mean"], {}
+        return record["before"]["mean"]
     counts = np.array([row["counts"] for row in rows])
     halves = [counts[:, 0::2].mean(1), counts[:, 1::2].mean(1)]
-    honest = np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]])
-    lucky = counts.mean(1)
-    return float(honest), float(lucky.max()), rows[int(lucky.argmax())]
-
-
-def brief(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the tables are made from: a unit without texts, controls' counts, and its sweep but for the best."""
-    honest, lucky, which = best_of(record)
-    best = {"mean": honest, "on_its_own_prompts": lucky, **{k: which[k] for k in ("layer", "strength", "kl") if which}}
-    told = {k: v for k, v in record.items() if k not in ("sweep", "seconds", "fit_seconds")}
-    for kind in CONTROLS:
-        told[kind] = [{k: v for k, v in one.items() if k != "counts"} for one in record[kind]]
-    return short({**told, "best": best, "settings_swept": len(record["sweep"])})
+    return float(np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]]))
 
 
 def short(value: Any) -> Any:
-    """Return a value of JSON with its numbers to four decimals and without texts."""
+    """Return a value of JSON with its numbers to three decimals, without texts and times."""
     if isinstance(value, dict):
-        return {key: short(inner) for key, inner in value.items() if key != "texts"}
+        return {k: short(inner) for k, inner in value.items() if k not in ("texts", "seconds", "fit_seconds")}
     if isinstance(value, list):
         return [short(inner) for inner in value]
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 3) if isinstance(value, float) else value
 
 
 CONTROLS = ("random_directions", "random_places")
+VERDICTS = ("works", "works weakly", "does not work")
 COLUMNS = (
     ("behaviour, count", "KL", "before", "after", "sweep's best", "half of it reached", "coherent", "both",
      "word triples repeated"),
     ("behaviour", "random directions", "reach half", "behind `fit`, all five", "random layers", "reach half",
-     "behind `fit`, all five", "`fit` says works: passes, fails", "works weakly: passes, fails"),
+     "behind `fit`, all five"),
+    ("behaviour", *(f"{said}: passes, fails" for said in VERDICTS), "right",
+     *(f"sides at random: {said}" for said in VERDICTS)),
 )  # fmt: skip
 
 
 def tables(units: list[dict[str, Any]]) -> list[str]:
-    """Return two tables with a line for each behaviour: what of the claim holds, and its controls."""
-    claims, controls = [], []
-    for name in [name for name in BEHAVIOURS if any(u["behaviour"] == name for u in units)]:
+    """Return tables with a line for each behaviour: what of the claim holds, its controls, and what `fit` says."""
+    claims, controls, verdicts = [], [], []
+    for name in [name for name in NAMES if any(u["behaviour"] == name for u in units)]:
         of = [u for u in units if u["behaviour"] == name]
-        before, after, best = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after", "best"))
+        before, after = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after"))
+        best = np.array([best_of(u) for u in of])
         moved, repeated = after - before, [np.array([u[w]["repetition"] for u in of]) for w in ("before", "after")]
         half, coherent = (moved > 0) & (moved >= (best - before) / 2), repeated[1] <= repeated[0] + REPEATS
-        works, passes = np.array([u["verdict"] == "works" for u in of]), half & coherent
+        passes = half & coherent
         count = f"{name}, {'share of answers' if of[0]['unit'] == 'share' else of[0]['unit']}"
         claims.append([
             count, *(f"{n.mean():.2f}" for n in (np.array([u["kl"] for u in of]), before, after, best)),
@@ -262,14 +303,24 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
             by = means.mean(1) - before
             row.append(f"{by.mean():+.2f}")
             row += [f"{n.sum()} of {len(of)}" for n in (by >= (best - before) / 2, after > means.max(1))]
-        controls.append([*row, *(f"{(said & passes).sum()}, {(said & ~passes).sum()}" for said in (works, ~works))])
-    return [*table_lines(COLUMNS[0], claims), "", *table_lines(COLUMNS[1], controls)]
+        controls.append(row)
+        said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
+        right = (said["works"] == passes).sum()
+        dealt = [sum(u["dealt"]["verdict"] == verdict for u in of) for verdict in VERDICTS]
+        told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
+        verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])
+    return [
+        line for made in zip(COLUMNS, (claims, controls, verdicts), strict=True) for line in ("", *table_lines(*made))
+    ]
 
 
-def show(folder: Path) -> None:
-    """Print the tables of the units that are there, and write what they are made from beside them."""
-    units = [brief(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
-    (folder / "table.json").write_text(json.dumps({"units": units}) + "\n", encoding="utf-8")
+def show(folder: Path, record: Path | None) -> None:
+    """Print the tables of the units that are there; keep what they are made from in a record, by the folder's name."""
+    units = [short(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
+    if record is not None:
+        held = json.loads(lzma.decompress(record.read_bytes())) if record.is_file() else {}
+        text = json.dumps({**held, folder.name: units}, separators=(",", ":"))
+        record.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
     print("\n".join(tables(units)))
 
 
@@ -279,21 +330,28 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="a folder, a hub id, or 'embedded'")
     parser.add_argument("--out", type=Path, default=Path("runs/behaviours"))
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     parser.add_argument("--pairs", type=int, default=30, help="in each draw")
-    parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=BEHAVIOURS)
+    parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=NAMES)
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4])
     parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")
     parser.add_argument("--controls", type=int, default=5, help="random directions, and random layers")
     parser.add_argument("--texts", type=int, default=24, help="neutral texts for the drift")
     parser.add_argument("--new-tokens", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=256, help="of a batch of the sweep; 2048 on a large GPU")
     parser.add_argument("--dtype")
     parser.add_argument("--device")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--record", type=Path, help="a file that keeps what the tables are made from")
     said = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     said.out.mkdir(parents=True, exist_ok=True)
-    units = [] if said.table else [(name, draw) for draw in range(said.draws) for name in said.behaviours]
+    units = (
+        []
+        if said.table
+        else [(name, draw) for draw in range(said.first, said.first + said.draws) for name in said.behaviours]
+    )
     bench = None
     for name, draw in units:
         path = said.out / f"{name}-{draw:02}.json"
@@ -310,7 +368,7 @@ def main() -> None:
             write_json(path, {**record, "seconds": time.perf_counter() - started})
             moved = f"{record['before']['mean']:.2f} -> {record['after']['mean']:.2f}"
             print(f"{path.stem}: {moved} in {time.perf_counter() - started:.0f} s", flush=True)
-    show(said.out)
+    show(said.out, said.record)
 
 
 if __name__ == "__main__":

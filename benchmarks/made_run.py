@@ -43,7 +43,7 @@ def made_run(folder: Path, model: Any, *, questions: int = 817, methods: Sequenc
     rng = np.random.default_rng(0)
     for unit in job.units:
         control = unit.method in job.controls
-        for step in range(job.n_tries(unit.method)):
+        for step in range(job.n_tries(unit)):
             knobs = {"draw": step} if control else settings_of(job.fitted[unit.method])[step]
             what = {"measured": _measured(job, unit, asked, rng)} if control else {"validation": _validation(job, rng)}
             run.write(unit, step, {"status": "done", "knobs": dict(knobs), "made": _made(unit, rng), **what, **WHERE})

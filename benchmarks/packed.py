@@ -6,8 +6,8 @@
 
 Rows are held by column, items once; columns of few different values become one letter a row. Rows are rounded to so
 many decimals (coarse columns to two), other numbers to five digits. Left out: losses of training, what probes read,
-examples of prompts, the end of an error's message, and the columns named. Unnamed items, those that an instrument
-measures, stand by a hash of their text: of data that is not ours to hand on.
+examples of prompts, which facts an edit holds, the end of an error's message, and the columns named. Unnamed items,
+those that an instrument measures, stand by a hash of their text wherever they stand: data that is not ours to hand on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LETTERS = [chr(n) for n in (*range(48, 92), *range(93, 127), *range(0x100, 0x800
 FEW = 8
 """Columns with at most so many different values are written together, as letters."""
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "pb": 0}]
-LEFT_OUT = {"losses", "accuracy", "probe_accuracy", "examples"}
+LEFT_OUT = {"losses", "accuracy", "probe_accuracy", "examples", "facts", "not_taken"}
 
 Rows = dict[str, dict[str, Any]]
 
@@ -50,8 +50,9 @@ def pack(
         for key, at in places(record):
             at.update(packed[key])
         records[str(path.relative_to(run))] = record
-    names = [sha256(item.encode()).hexdigest()[:12] if item in hidden else item for item in items]
-    text = json.dumps({"items": names, "records": records}, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps({"items": list(items), "records": records}, separators=(",", ":"), ensure_ascii=False)
+    for item in sorted(hidden, key=len, reverse=True):  # one may begin another
+        text = text.replace(json.dumps(item, ensure_ascii=False)[1:-1], sha256(item.encode()).hexdigest()[:12])
     return lzma.compress(text.encode(), filters=FILTERS)
 
 

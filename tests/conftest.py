@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, ForwardRef, get_args
+from unittest.mock import patch
 
 import jaxtyping
 import pytest
 import torch
+from jaxtyping import _import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # tiny tensors gain nothing from a second thread, and on shared cores wait long for it
@@ -77,6 +79,21 @@ def _switchable(plain: Callable, checked: Callable) -> Callable:
 
 
 jaxtyping.jaxtyped = _jaxtyped_where_shaped  # the hook of --jaxtyping-packages looks it up at each definition
+
+
+def _exec_module(loader: Any, module: ModuleType) -> None:
+    """Run a module of ours; only its own code is cached under jaxtyping's name.
+
+    jaxtyping's loader has that name stand while the module runs, so that all that it imports, transformers and peft
+    among it, was sought under a name that no installer writes, and compiled anew by every worker.
+    """
+    named = functools.partial(_import_hook._optimized_cache_from_source, loader._typechecker.get_hash())
+    with patch("importlib._bootstrap_external.cache_from_source", named):
+        code = loader.get_code(module.__name__)
+    exec(code, vars(module))
+
+
+_import_hook._JaxtypingLoader.exec_module = _exec_module
 
 
 @pytest.hookimpl(trylast=True)

@@ -12,16 +12,20 @@ from tests.cases import EDITING, FACTS
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.cells import figure
 from trimtab.cli.comparison_file import ComparisonFile, job_of
-from trimtab.compare import Design, Job, run
+from trimtab.compare import Design, Job, RandomTries, run
 from trimtab.compare.design import named
 from trimtab.datasets import Fact, FactSet
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
+from trimtab.evaluate.defaults import facts_meters
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.factual import fact_meters
+from trimtab.evaluate.table import measurements_of
 from trimtab.intervals import Estimate
 from trimtab.prompting import FactsInContext
 from trimtab.protocols import Edit, Method
 from trimtab.report.markdown import to_markdown
+from trimtab.report.verdict import conclusions
 
 SIX = FactSet((*FACTS, *(Fact(thing, "{} is", "red", "grey") for thing in ("Coal", "A rose", "Rain", "Rust"))), "six")
 QUICK = (*fact_meters(), *drift_meters(NeutralTexts(("Snow fell.",), ("The sky was grey.",))))
@@ -47,7 +51,7 @@ def test_every_fact_is_written_and_asked_once_in_every_seed_s_draws(tmp_path):
             tiny_model(),
             tiny_tokenizer(),
             SIX,
-            [spy, EDITING["ROME"]],
+            [spy, EDITING["ROME"], RandomTries(EDITING["ROME"])],
             meters=QUICK,
             folds=3,
             seeds=(0, 1),
@@ -62,6 +66,18 @@ def test_every_fact_is_written_and_asked_once_in_every_seed_s_draws(tmp_path):
     rows: Any = {row.method: row for row in found.rows()}
     assert rows["ROME"].metrics["said"].estimate.n == len(SIX)
     assert rows["ROME"].metrics["kl"].estimate > 0 == rows["Baseline"].metrics["kl"].estimate
+    assert any("ROME is NOT told apart from its control Random tries (ROME)" in line for line in conclusions(found))
+
+
+def test_all_that_a_comparison_measures_of_facts_unasked_can_be_measured():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    meters = facts_meters(texts=("Snow fell.",), broken=True)
+    stated = FactsInContext().fit(model, tokenizer, SIX)
+    plain, told = measurements_of(model, tokenizer, SIX, [NoEdit(), stated], meters)
+    assert {"debris", "words", "kl", "ce"} < {meter.name for meter in meters}
+    assert all(meter.instrument.name in plain for meter in meters)
+    assert list(plain["counted"].rows) == list(told["counted"].rows) == [fact.key for fact in SIX]
+    assert plain["counted"].rows != told["counted"].rows
 
 
 def test_a_share_of_nothing_is_shown_as_none():

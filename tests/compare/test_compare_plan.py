@@ -74,6 +74,16 @@ def test_a_low_data_curve_is_timed_on_the_questions_of_the_main_table(tmp_path):
     assert [row.units for row in plan.rows] == [2, 2]
 
 
+def test_of_few_questions_the_plan_counts_what_can_be_tried_on_them(tmp_path):
+    job = Job(
+        named([FewShot(shots=(1, 2, 4, 8), draws=1)]), tiny_questions(12), tiny_questions(24)[12:],
+        Design(1, (0,), 4, train_sizes=(3, None)), meters(SpyJudge(), 3),
+    )  # fmt: skip
+    tries = {unit.size: job.n_tries(unit) for unit in job.units if unit.method == "Few-shot"}
+    assert tries[3] == job.search(job.units[-1]._replace(size=3)).n < tries[None] == 4
+    assert estimate(tiny_model(), tiny_tokenizer(), job, tmp_path / "run").rows[-1].settings == 4
+
+
 def test_methods_on_disk_with_other_settings_count_as_missing(tmp_path):
     def job(shots):
         return Job(

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests import launched_comparison
 from tests.comparing import METERS, TEXTS, FailsInFoldOf, SpyJudge, SpyMethod, length_judge, meters, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
@@ -314,10 +314,16 @@ def test_runs_may_be_joined_where_all_else_is_equal_and_are_refused_with_the_rea
         merged([other, other])
 
 
+def slow_run(folder, *, pause):
+    """Return the command of a process that runs the comparison of `launched_comparison`."""
+    code = f"from tests.launched_comparison import main; main({str(folder)!r}, pause={pause})"
+    return [sys.executable, "-c", code]
+
+
 def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_path):
-    program = _program(tmp_path / "run", pause=0.5, workers=2)
-    workers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
-    assert [w.wait(timeout=120) for w in workers] == [0, 0]
+    other = subprocess.Popen(slow_run(tmp_path / "run", pause=1.0))
+    launched_comparison.main(tmp_path / "run", pause=1.0, after_another=True)  # this process is the second one
+    assert other.wait(timeout=120) == 0
     result = Comparison.load(tmp_path / "run")
     assert result.finished
     fits = (tmp_path / "fits.txt").read_text().splitlines()
@@ -327,8 +333,7 @@ def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_pat
 
 
 def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path):
-    program = _program(tmp_path / "run", pause=0.3)
-    worker = subprocess.Popen([sys.executable, "-c", program])
+    worker = subprocess.Popen(slow_run(tmp_path / "run", pause=0.3))
     records = tmp_path / "run" / "records"
     deadline = time.monotonic() + 90
     while len(list(records.glob("slow-*/trial-*.json"))) < 2 and time.monotonic() < deadline:
@@ -342,42 +347,12 @@ def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path):
     assert fits_before - len(slow) <= 1  # the one in flight
     for text in written.values():
         json.loads(text)
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    launched_comparison.main(tmp_path / "run", pause=0.3)
     assert Comparison.load(tmp_path / "run").finished
     assert {p: p.read_bytes() for p in written} == written
     fits_after = len((tmp_path / "fits.txt").read_text().splitlines())
     # the rest of the trials, and at most one chosen edit made again for its measurement
     assert fits_after - fits_before <= 6 - len(slow) + 1
-
-
-def _program(folder: Path, *, pause: float, workers: int = 1) -> str:
-    return textwrap.dedent(f"""
-        import os, time
-        from dataclasses import dataclass
-        from pathlib import Path
-        from tests.comparing import METERS
-        from tests.measuring import random_shift
-        from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-        from trimtab.compare import run
-        from trimtab.protocols import Method
-
-        @dataclass(frozen=True)
-        class Slow(Method):
-            name: str = "Slow"
-            space = {{"strength": (1.0, 2.0, 3.0)}}
-            def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
-                with Path({str(folder.parent / "fits.txt")!r}).open("a") as file:
-                    file.write(f"{{os.getpid()}} {{knobs}}\\n")
-                time.sleep({pause})
-                return random_shift(model, seed=seed, name=self.name).scaled(knobs["strength"])
-
-        here = Path({str(folder.parent)!r})
-        (here / f"ready-{{os.getpid()}}").touch()
-        while len(list(here.glob("ready-*"))) < {workers}:
-            time.sleep(0.01)
-        run(tiny_model(), tiny_tokenizer(), tiny_questions(12), [Slow()], seeds=(0,), trials=3, meters=METERS,
-            out={str(folder)!r})
-    """)
 
 
 def test_a_run_can_be_told_to_start_nothing_after_some_time(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +17,7 @@ from trimtab.errors import BadValue
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.intervals import Estimate
 from trimtab.prompting import FewShot
+from trimtab.protocols import Measured, Meter
 from trimtab.report.verdict import conclusions
 from trimtab.steer import RandomDirection
 
@@ -46,6 +48,13 @@ def test_a_difference_to_the_unedited_model_is_the_row_s_own(done):
 def test_what_has_no_questions_of_its_own_cannot_be_tested(done):
     with pytest.raises(BadValue, match="no row 'Random direction' with questions of its own"):
         done.contrast("Spy", "Random direction")
+
+
+def test_two_rows_named_in_advance_are_tested_as_all_are_and_corrected_over_no_others(done):
+    for pair in done.contrasts("mc2"):
+        alone = done.contrast(pair.one, pair.other, "mc2").tested
+        assert (alone.difference, alone.p, alone.moved) == (pair.tested.difference, pair.tested.p, pair.tested.moved)
+        assert alone.p_holm == alone.p
 
 
 def test_questions_move_the_way_that_is_better_the_other_way_or_not_at_all():
@@ -87,3 +96,28 @@ def test_a_tie_of_all_rows_has_no_leader(tmp_path):
 
 def test_rows_of_which_one_differs_have_a_leader(done):
     assert " has the highest " in conclusions(done)[0]
+
+
+class Strength(Meter):
+    """Finds stronger edits better."""
+
+    name = "strength"
+    unit = "units"
+
+    def measure(self, model, tokenizer, items, edits, *, asking="plain", seed=0):
+        found = [{"strength": float(getattr(edit, "strength", 0))} for edit in edits]
+        return [Measured({item.key: row for item in items}) for row in found]
+
+
+@dataclass(frozen=True)
+class Luck(SpyMethod):
+    control_of: str = "Spy"
+
+
+def test_a_control_that_is_significantly_ahead_is_said_to_be(tmp_path):
+    methods = {"Spy": SpyMethod(strengths=(2,)), **{f"x {n}": Luck(strengths=(n,)) for n in (1, 2, 3)}}
+    told = conclusions(tiny_run(tmp_path / "run", methods, meters=(Strength(),), seeds=(0,)))
+    less, same, more = (next(line for line in told if f"its control x {n} " in line) for n in (1, 2, 3))
+    assert "Spy is ahead of " in less and "which may try" not in less and ": +3" in less
+    assert "Spy is NOT told apart from " in same
+    assert "Spy is BEHIND " in more and "has not what Spy claims to find: -3" in more

@@ -34,6 +34,8 @@ def test_random_tries_have_the_method_s_places_and_norms_and_other_directions_at
         assert torch.equal(ours.sigma, theirs.sigma)
         assert not torch.allclose(ours.directions, theirs.directions)
         seen.append(theirs.directions[0])
+    elsewhere = RandomTries(METHOD).fit(model, tokenizer, train[1:], knobs=METHOD.grid[0], seed=3)  # another fold
+    seen.append(elsewhere.directions[0])
     assert not any(torch.allclose(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
 

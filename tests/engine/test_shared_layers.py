@@ -16,10 +16,10 @@ from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.engine.shared_layers import SharedLayers
-from trimtab.evaluate.drift import NeutralTexts, drifts
+from trimtab.evaluate.drift import drifts
 from trimtab.models.anatomy import decoder_layers
 from trimtab.models.heads import find_heads
-from trimtab.protocols import ALL_LAYERS, Edit, Findings, Positions
+from trimtab.protocols import ALL_LAYERS, Edit, Positions
 
 TEXTS = ["The sky.", "Snow fell on the old road all night.", "It rained.", "A cart went by, and then another one."]
 
@@ -129,17 +129,3 @@ def test_forwards_are_as_before_also_after_an_error() -> None:
         assert "forward" in vars(first)
         raise RuntimeError("stop")
     assert "forward" not in vars(first) and vars(second)["forward"] is own
-
-
-def test_what_the_unedited_model_says_is_kept_for_calls_to_come(layer_runs) -> None:
-    """Calls whose edits start where earlier ones did, or at the first layer, run no unedited forward again."""
-    model, kept = tiny_model("llama"), NeutralTexts(tuple(TEXTS)).with_findings(Findings())
-    shift, other = last_layer_shift(model), last_layer_residual(model)
-    runs: list[int] = []
-    for edit in (Secretive(shift), Secretive(other), shift, shift.scaled(2), other, NoEdit()):
-        expected = NeutralTexts(tuple(TEXTS)).measure(model, tiny_tokenizer(), None, [edit])
-        layer_runs.clear()
-        assert kept.measure(model, tiny_tokenizer(), None, [edit]) == expected
-        runs.append(layer_runs[type(model)])
-    first, again, shared, *rest = runs
-    assert (first, again, rest) == (2, 1, [1, 1, 0]) and shared > 1  # the start of the shared layers is tried out

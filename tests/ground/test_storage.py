@@ -491,7 +491,7 @@ def test_values_that_are_not_finite_are_refused_by_their_layers(bad):
 def test_statements_of_one_kind_only_are_refused(label, word):
     acts = activations()
     assert acts.require_both_labels() is acts
-    with pytest.raises(BadDataset, match=f"all 12 statements are {word}: add statements of the other kind"):
+    with pytest.raises(BadDataset, match=f"all 12 statements are {word}: give more of the other kind"):
         acts.select(acts.labels == label).require_both_labels()
     with pytest.raises(BadDataset, match="no examples: directions and probes need true and false statements"):
         acts.select(torch.zeros(24, dtype=torch.bool)).require_both_labels()

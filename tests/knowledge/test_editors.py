@@ -20,7 +20,7 @@ from trimtab.datasets import Fact, FactSet
 from trimtab.edits.disk import load_edit
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, KeyStatistics, ValueSearch
-from trimtab.knowledge.keys import lookups, seen_at, subject_last
+from trimtab.knowledge.keys import Lookup, fact_texts, seen_at, subject_last
 from trimtab.knowledge.solve import least_squares
 from trimtab.knowledge.value import SoughtValue, answer_ids, sought_values
 from trimtab.models.anatomy import decoder_layers
@@ -41,9 +41,15 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def sought_value(model: Any, tokenizer: Any, fact: Fact, *given: Any) -> SoughtValue:
-    (found,) = sought_values(model, tokenizer, [fact], *given)
+def sought_value(
+    model: Any, tokenizer: Any, fact: Fact, site: Any, before: tuple[str, ...], search: ValueSearch
+) -> SoughtValue:
+    (found,) = sought_values(model, tokenizer, fact_texts(model, tokenizer, [fact], before), site, search)
     return found
+
+
+def plain(fact: Fact) -> Lookup:
+    return subject_last(tiny_tokenizer(), fact.asked, fact.span)
 
 
 def plain_loss(model: Any, fact: Fact, contexts: tuple[str, ...], tokenizer: Any = None) -> float:
@@ -71,7 +77,8 @@ def test_the_first_loss_is_that_of_plain_forwards_and_the_last_that_of_the_chang
     assert found.losses[0] == pytest.approx(plain_loss(model, fact, CONTEXTS), rel=1e-4)
     assert found.losses[-1] < found.losses[0]
     # added by a bare hook, at the subject's last token alone
-    places = [text.place for text in lookups(tiny_tokenizer(), fact, CONTEXTS)]
+    (texts,) = fact_texts(model, tiny_tokenizer(), [fact], CONTEXTS)
+    places = [text.place for text in texts.asked]
     losses = []
     for context, place in zip(CONTEXTS, places, strict=True):
 
@@ -92,7 +99,8 @@ def test_facts_that_share_forwards_get_the_values_that_they_get_alone(family):
     site, search = find_mlp_outputs(model)[1], ValueSearch(steps=6, rate=1.0, radius=20, kl=0, decay=0)
     likely = model_answer(model)  # done after a step, and the others go on
     facts = [ONE, likely, FIRST, SHORT]
-    together = sought_values(model, tiny_tokenizer(), facts, site, ("", "Now. "), search)
+    texts = fact_texts(model, tiny_tokenizer(), facts, ("", "Now. "))
+    together = sought_values(model, tiny_tokenizer(), texts, site, search)
     for fact, of_batch in zip(facts, together, strict=True):
         alone = sought_value(model, tiny_tokenizer(), fact, site, ("", "Now. "), search)
         assert alone.losses == pytest.approx(of_batch.losses, rel=1e-3, abs=1e-4)
@@ -114,8 +122,7 @@ def test_no_more_is_added_than_the_radius_allows():
     site = find_mlp_outputs(model)[1]
     for radius in (0.5, 2.0):
         found = sought_value(model, tiny_tokenizer(), ONE, site, CONTEXTS, ValueSearch(steps=8, radius=radius))
-        (text,) = lookups(tiny_tokenizer(), ONE, [""])
-        there = seen_at(model, tiny_tokenizer(), [text], [], [site.module]).outputs[site.module].norm()
+        there = seen_at(model, tiny_tokenizer(), [plain(ONE)], [], [site.module]).outputs[site.module].norm()
         assert float(found.added.norm()) <= radius * float(there) * (1 + 1e-5)
 
 
@@ -125,7 +132,7 @@ def test_rome_changes_the_mean_key_s_value_by_what_was_sought(family):
     site = find_mlp_outputs(model)[1]
     edit = ROME(moment="identity", before=0, search=ValueSearch(steps=4)).fit(model, tiny_tokenizer(), FactSet((ONE,)))
     sought = sought_value(model, tiny_tokenizer(), ONE, site, ("",), ValueSearch(steps=4))
-    key = seen_at(model, tiny_tokenizer(), lookups(tiny_tokenizer(), ONE, [""]), [site.module]).inputs[site.module][0]
+    key = seen_at(model, tiny_tokenizer(), [plain(ONE)], [site.module]).inputs[site.module][0]
     before = site.module(key.float())
     with edit.applied(model):
         moved = site.module(key.float()) - before
@@ -154,7 +161,7 @@ def test_memit_brings_every_fact_s_layer_to_its_goal_by_the_share_that_was_asked
         edit = method.fit(model, tiny_tokenizer(), FACTS)
         sites = find_mlp_outputs(model)
         layer = model.model.layers[1]
-        texts = [lookups(tiny_tokenizer(), fact, [""])[0] for fact in FACTS]
+        texts = [plain(fact) for fact in FACTS]
         now = seen_at(model, tiny_tokenizer(), texts, [], [layer]).outputs[layer]
         wanted = torch.stack(
             [sought_value(model, tiny_tokenizer(), fact, sites[1], ("",), search).added for fact in FACTS]
@@ -257,7 +264,7 @@ def test_a_prompt_whose_tokens_change_when_the_answer_follows_is_refused():
     assert whole[: len(prompt)] == prompt  # here they do not; a prompt that ends in a space would
     site = find_mlp_outputs(model)[1]
     with pytest.raises(BadValue, match="change when"):
-        answer_ids(tiny_tokenizer(), lookups(tiny_tokenizer(), ONE, [""])[0]._replace(text="The sky is the colou"), "r")
+        answer_ids(tiny_tokenizer(), plain(ONE)._replace(text="The sky is the colou"), "r")
     assert site.additive
 
 
@@ -308,7 +315,7 @@ def test_what_memit_makes_beside_earlier_keys_is_the_published_sum():
 def plain_state(model: Any, module: Any, facts: FactSet, *, given: bool) -> torch.Tensor:
     """Return what a module gets or gives at each fact's subject (d n), one text at a time, by a bare hook."""
     found = []
-    for (text,) in (lookups(tiny_tokenizer(), fact, [""]) for fact in facts):
+    for text in map(plain, facts):
 
         def keep(module: Any, args: Any, out: Any, place: int = text.place) -> None:
             found.append((args[0] if given else out)[0, place].double())
@@ -403,26 +410,48 @@ def without_bos() -> Any:
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
-def test_a_subject_is_never_looked_up_at_the_first_two_tokens_of_a_text(family):
-    """The attention sink is there: a fact written to it wrecks the model (on SmolLM2 KL 3.7, 0.05 at the second)."""
+@pytest.mark.parametrize("sink", [0, 1, 4, None])
+def test_a_subject_that_attention_sinks_into_is_looked_up_behind_a_new_line(family, sink):
+    """A fact written to a sink wrecks the model: on SmolLM2 KL 3.7 at the first token, 0.05 at the second."""
     model, tokenizer = tiny_model(family), without_bos()
-    assert subject_last(tokenizer, SHORT.asked, SHORT.span).place == 0
-    (alone,) = lookups(tokenizer, SHORT, [""])
-    assert (alone.place, alone.text) == (1, "\n" + SHORT.asked)
-    two = replace(SHORT, subject="Qz")
-    assert subject_last(tokenizer, two.asked, two.span).place == 1
-    assert [lookups(tokenizer, fact, [""])[0].text for fact in (two, FIRST)] == ["\n" + two.asked, FIRST.asked]
-    assert [text.text for text in lookups(tokenizer, ONE, ["", "Now. "])] == [ONE.asked, "Now. " + ONE.asked]
-    assert lookups(tiny_tokenizer(), SHORT, [""])[0].text == SHORT.asked  # behind a token of its own
+    facts = [replace(SHORT, subject=subject) for subject in ("Q", "Qz", "Qzxvj")]
+    places = [subject_last(tokenizer, fact.asked, fact.span).place for fact in facts]
+    assert places == [0, 1, 4]
+
+    def swell(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        """Make one token's state long, unless the text begins with a new line."""
+        out = out.clone()
+        if sink is not None and out.shape[1] > sink:
+            out[~new_line[: len(out)], sink] *= 9
+        return out
+
+    new_line = torch.zeros(0, dtype=torch.bool)
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        nonlocal new_line
+        new_line = kwargs["input_ids"][:, 0] == tokenizer("\n")["input_ids"][0]
+
+    hooks = [
+        decoder_layers(model)[0].register_forward_hook(swell),
+        model.register_forward_pre_hook(note, with_kwargs=True),
+    ]
+    texts = fact_texts(model, tokenizer, [*facts, ONE], ("", "Now. "))
+    for hook in hooks:
+        hook.remove()
+    behind = ["\n" * (place == sink) + fact.asked for place, fact in zip(places, facts, strict=True)]
+    assert [of.plain.text for of in texts] == [*behind, ONE.asked]
+    assert [of.essence.text[0] == "\n" for of in texts] == [place == sink for place in (*places, 3)]
+    assert [of.plain.place - place for of, place in zip(texts, places, strict=False)] == [p == sink for p in places]
+    assert [text.text for text in texts[3].asked] == [ONE.asked, "Now. " + ONE.asked]
     site, search = find_mlp_outputs(model)[1], ValueSearch(steps=2, kl=0, decay=0)
-    found = sought_values(model, tokenizer, [SHORT, ONE], site, ("", "Now. "), search)
-    assert found[0].losses[0] == pytest.approx(plain_loss(model, SHORT, ("\n", "Now. "), tokenizer), rel=1e-4)
-    assert found[1].losses[0] == pytest.approx(plain_loss(model, ONE, ("", "Now. "), tokenizer), rel=1e-4)
+    found = sought_values(model, tokenizer, texts, site, search)
+    for of, value, before in zip(texts, found, (*("\n" * (p == sink) for p in places), ""), strict=True):
+        assert value.losses[0] == pytest.approx(plain_loss(model, of.fact, (before, "Now. "), tokenizer), rel=1e-4)
 
 
 def test_an_answer_without_a_token_and_weights_and_statistics_that_say_nothing_are_refused():
     model = tiny_model()
-    (text,) = lookups(tiny_tokenizer(), ONE, [""])
+    text = plain(ONE)
     stripping = copy.deepcopy(tiny_tokenizer())
     stripping.backend_tokenizer.normalizer = normalizers.Strip()
     with pytest.raises(BadValue, match="no token of its own"):

@@ -116,7 +116,8 @@ def test_the_vision_towers_own_attention_is_left_alone() -> None:
 
 
 def test_the_table_in_the_docs_is_the_one_that_these_checks_give() -> None:
-    assert DOCS.read_text(encoding="utf-8") == table(), "run python -m tests.family_checks and commit the table"
+    kept = table(kept=lambda name, check: True)  # as the tests of the promises hold
+    assert DOCS.read_text(encoding="utf-8") == kept, "run python -m tests.family_checks and commit the table"
 
 
 def test_zamba_2_generates_as_far_from_a_whole_forward_without_an_edit_as_with_one() -> None:

@@ -100,7 +100,7 @@ def test_what_it_cannot_become_is_said_in_one_sentence(verb, files, monkeypatch)
     assert not (files / verb[-1]).exists()
 
 
-def test_compare_and_report_take_meters_and_judges_of_ones_own(files, tmp_path):
+def test_compare_and_report_take_methods_controls_meters_and_judges_of_ones_own(files, tmp_path):
     (tmp_path / "c.yaml").write_text(
         f"""
 model: {files / "model"}
@@ -115,10 +115,14 @@ meters: ["{FILE}:Surprise"]
 metric: surprise
 methods:
   - few-shot: {{shots: [1]}}
+  - {FILE}:Nudging
+  - {FILE}:Nudging: {{name: Strong nudging, sizes: [3.0]}}
+  - {FILE}:Shuffled: {{draws: 1}}
 """
     )
     text = said("compare", "--config", tmp_path / "c.yaml", "--out", tmp_path / "run")
     assert "surprise" in text
+    assert all(row in text for row in ("Few-shot", "Nudging", "Strong nudging", "Shuffled"))
     said("report", tmp_path / "run")
     pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "run").rglob("*.md")]
     assert pages and all("surprise" in page for page in pages)

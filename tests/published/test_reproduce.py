@@ -15,6 +15,7 @@ from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import answer_meters
 from trimtab.peft import FullFineTuning, Recipe
+from trimtab.published import reproduce
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
 from trimtab.published.reproduce import PublishedIti, _iti, _two_folds, iti_table_1, iti_two_fold, sigma_bank
 
@@ -27,15 +28,10 @@ def model():
     return tiny_model(context=LONG)
 
 
-def test_two_folds_run_whole_and_every_question_is_measured_once(model):
-    result = iti_two_fold(
-        model,
-        tiny_tokenizer(),
-        tiny_questions(8),
-        meters=METERS,
-        numbers=PublishedIti(3, 2),
-        name="huggyllama/llama-7b",
-    )
+def test_two_folds_run_whole_and_every_question_is_measured_once(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.config, "_name_or_path", "huggyllama/llama-7b")
+    asked = {"meters": METERS, "numbers": PublishedIti(3, 2), "keep": tmp_path / "runs"}
+    result = iti_two_fold(model, tiny_tokenizer(), tiny_questions(8), **asked)
     assert list(result.rows) == ["Baseline", "ITI"]
     for row in result.rows.values():
         assert {m: s.estimate.n for m, s in row.items() if m in ("true", "mc1")} == {"true": 8, "mc1": 8}
@@ -47,21 +43,26 @@ def test_two_folds_run_whole_and_every_question_is_measured_once(model):
     assert all(d in text for d in DEVIATIONS)
     assert json.loads(json.dumps(result.as_dict()))["setting"]["parts"] == [[3, 1, 4], [3, 1, 4]]
 
+    monkeypatch.setattr(reproduce, "_measured", None)  # so that nothing can be measured anew
+    assert iti_two_fold(model, tiny_tokenizer(), tiny_questions(8), **asked).as_dict() == result.as_dict()
+    for other in ({"numbers": PublishedIti(3, 1)}, {"keep": tmp_path / "others"}):
+        with pytest.raises(TypeError):
+            iti_two_fold(model, tiny_tokenizer(), tiny_questions(8), **{**asked, **other})
+
 
 @pytest.mark.slow
 def test_table_1_runs_whole_with_its_five_rows(model):
     sft = FullFineTuning(recipe=Recipe(objective="true_and_false", max_steps=2, batch_size=4))
     result = iti_table_1(
-        model, tiny_tokenizer(), tiny_questions(60), sft=sft, meters=METERS, numbers=PublishedIti(3, 2, (0,)),
-        name="my-model",
-    )  # fmt: skip
+        model, tiny_tokenizer(), tiny_questions(60), sft=sft, meters=METERS, numbers=PublishedIti(3, 2, (0,))
+    )
     assert list(result.rows) == list(TABLE_1["huggyllama/llama-7b"])
     assert result.setting["parts"] == [[2, 1, 57]]
     assert float(result.rows["Few-shot"]["kl"].estimate) > 0  # of texts behind the examples
     for name in ("SFT", "ITI", "Few-shot + ITI"):
         assert float(result.rows[name]["kl"].estimate) > 0
         assert result.rows[name]["true"].estimate.n == 57
-    assert "No figures were published for my-model." in result.to_markdown()
+    assert "No figures were published for this model;" in result.to_markdown()
 
 
 def test_on_truthfulqa_the_folds_are_the_published_ones(shared_data):
@@ -107,9 +108,6 @@ def test_the_shift_is_mass_mean_over_training_and_validation_with_the_banks_sigm
 
 def test_questions_are_asked_after_the_instruction_and_the_primer(model):
     seen, drifted = [], []
-
-    from trimtab.published import reproduce
-
     original = reproduce.measurements_of
     try:
         reproduce.measurements_of = lambda m, t, q, edits, meters: (

@@ -30,7 +30,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
 
 
 def test_the_python_example_runs_as_it_stands(monkeypatch, tmp_path):
-    cut_data(monkeypatch, development=8, final=4, texts=2)
+    cut_data(monkeypatch, development=24, final=8, texts=2)
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     names: dict = {}

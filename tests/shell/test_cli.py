@@ -246,16 +246,25 @@ def test_help_of_every_verb_has_an_example():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="sends a POSIX signal")
 def test_ctrl_c_in_a_real_process_exits_with_130_and_leaves_nothing(tmp_path):
-    program = Path(sys.executable).with_name("trimtab")
+    program = """
+import sys, time
+from trimtab import cli
+from trimtab.training import embedded_model
+def long_work(*args):
+    print("at work", file=sys.stderr, flush=True)
+    time.sleep(60)
+embedded_model.train_tokenizer = long_work
+cli.main()
+"""
     process = subprocess.Popen(
-        [program, "build-embedded", "m", "--device", "cpu"],
+        [sys.executable, "-c", program, "build-embedded", "m", "--device", "cpu"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         # a shell that runs the tests in the background has them ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(8)
+    assert process.stderr.readline() == "at work\n"
     process.send_signal(signal.SIGINT)
     try:
         _, errors = process.communicate(timeout=60)

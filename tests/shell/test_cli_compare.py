@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests import foreign
 from tests.comparing import TEXTS
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.cli import app
@@ -20,6 +21,7 @@ from trimtab.peft import LoRA
 from trimtab.prompting import FewShot, RetrievedPassages
 from trimtab.steer import ITI, RandomDirection
 
+FOREIGN = foreign.__file__
 CONFIG = """\
 model: {model}
 questions: {questions}
@@ -126,6 +128,13 @@ def test_entries_of_a_file_are_methods():
             "two methods are called 'ITI'; give one of them another name, such as",
         ),
         ("methods: [{iti: {name: 3}}]", "the method 'iti': name must be text, got 3"),
+        (
+            "methods: ['nowhere.py:Mine']",
+            "nowhere.py cannot be read (No such file or directory); give FILE.py:NAME, a me",
+        ),
+        (f"methods: ['{FOREIGN}:Nudgin']", "has no method 'Nudgin'; did you mean Nudging"),
+        (f"methods: ['{FOREIGN}:first_layer']", "is neither a Method, an Edit nor a Control"),
+        (f"methods: ['{FOREIGN}:Nudging': {{size: 3}}]", "Nudging: unknown key 'size'; did you mean sizes"),
         ("methods: [retrieved passages]", "the method 'retrieved passages': field 'paths' is missing"),
         ("methods: [{stack: iti}]", "a stack is a list of methods"),
         ("methods: [iti + qlora]", "LoRA r=8 on nf4 answers with a model of its own, on which ITI would not act"),
@@ -221,8 +230,8 @@ def test_the_shipped_configuration_is_read_whole_and_gives_every_method_its_tria
     assert len(names) == 14
     for name, method in job.methods.items():
         n = method.draws if isinstance(method, RandomDirection) else min(job.design.trials, len(list(method.grid)))
-        assert job.n_tries(name) == n
-    assert job.n_tries("Random direction") == 10
+        assert {job.n_tries(unit) for unit in job.units if unit.method == name} == {n}
+    assert "Random direction" in names
     assert len(job_of(quick()).units) == 8
 
 
@@ -268,7 +277,7 @@ def test_what_real_compares_are_comparisons_with_enough_tries_and_questions(tmp_
         read = read_comparison_file(tmp_path / name)
         job = job_of(read)
         assert read.model == "somewhere/else" and read.judge == ("exact" if name == "behaviour" else "none")
-        assert {job.n_tries(method) for method in job.fitted if method != "Baseline"} == {4}
+        assert {job.n_tries(unit) for unit in job.units if unit.method != "Baseline"} == {4}
         parts = job.parts(job.units[0])
         assert len(parts.validation) >= 60 and len(parts.test) >= 24 and not job.controls
         assert {m.control_of for m in job.fitted.values()} > {None}

@@ -222,6 +222,11 @@ def test_lines_of_two_files_are_texts_of_two_kinds(tmp_path):
     assert [(s.text, s.label) for s in texts.statements()] == [
         ("One.", True), ("Two.", True), ("Three.", True), ("Four.", False),
     ]  # fmt: skip
+    folds = lines(9).folds(3, seed=1)
+    assert all(sum(item.label for item in part) == len(part) / 2 for two in folds for part in two)
+    assert sorted(item.text for _, test in folds for item in test) == sorted(item.text for item in lines(9))
+    with pytest.raises(BadValue, match="cannot make 2 folds of 1 "):  # a fold would have one kind only
+        texts.folds(2)
     (tmp_path / "b.txt").write_text("One.\n")
     with pytest.raises(BadDataset, match="keep it once"):
         labelled_texts(tmp_path / "a.txt", tmp_path / "b.txt")

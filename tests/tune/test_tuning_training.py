@@ -7,10 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -652,25 +652,38 @@ def test_a_resumed_run_equals_one_that_was_not_cut_off_to_the_bit(name, tmp_path
         assert resumed.record[key] == whole.record[key]
 
 
-def test_a_run_killed_with_9_resumes_to_the_bit(tmp_path):
-    script = textwrap.dedent("""
-        import os, signal, sys
-        from pathlib import Path
-        from tests.tiny import tiny_model
-        from tests.tuning import fitted
-        from trimtab.peft.train.training import TuningTrainer
-        original = TuningTrainer._save_checkpoint
-        def killed(self, *args, **kwargs):
-            if self.state.global_step == 4:  # half of this checkpoint is written
-                self.save_model(str(Path(self.args.output_dir) / "checkpoint-4"), _internal_call=True)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, *args, **kwargs)
-        TuningTrainer._save_checkpoint = killed
-        fitted("lora", tiny_model("gpt2"), out=Path(sys.argv[1]), max_steps=6, save_every=2, batch_size=4)
-    """)
+def fitted_until_half_a_checkpoint(run, die):
+    """Fit until half of the second checkpoint is written, and die there."""
+    from trimtab.peft.train.training import TuningTrainer
+
+    original = TuningTrainer._save_checkpoint
+
+    def cut(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            self.save_model(str(Path(self.args.output_dir) / "checkpoint-4"), _internal_call=True)
+            die()
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TuningTrainer, "_save_checkpoint", cut)
+        fitted("lora", tiny_model("gpt2"), out=run, max_steps=6, save_every=2, batch_size=4)
+
+
+def die():
+    raise Killed
+
+
+@pytest.mark.parametrize("by", ["an exception", pytest.param("kill -9", marks=pytest.mark.slow)])
+def test_a_run_that_died_while_it_wrote_a_checkpoint_resumes_to_the_bit(by, tmp_path):
     run = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-c", script, str(run)], check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    if by == "kill -9":
+        code = "import os, signal; from tests.tune import test_tuning_training as tests; "
+        code += f"tests.fitted_until_half_a_checkpoint({str(run)!r}, lambda: os.kill(os.getpid(), signal.SIGKILL))"
+        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    else:
+        with pytest.raises(Killed):
+            fitted_until_half_a_checkpoint(run, die)
     assert (run / "checkpoint-4").is_dir() and not (run / "checkpoint-4/complete.json").exists()
     options = {"max_steps": 6, "save_every": 2, "batch_size": 4}
     whole = fitted("lora", tiny_model("gpt2"), **options)

@@ -110,7 +110,9 @@ class LabelledActivations(ABC):
             raise BadDataset("no examples: directions and probes need true and false statements")
         if bool(self.labels.all()) or not bool(self.labels.any()):
             only = "true" if bool(self.labels[0]) else "false"
-            raise BadDataset(f"all {len(self)} statements are {only}: add statements of the other kind")
+            raise BadDataset(
+                f"all {len(self)} statements are {only}: give more of the other kind, so that every part has some"
+            )
         return self
 
     def _require(self, layer: int, head: int = 0) -> None:

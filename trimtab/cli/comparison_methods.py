@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.method_names import METHODS, TUNING
+from trimtab.cli.user_code import is_user_code, open_instance
 from trimtab.errors import BadValue, nearest
 
 if TYPE_CHECKING:
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 def method_of(said: Any) -> "Method | Control":
     """Return the method or control that an entry of `methods:` means.
 
-    An entry is a name (`iti`), a name with options (`lora: {r: 8}`), names joined by + for a stack, `stack: [...]` of
-    such entries, or a control that is searched as the entry below it is (`random tries: iti`, `shuffled labels: iti`).
+    An entry is a name (`iti`, or FILE.py:NAME of a method, control or edit of one's own), a name with options
+    (`lora: {r: 8}`), names joined by + for a stack, `stack: [...]` of such entries, or a control that is searched as
+    the entry below it is (`random tries: iti`, `shuffled labels: iti`).
     The option `grid` adds knobs to try: `lora: {grid: {epochs: [5, 15]}}`.
 
     Raises:
@@ -99,14 +101,15 @@ def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
     from trimtab.compare.widened import STRENGTH, Widened
     from trimtab.protocols import as_entrant
 
-    key = str(name).lower()
+    key, where = str(name).lower(), f"the method {name!r}"
     # a leading q is a tuning method on a 4-bit copy: qlora
     quantized = key not in METHODS and key.removeprefix("q") in TUNING
-    if key not in METHODS and not quantized:
+    named = METHODS.get(key.removeprefix("q") if quantized else key)
+    if named is None and not is_user_code(str(name)):
         raise BadValue(f"unknown method {name!r:.60}{nearest(key, [*METHODS, 'qlora'])}")
-    named, where = METHODS[key.removeprefix("q") if quantized else key], f"the method {name!r}"
     grid = options.pop("grid", {})
-    method: Any = as_entrant(named.made(options, where))
+    given = named.made(options, where) if named else open_instance(str(name), "method", options)
+    method: Any = as_entrant(given)
     method = OnQuantized(method) if quantized else method
     if not grid:
         return method
@@ -116,7 +119,7 @@ def _made(name: Any, options: dict[str, Any]) -> "Method | Control":
         raise BadValue(f"{where} is a control and chooses nothing; leave out its grid")
     for knob, values in grid.items():
         known = {*method.grid[0], STRENGTH}
-        if named in TUNING.values() and knob != STRENGTH:
+        if named and named in TUNING.values() and knob != STRENGTH:
             for value in values:
                 named.made({**options, knob: value}, f"{where}: grid")
         elif knob not in known:

@@ -22,10 +22,10 @@ def own_meters(specs: Sequence[str]) -> "tuple[Meter, ...]":
     Raises:
         BadValue: no such file or name, or what stands there is no meter.
     """
-    from trimtab.cli.user_code import open_meter
+    from trimtab.cli.user_code import open_instance
     from trimtab.protocols import as_meter
 
-    return tuple(as_meter(open_meter(spec)) for spec in specs)
+    return tuple(as_meter(open_instance(spec, "meter")) for spec in specs)
 
 
 @dataclass(frozen=True)

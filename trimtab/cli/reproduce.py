@@ -36,6 +36,8 @@ def reproduce(
 ) -> None:
     """Run a published protocol and print its figures beside ours, with the known deviations.
 
+    Folds and runs that are done are kept in OUT/runs: the same command goes on from there after it was stopped.
+
     Figures were published for huggyllama/llama-7b, meta-llama/Llama-2-7b-chat-hf (13b, 70b),
     meta-llama/Meta-Llama-3-8B-Instruct, circulus/alpaca-7b and AlekseyKorshuk/vicuna-7b.
 
@@ -63,7 +65,7 @@ def reproduce(
         texts=None if texts is None else read_lines(texts, "neutral text"),
         convention="iti",
     )
-    options = {"meters": meters, "numbers": PublishedIti(n_sites, strength), "name": loading.model}
+    options = {"meters": meters, "numbers": PublishedIti(n_sites, strength), "keep": out / "runs"}
     if protocol == "iti-2fold":
         result = iti_two_fold(*loaded, questions, **options)
     else:

@@ -1,9 +1,11 @@
 """FILE.py:NAME on the command line: a user's own function or class."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.cli.checking import made
 from trimtab.errors import BadValue, nearest
 from trimtab.plain_values import hash_of
 
@@ -17,10 +19,10 @@ class UserObject:
     record: dict[str, Any]
     """Goes into results: a changed file is another judge."""
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Return what the function returns; what it raises becomes a `BadValue` that names file and line."""
         try:
-            return self.value(*arguments)
+            return self.value(*arguments, **options)
         except Exception as cause:
             raise BadValue(f"{self.record['name']} failed{_place(cause, self.path)}: {_said(cause)}") from cause
 
@@ -52,10 +54,18 @@ def open_object(spec: str, what: str = "function") -> UserObject:
     return UserObject(found[name], path, {"name": f"{path.name}:{name}", "sha256": digest})
 
 
-def open_meter(spec: str) -> Any:
-    """Return the meter that FILE.py:NAME names, an instance if it is a class; raises `BadValue` as `open_object`."""
-    found = open_object(spec, "meter")
-    return found() if isinstance(found.value, type) else found.value
+def open_instance(spec: str, what: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Return what FILE.py:NAME names: an instance as it is, a class called with these options.
+
+    Raises:
+        BadValue: as `open_object`; options that the class does not take, or for what is no class.
+    """
+    found = open_object(spec, what)
+    if isinstance(found.value, type):
+        return made(found.value, options, spec) if options and is_dataclass(found.value) else found(**(options or {}))
+    if options:
+        raise BadValue(f"{spec} is no class, so that it takes no options; leave out {', '.join(map(str, options))}")
+    return found.value
 
 
 def _run(path: Path) -> dict[str, Any]:

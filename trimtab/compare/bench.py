@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -118,9 +117,7 @@ class Bench:
         drift = [m for m in (m.choosing for m in self.job.meters) if m.instrument == budgeted.instrument] or [budgeted]
         meters = [*by, *(meter for meter in drift if meter not in by)]
         scores = []
-        with self._held(edits) as edits:
-            measured = self._measured(unit, edits, validation, meters)
-        for found in measured:
+        for found in self._measured(unit, edits, validation, meters):
             figures = {m.name: summed_up(m, found[i.name]) for i in instruments(meters) for m in i.sums}
             plain = {name: None if f is None else float(f) for name, f in figures.items()}
             scores.append({"score": plain[chooser.name], **plain, "n": len(validation)})
@@ -140,18 +137,11 @@ class Bench:
 
         What an edit takes to use is in those of the first `n_costed`; in all if not given.
         """
-        with self._held(edits) as edits:
-            found = self._measured(unit, edits, test, self.job.meters)
-            records = [self._recorded(edit, one) for edit, one in zip(edits, found, strict=True)]
-            for edit, record in zip(edits[:n_costed], records, strict=False):
-                record["values"] |= {m.name: m.of(self.model, self.tokenizer, test, edit) for m in USING}
-            return records
-
-    @contextlib.contextmanager
-    def _held(self, edits: Sequence[Edit]) -> Iterator[list[Edit]]:
-        """Yield the edits to measure, each of which is made ready once for all meters."""
-        with contextlib.ExitStack() as stack:
-            yield [stack.enter_context(edit.held(self.model)) for edit in edits]
+        found = self._measured(unit, edits, test, self.job.meters)
+        records = [self._recorded(edit, one) for edit, one in zip(edits, found, strict=True)]
+        for edit, record in zip(edits[:n_costed], records, strict=False):
+            record["values"] |= {m.name: m.of(self.model, self.tokenizer, test, edit) for m in USING}
+        return records
 
     def _recorded(self, edit: Edit, found: Mapping[str, Measured | None]) -> dict[str, Any]:
         rows, values, records = {}, {}, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -62,22 +62,27 @@ def every_two(means: Mapping[str, Means], meter: Meter) -> list[Contrast]:
     """
     pairs = [(one, other) for one, other in combinations(means, 2) if means[one].keys() & means[other].keys()]
     swaps = max(RESAMPLES, round(2.5 * len(pairs) / LEVEL))
-    made = [_contrast(one, other, means[one], means[other], meter, swaps) for one, other in pairs]
-    adjusted = holm([c.tested.p for c in made])
-    return [replace(c, tested=replace(c.tested, p_holm=p)) for c, p in zip(made, adjusted, strict=True)]
+    found = [paired(means[one], means[other], meter.summary, resamples=swaps) for one, other in pairs]
+    adjusted = holm([p for _, p in found])
+    made = []
+    for (one, other), (difference, p), p_holm in zip(pairs, found, adjusted, strict=True):
+        ways = moved(means[one], means[other], meter.summary, sign=meter.sign)
+        made.append(Contrast(one, other, PairedDifference(difference, p, p_holm, difference.n, ways, swaps)))
+    return made
 
 
 def contrast_of(run: RunRecords, rows: Sequence[ResultRow], one: str, other: str, meter: Meter) -> Contrast:
-    """Return the tested difference of two rows by name, uncorrected; raises `BadValue` for one without questions."""
+    """Return the tested difference of two rows by name, the only pair that is looked at.
+
+    Raises:
+        BadValue: a row without questions of its own; two that share none.
+    """
     found = {row.name: means_of(run, row, meter) for row in rows}
     for name in (one, other):
         if not found.get(name):
             known = ", ".join(name for name, means in found.items() if means)
             raise BadValue(f"no row {name!r} with questions of its own to test; the comparison has {known}")
-    return _contrast(one, other, found[one], found[other], meter)
-
-
-def _contrast(one: str, other: str, ours: Means, theirs: Means, meter: Meter, resamples: int = RESAMPLES) -> Contrast:
-    difference, p = paired(ours, theirs, meter.summary, resamples=resamples)
-    ways = moved(ours, theirs, meter.summary, sign=meter.sign)
-    return Contrast(one, other, PairedDifference(difference, p, p, difference.n, ways, resamples))
+    made = every_two({name: found[name] for name in (one, other)}, meter)
+    if not made:
+        raise BadValue(f"{one!r} and {other!r} have no question in common to be tested on")
+    return made[0]

@@ -45,10 +45,11 @@ class SearchedControl(WrappedMethod):
 
 @dataclass(frozen=True)
 class RandomTries(SearchedControl):
-    """Random directions at each of a method's settings, other ones at every setting, and the best of them chosen.
+    """Random directions at each of a method's settings, and the best of them chosen.
 
-    Norms and places are those that the method finds with the setting. What it reaches is what luck and as many tries
-    reach; one random direction that nobody chose says less.
+    They are other ones at every setting and seed, and in every fold. Norms and places are those that the method finds
+    with the setting. What it reaches is what luck and as many tries reach; one random direction that nobody chose says
+    less.
     """
 
     def named_after(self, method: str) -> str:
@@ -62,7 +63,8 @@ class RandomTries(SearchedControl):
         fit = self.method.fitter_with(findings, model, tokenizer, train, seed=seed)
 
         def drawn(knobs: Knobs) -> Edit:
-            own = int(hash_of(json.dumps(dict(knobs), sort_keys=True, default=str))[:8], 16)
+            said = json.dumps(dict(knobs), sort_keys=True, default=str)
+            own = int(hash_of([said, *(item.key for item in train)])[:8], 16)
             return fit(knobs).randomised(one_seed([seed, own])).renamed(self.name)
 
         return drawn

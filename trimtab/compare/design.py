@@ -223,11 +223,10 @@ class Job:
         method = self.fitted[unit.method].limited_to(len(self.parts(unit).train))
         return Search.of(method, self.design.trials, (unit.seed, unit.fold))
 
-    def n_tries(self, method: str) -> int:
-        """Return how many settings a method tries, or how many draws a control makes, in every fold and seed."""
-        if method in self.controls:
-            return self.controls[method].draws
-        return min(self.design.trials, len(settings_of(self.fitted[method])))
+    def n_tries(self, unit: Unit) -> int:
+        """Return how many settings a unit's method tries, or how many draws its control makes."""
+        control = self.controls.get(unit.method)
+        return control.draws if control else self.search(unit).n
 
 
 def named(methods: Sequence[Any] | Mapping[str, Any]) -> dict[str, Method | Control]:

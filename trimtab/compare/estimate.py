@@ -33,7 +33,7 @@ class PlanRow:
 
     method: str
     settings: int
-    """Settings tried in every unit."""
+    """Settings tried in a unit, the most that any has."""
     units: int
     """Folds times seeds times numbers of training questions."""
     missing: int
@@ -90,7 +90,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
         there = {} if name in changed else _there(folder, job, name)
         units = [unit for unit in job.units if unit.method == name]
         missing = [unit for unit in units if (unit, TEST) not in there]
-        share = PlanRow(name, job.n_tries(name), len(units), len(missing), 0.0, "finished")
+        share = PlanRow(name, max(map(job.n_tries, units)), len(units), len(missing), 0.0, "finished")
         try:
             rows.append(_timed(bench, share, missing, there) if missing else share)
         except TrimtabError as why:  # the run goes on without a method that fails, and so does its plan
@@ -109,8 +109,8 @@ def _first(job: Job, method: str = "") -> Unit:
 
 
 def _there(folder: RunFolder, job: Job, name: str) -> dict[tuple[Unit, int | str], dict[str, Any]]:
-    steps = [TEST, *range(job.n_tries(name))]
-    found = {(u, step): folder.read(u, step) for u in job.units if u.method == name for step in steps}
+    units = (unit for unit in job.units if unit.method == name)
+    found = {(u, step): folder.read(u, step) for u in units for step in (TEST, *range(job.n_tries(u)))}
     return {place: record for place, record in found.items() if record is not None}
 
 
@@ -168,7 +168,7 @@ def _timed(bench: _Timing, share: PlanRow, missing: Sequence[Unit], there: Mappi
         # few questions on purpose: advice to take more would be about the comparison's own runs
         warnings.simplefilter("ignore")
         shared, fit, last, choosing = bench.fit_and_measure(control.follows if control else share.method)
-    left = sum((unit, i) not in there for unit in missing for i in range(share.settings))
+    left = sum((unit, i) not in there for unit in missing for i in range(bench.job.n_tries(unit)))
     each = sum(seen) / len(seen) if seen else last if control else fit + choosing
     once = shared + fit if control else shared + last * (1 if share.settings == 1 else LAST_MEASUREMENTS)
     basis = f"{len(seen)} trial(s) on disk" if seen else "a few questions timed now"

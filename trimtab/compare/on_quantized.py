@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,12 +99,6 @@ class QuantizedEdit(Edit):
         """Yield the tuned copy; the model itself is not touched."""
         with self.edit.applied(self.copy, positions) as tuned:
             yield tuned
-
-    @contextlib.contextmanager
-    def held(self, model: Any) -> Iterator[QuantizedEdit]:  # noqa: ARG002
-        """Yield it with the edit on the copy held."""
-        with self.edit.held(self.copy) as edit:
-            yield replace(self, edit=edit)
 
     def prompt(self, question: str) -> str | None:
         """Return the edit's prompt."""

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trimtab.datasets.asking import BARE, form_of
+from trimtab.datasets.asking import BARE, Form, form_of
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.statements import SftExample, Statement, true_examples
@@ -131,6 +131,10 @@ class FactSet(ItemSet[Fact]):
     def folds(self, n: int, seed: int = 0) -> list[tuple[Any, Any]]:
         """Return n draws that cover every fact once, each as what is written and what is asked; raises as any set's."""
         return [(part, part) for _, part in super().folds(n, seed)]
+
+    def form_for(self, item: Fact) -> Form:  # noqa: ARG002
+        """Return the text as it goes on: a fact's prompt is asked in no other way."""
+        return BARE
 
     def statements(self, format: Any = None) -> list[Statement]:
         """Return the new answer to each prompt as a true statement, and the one that was true, if known, as false."""

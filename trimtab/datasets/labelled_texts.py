@@ -60,10 +60,17 @@ class LabelledTexts(ItemSet[LabelledText]):
 
     def split(self, *, test: float = 0.5, seed: int = 0) -> tuple[LabelledTexts, LabelledTexts]:
         """Return (train, test) with the same share of each kind held out; raises as for other sets."""
-        sides = [self.where(lambda item, kind=kind: item.label == kind) for kind in (True, False)]
-        parts = zip(*(ItemSet.split(side, test=test, seed=seed) for side in sides), strict=True)
-        train, held = (self.with_items(one.items + other.items) for one, other in parts)
-        return train, held
+        train, held = (ItemSet.split(side, test=test, seed=seed) for side in self._sides)
+        return self.with_items(train[0].items + held[0].items), self.with_items(train[1].items + held[1].items)
+
+    def folds(self, n: int, seed: int = 0) -> list[tuple[Any, Any]]:
+        """Return n pairs (train, test) with the same share of each kind in each; raises as for other sets."""
+        both = zip(*(ItemSet.folds(side, n, seed) for side in self._sides), strict=True)
+        return [(self.with_items(a.items + b.items), self.with_items(c.items + d.items)) for (a, c), (b, d) in both]
+
+    @property
+    def _sides(self) -> list[LabelledTexts]:
+        return [self.where(lambda item, kind=kind: item.label == kind) for kind in (True, False)]
 
     def texts(self, item: LabelledText) -> Sequence[Any]:
         """Return a text and its label."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from trimtab.datasets.facts import Fact
 from trimtab.edits.weight_edit import WeightEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
-from trimtab.knowledge.keys import contexts, lookups, seen_at
+from trimtab.knowledge.keys import FactTexts, contexts, fact_texts, seen_at, subject_last
 from trimtab.knowledge.moments import Cache, KeyStatistics, own_statistics, require_of_model, usual_cache
 from trimtab.knowledge.solve import least_squares
 from trimtab.knowledge.value import SoughtValue, ValueSearch, sought_values
@@ -35,11 +35,9 @@ class Writing(NamedTuple):
 
     model: Any
     tokenizer: Any
-    facts: Sequence[Fact]
+    facts: Sequence[FactTexts]
     sites: Sequence[MlpSite]
     """The maps that are changed, lowest first."""
-    contexts: Sequence[str]
-    """What stands before prompts; nothing first."""
     moments: Moments
     """Layer -> C."""
 
@@ -104,11 +102,12 @@ class FactEditor(Method):
         with stopwatch() as taken:
             sites = self.sites(model)
             for fact in facts:  # a subject that cannot be found says so before minutes of statistics
-                lookups(tokenizer, fact, [""])
+                subject_last(tokenizer, fact.asked, fact.span)
             moments = self._moments(model, tokenizer, sites, seed)
-            texts = contexts(model, tokenizer, self.before, seed)
+            before = contexts(model, tokenizer, self.before, seed)
         with stopwatch() as editing:
-            written = self._written(Writing(model, tokenizer, facts, sites, texts, moments))
+            texts = fact_texts(model, tokenizer, facts, before)
+            written = self._written(Writing(model, tokenizer, texts, sites, moments))
         lost = [fact.asked for fact, value in zip(facts, written.values, strict=True) if not value.taken]
         warn_of_lost(lost, len(facts))
         record = {
@@ -208,9 +207,8 @@ class ROME(FactEditor):
         changes: dict[str, LowRank] = {}
         for fact in tracked(to.facts, "writing facts"):
             with changed_weights(to.model, changes):
-                values += sought_values(to.model, to.tokenizer, [fact], site, to.contexts, self.search)
-                here = lookups(to.tokenizer, fact, to.contexts)
-                keys.append(seen_at(to.model, to.tokenizer, here, [site.module]).inputs[site.module].mean(0))
+                values += sought_values(to.model, to.tokenizer, [fact], site, self.search)
+                keys.append(seen_at(to.model, to.tokenizer, fact.asked, [site.module]).inputs[site.module].mean(0))
             # what is sought is added to the output for every context: the same change of W k for the mean key
             right = least_squares(keys[-1][:, None], to.moments[site.layer], 0)
             new = stored_factors(values[-1].added[:, None], right)

@@ -13,7 +13,7 @@ from torch import Tensor
 from trimtab.datasets.facts import Fact
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.knowledge.editors import FactEditor, Writing, Written, stored_factors
-from trimtab.knowledge.keys import lookups, seen_at
+from trimtab.knowledge.keys import seen_at
 from trimtab.knowledge.solve import least_squares, null_space, projector
 from trimtab.knowledge.value import ValueSearch, sought_values
 from trimtab.models.anatomy import decoder_layers
@@ -68,9 +68,9 @@ class MEMIT(FactEditor):
     def _written(self, to: Writing) -> Written:
         model, tokenizer, n = to.model, to.tokenizer, len(to.facts)
         last = decoder_layers(model)[to.sites[-1].layer]
-        values = sought_values(model, tokenizer, to.facts, to.sites[-1], to.contexts, self.search)
-        plain = [lookups(tokenizer, fact, [""])[0] for fact in to.facts]
-        behind = [text for fact in to.facts for text in lookups(tokenizer, fact, to.contexts)]
+        values = sought_values(model, tokenizer, to.facts, to.sites[-1], self.search)
+        plain = [texts.plain for texts in to.facts]
+        behind = [text for texts in to.facts for text in texts.asked]
         goal = seen_at(model, tokenizer, plain, [], [last]).outputs[last] + torch.stack([v.added for v in values])
         changes: dict[str, LowRank] = {}
         keys: dict[str, Tensor] = {}
@@ -81,7 +81,7 @@ class MEMIT(FactEditor):
                 each = seen_at(model, tokenizer, behind, [site.module]).inputs[site.module]
             own = keys[site.weight] = torch.stack([_half_plain(of_fact) for of_fact in each.view(n, -1, site.d_in)])
             # keys of earlier facts stand beside those of the new ones, with nothing to be written
-            held = torch.cat([own, self._earlier(site, to.facts).to(own)])
+            held = torch.cat([own, self._earlier(site, [texts.fact for texts in to.facts]).to(own)])
             right, found = self._right(held.T, to.moments[site.layer])
             changes[site.weight] = stored_factors((goal - now).T / (len(to.sites) - i), right[:n])
             left = float((goal - now).norm() / goal.norm())

@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.datasets.facts import Fact
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.engine.tail_forward import TailForward
 from trimtab.errors import BadValue
-from trimtab.knowledge.keys import Lookup, lookups, standing
+from trimtab.knowledge.keys import FactTexts, Lookup
 from trimtab.models.anatomy import decoder_layers, input_device
 from trimtab.models.calling import differentiable, require_numbers
 from trimtab.models.hooks import on_outputs
@@ -86,16 +85,13 @@ class _Rows:
     """By which the losses of a fact's tokens add up to the mean over contexts of the mean over tokens."""
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, facts: Sequence[Fact], before: Sequence[str]) -> _Rows:
+    def of(cls, model: Any, tokenizer: Any, facts: Sequence[FactTexts]) -> _Rows:
         """Run what stands before the cuts; raises as `sought_values`."""
         texts: list[Lookup] = []
         answers: list[list[int]] = []
-        for fact in facts:
-            for text in lookups(tokenizer, fact, before):
-                texts.append(text)
-                answers.append(answer_ids(tokenizer, text, fact.new))
-            texts.append(standing(tokenizer, f"{fact.subject} is a", (0, len(fact.subject))))
-            answers.append([])
+        for of_fact in facts:
+            texts += [*of_fact.asked, of_fact.essence]
+            answers += [*(answer_ids(tokenizer, text, of_fact.fact.new) for text in of_fact.asked), []]
         heads = [text.ids[: text.place] for text in texts]
         tails = [text.ids[text.place :] + answer[:-1] for text, answer in zip(texts, answers, strict=True)]
         every, how = list(range(len(texts))), {"pad": pad_id(tokenizer), "device": input_device(model)}
@@ -103,13 +99,14 @@ class _Rows:
         starts = [len(tail) - len(answer) for tail, answer in zip(tails, answers, strict=True)]
         predicted = [(i, starts[i] + n, token) for i in every for n, token in enumerate(answers[i])]
         rows, places, targets = (torch.tensor(column) for column in zip(*predicted, strict=True))
-        weights = torch.tensor([1 / (len(answers[i]) * len(before)) for i, _, _ in predicted])
-        fact_of = torch.arange(len(facts)).repeat_interleave(len(before) + 1)
-        return cls(forward, len(before) + 1, fact_of, rows, places, targets, weights)
+        n = len(facts[0].asked)
+        weights = torch.tensor([1 / (len(answers[i]) * n) for i, _, _ in predicted])
+        fact_of = torch.arange(len(facts)).repeat_interleave(n + 1)
+        return cls(forward, n + 1, fact_of, rows, places, targets, weights)
 
 
 def sought_values(
-    model: Any, tokenizer: Any, facts: Sequence[Fact], site: MlpSite, before: Sequence[str], search: ValueSearch
+    model: Any, tokenizer: Any, facts: Sequence[FactTexts], site: MlpSite, search: ValueSearch
 ) -> list[SoughtValue]:
     """Return for each fact what, added at the site, makes its new answer likely behind every context.
 
@@ -121,11 +118,11 @@ def sought_values(
         BadValue: the prompt's tokens change when the answer follows; the answer has no token; losses that are no
             numbers.
     """
-    at_once = max(1, search.batch_size // (len(before) + 1))
+    at_once = max(1, search.batch_size // (len(facts[0].asked) + 1))
     shared, found = SharedLayers(model, [site.layer]), list[SoughtValue]()
     for start in tracked(range(0, len(facts), at_once), "seeking values"):
         with differentiable(model):
-            rows = _Rows.of(model, tokenizer, facts[start : start + at_once], before)
+            rows = _Rows.of(model, tokenizer, facts[start : start + at_once])
             found += _descend(model, site, rows, shared, search)
     return found
 

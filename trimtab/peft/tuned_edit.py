@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ from trimtab.models.twin import twin_of
 from trimtab.models.weights import WeightChange
 from trimtab.peft.names import method_from_record, method_of_hub
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.parts.standing import Bare, Standing, has_room
 from trimtab.peft.tunable import HubAdapter, Tunable
 from trimtab.plain_values import json_value
 from trimtab.protocols import Cost, Edit, Positions
@@ -64,8 +62,6 @@ class TunedEdit(Edit):
     strength: float | int = 1.0
     """What the effect is multiplied by: 1 as it was learned, 0 for none."""
     leaves_prompt_unedited: bool = False
-    standing: Standing | None = field(default=None, init=False, compare=False)
-    """Its parts, where they stand ready beside a model; not of a copy with something changed."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -85,25 +81,7 @@ class TunedEdit(Edit):
             yield attached.model
 
     @contextlib.contextmanager
-    def held(self, model: Any) -> Iterator[TunedEdit]:
-        """Yield the edit with its parts made and loaded once, to stand in the model only while it is applied."""
-        bare, edit = Bare(model), copy.copy(self)
-        with contextlib.ExitStack() as stack:
-            attached = stack.enter_context(self._in_place(model))
-            if has_room(attached):
-                object.__setattr__(edit, "standing", Standing(bare, attached))
-                stack.callback(edit.standing.turn)  # the parts are taken off from within the model
-            else:
-                stack.close()
-            yield edit
-
-    @contextlib.contextmanager
     def _in_place(self, model: Any) -> Iterator[Attached]:
-        standing = self.standing
-        if standing is not None and not standing.inside and standing.model is model:
-            with standing.acting() as attached:
-                yield attached
-            return
         attached = self._attached(model)
         try:
             self.method.load(attached, self.tensors, self.strength)

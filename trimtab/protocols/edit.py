@@ -7,7 +7,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,13 +82,6 @@ class Edit(ABC):
         For the time in which nobody changes the model's weights or modules: one call, not longer.
         """
         return partial(self.applied, model)
-
-    def held(self, model: Any) -> AbstractContextManager[Edit]:  # noqa: ARG002
-        """Return a context manager that yields the edit to apply to this model inside the block, again and again.
-
-        What takes long to put in place is then made once; while the edit is not applied, the model is as before.
-        """
-        return nullcontext(self)
 
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return the whole context to ask `question` in, or None to leave the choice to the measurement."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
 from trimtab.evaluate.defaults import answer_meters
 from trimtab.evaluate.table import measurements_of
-from trimtab.models.identity import fingerprint
+from trimtab.models.identity import fingerprint, name_of
+from trimtab.plain_values import hash_of, json_value
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, Meter, Method
+from trimtab.protocols import Edit, Measured, Meter, Method
 from trimtab.published.figures import DEVIATIONS, TABLE_1, TWO_FOLD
 from trimtab.published.reproduction import Reproduction, Run, pooled_runs
 from trimtab.steer.fitting import fit_shift
 from trimtab.steer.sites import ReadAs, read_sites
+from trimtab.storage import write_errors, write_json
 
 SHARE = 0.05
 
@@ -51,11 +54,14 @@ def iti_two_fold(
     *,
     meters: Sequence[Meter] | None = None,
     numbers: PublishedIti | None = None,
-    name: str = "",
+    keep: Path | None = None,
 ) -> Reproduction:
     """Return honest_llama's two-fold protocol with seed 42: mass-mean directions, K 48, alpha 15, its sigma bank.
 
     TruthfulQA's 817 questions are split as published (`iti_folds`); another number by the same rule.
+
+    Args:
+        keep: folder for the folds that are done, where the same call finds them.
 
     Raises:
         BadDataset: too few questions for two folds with a validation part each.
@@ -64,15 +70,17 @@ def iti_two_fold(
     meters, numbers = meters or answer_meters(convention="iti"), numbers or PublishedIti()
     parts = _two_folds(questions)
     bank = sigma_bank(questions, seed=42)
-    runs: list[Run] = []
-    for part in tracked(parts, "folds"):
-        shift = _iti(model, tokenizer, part, bank, numbers, seed=42)
-        runs.append(_measured(model, tokenizer, part.test, {"Baseline": NoEdit(), "ITI": shift}, meters))
     options = {"top_k": numbers.top_k, "alpha": numbers.alpha, "seed": 42}
     setting = _setting(model, questions, parts, meters, options)
+
+    def run_of(fold: int) -> Run:
+        shift = _iti(model, tokenizer, parts[fold], bank, numbers, seed=42)
+        return _measured(model, tokenizer, parts[fold].test, {"Baseline": NoEdit(), "ITI": shift}, meters)
+
+    runs = [_kept(keep, fold, [fingerprint(model), setting], run_of) for fold in tracked(range(2), "folds")]
     # both folds belong to one seed: together they measure every question once
     return Reproduction(
-        "iti-2fold", name, pooled_runs([runs], meters), tuple(meters), TWO_FOLD.get(name, {}), DEVIATIONS, setting
+        "iti-2fold", pooled_runs([runs], meters), tuple(meters), TWO_FOLD.get(name_of(model), {}), DEVIATIONS, setting
     )
 
 
@@ -84,20 +92,26 @@ def iti_table_1(
     sft: Method,
     meters: Sequence[Meter] | None = None,
     numbers: PublishedIti | None = None,
-    name: str = "",
+    keep: Path | None = None,
 ) -> Reproduction:
     """Return Table 1 of the ITI paper: 5 % of the questions to fit on, three runs, alpha 15.
 
     Rows: Baseline, SFT (`sft`: true answers towards, false ones away, mixed with plain text), few-shot (five of the
     questions to fit on, after the instruction), ITI, few-shot + ITI.
 
+    Args:
+        keep: folder for the runs that are done, where the same call finds them.
+
     Raises:
         BadDataset: 5 % of the questions are fewer than three.
     """
     meters, numbers = meters or answer_meters(convention="iti"), numbers or PublishedIti()
-    parts, runs = [_five_percent(questions, seed) for seed in numbers.seeds], []
+    parts = {seed: _five_percent(questions, seed) for seed in numbers.seeds}
     bank = sigma_bank(questions, seed=42)
-    for seed, part in zip(numbers.seeds, tracked(parts, "runs"), strict=True):
+    setting = _setting(model, questions, [*parts.values()], meters, {**asdict(numbers), "sft": sft.describe()})
+
+    def run_of(seed: int) -> Run:
+        part = parts[seed]
         shift = _iti(model, tokenizer, part, bank, numbers, seed=seed)
         shots = [*part.train, *part.validation][:5]
         few_shot = Prompted(tuple((q.question, q.best_answer) for q in shots), instruction=INSTRUCTION)
@@ -109,14 +123,15 @@ def iti_table_1(
             "ITI": shift,
             "Few-shot + ITI": Stacked((few_shot, shift)),
         }
-        runs.append([_measured(model, tokenizer, part.test, edits, meters)])
-    setting = _setting(model, questions, parts, meters, asdict(numbers))
+        return _measured(model, tokenizer, part.test, edits, meters)
+
+    runs = [[_kept(keep, seed, [fingerprint(model), setting], run_of)] for seed in tracked(numbers.seeds, "runs")]
     deviations = (
         *DEVIATIONS,
         "SFT follows the paper's words (its code was not published); few-shot shows five of the fitted questions.",
     )
     return Reproduction(
-        "iti-table-1", name, pooled_runs(runs, meters), tuple(meters), TABLE_1.get(name, {}), deviations, setting
+        "iti-table-1", pooled_runs(runs, meters), tuple(meters), TABLE_1.get(name_of(model), {}), deviations, setting
     )
 
 
@@ -160,6 +175,20 @@ def _five_percent(questions: QuestionSet, seed: int) -> Parts:
     n_validation = max(1, n // 5)
     places = order[: n - n_validation], order[n - n_validation : n], np.sort(order[n:])
     return Parts(*(questions.select(p) for p in places))
+
+
+def _kept(keep: Path | None, number: int, made_from: Any, make: Callable[[int], Run]) -> Run:
+    """Return a run as it stands in the folder, where one made from the same does; else made, and written there."""
+    file = None if keep is None else keep / f"{hash_of(made_from)[:12]}-{number}.json"
+    if file is not None and file.is_file():
+        held = json_value(file.read_text(encoding="utf-8"))
+        return {row: {k: m and Measured(**m) for k, m in found.items()} for row, found in held.items()}
+    run = make(number)
+    if file is not None:
+        with write_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {row: {k: m and asdict(m) for k, m in found.items()} for row, found in run.items()})
+    return run
 
 
 def _joined(part: Parts) -> ItemSet[Any]:

@@ -22,7 +22,6 @@ class Reproduction:
     """One published table: the printed rows beside ours, and why they may differ."""
 
     name: str
-    model: str
     rows: dict[str, dict[str, Spread | None]]
     meters: tuple[Meter, ...]
     published: Mapping[str, Published]
@@ -34,7 +33,7 @@ class Reproduction:
         """Return plain values for JSON."""
         return {
             "name": self.name,
-            "model": self.model,
+            "model": self.setting["model"]["name"],
             "rows": {n: {m: s and s.as_dict() for m, s in row.items()} for n, row in self.rows.items()},
             "published": {n: p._asdict() for n, p in self.published.items()},
             "deviations": list(self.deviations),
@@ -57,7 +56,8 @@ class Reproduction:
             about += "No figures were published for this model; those of larger models are no measure for these.\n\n"
         shown = "\n".join(table_lines(("", "", *(m.heading for m in self.meters)), lines))
         notes = "\n".join(f"- {d}" for d in self.deviations)
-        return f"# {self.name}: {self.model or 'unnamed model'}\n\n{about}{shown}\n\nKnown deviations:\n\n{notes}\n"
+        model = self.setting["model"]["name"] or "unnamed model"
+        return f"# {self.name}: {model}\n\n{about}{shown}\n\nKnown deviations:\n\n{notes}\n"
 
 
 def pooled_runs(runs: Sequence[Sequence[Run]], meters: Sequence[Meter]) -> dict[str, dict[str, Spread | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from trimtab.activations.captured import HeadActivations
 from trimtab.datasets.statements import Statement
-from trimtab.engine.capture import capture_heads
+from trimtab.engine.capture import Site, capture_heads
 from trimtab.engine.conversation import answers_many
 from trimtab.protocols import Edit, Measured, Meter
+from trimtab.steer.removal import residual_after
 from trimtab.steer.screen import item_differences
 
 
@@ -53,7 +54,8 @@ class Reader:
         texts = [i for i, statement in enumerate(said) if statement.answer.strip()]
         statements = [said[i] for i in texts]
         if statements:
-            x = read_texts(model, tokenizer, statements).values_of(self.layer)[:, 0].double() @ self.direction
+            acts = read_texts(model, tokenizer, statements, residual_after(self.layer))
+            x = acts.values[:, 0, 0].double() @ self.direction
             for i, value in zip(texts, x.tolist(), strict=True):
                 found[i] = (value - self.ends[0]) / (self.ends[1] - self.ends[0])
         return found
@@ -67,7 +69,8 @@ class ReadAnswers(Meter):
     """
 
     reader: Reader
-    max_new_tokens: int = 20
+    max_new_tokens: int = 32
+    """Whole sentences come again later than a few words show."""
     name: ClassVar[str] = "reading"
     unit: ClassVar[str] = "of the way"
     shown: ClassVar[Sequence[str]] = ("text",)
@@ -94,6 +97,8 @@ class ReadAnswers(Meter):
         return [Measured(dict(zip(keys, rows[i * n :][:n], strict=True))) for i in range(len(edits))]
 
 
-def read_texts(model: Any, tokenizer: Any, statements: Sequence[Statement]) -> HeadActivations:
-    """Return the residual stream of every layer, averaged over each statement's answer."""
-    return capture_heads(model, tokenizer, statements, position="mean_answer", site="residual")
+def read_texts(
+    model: Any, tokenizer: Any, statements: Sequence[Statement], site: Literal["residual"] | Site = "residual"
+) -> HeadActivations:
+    """Return the residual stream of every layer, or of some, averaged over each statement's answer."""
+    return capture_heads(model, tokenizer, statements, position="mean_answer", site=site)

@@ -90,10 +90,6 @@ class AttachedAdapter(Attached):
         """Return the adapter's parameters."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def overwritten(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Return the model's own parameters that are trained."""
-        return self._own
-
     def undecayed(self) -> list[nn.Parameter]:
         """Return the parameters with entries other than zero that keep their start."""
         return self._undecayed

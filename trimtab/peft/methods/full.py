@@ -62,11 +62,11 @@ class FullFineTuning(TuningMethod):
         size = 0 if is_twin(model) else sum(p.nbytes for p in chosen.values())
         require_room_on_cpu(size)
         with frozen_base(model) as undo:
-            before = [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()] if size else []
-            undo.callback(_restore, before)
+            if size:
+                undo.callback(_restore, [(p, p.detach().to("cpu", copy=True)) for p in chosen.values()])
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
-            return AttachedParts(model, chosen, undo, f"the {self.name}", in_place=True, before=before)
+            return AttachedParts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
 
     def load(self, attached: Attached, tensors: Mapping[str, Tensor], strength: float | int) -> None:
         """Put the weights in place, at a share of their way from the untuned ones (Ilharco et al. 2023, section 2).

@@ -53,10 +53,6 @@ class Attached(ABC):
         """Return those of the parameters that weight decay must leave alone."""
         return []
 
-    def overwritten(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Return the weights of the model itself that are written into, each with what it held before."""
-        return []
-
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return what is stored of a tuned model: enough to rebuild it exactly. Detached, not copied."""

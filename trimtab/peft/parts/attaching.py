@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 class AttachedParts(Attached):
     """Parameters (trained) and buffers (fixed) by name; takes over the stack of what undoes attaching them.
 
-    A method that moves the weights themselves gives them as they were before; they stand in memory twice.
+    A method that moves the weights themselves says how many bytes of them stand in memory twice (see `Trained`).
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class AttachedParts(Attached):
         undo: ExitStack,
         what: str,
         *,
+        untuned: int = 0,
         remade: int = 0,
         in_place: bool = False,
-        before: Sequence[tuple[nn.Parameter, Tensor]] = (),
     ) -> None:
         self.model, self.places, self.what = model, dict(places), what
-        self.remade, self.in_place, self.before = remade, in_place, list(before)
+        self.untuned, self.remade, self.in_place = untuned, remade, in_place
         self.undo = undo.pop_all()
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -45,12 +45,7 @@ class AttachedParts(Attached):
 
     def trained(self) -> Trained:
         """Return how much is trained and held twice."""
-        untuned = sum(values.nbytes for _, values in self.before)
-        return replace(super().trained(), untuned=untuned, remade=self.remade, in_place=self.in_place)
-
-    def overwritten(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Return the weights of the model that are themselves the parts."""
-        return self.before
+        return replace(super().trained(), untuned=self.untuned, remade=self.remade, in_place=self.in_place)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all parts, detached."""
