@@ -19,8 +19,10 @@ from tests.repository.source import PACKAGE
 from trimtab.cells import figure as shown_figure
 from trimtab.cells import number, p_text
 from trimtab.compare.comparison import Comparison
+from trimtab.compare.contrasts import every_two
 from trimtab.compare.search import Search, Tried
-from trimtab.intervals import Estimate, bootstrap
+from trimtab.evaluate.factual import fact_meters
+from trimtab.intervals import Estimate, bootstrap, share
 from trimtab.report.markdown import to_markdown
 from trimtab.report.verdict import conclusions
 
@@ -127,7 +129,8 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         ("smollm2.md", "## Casual", "casual"),
         ("smollm2.md", "## Unsure", "unsure"),
         pytest.param("facts.md", "## One fact", "facts50", marks=pytest.mark.slow),
-        ("facts.md", "## Eight", "facts8"),
+        ("facts.md", "## Random values", "facts7"),
+        pytest.param("facts.md", "## Eight", "facts8", marks=pytest.mark.slow),
         ("facts.md", "## Sixty-four", "facts64"),
         ("facts.md", "## Two hundred", "facts256"),
         pytest.param("folklore.md", "## Every row", "folklore", marks=pytest.mark.slow),
@@ -151,12 +154,52 @@ def test_the_fold_that_drifts_is_told_as_it_is(tmp_path):
 def test_what_five_hundred_facts_in_batches_end_in_follows_from_their_rows():
     held = json.loads(lzma.decompress((RESULTS / "smollm2_facts500.json.xz").read_bytes()))
     text = (RESULTS / "facts.md").read_text(encoding="utf-8").partition("## Five hundred")[2]
-    said = np.mean([row["said"] for row in held["facts"]])
-    assert len(held["facts"]) == 500 and said == pytest.approx(held["said"]["mean"])
-    assert f"{100 * said:.1f} % are said at the end, KL {held['kl']['mean']:.1f}" in " ".join(text.split())
-    batches = [[str(b["facts"]), *(f"{n:.0f}" for n in b["norms"].values())] for b in held["batches"]]
-    printed = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert printed[0][1:] == list(held["batches"][0]["norms"]) and printed[2:12] == batches
+    lines = [[str(50 * i)] for i in range(1, 11)]
+    for name, found in held.items():
+        said = np.array([row["said"] for row in found["facts"]])
+        assert len(said) == 500 and said.mean() == pytest.approx(found["said"]["mean"])
+        assert f"{name} ends at {100 * said.mean():.1f} % said and a KL of {found['kl']['mean']:.1f}" in text
+        for line, batch, left in zip(lines, found["batches"], said.reshape(10, 50).mean(1), strict=True):
+            assert line[0] == str(batch["facts"])
+            line += [f"{batch['norms']['3']:.0f}", f"{batch['norms']['7']:.0f}", f"{100 * left:.0f} %"]
+    assert list(held) == ["MEMIT", "AlphaEdit"] and tables(text)[0][1:] == lines
+
+
+def as_tried(rows):
+    """Return lines of facts that were measured when settings were tried: of every model said, paraphrases and so on."""
+    lines = []
+    for method, models in rows.items():
+        n, said, *others, kl = np.array(models).T
+        alone = len(models) == 1  # of one model there are as many zeros and ones as facts
+        said = np.arange(n[0]) < round(n[0] * said[0]) if alone else said
+        shares = [
+            number(float(column[0]), "share") if alone else shown_figure(share(column), "share") for column in others
+        ]
+        lines.append(
+            f"| {' | '.join([method, shown_figure(share(said), 'share'), *shares, number(kl.mean(), 'nats')])} |"
+        )
+    return lines
+
+
+def test_what_was_measured_of_facts_when_settings_were_tried_follows_from_their_record():
+    rows = json.loads(lzma.decompress((RESULTS / "smollm2_facts_tried.json.xz").read_bytes()))["rows"]
+    text = (RESULTS / "facts.md").read_text(encoding="utf-8").partition("## With the sink")[2].partition("\n## ")[0]
+    made = [[line.strip("| ").split(" | ") for line in as_tried(models)] for models in rows.values()]
+    assert [table[1:] for table in tables(text)] == made
+    said, rates = fact_meters()[0], {"LoRA r=8, 1e-3", "LoRA r=8, 2e-4"}  # a mean of shares of facts, as all are here
+    wanted = (set(), rates | {"GRACE"}, rates | {"LoRA r=8"}, rates | {"LoRA r=8"})
+    for column, others in enumerate(wanted, 1):
+        of = {m: {str(i): np.array([row[column]]) for i, row in enumerate(v)} for m, v in rows["50"].items()}
+        pairs = every_two({m: v for m, v in of.items() if m != "Baseline"}, said)
+        apart = {c.other for c in pairs if c.one == "ROME" and c.apart}
+        assert apart >= others and ("GRACE" in apart) == ("GRACE" in others)
+
+
+def test_random_values_of_equal_norm_say_nothing_where_rome_says_all(tmp_path):
+    program("packed").unpack(RESULTS / "smollm2_facts7.json.xz", tmp_path / "run")
+    run = Comparison.load(tmp_path / "run")
+    tested = run.contrast("ROME", "Random tries (ROME)").tested  # named in advance
+    assert (tested.difference, tested.n, tested.p) == (1, 7, 2 / 2**7)
 
 
 @cache
