@@ -113,10 +113,22 @@ class Bench:
         started = time.perf_counter()
         fitted = fit(self.model, self.tokenizer, pairs)
         seconds = time.perf_counter() - started
-        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw)).outcome
         shift: Any = fitted.shift
         before, after = self.counted(of, [NoEdit(), shift])
         kl = self.kls([shift])[0]
+        made = {
+            "behaviour": name, "draw": draw, "pairs": len(pairs), "asking": self.form.name, "unit": of.unit,
+            "counted": of.counted, "fit_seconds": seconds, "verdict": fitted.outcome and fitted.outcome.verdict,
+            "sentence": fitted.outcome and fitted.outcome.sentence, "layers": list(shift.layers),
+            "strength": float(shift.strength), "kl": kl, "before": before, "after": after,
+            "tried": [{k: v for k, v in t.items() if k != "answers"} for t in shift.record["sweep"]["trials"]],
+            "device": str(self.model.device), "torch": torch.__version__,
+        }  # fmt: skip
+        return {**made, **self.beside(of, fitted, kl, after, draw)} if said.every else made
+
+    def beside(self, of: Counted, fitted: Any, kl: float, after: dict[str, Any], draw: int) -> dict[str, Any]:
+        """Return the sweep, the controls, and what `fit` says where there is nothing to be steered."""
+        said, shift = self.said, fitted.shift
         vectors = {layer: fitted.directions.values[i, 0] for i, layer in enumerate(fitted.directions.layers)}
 
         def at(layer: int, strength: float = 1.0) -> ResidualShift:
@@ -140,18 +152,14 @@ class Bench:
             row["kl"] = found[row["layer"], row["strength"]]
         drawn = np.random.default_rng([draw, 7]).permutation([layer for layer in vectors if layer not in shift.layers])
         directions = [shift.randomised(1000 * draw + i) for i in range(said.controls)]
+        pairs = of.pairs.where(lambda pair: pair.key in set(shift.fitted_on))
+        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw)).outcome
         return {
-            "behaviour": name, "draw": draw, "pairs": len(pairs), "asking": self.form.name, "unit": of.unit,
-            "counted": of.counted, "fit_seconds": seconds, "verdict": fitted.outcome and fitted.outcome.verdict,
-            "sentence": fitted.outcome and fitted.outcome.sentence, "dealt": dealt and dealt.as_dict(),
-            "layers": list(shift.layers),
-            "strength": float(shift.strength), "kl": kl, "before": before, "after": after,
-            "tried": [{k: v for k, v in t.items() if k != "answers"} for t in shift.record["sweep"]["trials"]],
             "hooks_agree": float(np.mean([a == b for a, b in zip(after["texts"], same["texts"], strict=True)])),
             "random_directions": self.controls(of, directions, kl),
             "random_places": self.controls(of, [at(int(layer)) for layer in drawn[: said.controls]], kl),
-            "sweep": [{k: v for k, v in row.items() if k != "texts"} for row in sweep],
-            "layers_swept": len(swept), "device": str(self.model.device), "torch": torch.__version__,
+            "sweep": [{k: v for k, v in row.items() if k != "texts"} for row in sweep], "layers_swept": len(swept),
+            "dealt": dealt and dealt.as_dict(),
         }  # fmt: skip
 
     def kls(self, edits: Sequence[Edit]) -> list[float]:
@@ -334,7 +342,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="in each draw")
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=NAMES)
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4])
-    parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")
+    parser.add_argument("--every", type=int, default=1, help="sweep every so many layers; 0: no sweep and no controls")
     parser.add_argument("--controls", type=int, default=5, help="random directions, and random layers")
     parser.add_argument("--texts", type=int, default=24, help="neutral texts for the drift")
     parser.add_argument("--new-tokens", type=int, default=40)

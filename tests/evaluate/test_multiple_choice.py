@@ -20,7 +20,8 @@ from trimtab.edits.prompts import Prompted
 from trimtab.engine.score import Scores
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import multiple_choice
-from trimtab.evaluate.multiple_choice import labelled_answers
+from trimtab.evaluate.multiple_choice import AnswerChoices, labelled_answers
+from trimtab.protocols import Findings
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."), ("What is coal?", "Coal is black.")))
 SOME = Question("Some?", ("best", "good", "fair"), ("bad", "worse"))
@@ -233,3 +234,27 @@ def test_a_text_as_long_as_the_context_is_scored_and_one_token_more_is_refused()
 def test_an_unknown_convention_is_refused(convention):
     with pytest.raises(BadValue, match=r"unknown convention .*; choose auto, plain, primer, chat, lm-eval, iti"):
         multiple_choice(tiny_model(), tiny_tokenizer(), tiny_questions(1), convention=convention)
+
+
+def test_questions_become_tokens_once_for_all_calls_and_what_stands_before_them_never_counts_as_theirs(monkeypatch):
+    model, tokenizer, questions = tiny_model("llama"), tiny_tokenizer(), tiny_questions(5)
+    home = sys.modules[multiple_choice.__module__]
+    read, plain = [], home.tokenize_answers
+
+    def counted(*given, **options):
+        read.append(len(given[1]))
+        return plain(*given, **options)
+
+    monkeypatch.setattr(home, "tokenize_answers", counted)
+    kept, others = AnswerChoices().with_findings(Findings()), tiny_questions(9)[5:]
+    for edits, items, n in (
+        ([NoEdit()], questions, 1),
+        ([random_shift(model), FEW_SHOT], questions, 1),
+        ([FEW_SHOT], questions, 1),
+        ([NoEdit()], others, 1),
+        ([NoEdit()], questions, 0),
+    ):
+        read.clear()
+        found = kept.measure(model, tokenizer, items, edits)
+        assert len(read) == n
+        assert found == AnswerChoices().measure(model, tokenizer, items, edits)

@@ -130,6 +130,7 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         ("facts.md", "## Eight", "facts8"),
         ("facts.md", "## Sixty-four", "facts64"),
         ("facts.md", "## Two hundred", "facts256"),
+        pytest.param("folklore.md", "## Every row", "folklore", marks=pytest.mark.slow),
         pytest.param("truthfulqa.md", "## Every row", "truthfulqa", marks=pytest.mark.slow),
     ],
 )
@@ -158,6 +159,14 @@ def test_what_five_hundred_facts_in_batches_end_in_follows_from_their_rows():
     assert printed[0][1:] == list(held["batches"][0]["norms"]) and printed[2:12] == batches
 
 
+@cache
+def packed_run(name):
+    """Return the run of a record of a GPU's comparison."""
+    with tempfile.TemporaryDirectory() as folder:
+        program("packed").unpack(RESULTS / f"smollm2_{name}.json.xz", Path(folder) / "run")
+        return Comparison.load(Path(folder) / "run")
+
+
 def answers_of(run, method, instrument, columns):
     """Return (question, columns) -> values of a method's best settings, one list for each measurement."""
     found: dict[str, list[list[float]]] = {}
@@ -168,21 +177,29 @@ def answers_of(run, method, instrument, columns):
 
 
 def by_style(run):
-    """Return lines: what MC1 gains on questions where the answers' style alone picks right, and on the others."""
+    """Return lines: what MC1 gains where the answers' style alone picks right, where not, and the difference."""
     style: dict[str, list[float]] = {}
     for unit in run.tests:
         for question, row in (unit.get("without_model") or {}).get("multiple_choice", {}).items():
             style.setdefault(question, []).append(row["mc1"])
-    mc1 = {m: {q: np.mean(v) for q, v in answers_of(run, m, "multiple_choice", ["mc1"]).items()} for m in run.methods}
-    lines = []
-    for method in STYLED:
-        gains = [
-            [mc1[method][q] - mc1["Baseline"][q] for q in mc1[method] if (np.mean(style[q]) > 0.5) == right]
-            for right in (True, False)
+    gains, lines = {m: gain(run, m) for m in STYLED}, []
+    for method, gained in gains.items():
+        right = np.array([float(np.mean(style[q]) > 0.5) for q in gained])
+        value = np.array([*gained.values()])
+        parts = np.stack([value * right, right, value * (1 - right), 1 - right], axis=1)
+        found = [
+            bootstrap(value[right == 1][:, None]),
+            bootstrap(value[right == 0][:, None]),
+            bootstrap(parts, lambda mean: mean[..., 0] / mean[..., 1] - mean[..., 2] / mean[..., 3]),
         ]
-        cells = [shown_figure(bootstrap(np.array(g)[:, None]), "share", signed=True) for g in gains]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append(f"| {method} | {' | '.join(shown_figure(f, 'share', signed=True) for f in found)} |")
     return lines
+
+
+def gain(run, method):
+    """Return question -> MC1 under a method's best settings less the unedited model's, means of its measurements."""
+    own, plain = (answers_of(run, m, "multiple_choice", ["mc1"]) for m in (method, "Baseline"))
+    return {q: float(np.mean(own[q]) - np.mean(plain[q])) for q in own}
 
 
 def by_end(run):
@@ -204,20 +221,37 @@ STYLED = (
 )  # fmt: skip
 
 
-def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_the_records(tmp_path):
-    program("packed").unpack(RESULTS / "smollm2_truthfulqa.json.xz", tmp_path / "run")
-    run = Comparison.load(tmp_path / "run")
+def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_the_records():
+    run = packed_run("truthfulqa")
     printed = [x for h in ("## MC1", "## True") for x in printed_in("truthfulqa.md", h) if x.startswith("| ")]
     made = [*by_style(run), *by_end(run)]
     readme = " ".join((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split()).partition("[TruthfulQA]")[2]
     mc1 = ("Baseline", "ITI", "Random tries (ITI)", "Retrieved few-shot", "LoRA r=8")
     said = re.match(
-        r".*?MC1 goes from (N) to (N) by ITI .*?lacking, (N)\), to (N) by .*? (N) by LoRA".replace("N", r"\d+\.\d"),
+        r".*?MC1 goes from (N) to (N) by ITI \(.*?tries (N)\), to (N) by .*? (N) by LoRA".replace("N", r"\d+\.\d"),
         readme,
     )
     found = [answers_of(run, method, "multiple_choice", ["mc1"]).values() for method in mc1]
     assert said and list(said.groups()) == [f"{100 * np.mean([np.mean(v) for v in each]):.1f}" for each in found]
     assert [x for x in printed if not x.startswith(("| --", "|  |"))] == made
+
+
+def of_table_1():
+    """Return lines: the rows of the ITI paper's Table 1 as they came out on a small model."""
+    held = json.loads((PACKAGE.parent / "benchmarks/results/iti_table_1.json").read_text(encoding="utf-8"))
+    units = {m["name"]: m["unit"] for m in held["setting"]["meters"]}
+    asked, lines = ("true_info", "true", "info", "mc1", "mc2", "ce", "kl"), []
+    for name, row in held["rows"].items():
+        found = [Estimate(*(row[m][k] for k in ("mean", "low", "high", "n"))) for m in asked]
+        cells = [shown_figure(f, units[m]) for f, m in zip(found, asked, strict=True)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_what_table_1_gave_on_a_small_model_is_in_its_record():
+    text = (RESULTS.parent / "published.md").read_text(encoding="utf-8").partition("## On a small model")[2]
+    printed = [line for line in text.splitlines() if line.startswith("| ") and line[:5] not in ("| ---", "|  | ")]
+    assert len(printed) == 5 and printed == of_table_1()
 
 
 def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_path):

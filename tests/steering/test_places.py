@@ -223,9 +223,9 @@ def test_each_neutral_text_runs_unedited_once_however_often_drift_is_measured(mo
     seen: list[int] = []
     plain = divergence._unedited
 
-    def counted(model: Any, batch: Any, shared: Any) -> Any:
-        seen.append(len(batch.indices))
-        return plain(model, batch, shared)
+    def counted(model: Any, named: str, batch: Any, shared: Any, kept: dict[str, Any]) -> Any:
+        seen.extend([] if named in kept else [len(batch.indices)])
+        return plain(model, named, batch, shared, kept)
 
     monkeypatch.setattr(divergence, "_unedited", counted)
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()

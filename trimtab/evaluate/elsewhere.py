@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.datasets.item_set import ItemSet
@@ -11,7 +11,7 @@ from trimtab.evaluate.contrast import PairContrast
 from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.multiple_choice import AnswerChoices
 from trimtab.intervals import share
-from trimtab.protocols import Edit, Measured, Meter
+from trimtab.protocols import Edit, Findings, Measured, Meter
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Elsewhere(Meter):
     def shown(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As of the meter."""
         return self.source.shown
+
+    def with_findings(self, findings: Findings) -> Meter:
+        """Return it with the meter that takes from them."""
+        return replace(self, source=self.source.with_findings(findings))
 
     def measure(
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], *, asking: str = "plain", seed: int = 0

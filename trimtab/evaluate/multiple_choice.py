@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ from trimtab.evaluate.figure import Figure
 from trimtab.evaluate.style import AnswerStyle
 from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
-from trimtab.protocols import Edit, Measured, Meter
+from trimtab.protocols import Edit, Findings, Measured, Meter
 
 Convention = Literal["auto", "plain", "primer", "chat", "lm-eval", "iti"]
 
@@ -105,16 +106,8 @@ def multiple_choice(
         BadDataset: there are no questions.
         BadValue: unknown convention; a context that does not fit the model; log-probabilities that are not numbers.
     """
-    (result,) = multiple_choice_many(
-        model,
-        tokenizer,
-        questions,
-        [NoEdit() if edit is None else edit],
-        convention=convention,
-        batch_size=batch_size,
-        token_budget=token_budget,
-    )
-    return result
+    how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "token_budget": token_budget}
+    return multiple_choice_many(model, tokenizer, questions, [edit or NoEdit()], **how)[0]
 
 
 def multiple_choice_many(
@@ -133,6 +126,19 @@ def multiple_choice_many(
         BadDataset: there are no questions.
         BadValue: unknown convention; a context that does not fit the model; log-probabilities that are not numbers.
     """
+    return _scored(model, tokenizer, questions, edits, convention, (batch_size, token_budget), Findings())
+
+
+def _scored(
+    model: Any,
+    tokenizer: Any,
+    questions: Rows,
+    edits: Sequence[Edit],
+    convention: Convention,
+    budget: tuple[int | None, int | None],
+    findings: Findings,
+) -> tuple[MultipleChoice, ...]:
+    """Return `multiple_choice_many`; the tokens of questions with nothing before them are taken from `findings`."""
     if convention not in get_args(Convention):
         raise BadValue(f"unknown convention {convention!r}; choose {', '.join(get_args(Convention))}")
     questions = as_questions(questions)
@@ -141,12 +147,15 @@ def multiple_choice_many(
     form = asking_for({"lm-eval": "primer"}.get(convention, convention), tokenizer, questions)
     convention = convention if convention in ("lm-eval", "iti") else form.name  # pyright: ignore[reportAssignmentType]
     form = ITI if convention == "iti" else form
-    asked = [tuple(asked_by(edit, form, q.question) for q in questions) for edit in edits]
-    options, n_tokens = {"batch_size": batch_size, "token_budget": token_budget}, 0
+    bare, *asked = (tuple(asked_by(edit, form, q.question) for q in questions) for edit in (NoEdit(), *edits))
+    options, n_tokens = dict(zip(("batch_size", "token_budget"), budget, strict=True)), 0
 
     def score(alike: list[int]) -> Sequence[Sequence[float]]:
         nonlocal n_tokens
-        tokens = _answer_tokens(model, tokenizer, questions, asked[alike[0]], convention)
+        own = asked[alike[0]]
+        kept = findings if own == bare else Findings()
+        read = partial(_answer_tokens, model, tokenizer, questions, own, convention)
+        tokens = kept.once((convention, own, tuple(questions)), read)
         scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], **options)
         n_tokens += scores.tokens_computed
         return scores.logprobs
@@ -162,8 +171,14 @@ class AnswerChoices(Meter):
     convention: Convention | None = None
     """How it asks; as the table does if not given."""
     batch_size: int | None = None
+    findings: Findings | None = field(default=None, compare=False, repr=False)
+    """Where tokens of questions are kept for calls to come."""
     name: ClassVar[str] = "multiple_choice"
     columns: ClassVar[Sequence[str]] = ("mc1", "mc2", "mc3")
+
+    def with_findings(self, findings: Findings) -> Meter:
+        """Return the meter that keeps there the tokens of questions with nothing before them."""
+        return replace(self, findings=findings)
 
     def without_model(self, train: Any, items: Any) -> dict[str, dict[str, float]]:
         """Return MC1, MC2 and MC3 of choosing by how the answers are worded and how long they are."""
@@ -185,7 +200,8 @@ class AnswerChoices(Meter):
     ) -> list[Measured]:
         """Return every question's row under every edit."""
         convention: Any = self.convention or asking
-        found = multiple_choice_many(model, tokenizer, items, edits, convention=convention, batch_size=self.batch_size)
+        how = (convention, (self.batch_size, None), self.findings or Findings())
+        found = _scored(model, tokenizer, items, edits, *how)
         return [
             Measured(
                 {q.key: row for q, row in zip(items, one.as_dict()["rows"], strict=True)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -78,6 +78,20 @@ def changed_weights(model: Any, changes: Mapping[str, WeightChange], strength: f
                     f"{name} is quantised, and a change of all of it cannot be added; load the model plainly"
                 )
         yield
+
+
+@contextlib.contextmanager
+def own_memory(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Give parameters memory of their own for the block, to be written into: what they held comes back untouched."""
+    before = [parameter.data for parameter in parameters]
+    try:
+        with torch.inference_mode(False):
+            for parameter, values in zip(parameters, before, strict=True):
+                parameter.data = values.clone()
+        yield
+    finally:
+        for parameter, values in zip(parameters, before, strict=True):
+            parameter.data = values
 
 
 @torch.no_grad()

@@ -87,6 +87,10 @@ class Tunable(Method):
             UnsupportedModel: layers that do not have what the method acts on.
         """
 
+    def attach_for_use(self, model: Any, *, seed: int) -> Attached:
+        """Return the parts as `attach` does, for an edit's tensors to be loaded into and not to be trained."""
+        return self.attach(model, seed=seed)
+
     @abstractmethod
     def parameter_count(self, model_or_config: Any) -> int:
         """Return how many numbers would be trained, from a model or its config alone, without weights."""

@@ -92,7 +92,7 @@ class TunedEdit(Edit):
     def _attached(self, model: Any) -> Attached:
         if "model" in self.record:
             require_same_model(self.record["model"], model, f"the edit {self.name!r}")
-        return self.method.attach(model, seed=self.record.get("seed", 0))
+        return self.method.attach_for_use(model, seed=self.record.get("seed", 0))
 
     def scaled(self, factor: float | int) -> TunedEdit:
         """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""

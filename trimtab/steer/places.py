@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -78,10 +78,11 @@ def choose_place(
     """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
 
     The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
-    compared, and to ever smaller `SHARES` of it while they are over it or their answers repeat themselves. Beside them
-    stand controls: sites drawn at random and random directions at the first sites, brought to the drift of the budget.
-    If there are `Tries.more` items, the unedited model, the random directions and the `FINALISTS` best places are read
-    on these too, and the last word is theirs. Further strengths are tried of the best.
+    compared, and to ever smaller `SHARES` of it while they are over it or their answers repeat themselves, and yet
+    beat those of which neither is so. Beside them stand controls: sites drawn at random and random directions at the
+    first sites, brought to the drift of the budget. If there are `Tries.more` items, the unedited model, the random
+    directions and the `FINALISTS` best places are read on these too, and the last word is theirs. Further strengths
+    are tried of the best.
 
     Where the meter goes by generated texts, none whose answers repeat themselves half of `REPEATS` more than the
     unedited model's is taken while others remain.
@@ -107,12 +108,12 @@ def choose_place(
     levels = at_budget(settings, lambda some: tried.kls_of(some, FEW // 2), tries.kl_budget)
     next(steps)
     tried.add(levels[0], items)
-    strong = [i for i, s in enumerate(settings) if not s.control and tried.is_too_strong(i)]
+    latest = {i: i for i, setting in enumerate(settings) if not setting.control}
     for level in levels[1:]:
-        if strong:
-            tried.add([level[i] for i in strong], items)
-            latest = range(len(tried.settings) - len(strong), len(tried.settings))
-            strong = [i for i, place in zip(strong, latest, strict=True) if tried.is_too_strong(place)]
+        weaker = tried.to_weaken(latest)
+        if weaker:
+            latest |= dict(zip(weaker, range(len(tried.settings), len(tried.settings) + len(weaker)), strict=True))
+            tried.add([level[i] for i in weaker], items)
     next(steps)
     finalists = tried.finalists()
     best = min(finalists, key=tried.rank) if finalists else tried.order()[0]
@@ -164,9 +165,12 @@ class _Tried:
         """Return whether a setting's answers repeat themselves more than the unedited model's, with room for chance."""
         return self.scores[place].repeats > self.unedited.repeats + ROOM * REPEATS
 
-    def is_too_strong(self, place: int) -> bool:
-        """Return whether a setting loops or is over the budget."""
-        return self.loops(place) or self.kls[place] > self.tries.kl_budget
+    def to_weaken(self, latest: Mapping[int, int]) -> list[int]:
+        """Return the places that loop or are over the budget at their latest setting, and beat those that do not."""
+        worth = {i: self.meter.sign * self.scores[at].value for i, at in latest.items()}
+        strong = [i for i, at in latest.items() if self.loops(at) or self.kls[at] > self.tries.kl_budget]
+        held = max((worth[i] for i in latest if i not in strong), default=float("-inf"))
+        return [i for i in strong if worth[i] > held]
 
     def rank(self, place: int) -> tuple[bool, float, float]:
         """Return what settings are ordered by, the best first: those that loop come last."""

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from trimtab.devices import free_bytes, in_bytes
 from trimtab.errors import BadValue, OutOfMemory
-from trimtab.models.anatomy import base_of, decoder_layers
+from trimtab.models.anatomy import base_of, decoder_layers, input_device
 from trimtab.models.plain import skeleton
+from trimtab.models.processes import is_split
 from trimtab.models.twin import is_twin
+from trimtab.models.weights import own_memory
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.parts.attaching import AttachedParts, frozen_base
@@ -67,6 +69,18 @@ class FullFineTuning(TuningMethod):
             for parameter in chosen.values():
                 parameter.requires_grad_(True)
             return AttachedParts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
+
+    def attach_for_use(self, model: Any, *, seed: int) -> AttachedParts:
+        """Return the chosen weights; the untuned ones keep their memory where the device has room for both."""
+        self.require_runs_on(model)
+        require_float_weights(model, self.name)
+        chosen = self._chosen(model)
+        room = 4 * sum(parameter.nbytes for parameter in chosen.values()) < free_bytes(input_device(model))
+        if is_twin(model) or not room or any(map(is_split, chosen.values())):
+            return self.attach(model, seed=seed)
+        with frozen_base(model) as undo:
+            undo.enter_context(own_memory([*chosen.values()]))
+            return AttachedParts(model, chosen, undo, f"the {self.name}", in_place=True)
 
     def load(self, attached: Attached, tensors: Mapping[str, Tensor], strength: float | int) -> None:
         """Put the weights in place, at a share of their way from the untuned ones (Ilharco et al. 2023, section 2).
