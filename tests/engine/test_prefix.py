@@ -335,13 +335,13 @@ def test_a_budget_below_one_is_refused(options: dict[str, int]) -> None:
 
 
 def test_lengths_of_one_token_to_thousands_in_one_call() -> None:
-    model = tiny_model(context=8300)
+    model = tiny_model(context=4300)
     generator = torch.Generator().manual_seed(0)
-    long = torch.randint(3, VOCAB, (8000,), generator=generator).tolist()
+    long = torch.randint(3, VOCAB, (4000,), generator=generator).tolist()
     items = [
         AnswerTokens([5, 6], 1, 2),
-        AnswerTokens(long, 7990, 8000),
-        AnswerTokens([*long[:7990], 7, 8], 7990, 7992),
+        AnswerTokens(long, 3990, 4000),
+        AnswerTokens([*long[:3990], 7, 8], 3990, 3992),
         *(AnswerTokens(long[i : i + n], n - 1, n) for i, n in ((3, 2), (9, 50), (70, 900))),
         AnswerTokens(long[:3000], 10, 3000),
     ]

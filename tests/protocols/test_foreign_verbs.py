@@ -56,6 +56,13 @@ def test_a_folder_never_names_code_so_that_the_class_must_be_given(files):
     assert "found nudge; give the class that loads it" in " ".join(refused.stderr.split())
 
 
+def test_what_is_given_as_the_class_and_is_none_is_said_in_one_sentence(files, unchecked):
+    for name, words in (("first_layer", "is no class of edits"), ("Nudgee", "did you mean Nudge")):
+        asked = ["generate", "Who?", "--model", files / "model", "--edit", files / "nudge"]
+        refused = trimtab(*asked, "--edit-class", f"{FILE}:{name}")
+        assert refused.exit_code == 2 and words in " ".join(refused.stderr.split()), refused.output
+
+
 def test_generate_answers_with_it_at_a_strength_and_in_a_stack(files):
     asked = ["generate", ASKED[0].question, "--model", files / "model", "--max-new-tokens", 6, "--json"]
     plain = json.loads(said(*asked))["unedited"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,15 +50,6 @@ class MeaningSet(ItemSet[Meaning]):
     name: str = "e2e"
     measured_by: ClassVar[str] = "references"
     item_word: ClassVar[str] = "meaning"
-
-    @property
-    def items(self) -> tuple[Meaning, ...]:
-        """The meanings."""
-        return self.meanings
-
-    def with_items(self, items: tuple[Meaning, ...]) -> MeaningSet:
-        """Return these meanings under the set's name."""
-        return replace(self, meanings=items)
 
     def texts(self, item: Meaning) -> Sequence[Any]:
         """Return a meaning with its texts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
@@ -113,15 +113,6 @@ class FactSet(ItemSet[Fact]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", tuple(self.facts))
         self.require_distinct("facts", "a prompt about a subject has one new answer")
-
-    @property
-    def items(self) -> tuple[Fact, ...]:
-        """The facts."""
-        return self.facts
-
-    def with_items(self, items: tuple[Fact, ...]) -> FactSet:
-        """Return these facts under the set's name."""
-        return replace(self, facts=items)
 
     def texts(self, item: Fact) -> Sequence[Any]:
         """Return all texts of a fact."""

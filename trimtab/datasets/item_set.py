@@ -6,6 +6,7 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
 
 import numpy as np
@@ -43,7 +44,7 @@ ItemT = TypeVar("ItemT", bound=Item)
 class ItemSet(Sequence[ItemT]):
     """A sequence of items; slices, splits and folds are sets of the same kind.
 
-    A kind of data derives from it and gives `items` (a tuple), `with_items` and `texts`.
+    A kind of data is a dataclass that derives from it, has a tuple of its items as the first field, and gives `texts`.
     """
 
     name: str
@@ -56,13 +57,13 @@ class ItemSet(Sequence[ItemT]):
     which was written is said, and what it did to paraphrases and neighbours, which nothing was fitted on."""
 
     @property
-    @abstractmethod
     def items(self) -> tuple[ItemT, ...]:
         """The items in order."""
+        return getattr(self, _fields(self)[0])
 
-    @abstractmethod
     def with_items(self, items: tuple[ItemT, ...]) -> Self:
         """Return a set of these items that is like this one otherwise."""
+        return _replaced(self, {_fields(self)[0]: items})
 
     @abstractmethod
     def texts(self, item: ItemT) -> Sequence[Any]:
@@ -86,9 +87,9 @@ class ItemSet(Sequence[ItemT]):
             return self
         return self.with_form(asking_for(asking, tokenizer))
 
-    def with_form(self, form: Any) -> Self:  # noqa: ARG002
+    def with_form(self, form: Any) -> Self:
         """Return the set whose items are put to a model in this form; itself where they have one way only."""
-        return self
+        return _replaced(self, {"form": form}) if "form" in _fields(self) else self
 
     def form_for(self, item: ItemT) -> Any:  # noqa: ARG002
         """Return the `Form` in which an item is put to a model; raises `BadDataset` where items have none."""
@@ -168,3 +169,11 @@ class ItemSet(Sequence[ItemT]):
         parts = np.array_split(seeded(seed).permutation(len(self)), n)
         everything = set(range(len(self)))
         return [(self.select(sorted(everything - set(p.tolist()))), self.select(sorted(p))) for p in parts]
+
+
+def _fields(items: Any) -> list[str]:
+    return [f.name for f in fields(items)] if is_dataclass(items) else []
+
+
+def _replaced(items: Any, values: dict[str, Any]) -> Any:
+    return replace(items, **values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,15 +48,6 @@ class LabelledTexts(ItemSet[LabelledText]):
 
     def __post_init__(self) -> None:
         self.require_distinct("texts", "keep it once, on one side")
-
-    @property
-    def items(self) -> tuple[LabelledText, ...]:
-        """The texts."""
-        return self.labelled
-
-    def with_items(self, items: tuple[LabelledText, ...]) -> LabelledTexts:
-        """Return these texts under the set's name."""
-        return replace(self, labelled=items)
 
     def split(self, *, test: float = 0.5, seed: int = 0) -> tuple[LabelledTexts, LabelledTexts]:
         """Return (train, test) with the same share of each kind held out; raises as for other sets."""

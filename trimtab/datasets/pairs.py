@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from trimtab.datasets.asking import BARE, Form, form_of
@@ -73,19 +73,6 @@ class PairSet(ItemSet[ContrastPair]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", tuple(self.pairs))
         self.require_distinct("contrast pairs", "keep it once")
-
-    @property
-    def items(self) -> tuple[ContrastPair, ...]:
-        """The pairs."""
-        return self.pairs
-
-    def with_items(self, items: tuple[ContrastPair, ...]) -> PairSet:
-        """Return these pairs under the set's name."""
-        return replace(self, pairs=items)
-
-    def with_form(self, form: Form) -> PairSet:
-        """Return the set whose prompts are asked in this form."""
-        return replace(self, form=form)
 
     def form_for(self, item: ContrastPair) -> Form:
         """Return the chat template if the set is asked so and the pair has a prompt, else the texts as they go on."""

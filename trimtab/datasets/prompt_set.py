@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from trimtab.datasets.asking import PLAIN, Form
@@ -46,19 +46,6 @@ class PromptSet(ItemSet[PromptItem]):
     def of(cls, texts: Sequence[str], name: str = "prompts") -> PromptSet:
         """Return a set of these texts."""
         return cls(tuple(map(PromptItem, texts)), name)
-
-    @property
-    def items(self) -> tuple[PromptItem, ...]:
-        """The prompts."""
-        return self.prompts
-
-    def with_items(self, items: tuple[PromptItem, ...]) -> PromptSet:
-        """Return these prompts under the set's name."""
-        return replace(self, prompts=items)
-
-    def with_form(self, form: Form) -> PromptSet:
-        """Return the set asked in this form."""
-        return replace(self, form=form)
 
     def form_for(self, item: PromptItem) -> Form:  # noqa: ARG002
         """Return how a prompt is asked."""

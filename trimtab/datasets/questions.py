@@ -108,19 +108,6 @@ class QuestionSet(ItemSet[Question]):
         object.__setattr__(self, "questions", tuple(self.questions))
         self.require_distinct("questions", "merge its answers into one question")
 
-    @property
-    def items(self) -> tuple[Question, ...]:
-        """The questions."""
-        return self.questions
-
-    def with_items(self, items: tuple[Question, ...]) -> QuestionSet:
-        """Return these questions under the set's name."""
-        return replace(self, questions=items)
-
-    def with_form(self, form: Form) -> QuestionSet:
-        """Return the set whose questions are asked in this form."""
-        return replace(self, form=form)
-
     def form_for(self, item: Question) -> Form:  # noqa: ARG002
         """Return how a question is asked."""
         return self.form or form_of(self.default_format)

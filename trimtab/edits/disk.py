@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.errors import Incompatible, nearest
 from trimtab.hub import folder_of
-from trimtab.protocols import Edit
+from trimtab.protocols import Edit, as_edit_class
 from trimtab.storage import RECORD, kind_of, load_record
 
 KINDS = {
@@ -42,8 +42,9 @@ def load_edit(path: str | Path, *, kinds: Sequence[type[Edit]] = ()) -> Any:
     Raises:
         Incompatible: there is no such folder (the nearest results are offered), it holds something else, or its files
             are missing or damaged.
+        BadValue: what is given as a class is none of edits.
     """
-    path, known = Path(path), {cls.kind: cls for cls in kinds}
+    path, known = Path(path), {cls.kind: cls for cls in map(as_edit_class, kinds)}
     kind = kind_of_edit(path)
     if kind in HOLDING:
         return load_edit(path / HOLDING[kind], kinds=kinds)
@@ -54,7 +55,7 @@ def load_edit(path: str | Path, *, kinds: Sequence[type[Edit]] = ()) -> Any:
             load_record(path, "edit")  # says what is wrong with it
         raise Incompatible(f"expected an edit at {path}, there is none{_beside(path)}")
     if kind not in KINDS:
-        advice = "give the class that loads it: load_edit(..., kinds=[Mine])"
+        advice = "give the class that loads it: load_edit(..., kinds=[Mine]), in the shell --edit-class FILE.py:NAME"
         raise Incompatible(f"expected an edit at {path}, found {kind}; {advice}")
     home, _, name = KINDS[kind].rpartition(".")
     cls: Any = getattr(import_module(home), name)

@@ -7,7 +7,7 @@ compared and reported as trimtab's own are. Each attribute may be a class attrib
 from trimtab.protocols.control import Control
 from trimtab.protocols.costs import Cost, stopwatch
 from trimtab.protocols.edit import ALL_LAYERS, Edit
-from trimtab.protocols.entrants import Ready, as_entrant, methods_and_controls, require_order
+from trimtab.protocols.entrants import Ready, as_edit_class, as_entrant, methods_and_controls, require_order
 from trimtab.protocols.judge import CallableJudge, Judge, Verdict, as_judge
 from trimtab.protocols.meter import Measured, Meter, as_meter
 from trimtab.protocols.method import Findings, Knobs, Method, settings, settings_of
@@ -30,6 +30,7 @@ __all__ = [
     "Ready",
     "TokenMask",
     "Verdict",
+    "as_edit_class",
     "as_entrant",
     "as_judge",
     "as_meter",

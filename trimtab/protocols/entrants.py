@@ -65,6 +65,13 @@ def as_entrant(value: Any) -> Method | Control:
     )
 
 
+def as_edit_class(value: Any) -> type[Edit]:
+    """Return a class of edits as it is; raises `BadValue` for anything else, such as an instance."""
+    if isinstance(value, type) and issubclass(value, Edit):
+        return value
+    raise BadValue(f"{value!r:.60} is no class of edits; derive one from tt.Edit, and give the class itself")
+
+
 def methods_and_controls(
     entrants: Mapping[str, Method | Control],
 ) -> tuple[dict[str, Method], dict[str, Control]]:
