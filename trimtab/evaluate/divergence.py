@@ -83,9 +83,14 @@ def _unedited(
 
     They are taken from `kept` where a call before gave them, and go there else.
     """
-    if name not in kept or not shared.starts <= kept[name][1].keys():
+    table, below = kept.get(name, (None, {}))
+    if table is None or not shared.starts <= below.keys():
         with inference(model), shared.recording():
-            kept[name] = torch.stack([*_logprobs(model, batch)]), dict(shared.kept)
+            if table is None:
+                table = torch.stack([*_logprobs(model, batch)])
+            else:
+                last_logits(model, batch, keep=1)  # for what the layers give
+            kept[name] = table, dict(shared.kept)
     return kept[name]
 
 
