@@ -9,6 +9,7 @@ everything else is computed in float32. One process, half a minute; the table of
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from speed_common import command, setting
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
+from transformers import get_linear_schedule_with_warmup
 
 from trimtab.cells import table_lines
 from trimtab.cli.setup import quiet
@@ -61,10 +63,10 @@ def put(model: Any, weights: Sequence[Tensor]) -> None:
 def trained(
     model: Any, start: Sequence[Tensor], examples: Sequence[Encoded], rate: float, *, rounded: bool
 ) -> list[Tensor]:
-    """Return the weights after AdamW's steps under a falling rate; `rounded`: with the gradients at rounded weights."""
+    """Return the weights after AdamW's steps as the recipe schedules it; `rounded`: gradients at rounded weights."""
     copies = [torch.nn.Parameter(w.clone()) for w in start]
     optimizer = torch.optim.AdamW(copies, rate, weight_decay=0.0)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    falling = get_linear_schedule_with_warmup(optimizer, math.ceil(STEPS * Recipe().warmup), STEPS)
     for step in range(STEPS):
         values = [c.detach() for c in copies]
         put(model, on_grid(values) if rounded else values)

@@ -378,6 +378,18 @@ def test_what_is_said_of_the_trained_judge_is_in_its_record():
     assert f"{record['seconds']} s" in page.read_text(encoding="utf-8")
 
 
+def test_the_table_of_rounded_weights_is_that_of_its_record():
+    record = json.loads((PACKAGE.parent / "benchmarks/results/rounded_weights.json").read_text(encoding="utf-8"))
+    page = (RESULTS.parent / "tuning.md").read_text(encoding="utf-8")
+    (table,) = (t for t in tables(page) if "weights that round back" in t[0])
+    for (rate, *cells), row in zip(table[1:], record["rows"], strict=True):
+        falls = [f"{row[name]:.3f}" for name in ("float32", "copies", "copies_rounded", "float32_rounded")]
+        assert (float(rate), cells) == (
+            row["rate"],
+            [*falls, *(f"{100 * row[name]:.0f} %" for name in ("back", "left"))],
+        )
+
+
 GRIDS = json.loads((PACKAGE.parent / "benchmarks/results/search_grid.json").read_text())["methods"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias
@@ -62,15 +62,16 @@ def divergence_rows(
             # once for all of them, as putting a tuned edit in place takes longer than a forward
             with enter("all") as edited, inference(edited):
                 for batch, (plain, below) in zip(some, unedited, strict=True):
-                    table, counted = plain, batch.attention_mask[:, 1:].bool()
+                    tables, counted = iter(plain), batch.attention_mask[:, 1:].bool()
                     if way is not None and prompting[i]:
                         ahead = [work[place][1][i] for place in batch.indices]
-                        table, counted = _behind(edited, ahead, [ids[place] for place in batch.indices], opening, plain)
+                        own = [ids[place] for place in batch.indices]
+                        tables, counted = _behind(edited, ahead, own, opening, plain)
                     elif way is not None:
                         shared.kept = dict(below)
                         with shared.resumed(unchanged):
-                            table = _logprobs(edited, batch)
-                    for place, row in zip(batch.indices, _rows(plain, table, batch, counted), strict=True):
+                            tables = _logprobs(edited, batch)
+                    for place, row in zip(batch.indices, _rows(plain, tables, batch, counted), strict=True):
                         rows[place] = row
     return list(zip(*found, strict=True))
 
@@ -82,9 +83,14 @@ def _unedited(
 
     They are taken from `kept` where a call before gave them, and go there else.
     """
-    if name not in kept or not shared.starts <= kept[name][1].keys():
+    table, below = kept.get(name, (None, {}))
+    if table is None or not shared.starts <= below.keys():
         with inference(model), shared.recording():
-            kept[name] = _logprobs(model, batch), dict(shared.kept)
+            if table is None:
+                table = torch.stack([*_logprobs(model, batch)])
+            else:
+                last_logits(model, batch, keep=1)  # for what the layers give
+            kept[name] = table, dict(shared.kept)
     return kept[name]
 
 
@@ -94,8 +100,9 @@ def _held_at_once(model: Any, largest: Batch) -> int:
     return max(1, free_bytes(input_device(model)) // (16 * 4 * vocabulary * largest.input_ids.numel()))
 
 
-def _logprobs(model: Any, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-    return _normalised(last_logits(model, batch, keep=batch.input_ids.shape[1])[:, :-1])
+def _logprobs(model: Any, batch: Batch) -> Iterator[Float[Tensor, "seq vocab"]]:
+    """Run the model, and return what yields every text's table: text by text it stays in a CPU's cache."""
+    return map(_normalised, last_logits(model, batch, keep=batch.input_ids.shape[1])[:, :-1])
 
 
 def _normalised(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
@@ -108,8 +115,8 @@ def _behind(
     ids: Sequence[list[int]],
     opening: int,
     plain: Float[Tensor, "batch seq vocab"],
-) -> tuple[Float[Tensor, "batch seq vocab"], Bool[Tensor, "batch seq"]]:
-    """Return the edited log-probabilities of texts behind what an edit sets before them, and which of them there are.
+) -> tuple[Iterator[Float[Tensor, "seq vocab"]], Bool[Tensor, "batch seq"]]:
+    """Return what yields the edited tables of texts behind what an edit sets before them, and which places they have.
 
     They stand where the plain ones do: `opening` tokens of each text are those that stand before every text, and are
     not repeated.
@@ -124,22 +131,30 @@ def _behind(
         )
     batch = padded_batch(whole, [*range(len(whole))], pad=0, device=plain.device)
     logits = last_logits(edited, batch, keep=batch.input_ids.shape[1] - min(first))
-    moved, counted = plain.clone(), torch.zeros(plain.shape[:2], dtype=torch.bool, device=plain.device)
-    for row, (tokens, start) in enumerate(zip(whole, first, strict=True)):
-        n, at = len(tokens) - 1 - start, max(opening, 1) - 1
-        moved[row, at : at + n] = _normalised(logits[row, start - min(first) :][:n])
-        counted[row, at : at + n] = True
-    return moved, counted
+    counts, at = [len(tokens) - 1 - start for tokens, start in zip(whole, first, strict=True)], max(opening, 1) - 1
+    places = torch.arange(plain.shape[1], device=plain.device) - at
+    counted = (places >= 0) & (places < torch.tensor(counts, device=plain.device)[:, None])
+
+    def tables() -> Iterator[Tensor]:
+        for unedited, own, start, n in zip(plain, logits, first, counts, strict=True):
+            moved = unedited.clone()
+            moved[at : at + n] = _normalised(own[start - min(first) :][:n])
+            yield moved
+
+    return tables(), counted
 
 
 def _rows(
     plain: Float[Tensor, "batch seq vocab"],
-    edited: Float[Tensor, "batch seq vocab"],
+    edited: Iterator[Float[Tensor, "seq vocab"]],
     batch: Batch,
     counted: Bool[Tensor, "batch seq"],
 ) -> list[Row]:
-    ce = -edited.gather(-1, batch.input_ids[:, 1:, None])[..., 0]
-    kl = (plain.exp() * (plain - edited)).sum(-1)
+    found = []
+    for before, after, ids in zip(plain, edited, batch.input_ids[:, 1:], strict=True):
+        ce = -after.gather(-1, ids[:, None])[:, 0]
+        found.append(torch.stack([ce, (before.exp() * (before - after)).sum(-1)]))
+    ce, kl = torch.stack(found, dim=1)
     means = [x.masked_fill(~counted, 0).sum(1) / counted.sum(1) for x in (ce, kl)]
     high = kl.masked_fill(~counted, torch.nan).nanquantile(0.95, dim=1)
     rows = torch.stack([*means, high])
