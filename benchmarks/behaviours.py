@@ -257,10 +257,10 @@ def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
     return None
 
 
-def best_of(record: dict[str, Any]) -> float:
-    """Return what is counted at the sweep's best of the fit's drift, chosen and counted on different prompts."""
+def best_of(record: dict[str, Any], kl: float) -> float:
+    """Return what is counted at the sweep's best of a drift, chosen and counted on different prompts."""
     coherent = record["before"]["repetition"] + REPEATS
-    rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
+    rows = [r for r in record["sweep"] if r["kl"] <= SAME * kl and r["repetition"] <= coherent]
     if not rows:
         return record["before"]["mean"]
     counts = np.array([row["counts"] for row in rows])
@@ -269,12 +269,12 @@ def best_of(record: dict[str, Any]) -> float:
 
 
 def short(value: Any) -> Any:
-    """Return a value of JSON with its numbers to three decimals, without texts and times."""
+    """Return a value of JSON with its numbers to four decimals, without texts and times."""
     if isinstance(value, dict):
         return {k: short(inner) for k, inner in value.items() if k not in ("texts", "seconds", "fit_seconds")}
     if isinstance(value, list):
         return [short(inner) for inner in value]
-    return round(value, 3) if isinstance(value, float) else value
+    return round(value, 4) if isinstance(value, float) else value
 
 
 CONTROLS = ("random_directions", "random_places")
@@ -295,7 +295,7 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
     for name in [name for name in NAMES if any(u["behaviour"] == name for u in units)]:
         of = [u for u in units if u["behaviour"] == name]
         before, after = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after"))
-        best = np.array([best_of(u) for u in of])
+        best = np.array([best_of(u, u["kl"]) for u in of])
         moved, repeated = after - before, [np.array([u[w]["repetition"] for u in of]) for w in ("before", "after")]
         half, coherent = (moved > 0) & (moved >= (best - before) / 2), repeated[1] <= repeated[0] + REPEATS
         passes = half & coherent
@@ -314,12 +314,32 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
         controls.append(row)
         said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
         right = (said["works"] == passes).sum()
-        dealt = [sum(u["dealt"]["verdict"] == verdict for u in of) for verdict in VERDICTS]
+        dealt = [sum(u["dealt"]["verdict"] == verdict for u in of) for verdict in VERDICTS if "dealt" in of[0]]
         told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
         verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])
-    return [
-        line for made in zip(COLUMNS, (claims, controls, verdicts), strict=True) for line in ("", *table_lines(*made))
-    ]
+    headings = [*COLUMNS[:2], COLUMNS[2][: len(verdicts[0])]]
+    filled = zip(headings, (claims, controls, verdicts), strict=True)
+    return [line for heading, rows in filled for line in ("", *table_lines(heading, rows))]
+
+
+def beside_others(units: list[dict[str, Any]], swept: list[dict[str, Any]]) -> list[str]:
+    """Return a table with a line for each unit without a sweep, beside what those of other draws reach on average."""
+    lines = []
+    for u in units:
+        best = np.mean([best_of(o, u["kl"]) for o in swept if o["behaviour"] == u["behaviour"]])
+        (before, after), moved = (
+            (u[w]["repetition"] for w in ("before", "after")),
+            u["after"]["mean"] - u["before"]["mean"],
+        )
+        half = moved > 0 and moved >= (best - u["before"]["mean"]) / 2
+        lines.append([
+            f"{u['behaviour']} {u['draw']}", f"{u['layers'][0]}", f"{u['kl']:.2f}",
+            *(f"{n:.2f}" for n in (u["before"]["mean"], u["after"]["mean"], best)), "yes" if half else "no",
+            f"{100 * before:.0f} % -> {100 * after:.0f} %", u["verdict"],
+        ])  # fmt: skip
+    heading = ("draw", "layer", "KL", "before", "after", "best of other draws' sweeps", "half of it reached",
+               "word triples repeated", "`fit` says")  # fmt: skip
+    return table_lines(heading, lines)
 
 
 def show(folder: Path, record: Path | None) -> None:

@@ -323,14 +323,20 @@ def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_pat
     assert back == {"why": "Out of it", "measured": measured, "without_model": style}
 
 
-def test_the_tables_of_thirty_draws_are_made_from_them():
-    units = json.loads((PACKAGE.parent / "benchmarks/results/behaviours.json").read_text())["units"]
-    made, printed = program("behaviours").tables(units), [x for x in printed_in("behaviours.md") if x[0] == "|"]
-    assert len(units) == 30 and printed == [line for line in made if line]
-    half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
+def test_the_tables_of_what_fit_finds_are_made_from_its_record():
+    held = json.loads(lzma.decompress((RESULTS / "behaviours.json.xz").read_bytes()))
+    behaviours, sweeps = program("behaviours"), held["sweeps"]
+    before, now = behaviours.tables(sweeps), behaviours.beside_others(held["fits"], sweeps)
+    made = [*before, *now, *behaviours.tables(held["embedded"])]
+    assert len(sweeps) == 30 and [x for x in printed_in("behaviours.md") if x[0] == "|"] == [x for x in made if x]
+    half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in before[3:6]) for n in (5, 6, 7))
     for page in (PACKAGE.parent / "README.md", PACKAGE.parent / "docs" / "how-to" / "own-data.md"):
         text = " ".join(page.read_text(encoding="utf-8").split())
         assert f"{half} of thirty draws" in text and f"{both} of them coherently" in text
+    for u in (u for u in sweeps if u["behaviour"] == "unsure" and u["after"]["repetition"] > 0.2):  # the two that loop
+        weaker = [r for r in u["sweep"] if r["layer"] in (18, 19, 20) and r["kl"] <= u["kl"] / 2]
+        assert all(r["repetition"] <= u["before"]["repetition"] + behaviours.REPEATS for r in weaker)
+        assert {r["layer"] for r in weaker if r["mean"] >= u["after"]["mean"]} == {18, 19}
 
 
 @pytest.mark.parametrize("page", PAGES)
