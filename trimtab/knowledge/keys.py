@@ -131,7 +131,8 @@ def unsunk(model: Any, tokenizer: Any, texts: Sequence[tuple[str, tuple[int, int
     Attention sinks into one of a text's first tokens, whose state is then many times as long as others' (Sun et al.
     2024, "Massive activations"), so a key there is like no other, and every text has it: what is written to it is not
     the fact's, and wrecks the model. Which token that is depends on the text; so the same subject's state behind a new
-    line, into which attention then sinks, is what its length is held against, in every layer.
+    line, into which attention then sinks, is what its length is held against, in every layer. A subject into which it
+    sinks in both places is not noticed.
     """
     plain = [subject_last(tokenizer, text, span) for text, span in texts]
     behind = [subject_last(tokenizer, "\n" + text, (start + 1, end + 1)) for text, (start, end) in texts]
