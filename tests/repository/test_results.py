@@ -225,7 +225,7 @@ def by_style(run):
     for unit in run.tests:
         for question, row in (unit.get("without_model") or {}).get("multiple_choice", {}).items():
             style.setdefault(question, []).append(row["mc1"])
-    gains, lines = {m: gain(run, m) for m in STYLED}, []
+    gains, lines = {m: gain(run, m) for m in run.methods if m != "Baseline"}, []
     for method, gained in gains.items():
         right = np.array([float(np.mean(style[q]) > 0.5) for q in gained])
         value = np.array([*gained.values()])
@@ -256,12 +256,6 @@ def by_end(run):
         cells = [cell for pair in zip(shares, judged, strict=True) for cell in pair]
         lines.append(f"| {method} | {words.mean():.0f} | {' | '.join(cells)} |")
     return lines
-
-
-STYLED = (
-    "Instruction", "Few-shot", "Retrieved few-shot", "ITI", "ITI (probe weights)", "CAA", "Random tries (ITI)",
-    "Shuffled labels (ITI)", "LoRA r=8", "Prefix tuning n=10", "Full fine-tuning",
-)  # fmt: skip
 
 
 def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_the_records():
