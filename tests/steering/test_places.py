@@ -88,11 +88,11 @@ class ByStrength(Meter):
         return {"text": text, self.name: worth}
 
 
-def chosen_by(meter: Meter, more: Any = None) -> Any:
+def chosen_by(meter: Meter, more: Any = None, fitted: frozenset[str] = frozenset()) -> Any:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
-    tries = Tries(1, 0.05, 2, texts=TEXTS, more=more)
+    tries = Tries(1, 0.05, 2, texts=TEXTS, more=more, fitted=fitted)
     return choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, metric=meter, tries=tries)
 
 
@@ -107,14 +107,16 @@ def test_of_settings_whose_answers_loop_none_is_taken_while_there_are_others(loo
 def test_the_last_word_is_that_of_further_items():
     more = PairSet(tuple(ContrastPair(f"Why {i}?", ("yes",), ("no",)) for i in range(9)))
     asked: list[tuple[int, int]] = []
-    agreeing = chosen_by(ByStrength(asked=asked), more)
+    agreeing = chosen_by(ByStrength(asked=asked), more, frozenset(pair.key for pair in more[:4]))
     contrary = chosen_by(ByStrength(worse_on=tuple(pair.key for pair in more)), more)
     assert contrary.strength < 0.9 * agreeing.strength
     # of unedited, random directions and two places, and of nothing else
     assert [n for items, n in asked if items == 9] == [4]
     read = [t["n"] for t in agreeing.record["sweep"]["trials"]]
     assert sorted(set(read)) == [len(PAIRS), len(PAIRS) + 9] and read.count(len(PAIRS) + 9) == 4
-    assert agreeing.record["sweep"]["gain"]["n"] == agreeing.record["sweep"]["n_validation"] == len(PAIRS) + 9
+    sweep = agreeing.record["sweep"]
+    assert sweep["gain"]["n"] == sweep["n_validation"] == len(PAIRS) + 9
+    assert sweep["n_fitted_on"] == 4 and sweep["gain_held_out"]["n"] == len(PAIRS) + 5
 
 
 def activations(values: torch.Tensor) -> HeadActivations:

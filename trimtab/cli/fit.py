@@ -170,7 +170,7 @@ def _print(fitted: "Fitted", held_back: int) -> None:
     if sweep:
         before, chosen = sweep["trials"][0]["score"], sweep["chosen"]
         lines.append(
-            f"strength {shift.strength:.4g}, chosen on {sweep['n_validation']} questions: {sweep['metric']} "
+            f"strength {shift.strength:.4g}, chosen on {_chosen_on(sweep)}: {sweep['metric']} "
             f"{before:.3f} -> {chosen['score']:.3f} at a KL of {chosen['kl']:.3f} (budget {sweep['kl_budget']:g})"
         )
     else:
@@ -180,14 +180,15 @@ def _print(fitted: "Fitted", held_back: int) -> None:
     typer.echo("\n".join(lines))
 
 
-def _note(trial: dict[str, Any], sweep: dict[str, Any]) -> str:
-    from trimtab.steer.outcome import REPEATS
+def _chosen_on(sweep: dict[str, Any]) -> str:
+    fitted_on = sweep.get("n_fitted_on", 0)
+    return f"{sweep['n_validation']} questions" + (f", {fitted_on} of them of those fitted on" if fitted_on else "")
 
+
+def _note(trial: dict[str, Any], sweep: dict[str, Any]) -> str:
     if trial == sweep["chosen"]:
         return "chosen"
-    if trial["kl"] > sweep["kl_budget"]:
-        return "over budget"
-    return "repeats itself" if trial["repeats"] > sweep["repeats"]["before"] + REPEATS else ""
+    return "over budget" if trial["kl"] > sweep["kl_budget"] else "repeats itself" if trial["loops"] else ""
 
 
 def _line(text: str) -> str:

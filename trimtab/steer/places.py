@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -49,6 +49,8 @@ class SiteTrial(Trial):
     """On how many items."""
     repeats: float = 0.0
     """How much of their word triples the answers repeat."""
+    loops: bool = False
+    """Whether that is too much for it to be chosen while others remain."""
 
 
 class _Score(NamedTuple):
@@ -75,7 +77,7 @@ def choose_place(
     metric: str | Metric | Meter = "pair_margin",
     tries: Tries | None = None,
 ) -> Shift:
-    """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
+    """Return the shift on the sites, and at the strength, that do best within the budget.
 
     The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
     compared, and to ever smaller `SHARES` of it while they are over it or their answers repeat themselves, and yet
@@ -91,7 +93,7 @@ def choose_place(
     "gain".
 
     Args:
-        items: questions or pairs.
+        items: questions or pairs that it was not fitted on.
         shift: on all sites that may be shifted; `ranking` is of these.
         metric: as of `choose_strength`.
 
@@ -168,7 +170,7 @@ class _Tried:
     def to_weaken(self, latest: Mapping[int, int]) -> list[int]:
         """Return the places that loop or are over the budget at their latest setting, and beat those that do not."""
         worth = {i: self.meter.sign * self.scores[at].value for i, at in latest.items()}
-        strong = [i for i, at in latest.items() if self.loops(at) or self.kls[at] > self.tries.kl_budget]
+        strong = [i for i, at in latest.items() if self.loops(at) or not self.keeps_budget(at)]
         held = max((worth[i] for i in latest if i not in strong), default=float("-inf"))
         return [i for i in strong if worth[i] > held]
 
@@ -239,10 +241,11 @@ class _Tried:
                 s.edit.sites,
                 s.control,
                 x.answers,
-                len(x.found.rows),
+                x.n,
                 x.repeats,
+                self.loops(i),
             )
-            for s, kl, x in zip(self.settings, self.kls, self.scores, strict=True)
+            for i, (s, kl, x) in enumerate(zip(self.settings, self.kls, self.scores, strict=True))
         ]
         before = self.unedited
         unedited = SiteTrial(0, 0.0, 0.0, before.value, answers=before.answers, n=before.n, repeats=before.repeats)
@@ -255,9 +258,22 @@ class _Tried:
             "n_validation": before.n,
             "trials": [asdict(t) for t in (unedited, *trials)],
             "chosen": asdict(trials[chosen]),
-            "gain": _gain(self.meter, before.found, self.scores[chosen].found),
+            "n_fitted_on": sum(key in self.tries.fitted for key in before.found.rows),
+            "gain": self._gain(chosen),
+            "gain_held_out": self._gain(chosen, self.tries.fitted),
             "repeats": {"before": before.repeats, "after": trials[chosen].repeats},
         }
+
+    def _gain(self, place: int, without: Collection[str] = ()) -> dict[str, float] | None:
+        """Return the mean difference over items with its interval; None of a meter whose figure is no mean of rows."""
+        before, after = (
+            {key: row for key, row in found.rows.items() if key not in without}
+            for found in (self.unedited.found, self.scores[place].found)
+        )
+        if self.meter.sums_up != "mean" or not before:
+            return None
+        one, other = (columns_of(self.meter, rows)[:, 0] for rows in (before, after))
+        return bootstrap_mean([float(d) for d in np.subtract(other, one)]).as_dict()
 
 
 def _score(meter: Meter, found: Measured | None, before: _Score | None) -> _Score:
@@ -268,11 +284,3 @@ def _score(meter: Meter, found: Measured | None, before: _Score | None) -> _Scor
         raise BadValue(f"{meter.name} says nothing of shifts; choose by another meter")
     texts = [str(row[column]) for row in found.rows.values() for column in meter.shown]
     return _Score(float(value), found, tuple(texts))
-
-
-def _gain(meter: Meter, before: Measured, after: Measured) -> dict[str, float] | None:
-    """Return the mean difference over items with its interval; None of a meter whose figure is no mean of rows."""
-    if meter.sums_up != "mean" or not before.rows:
-        return None
-    one, other = (columns_of(meter, found.rows)[:, 0] for found in (before, after))
-    return bootstrap_mean([float(d) for d in np.subtract(other, one)]).as_dict()

@@ -39,6 +39,8 @@ class Tries:
     """Of the controls."""
     more: ItemSet[Any] | None = None
     """Further items, on which the last candidates are read."""
+    fitted: frozenset[str] = frozenset()
+    """Keys of those of them that the shift was fitted on; the gain is recorded without them, too."""
 
 
 class Setting(NamedTuple):
