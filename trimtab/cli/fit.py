@@ -143,12 +143,11 @@ def _print(fitted: "Fitted", held_back: int) -> None:
                 f"{t['strength']:.3g}",
                 f"{t['kl']:.3f}",
                 f"{t['score']:.3f}",
-                f"{t['n']}",
-                _note(t, sweep),
+                "chosen" if t == sweep["chosen"] else "over budget" if t["kl"] > sweep["kl_budget"] else "",
             )
             for t in sweep["trials"]
         ]
-        print_table(("tried", "strength", "KL", sweep["metric"], "on", ""), rows, title="What was tried")
+        print_table(("tried", "strength", "KL", sweep["metric"], ""), rows, title="What was tried")
         for t in sorted(sweep["trials"], key=lambda t: t["strength"]):
             if t["answers"] and not t["control"] and t["sites"] in ((), sweep["chosen"]["sites"]):
                 at = f"strength {t['strength']:.3g}, KL {t['kl']:.2f}" if t["sites"] else "unedited"
@@ -170,7 +169,7 @@ def _print(fitted: "Fitted", held_back: int) -> None:
     if sweep:
         before, chosen = sweep["trials"][0]["score"], sweep["chosen"]
         lines.append(
-            f"strength {shift.strength:.4g}, chosen on {_chosen_on(sweep)}: {sweep['metric']} "
+            f"strength {shift.strength:.4g}, chosen on {sweep['n_validation']} questions: {sweep['metric']} "
             f"{before:.3f} -> {chosen['score']:.3f} at a KL of {chosen['kl']:.3f} (budget {sweep['kl_budget']:g})"
         )
     else:
@@ -178,17 +177,6 @@ def _print(fitted: "Fitted", held_back: int) -> None:
     if fitted.outcome is not None:
         lines.append(fitted.outcome.sentence)
     typer.echo("\n".join(lines))
-
-
-def _chosen_on(sweep: dict[str, Any]) -> str:
-    fitted_on = sweep.get("n_fitted_on", 0)
-    return f"{sweep['n_validation']} questions" + (f", {fitted_on} of them of those fitted on" if fitted_on else "")
-
-
-def _note(trial: dict[str, Any], sweep: dict[str, Any]) -> str:
-    if trial == sweep["chosen"]:
-        return "chosen"
-    return "over budget" if trial["kl"] > sweep["kl_budget"] else "repeats itself" if trial["loops"] else ""
 
 
 def _line(text: str) -> str:

@@ -28,8 +28,8 @@ from trimtab.steer.strength import Sweep, choose_strength
 from trimtab.storage import RECORD, kind_of, write_json, written_folder
 
 KIND = "fit"
-PROMPTS, MORE = 6, 24
-"""Prompts that are answered at each setting that is tried, and at the last candidates."""
+PROMPTS = 6
+"""Prompts that are answered at each setting that is tried."""
 VALIDATION = 0.4
 """The share of the given questions that ranks heads and chooses the strength."""
 
@@ -106,10 +106,9 @@ def fit(
 ) -> Fitted:
     """Return a shift fitted on the questions or contrast pairs, its probes, and what became of it.
 
-    Three fifths of the items fit probes and directions; the others rank heads (or layers) and choose, unless it is
-    given, the strength. Where answers choose it, the last candidates answer prompts of the first, too, up to `MORE` in
-    all; the record tells the gain without them ("gain_held_out"). The shift's record keeps every item used under
-    "questions", so that `unseen` can leave them out.
+    Three fifths of the items fit probes and directions; the others rank heads (or layers) and choose, unless it
+    is given, the strength. The shift's record keeps every item used under "questions", so that `unseen` can
+    leave them out.
 
     Args:
         questions: a set, or a list of mappings, or a `datasets.Dataset`.
@@ -146,14 +145,11 @@ def fit(
     if spec.strength is not None:
         shift = every.first(k).scaled(spec.strength)
     elif ranking is not None:
-        tried_on, more, fitted = validation, None, frozenset(item.key for item in train)
-        prompted = [item for item in (*validation, *train) if item.asked.strip()]
+        tries = Tries(k, budget, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed)
+        tried_on, prompted = validation, [i for i, item in enumerate(validation) if item.asked.strip()]
         if metric is None and are_pairs(items) and prompted and not spec.quick:
             by = ReadAnswers(_reader(model, tokenizer, found, train, validation))
-            # the last candidates answer prompts of the fitted pairs too, since few others are left
-            tried_on = items.with_items(tuple(prompted[:PROMPTS]))
-            more = items.with_items(tuple(prompted[PROMPTS:MORE])) if len(prompted) > PROMPTS else None
-        tries = Tries(k, budget, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed, more=more, fitted=fitted)
+            tried_on = validation.select(prompted[:PROMPTS])
         shift = choose_place(model, tokenizer, tried_on, every, ranking, metric=by, tries=tries)
     else:
         shift = choose_strength(
