@@ -16,7 +16,7 @@ from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.engine.shared_layers import SharedLayers
-from trimtab.evaluate.drift import drifts
+from trimtab.evaluate.drift import NeutralTexts, drifts
 from trimtab.models.anatomy import decoder_layers
 from trimtab.models.heads import find_heads
 from trimtab.protocols import ALL_LAYERS, Edit, Findings, Positions
@@ -146,3 +146,19 @@ def test_drift_of_calls_that_share_findings_is_that_of_each_call_alone() -> None
             for given in (findings, None)
         )
         assert shared == alone
+
+
+def test_what_the_unedited_model_says_is_kept_for_calls_to_come(layer_runs) -> None:
+    """Edits that start where earlier ones did, in whatever order, or at the first layer, cost one forward each."""
+    model, kept = tiny_model("llama"), NeutralTexts(tuple(TEXTS)).with_findings(Findings())
+    shift, other = last_layer_shift(model), last_layer_residual(model)
+    lower = HeadShift((Head(1, 1),), shift.directions, torch.ones(1), 1.0)
+    runs: list[int] = []
+    for edit in (Secretive(shift), Secretive(other), shift, lower, shift.scaled(2), lower.scaled(2), other, NoEdit()):
+        expected = NeutralTexts(tuple(TEXTS)).measure(model, tiny_tokenizer(), None, [edit])
+        layer_runs.clear()
+        assert kept.measure(model, tiny_tokenizer(), None, [edit]) == expected
+        runs.append(layer_runs[type(model)])
+    first, again, *tried, fourth, fifth, sixth, last = runs
+    assert (first, again, fourth, fifth, sixth, last) == (2, 1, 1, 1, 1, 0)
+    assert all(n > 1 for n in tried)  # where layers are shared from is tried out, each start once

@@ -258,3 +258,9 @@ def test_questions_become_tokens_once_for_all_calls_and_what_stands_before_them_
         found = kept.measure(model, tokenizer, items, edits)
         assert len(read) == n
         assert found == AnswerChoices().measure(model, tokenizer, items, edits)
+
+
+def test_records_say_the_same_of_the_meter_wherever_it_keeps_its_tokens():
+    """As the records of earlier runs have it: joining and resuming compare what is said."""
+    said = {"meter": "AnswerChoices", "name": "multiple_choice", "convention": None, "batch_size": None}
+    assert AnswerChoices().describe() == AnswerChoices().with_findings(Findings()).describe() == said

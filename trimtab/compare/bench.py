@@ -82,8 +82,6 @@ class Bench:
         For want of memory that other processes hold, which is no property of what was tried.
         """
         self.crowd = max(self.crowd, self.folder.n_working(self.place))
-        if ran_out_of_memory(mistake):
-            self.unedited = Findings()  # computed again where there is room
         if ran_out_of_memory(mistake) and (self.crowd > 1 or is_crowded(input_device(self.model))):
             self.short[unit] = first_line(mistake)
             return None

@@ -92,7 +92,7 @@ def _unedited(
                 table = torch.stack([*_logprobs(model, batch)])
             else:
                 last_logits(model, batch, keep=1)  # for what the layers give
-            kept[name] = table, dict(shared.kept)
+            kept[name] = table, {**below, **shared.kept}
     return kept[name]
 
 

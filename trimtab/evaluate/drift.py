@@ -78,9 +78,8 @@ class NeutralTexts(Meter):
         seed: int = 0,
     ) -> list[Measured]:
         """Return every text's CE and KL under every edit."""
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("texts", "max_tokens", "batch_size", "findings")
-        }
+        options: dict[str, Any] = {"texts": self.texts, "max_tokens": self.max_tokens, "batch_size": self.batch_size}
+        options |= {"findings": self.findings}
         return [
             Measured(
                 {

@@ -126,8 +126,9 @@ class Meter(ABC):
         return means[..., 0]
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values that tell one meter from another."""
-        own = {f.name: _plain(getattr(self, f.name)) for f in fields(self)} if is_dataclass(self) else {}
+        """Return plain values that tell one meter from another: its fields, without those that equality leaves out."""
+        told = [f.name for f in fields(self) if f.compare] if is_dataclass(self) else []
+        own = {name: _plain(getattr(self, name)) for name in told}
         return {"meter": type(self).__name__, "name": self.name, **own}
 
 

@@ -26,8 +26,9 @@ from trimtab.peft.tunable import Capabilities
 class FullFineTuning(TuningMethod):
     """Trains the weights themselves: `"all"`, or those of the `layers` topmost decoder layers.
 
-    Two layers are FT-Top2 of Li and Liang 2021 (also in Hu et al. 2022, table 3). The untuned weights are kept in the
-    CPU's memory, in their own dtype, while the tuned ones stand in the model; the plan counts them. Tied embeddings
+    Two layers are FT-Top2 of Li and Liang 2021 (also in Hu et al. 2022, table 3). While training, the untuned
+    weights are kept in the CPU's memory, in their own dtype, and the plan counts them; in use, where they are, if the
+    device has room for both. Tied embeddings
     are one tensor, trained and stored once.
 
     Raises:
@@ -71,10 +72,15 @@ class FullFineTuning(TuningMethod):
             return AttachedParts(model, chosen, undo, f"the {self.name}", untuned=size, in_place=True)
 
     def attach_for_use(self, model: Any, *, seed: int) -> AttachedParts:
-        """Return the chosen weights; the untuned ones keep their memory where the device has room for both."""
+        """Return the chosen weights; the untuned ones keep their memory where the device has room for both.
+
+        Raises:
+            BadValue: quantised weights, more layers than the model has, or no room for the untuned weights.
+        """
         self.require_runs_on(model)
         require_float_weights(model, self.name)
         chosen = self._chosen(model)
+        # room for a second copy, and as much again twice over for what the model computes
         room = 4 * sum(parameter.nbytes for parameter in chosen.values()) < free_bytes(input_device(model))
         if is_twin(model) or not room or any(map(is_split, chosen.values())):
             return self.attach(model, seed=seed)
