@@ -124,7 +124,7 @@ class Bench:
             "tried": [{k: v for k, v in t.items() if k != "answers"} for t in shift.record["sweep"]["trials"]],
             "device": str(self.model.device), "torch": torch.__version__,
         }  # fmt: skip
-        return {**made, **self.beside(of, fitted, kl, after, draw)} if said.every else made
+        return {**made, **self.beside(of, fitted, kl, after, draw)}
 
     def beside(self, of: Counted, fitted: Any, kl: float, after: dict[str, Any], draw: int) -> dict[str, Any]:
         """Return the sweep, the controls, and what `fit` says where there is nothing to be steered."""
@@ -322,26 +322,6 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
     return [line for heading, rows in filled for line in ("", *table_lines(heading, rows))]
 
 
-def beside_others(units: list[dict[str, Any]], swept: list[dict[str, Any]]) -> list[str]:
-    """Return a table with a line for each unit without a sweep, beside what those of other draws reach on average."""
-    lines = []
-    for u in units:
-        best = np.mean([best_of(o, u["kl"]) for o in swept if o["behaviour"] == u["behaviour"]])
-        (before, after), moved = (
-            (u[w]["repetition"] for w in ("before", "after")),
-            u["after"]["mean"] - u["before"]["mean"],
-        )
-        half = moved > 0 and moved >= (best - u["before"]["mean"]) / 2
-        lines.append([
-            f"{u['behaviour']} {u['draw']}", f"{u['layers'][0]}", f"{u['kl']:.2f}",
-            *(f"{n:.2f}" for n in (u["before"]["mean"], u["after"]["mean"], best)), "yes" if half else "no",
-            f"{100 * before:.0f} % -> {100 * after:.0f} %", u["verdict"],
-        ])  # fmt: skip
-    heading = ("draw", "layer", "KL", "before", "after", "best of other draws' sweeps", "half of it reached",
-               "word triples repeated", "`fit` says")  # fmt: skip
-    return table_lines(heading, lines)
-
-
 def show(folder: Path, record: Path | None) -> None:
     """Print the tables of the units that are there; keep what they are made from in a record, by the folder's name."""
     units = [short(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
@@ -362,7 +342,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="in each draw")
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=NAMES)
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4])
-    parser.add_argument("--every", type=int, default=1, help="sweep every so many layers; 0: no sweep and no controls")
+    parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")
     parser.add_argument("--controls", type=int, default=5, help="random directions, and random layers")
     parser.add_argument("--texts", type=int, default=24, help="neutral texts for the drift")
     parser.add_argument("--new-tokens", type=int, default=40)

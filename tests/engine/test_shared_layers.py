@@ -19,7 +19,7 @@ from trimtab.engine.shared_layers import SharedLayers
 from trimtab.evaluate.drift import drifts
 from trimtab.models.anatomy import decoder_layers
 from trimtab.models.heads import find_heads
-from trimtab.protocols import ALL_LAYERS, Edit, Positions
+from trimtab.protocols import ALL_LAYERS, Edit, Findings, Positions
 
 TEXTS = ["The sky.", "Snow fell on the old road all night.", "It rained.", "A cart went by, and then another one."]
 
@@ -129,3 +129,20 @@ def test_forwards_are_as_before_also_after_an_error() -> None:
         assert "forward" in vars(first)
         raise RuntimeError("stop")
     assert "forward" not in vars(first) and vars(second)["forward"] is own
+
+
+def test_drift_of_calls_that_share_findings_is_that_of_each_call_alone() -> None:
+    model, findings = tiny_model("llama"), Findings()
+    last = last_layer_residual(model)
+    middle = ResidualShift((1,), last.vectors)
+    for edits, texts in (
+        ([middle, last], TEXTS[:2]),
+        ([last], TEXTS[:2]),
+        ([last], TEXTS[2:]),
+        ([middle], TEXTS[2:]),  # what it starts from was recorded of these texts
+    ):
+        shared, alone = (
+            [of.per_text for of in drifts(model, tiny_tokenizer(), list[Edit](edits), texts=texts, findings=given)]
+            for given in (findings, None)
+        )
+        assert shared == alone

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from trimtab.devices import free_on_cpu, ran_out_of_memory
+from trimtab.devices import free_on_cpu, is_crowded, ran_out_of_memory
 from trimtab.errors import BadValue, OutOfMemory
 
 
@@ -61,3 +63,26 @@ def test_what_torch_says_of_an_impossible_size_on_this_cpu_is_too_little_memory(
     with pytest.raises(RuntimeError) as found:
         torch.empty(1 << 58, dtype=torch.uint8)
     assert ran_out_of_memory(found.value)
+
+
+HELD = "import torch; held = torch.empty({n}, dtype=torch.uint8, device='cuda'); print('held', flush=True); input()"
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_crowded_by_other_processes_and_not_by_this_ones_own_memory():
+    device = torch.device("cuda")
+    half = torch.cuda.mem_get_info(device)[0] * 6 // 10
+    assert not is_crowded(device)
+    own = torch.empty(half, dtype=torch.uint8, device=device)
+    assert not is_crowded(device)
+    del own
+    torch.cuda.empty_cache()
+    command = [sys.executable, "-c", HELD.format(n=half)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert is_crowded(device)
+        with pytest.raises(Exception, match="memory") as caught:
+            torch.empty(half, dtype=torch.uint8, device=device)
+        assert ran_out_of_memory(caught.value)
+        other.communicate(b"\n")
+    assert not is_crowded(device)

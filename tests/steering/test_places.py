@@ -17,13 +17,12 @@ from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import divergence, drift
 from trimtab.protocols import Measured, Meter
-from trimtab.steer import ShiftSpec, rank_sites
+from trimtab.steer import ShiftSpec, places, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
 from trimtab.steer.pipeline import fit
-from trimtab.steer.places import FEW, FRACTIONS, choose_place
+from trimtab.steer.places import FEW, Tries, choose_place
 from trimtab.steer.reading import ReadAnswers, Reader, read_texts
 from trimtab.steer.screen import screen
-from trimtab.steer.tries import Tries
 
 
 @pytest.fixture(scope="module", params=[every_layer, every_head], ids=["layers", "heads"])
@@ -66,55 +65,32 @@ def strength_of(edit: Any) -> float:
 
 @dataclass(frozen=True)
 class ByStrength(Meter):
-    """Goes by texts, which loop from a strength on, and finds stronger shifts better."""
+    """Goes by texts, and finds stronger shifts better."""
 
-    loops_from: float = float("inf")
-    worse_on: tuple[str, ...] = ()
-    """Items on which it finds weaker ones better, ten times as much."""
-    asked: Any = None
-    """Counts the edits that it was asked about, by the number of items."""
     name: ClassVar[str] = "by strength"
     shown: ClassVar[Sequence[str]] = ("text",)
 
     def measure(self, model, tokenizer, items, edits, *, asking="plain", seed=0):
-        if self.asked is not None:
-            self.asked.append((len(items), len(edits)))
-        return [Measured({item.key: self.row(item.key, strength_of(e)) for item in items}) for e in edits]
-
-    def row(self, key: str, strength: float) -> dict[str, Any]:
-        loops = strength > 0 and self.loops_from <= strength
-        text = "I do not know. " * 8 if loops else "one plain sentence of words that never come again"
-        worth = -10 * strength if key in self.worse_on else strength
-        return {"text": text, self.name: worth}
+        rows = [{"text": "said", self.name: strength_of(edit)} for edit in edits]
+        return [Measured({item.key: row for item in items}) for row in rows]
 
 
-def chosen_by(meter: Meter, more: Any = None) -> Any:
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+@pytest.mark.parametrize("loops_from", [0.0, 0.7, 9.0])
+def test_of_settings_whose_longer_answers_loop_none_is_taken_while_there_are_others(monkeypatch, loops_from):
+    def answers_many(_model, _tokenizer, asked, edits, **_):
+        loops = [not isinstance(edit, NoEdit) and strength_of(edit) / strongest >= loops_from for edit in edits]
+        plain = "one plain sentence of words that never come again"
+        return [["I do not know. " * 8 if loop else plain] * len(asked) for loop in loops]
+
+    model, tokenizer, strongest = tiny_model("llama"), tiny_tokenizer(), float("inf")
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
-    tries = Tries(1, 0.05, 2, texts=TEXTS, more=more)
-    return choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, metric=meter, tries=tries)
-
-
-@pytest.mark.parametrize("loops_from", [0.0, 0.65, 9.0])
-def test_of_settings_whose_answers_loop_none_is_taken_while_there_are_others(loops_from):
-    strongest = chosen_by(ByStrength()).strength
-    found = chosen_by(ByStrength(loops_from * strongest))
-    assert (found.strength < 0.65 * strongest) == (loops_from == 0.65)
+    how = {"metric": ByStrength(), "tries": Tries(1, 0.05, 2, texts=TEXTS)}
+    monkeypatch.setattr(places, "answers_many", answers_many)
+    strongest = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how).strength
+    found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
+    assert (found.strength < 0.7 * strongest) == (loops_from == 0.7)
     assert (found.record["sweep"]["repeats"]["after"] > 0.5) == (loops_from == 0)
-
-
-def test_the_last_word_is_that_of_further_items():
-    more = PairSet(tuple(ContrastPair(f"Why {i}?", ("yes",), ("no",)) for i in range(9)))
-    asked: list[tuple[int, int]] = []
-    agreeing = chosen_by(ByStrength(asked=asked), more)
-    contrary = chosen_by(ByStrength(worse_on=tuple(pair.key for pair in more)), more)
-    assert contrary.strength < 0.9 * agreeing.strength
-    # of unedited, random directions and two places, and of nothing else
-    assert [n for items, n in asked if items == 9] == [4]
-    read = [t["n"] for t in agreeing.record["sweep"]["trials"]]
-    assert sorted(set(read)) == [len(PAIRS), len(PAIRS) + 9] and read.count(len(PAIRS) + 9) == 4
-    assert agreeing.record["sweep"]["gain"]["n"] == agreeing.record["sweep"]["n_validation"] == len(PAIRS) + 9
 
 
 def activations(values: torch.Tensor) -> HeadActivations:
@@ -234,7 +210,7 @@ def test_each_neutral_text_runs_unedited_once_however_often_drift_is_measured(mo
     texts = [f"{text} Then night fell {i} times." for i, text in enumerate(TEXTS * 3)]
     made = choose_place(model, tokenizer, PAIRS, shift, ranking, tries=Tries(1, 0.05, 2, texts=texts))
     assert sum(seen) in (FEW, len(texts))  # the rest only where the budget is near
-    for trial in made.record["sweep"]["trials"][-len(FRACTIONS) :]:  # weaker and stronger ones, measured last
+    for trial in made.record["sweep"]["trials"][-4:]:  # weaker and stronger ones, measured last
         found = [float(drift(model, tokenizer, at(shift, trial), texts=texts[:n], max_tokens=48).kl) for n in (FEW, 9)]
         assert trial["kl"] in (pytest.approx(found[0], 1e-3), pytest.approx(found[1], 1e-3))
 

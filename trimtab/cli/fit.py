@@ -143,12 +143,11 @@ def _print(fitted: "Fitted", held_back: int) -> None:
                 f"{t['strength']:.3g}",
                 f"{t['kl']:.3f}",
                 f"{t['score']:.3f}",
-                f"{t['n']}",
-                _note(t, sweep),
+                "chosen" if t == sweep["chosen"] else "over budget" if t["kl"] > sweep["kl_budget"] else "",
             )
             for t in sweep["trials"]
         ]
-        print_table(("tried", "strength", "KL", sweep["metric"], "on", ""), rows, title="What was tried")
+        print_table(("tried", "strength", "KL", sweep["metric"], ""), rows, title="What was tried")
         for t in sorted(sweep["trials"], key=lambda t: t["strength"]):
             if t["answers"] and not t["control"] and t["sites"] in ((), sweep["chosen"]["sites"]):
                 at = f"strength {t['strength']:.3g}, KL {t['kl']:.2f}" if t["sites"] else "unedited"
@@ -178,16 +177,6 @@ def _print(fitted: "Fitted", held_back: int) -> None:
     if fitted.outcome is not None:
         lines.append(fitted.outcome.sentence)
     typer.echo("\n".join(lines))
-
-
-def _note(trial: dict[str, Any], sweep: dict[str, Any]) -> str:
-    from trimtab.steer.outcome import REPEATS
-
-    if trial == sweep["chosen"]:
-        return "chosen"
-    if trial["kl"] > sweep["kl_budget"]:
-        return "over budget"
-    return "repeats itself" if trial["repeats"] > sweep["repeats"]["before"] + REPEATS else ""
 
 
 def _line(text: str) -> str:

@@ -34,7 +34,8 @@ class SharedLayers:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep the outputs that the block's forward needs to be resumed from."""
+        """Keep the outputs that the block's forward needs to be resumed from, and none of a forward before."""
+        self.kept = {}
 
         def kept(start: int, run: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trimtab.devices import free_bytes
+from trimtab.devices import free_bytes, is_crowded
 from trimtab.engine.score import last_logits
 from trimtab.engine.shared_layers import SharedLayers
 from trimtab.errors import BadValue
@@ -50,12 +50,14 @@ def divergence_rows(
     shared = findings.once(("shared layers", *sorted(starts)), partial(SharedLayers, model, starts))
     batches = list(length_batches(ids, batch_size=batch_size, pad=pad_id(tokenizer), device=input_device(model)))
     of = [str([ids[place] for place in batch.indices]) for batch in batches]
-    held = len(batches) if set(of) <= findings.found.keys() else _held_at_once(model, batches[0])
-    kept = findings.found if held >= len(batches) else None
+    known = set(of) <= findings.found.keys()
+    held = len(batches) if known else _held_at_once(model, batches[0])
+    # what is kept stays until the last call, and other processes may want the memory
+    keeps = known or (held >= len(batches) and not is_crowded(input_device(model)))
     for start in tracked(range(0, len(batches), held), "measuring drift"):
         some, named = batches[start : start + held], of[start : start + held]
         unedited = [
-            _unedited(model, *one, shared, {} if kept is None else kept) for one in zip(named, some, strict=True)
+            _unedited(model, *one, shared, findings.found if keeps else {}) for one in zip(named, some, strict=True)
         ]
         for i, (way, rows) in enumerate(zip(ways, found, strict=True)):
             enter, unchanged = way or (lambda _: nullcontext(model), 0)

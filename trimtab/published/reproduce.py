@@ -108,7 +108,7 @@ def iti_table_1(
     meters, numbers = meters or answer_meters(convention="iti"), numbers or PublishedIti()
     parts = {seed: _five_percent(questions, seed) for seed in numbers.seeds}
     bank = sigma_bank(questions, seed=42)
-    setting = _setting(model, questions, [*parts.values()], meters, {**asdict(numbers), "sft": sft.describe()})
+    setting = _setting(model, questions, [*parts.values()], meters, {**asdict(numbers), "sft": repr(sft)})
 
     def run_of(seed: int) -> Run:
         part = parts[seed]

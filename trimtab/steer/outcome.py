@@ -10,8 +10,6 @@ from typing import Any, Literal
 VISIBLE, BARELY = {"reading": 0.35, "pair_margin": 3.0}, {"reading": 0.1}
 """What a score must gain for a shift to be said to work, and to work at all: of answers, a share of the way that was
 left to the positive texts; of pairs, nats (3: the positive side became 20 times likelier)."""
-DIRECTIONS = "random directions"
-"""The control that a gain is compared with."""
 REPEATS = 0.1
 """How much more of their word triples answers may repeat than the unedited model's do."""
 
@@ -44,7 +42,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up") -> Outcome:
     chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
     sign, gained = (-1 if better == "down" else 1), sweep.get("gain")
     gain = sign * (chosen["score"] - before)
-    control = next((t for t in sweep["trials"] if t.get("control") == DIRECTIONS), None)
+    control = next((t for t in sweep["trials"] if t.get("control") == "random directions"), None)
     by_chance = 0.0 if control is None else sign * (control["score"] - before)
     figures = f"{metric} {before:.3f} -> {chosen['score']:.3f}"
     if metric == "pair_margin":

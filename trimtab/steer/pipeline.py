@@ -28,8 +28,8 @@ from trimtab.steer.strength import Sweep, choose_strength
 from trimtab.storage import RECORD, kind_of, write_json, written_folder
 
 KIND = "fit"
-PROMPTS, MORE = 6, 24
-"""Prompts that are answered at each setting that is tried, and at the last candidates."""
+PROMPTS = 6
+"""Prompts that are answered at each setting that is tried."""
 VALIDATION = 0.4
 """The share of the given questions that ranks heads and chooses the strength."""
 
@@ -145,14 +145,11 @@ def fit(
     if spec.strength is not None:
         shift = every.first(k).scaled(spec.strength)
     elif ranking is not None:
-        tried_on, more = validation, None
-        prompted = [item for item in (*validation, *train) if item.asked.strip()]
+        tries = Tries(k, budget, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed)
+        tried_on, prompted = validation, [i for i, item in enumerate(validation) if item.asked.strip()]
         if metric is None and are_pairs(items) and prompted and not spec.quick:
             by = ReadAnswers(_reader(model, tokenizer, found, train, validation))
-            # the last candidates answer prompts of the fitted pairs too: what they say there was in no pair
-            tried_on = items.with_items(tuple(prompted[:PROMPTS]))
-            more = items.with_items(tuple(prompted[PROMPTS:MORE])) if len(prompted) > PROMPTS else None
-        tries = Tries(k, budget, 1 if spec.quick else Tries.n_places, spec.texts, seed=seed, more=more)
+            tried_on = validation.select(prompted[:PROMPTS])
         shift = choose_place(model, tokenizer, tried_on, every, ranking, metric=by, tries=tries)
     else:
         shift = choose_strength(

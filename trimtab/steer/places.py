@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +15,7 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.prose import validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import VectorEdit
+from trimtab.engine.conversation import answers_many
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.table import columns_of, summed_up
@@ -21,19 +24,21 @@ from trimtab.progress import tracked
 from trimtab.protocols import Edit, Findings, Measured, Meter
 from trimtab.steer.effect import SiteRanking
 from trimtab.steer.meters import Metric, meter_for
-from trimtab.steer.outcome import DIRECTIONS, REPEATS, repetition
+from trimtab.steer.outcome import REPEATS, repetition
 from trimtab.steer.strength import Trial, require_budget
-from trimtab.steer.tries import Setting, Tries, at_budget, first_settings
 
 Shift = TypeVar("Shift", bound=VectorEdit)
-FRACTIONS = (0.75, 0.5, 1.5)
-"""Of the chosen place's strength: further ones; the last may be over the budget, and shows what comes next."""
-ROOM = 0.5
-"""How much of `REPEATS` a setting may use up: the few prompts that say so are not those that will be asked."""
+SLACK = 0.95
+"""What is tried of the strength that should meet the budget: what differs from the law of squares has room there."""
+FRACTIONS = (0.25, 0.5, 0.75)
+"""Weaker strengths that are tried of the best place."""
 FEW, NEAR = 6, 0.75
 """Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
-FINALISTS = 3
-"""How many places, the best ones, are read on more items."""
+BEYOND = 1.5
+"""A stronger one, which is over the budget and shows what comes next."""
+LONG, CHECKED = 48, 4
+"""New tokens of the answers in which loops are looked for (whole sentences come again later than a meter reads), and of
+how many settings they are, the best first."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +50,43 @@ class SiteTrial(Trial):
     """Of a control, what it is; it cannot be chosen."""
     answers: tuple[str, ...] = ()
     """What was said, where the meter goes by generated texts."""
-    n: int = 0
-    """On how many items."""
-    repeats: float = 0.0
-    """How much of their word triples the answers repeat."""
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How much is tried, within which budget, on what."""
+
+    k: int = 1
+    """Sites that are shifted."""
+    kl_budget: float | int = 0.4
+    """In nats per token on neutral text, the edit at all positions."""
+    n_places: int = 4
+    """How many sites are tried in earnest: the best of as many parts of the model's depth; where several are shifted,
+    how many numbers of them."""
+    texts: Sequence[str] | None = None
+    """Neutral texts for the drift; eighteen of trimtab's own for choosing if not given. The first `FEW` of them say
+    where the budget is far away, all of them where it is near."""
+    max_tokens: int = 48
+    """Of each text."""
+    seed: int = 0
+    """Of the controls."""
+
+
+class _Setting(NamedTuple):
+    edit: Any
+    """At strength 1."""
+    control: str
+    strength: float
+
+    @property
+    def made(self) -> Any:
+        return self.edit.scaled(self.strength)
 
 
 class _Score(NamedTuple):
     value: float
     found: Measured
     answers: tuple[str, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.found.rows)
-
-    @property
-    def repeats(self) -> float:
-        return float(np.mean([repetition(text) for text in self.answers])) if self.answers else 0.0
 
 
 def choose_place(
@@ -78,17 +102,11 @@ def choose_place(
     """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
 
     The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
-    compared, and to ever smaller `SHARES` of it while they are over it or their answers repeat themselves, and yet
-    beat those of which neither is so. Beside them stand controls: sites drawn at random and random directions at the
-    first sites, brought to the drift of the budget. If there are `Tries.more` items, the unedited model, the random
-    directions and the `FINALISTS` best places are read on these too, and the last word is theirs. Further strengths
-    are tried of the best.
-
-    Where the meter goes by generated texts, none whose answers repeat themselves half of `REPEATS` more than the
-    unedited model's is taken while others remain.
-
-    The record keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under
-    "gain".
+    compared; weaker strengths are tried of the best. Beside them stand controls:
+    sites drawn at random and random directions at the first sites, brought to the same drift. The record
+    keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain". Where the
+    meter goes by generated texts, longer ones are looked at before a setting is taken: of settings whose answers repeat
+    themselves `REPEATS` more than the unedited model's none is taken while one of the `CHECKED` best does not.
 
     Args:
         items: questions or pairs.
@@ -99,170 +117,133 @@ def choose_place(
         BadDataset: no neutral texts.
         BadValue: a budget of no drift at all; nothing tried stays within it; a meter that says nothing of shifts.
     """
-    tries = tries or Tries()
+    meter, tries = meter_for(metric).choosing, tries or Tries()
     require_budget(tries.kl_budget)
-    tried = _Tried(model, tokenizer, meter_for(metric).choosing, tries)
+    texts = validation_texts()[: 3 * FEW] if tries.texts is None else tries.texts
+    if not texts:
+        raise BadDataset("no neutral texts to measure drift on; give some, or leave texts out for trimtab's own")
+
+    findings, bounds = Findings(), (0, FEW // 2, FEW, len(texts))
+
+    def kls_of(settings: Sequence[_Setting], n: int = FEW) -> list[float]:
+        """Return the drift on the first n texts, for n of `bounds`: these parts run unedited once for all calls."""
+        edits, parts = [s.made for s in settings], [texts[a:b] for a, b in pairwise(bounds) if a < min(n, len(texts))]
+        how: dict[str, Any] = {"max_tokens": tries.max_tokens, "findings": findings}
+        found = [drifts(model, tokenizer, edits, texts=part, **how) for part in parts]
+        return [float(np.mean([kl for d in of_edit for _, kl in d.per_text])) for of_edit in zip(*found, strict=True)]
+
+    def scores_of(edits: Sequence[Edit]) -> list[_Score]:
+        found = meter.instrument.measure(model, tokenizer, items, edits, asking=items.asking)
+        return [_score(meter, of) for of in found]
+
     steps = tracked(range(4), "trying places")
     next(steps)
-    settings = first_settings(shift, ranking, tries)
-    levels = at_budget(settings, lambda some: tried.kls_of(some, FEW // 2), tries.kl_budget)
+    settings = _at_budget(_settings(shift, ranking, tries), lambda some: kls_of(some, FEW // 2), tries.kl_budget)
     next(steps)
-    tried.add(levels[0], items)
-    latest = {i: i for i, setting in enumerate(settings) if not setting.control}
-    for level in levels[1:]:
-        weaker = tried.to_weaken(latest)
-        if weaker:
-            latest |= dict(zip(weaker, range(len(tried.settings), len(tried.settings) + len(weaker)), strict=True))
-            tried.add([level[i] for i in weaker], items)
+    kls = kls_of(settings)
+    unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
     next(steps)
-    finalists = tried.finalists()
-    best = min(finalists, key=tried.rank) if finalists else tried.order()[0]
+    near = [i for i, s in enumerate(settings) if not s.control and kls[i] <= 1.2 * tries.kl_budget]
+    if not near:  # weaker ones may stay within it
+        near = [min((i for i, s in enumerate(settings) if not s.control), key=kls.__getitem__)]
+    best = settings[max(near, key=lambda i: meter.sign * scores[i].value)]
+    weaker = [best._replace(strength=best.strength * f) for f in (*FRACTIONS, BEYOND)]
     next(steps)
-    of = tried.settings[best]
-    tried.add([of._replace(strength=of.strength * fraction) for fraction in FRACTIONS], items)
-    chosen = tried.chosen([*finalists, *range(len(tried.settings) - len(FRACTIONS), len(tried.settings))])
-    made: Any = tried.settings[chosen].made.with_record(sweep=tried.record(chosen))
+    settings, kls = [*settings, *weaker], [*kls, *kls_of(weaker)]
+    scores += scores_of([s.made for s in weaker])
+    within = [i for i, s in enumerate(settings) if not s.control and kls[i] <= tries.kl_budget]
+    within.sort(key=lambda i: (meter.sign * scores[i].value, -kls[i]))
+
+    def repeated(*edits: Edit) -> list[float]:
+        if not unedited.answers:
+            return [0.0] * len(edits)
+        asked, settings = [item.asked for item in items], {"max_new_tokens": LONG}
+        several = answers_many(model, tokenizer, asked, edits, asking=items.asking, settings=settings)
+        return [sum(map(repetition, texts)) / len(texts) for texts in several]
+
+    repeats, before = dict[int, float](), 0.0
+    while within and len(repeats) < CHECKED:
+        place = within.pop()
+        if kls[place] > NEAR * tries.kl_budget and len(texts) > FEW:
+            kls[place] = kls_of([settings[place]], len(texts))[0]
+            if kls[place] > tries.kl_budget:
+                continue
+        if repeats:
+            (repeats[place],) = repeated(settings[place].made)
+        else:
+            before, repeats[place] = repeated(NoEdit(), settings[place].made)
+        if repeats[place] <= before + REPEATS:
+            break
+    if not repeats:
+        raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
+    # the best of all, where each of them repeats itself: the outcome says so
+    chosen = next((i for i, share in repeats.items() if share <= before + REPEATS), next(iter(repeats)))
+    trials = [
+        SiteTrial(s.edit.n_sites, s.strength, kl, score.value, s.edit.sites, s.control, score.answers)
+        for s, kl, score in zip(settings, kls, scores, strict=True)
+    ]
+    record = {
+        "metric": meter.name,
+        "unit": meter.unit,
+        "judge": unedited.found.record.get("judge"),
+        "kl_budget": tries.kl_budget,
+        "better": meter.better,
+        "n_validation": len(items),
+        "trials": [asdict(t) for t in (SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers), *trials)],
+        "chosen": asdict(trials[chosen]),
+        "gain": _gain(meter, unedited.found, scores[chosen].found),
+        "repeats": {"before": before, "after": repeats[chosen]},
+    }
+    made: Any = settings[chosen].made.with_record(sweep=record)
     return made
 
 
-class _Tried:
-    """The settings that were tried so far, and what each did."""
+def _at_budget(
+    settings: Sequence[_Setting], kls_of: Callable[[Sequence[_Setting]], list[float]], budget: float | int
+) -> list[_Setting]:
+    """Return the settings at strengths whose drift should be the budget, after two rounds of measuring.
 
-    def __init__(self, model: Any, tokenizer: Any, meter: Meter, tries: Tries) -> None:
-        self.of, self.meter, self.tries, self.findings = (model, tokenizer), meter, tries, Findings()
-        self.texts = validation_texts()[: 3 * FEW] if tries.texts is None else tries.texts
-        if not self.texts:
-            raise BadDataset("no neutral texts to measure drift on; give some, or leave texts out for trimtab's own")
-        self.settings: list[Setting] = []
-        self.kls: list[float] = []
-        self.scores: list[_Score] = []
-        self.unedited: Any = None
-
-    def kls_of(self, settings: Sequence[Setting], n: int = FEW) -> list[float]:
-        """Return the drift on the first n texts, for n of `bounds`: these parts run unedited once for all calls."""
-        texts, bounds = self.texts, (0, FEW // 2, FEW, len(self.texts))
-        edits, parts = [s.made for s in settings], [texts[a:b] for a, b in pairwise(bounds) if a < min(n, len(texts))]
-        how: dict[str, Any] = {"max_tokens": self.tries.max_tokens, "findings": self.findings}
-        found = [drifts(*self.of, edits, texts=part, **how) for part in parts]
-        return [float(np.mean([kl for d in of_edit for _, kl in d.per_text])) for of_edit in zip(*found, strict=True)]
-
-    def scored(self, edits: Sequence[Edit], items: ItemSet[Any], before: Sequence[_Score] = ()) -> list[_Score]:
-        """Return what the meter says of the edits on the items, together with what it said on others before."""
-        found = self.meter.instrument.measure(*self.of, items, edits, asking=items.asking)
-        return [_score(self.meter, *both) for both in zip(found, before or [None] * len(edits), strict=True)]
-
-    def add(self, settings: Sequence[Setting], items: ItemSet[Any]) -> None:
-        """Try some settings."""
-        edits, first = [s.made for s in settings], self.unedited is None
-        scores = self.scored([*([NoEdit()] if first else ()), *edits], items)
-        if first:
-            self.unedited = scores.pop(0)
-        self.kls += self.kls_of(settings)
-        self.settings += settings
-        self.scores += scores
-
-    def loops(self, place: int) -> bool:
-        """Return whether a setting's answers repeat themselves more than the unedited model's, with room for chance."""
-        return self.scores[place].repeats > self.unedited.repeats + ROOM * REPEATS
-
-    def to_weaken(self, latest: Mapping[int, int]) -> list[int]:
-        """Return the places that loop or are over the budget at their latest setting, and beat those that do not."""
-        worth = {i: self.meter.sign * self.scores[at].value for i, at in latest.items()}
-        strong = [i for i, at in latest.items() if self.loops(at) or self.kls[at] > self.tries.kl_budget]
-        held = max((worth[i] for i in latest if i not in strong), default=float("-inf"))
-        return [i for i in strong if worth[i] > held]
-
-    def rank(self, place: int) -> tuple[bool, float, float]:
-        """Return what settings are ordered by, the best first: those that loop come last."""
-        return self.loops(place), -self.meter.sign * self.scores[place].value, self.kls[place]
-
-    def order(self) -> list[int]:
-        """Return the settings within the budget, or what is nearest, best first."""
-        free = [i for i, s in enumerate(self.settings) if not s.control]
-        within = [i for i in free if self.kls[i] <= self.tries.kl_budget]
-        return sorted(within or [min(free, key=self.kls.__getitem__)], key=self.rank)
-
-    def keeps_budget(self, place: int) -> bool:
-        """Return whether a setting is within the budget, by all texts where it is near."""
-        if self.kls[place] > NEAR * self.tries.kl_budget and len(self.texts) > FEW:
-            self.kls[place] = self.kls_of([self.settings[place]], len(self.texts))[0]
-        return self.kls[place] <= self.tries.kl_budget
-
-    def finalists(self) -> list[int]:
-        """Return the best setting of each of the best places, which are read on the further items."""
-        found: dict[Any, int] = {}
-        for place in self.order():
-            sites = self.settings[place].edit.sites
-            if sites not in found and len(found) < FINALISTS and self.keeps_budget(place):
-                found[sites] = place
-        self.read_more(list(found.values()), controls=True)
-        return list(found.values())
-
-    def chosen(self, places: Sequence[int]) -> int:
-        """Return the best of these settings; others than finalists are read on further items while all before loop.
-
-        Raises:
-            BadValue: nothing stays within the budget.
-        """
-        read = list[int]()
-        for place in places:
-            known = self.tries.more is None or self.scores[place].n == self.unedited.n
-            if (known or all(map(self.loops, read))) and self.keeps_budget(place):
-                if not known:
-                    self.read_more([place], controls=False)
-                read.append(place)
-        if not read:
-            raise BadValue(f"nothing that was tried stays within a KL of {self.tries.kl_budget}; raise kl_budget")
-        return min(read, key=self.rank)  # where each of them repeats itself, the outcome says so
-
-    def read_more(self, places: Sequence[int], *, controls: bool) -> None:
-        """Read settings on the further items too, if there are any, and what they are compared with."""
-        if self.tries.more is None or not places:
-            return
-        places = [*(i for i, s in enumerate(self.settings) if controls and s.control == DIRECTIONS), *places]
-        edits = [*([NoEdit()] if controls else ()), *(self.settings[i].made for i in places)]
-        before = [*([self.unedited] if controls else ()), *(self.scores[i] for i in places)]
-        scores = self.scored(edits, self.tries.more, before)
-        if controls:
-            self.unedited = scores.pop(0)
-        for place, score in zip(places, scores, strict=True):
-            self.scores[place] = score
-
-    def record(self, chosen: int) -> dict[str, Any]:
-        """Return all that was tried, for the record."""
-        trials = [
-            SiteTrial(
-                s.edit.n_sites,
-                s.strength,
-                kl,
-                x.value,
-                s.edit.sites,
-                s.control,
-                x.answers,
-                len(x.found.rows),
-                x.repeats,
-            )
-            for s, kl, x in zip(self.settings, self.kls, self.scores, strict=True)
+    Drift is a power of the strength: of exponent 2 where it is small, which is assumed first, and then as measured.
+    """
+    before, exponents = None, [2.0] * len(settings)
+    for _ in range(2):
+        now = [math.log(max(kl, 1e-9)) for kl in kls_of(settings)]
+        logs = [math.log(s.strength) for s in settings]
+        if before is not None:
+            steps = zip(logs, before[0], now, before[1], strict=True)
+            exponents = [min(6.0, max(1.0, (y - v) / (x - u))) if abs(x - u) > 0.05 else 2.0 for x, u, y, v in steps]
+        before = logs, now
+        wanted = [
+            math.log(SLACK) + x + (math.log(budget) - y) / n for x, y, n in zip(logs, now, exponents, strict=True)
         ]
-        before = self.unedited
-        unedited = SiteTrial(0, 0.0, 0.0, before.value, answers=before.answers, n=before.n, repeats=before.repeats)
-        return {
-            "metric": self.meter.name,
-            "unit": self.meter.unit,
-            "judge": before.found.record.get("judge"),
-            "kl_budget": self.tries.kl_budget,
-            "better": self.meter.better,
-            "n_validation": before.n,
-            "trials": [asdict(t) for t in (unedited, *trials)],
-            "chosen": asdict(trials[chosen]),
-            "gain": _gain(self.meter, before.found, self.scores[chosen].found),
-            "repeats": {"before": before.repeats, "after": trials[chosen].repeats},
-        }
+        settings = [s._replace(strength=math.exp(x)) for s, x in zip(settings, wanted, strict=True)]
+    return list(settings)
 
 
-def _score(meter: Meter, found: Measured | None, before: _Score | None) -> _Score:
-    if found is not None and before is not None:
-        found = Measured({**before.found.rows, **found.rows}, record=found.record)
+def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:
+    """Return what is tried first, at the strengths that are expected to meet the budget."""
+    k, sites = tries.k, ranking.sites
+    if k == 1:
+        layers = sorted({place.layer for place in shift.probed})
+        part = {place: layers.index(place[0]) * tries.n_places // len(layers) for place in ranking.effects}
+        best = dict(zip(reversed(part.values()), reversed(sites), strict=True))  # the first of each part stays
+        groups = sorted(((site,) for site in best.values()), key=lambda group: sites.index(group[0]))
+    else:
+        groups = [tuple(sites[: max(1, k >> n)]) for n in range(tries.n_places)]
+    groups = list(dict.fromkeys(groups))
+    left = sorted(set(sites) - {site for group in groups for site in group}) or sorted(set(sites) - set(groups[0]))
+    drawn = random.Random(tries.seed).sample(left, min(k, len(left)))
+
+    def setting(edit: Any, control: str = "") -> _Setting:
+        return _Setting(edit, control, ranking.reach(edit.sites, tries.kl_budget))
+
+    found = [setting(shift.on(group)) for group in groups]
+    if drawn:
+        found.append(setting(shift.on(drawn), "random places"))
+    return [*found, setting(shift.on(groups[0]).randomised(tries.seed), "random directions")]
+
+
+def _score(meter: Meter, found: Measured | None) -> _Score:
     value = summed_up(meter, found)
     if value is None or found is None:
         raise BadValue(f"{meter.name} says nothing of shifts; choose by another meter")

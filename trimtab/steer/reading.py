@@ -69,8 +69,7 @@ class ReadAnswers(Meter):
     """
 
     reader: Reader
-    max_new_tokens: int = 32
-    """Whole sentences come again later than a few words show."""
+    max_new_tokens: int = 20
     name: ClassVar[str] = "reading"
     unit: ClassVar[str] = "of the way"
     shown: ClassVar[Sequence[str]] = ("text",)
