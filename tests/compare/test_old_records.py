@@ -10,7 +10,6 @@ import pytest
 
 from tests.comparing import METERS, SpyMethod, tiny_run
 from trimtab.compare import Comparison
-from trimtab.compare.specification import told_apart
 from trimtab.errors import Incompatible
 from trimtab.report.markdown import to_markdown
 
@@ -63,13 +62,3 @@ def test_an_old_folder_gives_the_same_rows_and_is_not_gone_on_with(tmp_path):
     assert "judge length_judge" in to_markdown(old) and "Chosen by: True*Info" in to_markdown(old)
     with pytest.raises(Incompatible, match="was begun by the version before: it can be reported on, not gone on with"):
         tiny_run(tmp_path / "run", [SpyMethod()], seeds=(0,), meters=METERS)
-
-
-def test_a_plain_class_of_a_user_s_is_the_same_method_in_another_process():
-    class Plain:
-        def __init__(self, size):
-            self.size = size
-
-    one, same, other = (told_apart(Plain(size)) for size in (1, 1, 2))
-    assert one == same == "Plain({'size': 1})" != other
-    assert told_apart([Plain(1)]) == told_apart([Plain(1)])  # as among the parts of a stack

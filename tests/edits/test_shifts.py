@@ -203,7 +203,7 @@ def test_a_shift_records_where_it_came_from(acts, probes):
 @every_direction
 @pytest.mark.parametrize("label", [True, False])
 def test_data_of_one_class_are_refused(acts, probes, direction, label):
-    with pytest.raises(BadDataset, match=f"all 240 statements are {str(label).lower()}: add statements of the other"):
+    with pytest.raises(BadDataset, match=f"all 240 statements are {str(label).lower()}: give more of the other"):
         fit_shift(acts.select(acts.labels == label), probes, direction=direction)
 
 

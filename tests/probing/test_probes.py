@@ -158,7 +158,7 @@ def test_swapping_the_labels_flips_the_direction_and_keeps_the_accuracy(fit, pla
 @pytest.mark.parametrize("label", [True, False])
 def test_data_of_one_class_are_refused(fit, planted, held, label):
     one_class = planted.select(planted.labels == label)
-    with pytest.raises(BadDataset, match=f"all 240 statements are {str(label).lower()}: add statements of the other"):
+    with pytest.raises(BadDataset, match=f"all 240 statements are {str(label).lower()}: give more of the other"):
         fit(one_class)
     with pytest.raises(BadDataset, match="all 120 statements are"):
         fit(planted, validation=held.select(held.labels == label))

@@ -25,6 +25,10 @@ FREE = ("versions", "hardware")
 """Those of the process that began the run; every record says on which machine it was made."""
 
 
+_PLACE = re.compile(" at 0x[0-9a-f]+")
+"""Where an object, such as a function, stands in memory: another place in every process."""
+
+
 def specification(job: Job, model: Any) -> dict[str, Any]:
     """Return what a run compares, and with what."""
     made_on = fingerprint(model)
@@ -35,7 +39,7 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
         "model": {**made_on, "sample": hash_of(made_on["sample"])[:16]},
         "questions": _described(job.questions),
         "test": _described(job.test) if job.test else None,
-        "methods": {name: told_apart(method) for name, method in job.methods.items()},
+        "methods": {name: _PLACE.sub("", repr(method)) for name, method in job.methods.items()},
         "told": {name: in_words(method) for name, method in job.methods.items()},
         "grids": {name: len(settings_of(method)) for name, method in job.fitted.items()},
         "controls": {name: control.follows for name, control in job.controls.items()},
@@ -44,13 +48,6 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
         "versions": versions(),
         "hardware": hardware(model),
     }
-
-
-def told_apart(method: Any) -> str:
-    """Return a method's repr without places in memory, which differ between processes; a plain class's fields else."""
-    plain = type(method).__repr__ is object.__repr__
-    said = f"{type(method).__name__}({vars(method)})" if plain else repr(method)
-    return re.sub(r" at 0x[0-9a-f]+", "", said)
 
 
 def _described(questions: Any) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trimtab.protocols.edit import Edit
+from trimtab.protocols.plain_repr import FieldsRepr
 
 
-class Control(ABC):
+class Control(FieldsRepr, ABC):
     """What could have had another method's effect by luck: it takes that row's chosen edit and draws others like it."""
 
     name: str

@@ -20,6 +20,7 @@ from trimtab.card import card_of
 from trimtab.errors import BadValue, Incompatible
 from trimtab.hub import folder_of, push_folder
 from trimtab.protocols.costs import Cost
+from trimtab.protocols.plain_repr import FieldsRepr
 from trimtab.protocols.positions import EnterAt, Positions
 from trimtab.storage import written_file
 
@@ -27,7 +28,7 @@ ALL_LAYERS = sys.maxsize
 """`unchanged_layers` of an edit that leaves the model as it is."""
 
 
-class Edit(ABC):
+class Edit(FieldsRepr, ABC):
     """A change to how a model behaves, measured the same way whatever made it.
 
     Only `name` and `applied` must be given. Laws (the contracts of the tests hold every Edit to them): strength 0

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from trimtab.errors import BadValue
 from trimtab.protocols.edit import Edit
+from trimtab.protocols.plain_repr import FieldsRepr
 
 T = TypeVar("T")
 Knobs: TypeAlias = Mapping[str, Any]
@@ -30,7 +31,7 @@ class Findings:
         return self.found[what]
 
 
-class Method(ABC):
+class Method(FieldsRepr, ABC):
     """A way of making an Edit from training questions. Only `fit` must be given."""
 
     name: str = ""
