@@ -147,7 +147,12 @@ def _scored(
     form = asking_for({"lm-eval": "primer"}.get(convention, convention), tokenizer, questions)
     convention = convention if convention in ("lm-eval", "iti") else form.name  # pyright: ignore[reportAssignmentType]
     form = ITI if convention == "iti" else form
-    bare, *asked = (tuple(asked_by(edit, form, q.question) for q in questions) for edit in (NoEdit(), *edits))
+
+    def asked_under(edit: Edit) -> tuple[Asked, ...]:
+        return tuple(asked_by(edit, form, q.question) for q in questions)
+
+    asked, whole = [asked_under(edit) for edit in edits], tuple(questions)
+    bare = findings.once(("nothing before", convention, whole), partial(asked_under, NoEdit()))
     options, n_tokens = dict(zip(("batch_size", "token_budget"), budget, strict=True)), 0
 
     def score(alike: list[int]) -> Sequence[Sequence[float]]:
@@ -155,7 +160,7 @@ def _scored(
         own = asked[alike[0]]
         kept = findings if own == bare else Findings()
         read = partial(_answer_tokens, model, tokenizer, questions, own, convention)
-        tokens = kept.once((convention, own, tuple(questions)), read)
+        tokens = kept.once((convention, own, whole), read)
         scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], **options)
         n_tokens += scores.tokens_computed
         return scores.logprobs

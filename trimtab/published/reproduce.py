@@ -77,7 +77,8 @@ def iti_two_fold(
         shift = _iti(model, tokenizer, parts[fold], bank, numbers, seed=42)
         return _measured(model, tokenizer, parts[fold].test, {"Baseline": NoEdit(), "ITI": shift}, meters)
 
-    runs = [_kept(keep, fold, [fingerprint(model), setting], run_of) for fold in tracked(range(2), "folds")]
+    made_from = [fingerprint(model), setting]
+    runs = [_kept(keep, fold, made_from, run_of) for fold in tracked(range(2), "folds")]
     # both folds belong to one seed: together they measure every question once
     return Reproduction(
         "iti-2fold", pooled_runs([runs], meters), tuple(meters), TWO_FOLD.get(name_of(model), {}), DEVIATIONS, setting
@@ -125,7 +126,8 @@ def iti_table_1(
         }
         return _measured(model, tokenizer, part.test, edits, meters)
 
-    runs = [[_kept(keep, seed, [fingerprint(model), setting], run_of)] for seed in tracked(numbers.seeds, "runs")]
+    made_from = [fingerprint(model), setting]
+    runs = [[_kept(keep, seed, made_from, run_of)] for seed in tracked(numbers.seeds, "runs")]
     deviations = (
         *DEVIATIONS,
         "SFT follows the paper's words (its code was not published); few-shot shows five of the fitted questions.",
