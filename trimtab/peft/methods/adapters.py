@@ -52,8 +52,10 @@ class AttachedAdapter(Attached):
         base = base_of(model)
         if getattr(base, "peft_config", None):
             raise Incompatible(f"the model carries an adapter already; detach or merge it before attaching {what}")
-        self.what = what
+        self.what, self._base = what, base
         self._snapshot, before = Snapshot(base), list(base.parameters())
+        self._worn: Snapshot | None = None
+        """What the model looked like with the adapter, when it was taken off."""
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         """Parameters of the model itself that are trained in place (biases), as they were."""
         self.free: dict[str, int] = {}
@@ -67,6 +69,7 @@ class AttachedAdapter(Attached):
             self.model.train(base.training)
             self._snapshot.restore_modes()
             self._own = [(p, p.detach().to("cpu", copy=True)) for p in before if p.requires_grad]
+            self._biased = bool(self._own)
         except BaseException:
             self._snapshot.restore()
             raise
@@ -149,10 +152,23 @@ class AttachedAdapter(Attached):
     @torch.no_grad()
     def detach(self) -> None:
         """Take the adapter off."""
+        if self._worn is None:
+            self._worn = Snapshot(self._base)
         self._snapshot.restore()
         while self._own:
             parameter, value = self._own.pop()
             parameter.copy_(value)
+
+    def attached_again(self, model: Any) -> bool:
+        """Put the same modules back; return False if the model is another by now, or biases of its own were trained."""
+        before = Snapshot(self._base)
+        if base_of(model) is not self._base or self._worn is None or self._biased or not self._snapshot.holds():
+            return False
+        require_no_compiled_graph(model)
+        self._worn.restore()
+        self._snapshot, self._worn = before, None
+        before.restore_modes()
+        return True
 
 
 @dataclass(frozen=True)

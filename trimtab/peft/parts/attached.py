@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -83,6 +84,10 @@ class Attached(ABC):
     @abstractmethod
     def detach(self) -> None:
         """Leave the model exactly as before: modules, weights, requires_grad, modes, hooks. May be called twice."""
+
+    def attached_again(self, model: Any) -> bool:  # noqa: ARG002
+        """Put parts that were detached back on the model; return False where that cannot be, or not on this model."""
+        return False
 
 
 def copy_strictly(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
