@@ -89,7 +89,7 @@ class TunedEdit(Edit):
             self.method.load(attached, self.tensors, self.strength)
             yield attached
         finally:
-            attached.detach()
+            attached.detach() if self._held is None else attached.put_aside()
 
     def _attached(self, model: Any) -> Attached:
         if "model" in self.record:

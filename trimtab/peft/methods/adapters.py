@@ -69,7 +69,6 @@ class AttachedAdapter(Attached):
             self.model.train(base.training)
             self._snapshot.restore_modes()
             self._own = [(p, p.detach().to("cpu", copy=True)) for p in before if p.requires_grad]
-            self._biased = bool(self._own)
         except BaseException:
             self._snapshot.restore()
             raise
@@ -152,22 +151,23 @@ class AttachedAdapter(Attached):
     @torch.no_grad()
     def detach(self) -> None:
         """Take the adapter off."""
-        if self._worn is None:
-            self._worn = Snapshot(self._base)
         self._snapshot.restore()
         while self._own:
             parameter, value = self._own.pop()
             parameter.copy_(value)
 
+    def put_aside(self) -> None:
+        """Take the adapter off, and keep its modules; not where biases of the model's own were trained beside them."""
+        if self._worn is None and not self._own:
+            self._worn = Snapshot(self._base)
+        self.detach()
+
     def attached_again(self, model: Any) -> bool:
-        """Put the same modules back; return False if the model is another by now, or biases of its own were trained."""
-        before = Snapshot(self._base)
-        if base_of(model) is not self._base or self._worn is None or self._biased or not self._snapshot.holds():
+        """Put the modules that were kept back; return False if there are none, or the model is another by now."""
+        if self._worn is None or base_of(model) is not self._base or not self._snapshot.holds():
             return False
         require_no_compiled_graph(model)
         self._worn.restore()
-        self._snapshot, self._worn = before, None
-        before.restore_modes()
         return True
 
 

@@ -85,8 +85,12 @@ class Attached(ABC):
     def detach(self) -> None:
         """Leave the model exactly as before: modules, weights, requires_grad, modes, hooks. May be called twice."""
 
+    def put_aside(self) -> None:
+        """Detach the parts, and keep for `attached_again` what takes long to make."""
+        self.detach()
+
     def attached_again(self, model: Any) -> bool:  # noqa: ARG002
-        """Put parts that were detached back on the model; return False where that cannot be, or not on this model."""
+        """Put parts that were put aside back; return False where nothing was kept, or not for the model as it is."""
         return False
 
 
