@@ -55,6 +55,7 @@ def test_every_fact_is_written_and_asked_once_in_every_seed_s_draws(tmp_path):
             meters=QUICK,
             folds=3,
             seeds=(0, 1),
+            trials=1,
             out=tmp_path / "run",
         )
     assert [len(draw) for draw in spy.log] == [2] * 6

@@ -232,25 +232,6 @@ def test_hooks_are_as_before_after_the_edit_refuses_a_forward(name):
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("name", slowly(list(EDITS), *VARIANTS))
-def test_a_held_edit_is_the_edit_each_time_and_leaves_the_model_as_before(name):
-    model, edit = made(name, "llama-gqa")
-    before, left = state_of(model), attributes_of(model)
-    with edit.applied(model, "all") as edited:
-        alone = logits(edited)
-    with other_shift(model).applied(model, "all"), edit.applied(model, "all") as edited:
-        both = logits(edited)
-    with edit.held() as held:
-        for inside in (False, False, True, False):
-            outer = other_shift(model).applied(model, "all") if inside else contextlib.nullcontext()
-            with outer, held.applied(model, "all") as edited:
-                assert torch.equal(logits(edited), both if inside else alone)
-            assert (state_of(model), attributes_of(model)) == (before, left)
-        with pytest.raises(ZeroDivisionError), held.applied(model, "all"):
-            1 / 0  # noqa: B018
-        assert (state_of(model), attributes_of(model)) == (before, left)
-
-
 @pytest.mark.parametrize("positions", ["generated", "all"])
 @every_edit
 def test_each_nested_edit_leaves_the_outer_one_in_place(name, positions):

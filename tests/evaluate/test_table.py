@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from tests.cases import TUNING
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.edits.combined import NoEdit, Stacked
@@ -17,7 +16,6 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import Verdict, answer_meters, drift, generate_answers, multiple_choice
 from trimtab.evaluate.table import Row, Table, pooled, table
 from trimtab.intervals import Estimate
-from trimtab.peft import LoRA
 from trimtab.protocols import Cost
 
 FEW_SHOT = Prompted((("What is snow?", "Snow is white."),))
@@ -82,19 +80,6 @@ def test_rows_hold_what_the_meters_say_when_called_alone(made):
         assert row.edit == edit.describe()
     # otherwise mixed-up rows would not show
     assert len({float(row.mc2) for row in result.rows}) == 4
-
-
-def test_a_tuned_edit_is_attached_once_for_all_meters_and_gives_what_they_say_alone(monkeypatch):
-    model, attached = tiny_model(), []
-    plain = LoRA.attach
-    lora = TUNING["lora"].fit(model, tiny_tokenizer(), tiny_questions(4))
-    monkeypatch.setattr(LoRA, "attach", lambda *a, **options: attached.append(plain(*a, **options)) or attached[-1])
-    (row,) = table(model, tiny_tokenizer(), tiny_questions(5), [lora], texts=TEXTS, **METERS).rows
-    assert len(attached) == 1
-    assert row.kl == drift(model, tiny_tokenizer(), lora, texts=TEXTS).kl
-    assert row.mc1 == multiple_choice(model, tiny_tokenizer(), tiny_questions(5), lora).mc1
-    assert float(row.kl) > 0
-    assert len(attached) == 3  # the control: alone, each puts it in place
 
 
 def test_rows_hold_their_drift_prompting_ones_too(made):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from contextlib import nullcontext
@@ -87,27 +86,6 @@ def test_scaled_by_zero_is_the_base_to_the_bit_and_by_two_goes_further(name, tun
 def test_methods_whose_effect_has_no_strength_refuse_to_be_scaled(name, tuned):
     with pytest.raises(BadValue, match="cannot be scaled"):
         tuned(name).scaled(2)
-
-
-def test_a_held_adapter_is_made_once_for_as_long_as_the_model_stays_what_it_was(tuned):
-    model, edit = tiny_model("llama-gqa"), tuned("lora")
-
-    def worn(by):
-        with by.applied(model) as edited:
-            return edited
-
-    with edit.held() as held:
-        first = worn(held)
-        assert worn(held) is first
-        with edit.applied(model), pytest.raises(Incompatible, match="carries an adapter already"):
-            worn(held)
-        layer, model.model.layers[0] = model.model.layers[0], copy.deepcopy(model.model.layers[0])
-        assert worn(held) is not first
-        model.model.layers[0] = layer
-        assert worn(edit) is not worn(edit)  # the control: not held
-        model.compile(backend="eager")
-        with pytest.raises(Incompatible, match="compiled"):
-            worn(held)
 
 
 def test_scaled_takes_finite_numbers_and_is_described(tuned):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,12 +63,10 @@ def measurements_of(
 ) -> list[dict[str, Measured | None]]:
     """Return for every edit what each instrument found, by its name (see `instruments`)."""
     found: list[dict[str, Measured | None]] = [{} for _ in edits]
-    with contextlib.ExitStack() as stack:
-        edits = [stack.enter_context(edit.held()) for edit in edits]
-        for instrument in instruments(meters):
-            several = instrument.meter.measure(model, tokenizer, items, edits, asking=asking, seed=seed)
-            for of_edit, one in zip(found, several, strict=True):
-                of_edit[instrument.name] = one
+    for instrument in instruments(meters):
+        several = instrument.meter.measure(model, tokenizer, items, edits, asking=asking, seed=seed)
+        for of_edit, one in zip(found, several, strict=True):
+            of_edit[instrument.name] = one
     return found
 
 

@@ -62,8 +62,6 @@ class TunedEdit(Edit):
     strength: float | int = 1.0
     """What the effect is multiplied by: 1 as it was learned, 0 for none."""
     leaves_prompt_unedited: bool = False
-    _held: list[Attached] | None = field(default=None, compare=False)
-    """The parts that were attached last, while the edit is held."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -89,26 +87,12 @@ class TunedEdit(Edit):
             self.method.load(attached, self.tensors, self.strength)
             yield attached
         finally:
-            attached.detach() if self._held is None else attached.put_aside()
+            attached.detach()
 
     def _attached(self, model: Any) -> Attached:
         if "model" in self.record:
             require_same_model(self.record["model"], model, f"the edit {self.name!r}")
-        if self._held and self._held[0].attached_again(model):
-            return self._held[0]
-        attached = self.method.attach_for_use(model, seed=self.record.get("seed", 0))
-        if self._held is not None:
-            self._held[:] = [attached]
-        return attached
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[TunedEdit]:
-        """Yield the edit, whose parts are kept when they are taken off: PEFT takes longer to make them than to run."""
-        kept: list[Attached] = []
-        try:
-            yield replace(self, _held=kept)
-        finally:
-            kept.clear()
+        return self.method.attach_for_use(model, seed=self.record.get("seed", 0))
 
     def scaled(self, factor: float | int) -> TunedEdit:
         """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""

@@ -137,6 +137,8 @@ def measured(
     Raises:
         ShapeError: validation activations of another geometry than the coefficients.
     """
+    from scipy.stats import mannwhitneyu  # a second of import that steering alone does not need
+
     empty = torch.zeros(1, len(intercept), dtype=torch.float64)
     bare = HeadProbes(coef[None], intercept[None], empty, empty, empty, empty, empty, validation.layers, (), record)
     scores = bare.scores(validation)[:, 0].double().numpy()
@@ -148,16 +150,11 @@ def measured(
     drawn = resampled_means(per_question)
     low, high = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
     sides = [scores[labels == label] for label in (True, False)]
-    auroc = np.array([_auroc(*of_head) for of_head in zip(*(side.T for side in sides), strict=True)])
+    # how often a true statement scores above a false one, ties counting half (Mann & Whitney 1947)
+    auroc = mannwhitneyu(*sides, axis=0, method="asymptotic").statistic / (len(sides[0]) * len(sides[1]))
     apart, spread = sides[0].mean(0) - sides[1].mean(0), np.sqrt((sides[0].var(0) + sides[1].var(0)) / 2)
     separation = np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 0)
     found = {"accuracy": right.mean(0), "accuracy_low": low, "accuracy_high": high, "auroc": auroc}
     found["separation"] = separation
     figures = {name: torch.from_numpy(values)[None] for name, values in found.items()}
     return replace(bare, validation_questions=tuple(questions.tolist()), **figures)
-
-
-def _auroc(true: Float[np.ndarray, " t"], false: Float[np.ndarray, " f"]) -> float:
-    """Return how often a true statement scores above a false one, ties counting half (Mann & Whitney 1947)."""
-    below, not_above = (np.searchsorted(np.sort(false), true, side).mean() for side in ("left", "right"))
-    return float(below + not_above) / (2 * len(false))

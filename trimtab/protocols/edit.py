@@ -7,7 +7,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,13 +83,6 @@ class Edit(FieldsRepr, ABC):
         For the time in which nobody changes the model's weights or modules: one call, not longer.
         """
         return partial(self.applied, model)
-
-    def held(self) -> AbstractContextManager[Edit]:
-        """Return a block that yields the edit, to be put in place there again and again, and what that takes kept.
-
-        For the time in which nobody changes the model's weights.
-        """
-        return nullcontext(self)
 
     def prompt(self, question: str) -> str | None:  # noqa: ARG002
         """Return the whole context to ask `question` in, or None to leave the choice to the measurement."""

@@ -52,10 +52,8 @@ class AttachedAdapter(Attached):
         base = base_of(model)
         if getattr(base, "peft_config", None):
             raise Incompatible(f"the model carries an adapter already; detach or merge it before attaching {what}")
-        self.what, self._base = what, base
+        self.what = what
         self._snapshot, before = Snapshot(base), list(base.parameters())
-        self._worn: Snapshot | None = None
-        """What the model looked like with the adapter, when it was taken off."""
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         """Parameters of the model itself that are trained in place (biases), as they were."""
         self.free: dict[str, int] = {}
@@ -155,20 +153,6 @@ class AttachedAdapter(Attached):
         while self._own:
             parameter, value = self._own.pop()
             parameter.copy_(value)
-
-    def put_aside(self) -> None:
-        """Take the adapter off, and keep its modules; not where biases of the model's own were trained beside them."""
-        if self._worn is None and not self._own:
-            self._worn = Snapshot(self._base)
-        self.detach()
-
-    def attached_again(self, model: Any) -> bool:
-        """Put the modules that were kept back; return False if there are none, or the model is another by now."""
-        if self._worn is None or base_of(model) is not self._base or not self._snapshot.holds():
-            return False
-        require_no_compiled_graph(model)
-        self._worn.restore()
-        return True
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -84,14 +83,6 @@ class Attached(ABC):
     @abstractmethod
     def detach(self) -> None:
         """Leave the model exactly as before: modules, weights, requires_grad, modes, hooks. May be called twice."""
-
-    def put_aside(self) -> None:
-        """Detach the parts, and keep for `attached_again` what takes long to make."""
-        self.detach()
-
-    def attached_again(self, model: Any) -> bool:  # noqa: ARG002
-        """Put parts that were put aside back; return False where nothing was kept, or not for the model as it is."""
-        return False
 
 
 def copy_strictly(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:

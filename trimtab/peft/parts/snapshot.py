@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -17,9 +16,9 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._attributes = dict(vars(model))
+        self._attributes = set(vars(model))
         self._modules = [(m, dict(m._modules), dict(m._parameters), m.training) for m in model.modules()]
-        self._hooks = [(hooks, dict(hooks)) for m in model.modules() for hooks in _hooks_of(m)]
+        self._hooks = [(hooks, set(hooks)) for m in model.modules() for hooks in _hooks_of(m)]
         self._trainable = [(p, p.requires_grad, p.grad) for p in model.parameters()]
 
     def restore_modes(self) -> None:
@@ -28,17 +27,6 @@ class Snapshot:
             module.training = self._model.training
         for module, _, _, training in self._modules:
             module.training = training
-
-    def holds(self) -> bool:
-        """Return whether the model has the modules, parameters, hooks and attributes that it had."""
-        tables = (
-            pair for m, *before, _ in self._modules for pair in zip((m._modules, m._parameters), before, strict=True)
-        )
-        return (
-            vars(self._model).keys() == self._attributes.keys()
-            and all(_ids(now) == _ids(before) for now, before in tables)
-            and all(hooks.keys() == before.keys() for hooks, before in self._hooks)
-        )
 
     def restore(self) -> None:
         """Leave the model as it was."""
@@ -49,20 +37,13 @@ class Snapshot:
             module._parameters.update(parameters)
             module.training = training
         for hooks, before in self._hooks:
-            for added in hooks.keys() - before.keys():
+            for added in set(hooks) - before:
                 del hooks[added]
-            hooks.update(before)
         for parameter, requires_grad, grad in self._trainable:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-        for name in vars(self._model).keys() - self._attributes.keys():
+        for name in set(vars(self._model)) - self._attributes:
             delattr(self._model, name)
-        for name in self._attributes.keys() - vars(self._model).keys():
-            setattr(self._model, name, self._attributes[name])
-
-
-def _ids(table: Mapping[str, Any]) -> list[tuple[str, int]]:
-    return [(name, id(value)) for name, value in table.items()]
 
 
 def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
