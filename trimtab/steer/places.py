@@ -36,8 +36,9 @@ FEW, NEAR = 6, 0.75
 """Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
 BEYOND = 1.5
 """A stronger one, which is over the budget and shows what comes next."""
-LONG = 48
-"""New tokens of the answers in which loops are looked for: whole sentences come again later than a meter reads."""
+LONG, CHECKED = 48, 4
+"""New tokens of the answers in which loops are looked for (whole sentences come again later than a meter reads), and of
+how many settings they are, the best first."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def choose_place(
     sites drawn at random and random directions at the first sites, brought to the same drift. The record
     keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain". Where the
     meter goes by generated texts, longer ones are looked at before a setting is taken: of settings whose answers repeat
-    themselves `REPEATS` more than the unedited model's none is taken while one that is within the budget does not.
+    themselves `REPEATS` more than the unedited model's none is taken while one of the `CHECKED` best does not.
 
     Args:
         items: questions or pairs.
@@ -161,7 +162,7 @@ def choose_place(
         return [sum(map(repetition, texts)) / len(texts) for texts in several]
 
     repeats, before = dict[int, float](), 0.0
-    while within:
+    while within and len(repeats) < CHECKED:
         place = within.pop()
         if kls[place] > NEAR * tries.kl_budget and len(texts) > FEW:
             kls[place] = kls_of([settings[place]], len(texts))[0]
