@@ -16,7 +16,7 @@ from tests import launched_comparison
 from tests.comparing import METERS, TEXTS, FailsInFoldOf, SpyJudge, SpyMethod, length_judge, meters, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Comparison, Design, Job, Stack, merged, run, run_job
+from trimtab.compare import Comparison, Design, Job, Stack, Widened, merged, run, run_job
 from trimtab.compare.design import Unit, named
 from trimtab.compare.records import RunFolder
 from trimtab.compare.worker import chosen
@@ -272,6 +272,10 @@ def test_ready_edits_and_names_of_ones_own(tmp_path):
     assert result.row("A").metrics == result.row("B").metrics
     with pytest.raises(BadValue, match="no row 'C'; the comparison has Baseline, A, "):
         result.row("C")
+    seen = shift.with_record(questions=[tiny_questions(8)[3].key])
+    for method in (seen, Stack((Ready(NoEdit("plain")), Ready(seen))), Widened(Ready(seen), ())):
+        with pytest.raises(BadValue, match="was made with 1 of the items that it would be measured on"):
+            tiny_run(tmp_path / "seen", {"A": method}, seeds=(0,))
 
 
 def test_a_test_set_of_ones_own_is_measured_once_per_fold_and_counts_each_question_once(tmp_path):

@@ -192,7 +192,10 @@ def test_version_and_warnings_are_one_line_each(monkeypatch, tmp_path):
     assert run("--version").stdout == f"trimtab {version('trimtab')}\n"
 
     def warned(*args, **kwargs):
-        warnings.warn("the wind has turned", stacklevel=2)
+        for _ in range(2):
+            with warnings.catch_warnings():  # which makes Python forget what was shown
+                pass
+            warnings.warn("the wind has turned", stacklevel=2)
         raise BadDataset("no questions")
 
     monkeypatch.setattr("trimtab.models.load.checkpoints.load_model", warned)

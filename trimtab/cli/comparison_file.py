@@ -91,9 +91,9 @@ class ComparisonFile:
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
     """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
-    asking: Literal["auto", "plain", "primer", "chat"] = "auto"
+    asking: Literal["auto", "plain", "bare", "primer", "chat"] = "auto"
     """How questions are asked in fitting and measuring alike: in the chat template of a model that has one, if auto."""
-    convention: Literal["plain", "primer", "chat", "lm-eval", "iti"] | None = None
+    convention: Literal["plain", "bare", "primer", "chat", "lm-eval", "iti"] | None = None
     """How multiple choice asks, if otherwise."""
     max_new_tokens: Count = 50
     texts: str | Count | None = None

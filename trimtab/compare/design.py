@@ -119,6 +119,8 @@ class Job:
             shared = {q.key for q in self.questions} & {q.key for q in self.test}
             if shared:
                 raise BadValue(f"{len(shared)} test questions are also training questions, such as {min(shared)!r}")
+        if not self.questions.taught:
+            self._require_unseen()
         for seed, fold, size in product(self.design.seeds, range(self.design.folds), self.design.train_sizes):
             self.parts(Unit("", fold, seed, size))
 
@@ -129,6 +131,15 @@ class Job:
         )
         assert questions is not None
         return replace(self, questions=questions, test=test, design=replace(self.design, asking=questions.asking))
+
+    def _require_unseen(self) -> None:
+        measured = {item.key for item in self.test or self.questions}
+        for name, method in self.fitted.items():
+            if seen := measured & set(method.fitted_on):
+                raise BadValue(
+                    f"{name!r} was made with {len(seen)} of the items that it would be measured on, such as "
+                    f"{min(seen)!r:.60}; give others as `test`, or its method in its place"
+                )
 
     def _require_followed(self) -> None:
         unknown = set(self.low_data or ()) - set(self.methods)
