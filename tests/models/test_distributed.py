@@ -20,17 +20,17 @@ from trimtab.peft import TunedEdit
 from trimtab.peft.train.runs import TuningRunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = ["--mixed_precision=no", "--dynamo_backend=no"]
-# with --cpu it starts several processes through MPI alone; where there is no GPU this way ends at gloo too
-FLAGS = {"fsdp": ["--use_fsdp", "--fsdp_version=2", *PLAIN], "accelerate": ["--multi_gpu", *PLAIN]}
 
 
 def launched(module: str, processes: int, *arguments: str, by: str = "torchrun") -> subprocess.CompletedProcess[str]:
     if by == "torchrun":
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     else:
-        launcher = ["-m", "accelerate.commands.launch", *FLAGS[by], f"--num_processes={processes}"]
-        launcher += ["--num_machines=1", f"--main_process_port={free_port()}"]
+        # with --cpu it starts several processes through MPI alone; where there is no GPU this way ends at gloo too
+        kind = ["--use_fsdp", "--fsdp_version=2"] if by == "fsdp" else ["--multi_gpu"]
+        launcher = ["-m", "accelerate.commands.launch", *kind, f"--num_processes={processes}"]
+        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+        launcher += [f"--main_process_port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     whole = [sys.executable, *(launcher if processes > 1 else []), "-m", module, *arguments]
     return subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)

@@ -6,22 +6,16 @@ import json
 import os
 import subprocess
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import peft as hf_peft
 import pytest
 import torch
-from accelerate.commands.launch import launch_command_parser
-from accelerate.state import AcceleratorState
-from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from torch import nn
 
-from tests import launched_sharding
-from tests.models.test_distributed import FLAGS, free_port, launched
+from tests.models.test_distributed import launched
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, fitted
 from trimtab.errors import BadValue
@@ -62,26 +56,9 @@ def assert_learned(folder: Path, name: str, family: str) -> None:
     assert max(float((t - fewer.tensors[key]).abs().max()) for key, t in alone.tensors.items()) > 5e-3
 
 
-def in_fork(folder: Path, rank: int, launch: dict[str, str]) -> None:
-    os.environ.update(launch, RANK=str(rank), LOCAL_RANK=str(rank))
-    jaxtyping.config.update("jaxtyping_disable", True)
-    AcceleratorState._reset_state(reset_partial_state=True)  # what a Trainer of an earlier test said of this process
-    launched_sharding.tune(folder, "full", "llama-gqa")
-    torch.distributed.destroy_process_group()
-
-
 def test_split_weights_learn_what_whole_ones_learn(tmp_path: Path) -> None:
-    # forked, they need not import anything; the slow tests start them by the launcher itself
-    args = launch_command_parser().parse_args([*FLAGS["fsdp"], "--num_processes=2", "--num_machines=1", "script"])
-    launch = prepare_multi_gpu_env(args) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    launch |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    (tmp_path / "full").mkdir()
-    several = [get_context("fork").Process(target=in_fork, args=(tmp_path, rank, launch)) for rank in range(2)]
-    for one in several:
-        one.start()
-    for one in several:
-        one.join(timeout=120)
-    assert [one.exitcode for one in several] == [0, 0]
+    result = split(tmp_path, "full")
+    assert result.returncode == 0, result.stderr
     assert_learned(tmp_path, "full", "llama-gqa")
 
 
