@@ -401,6 +401,25 @@ def test_the_table_of_rounded_weights_is_that_of_its_record():
         )
 
 
+def test_the_table_of_erased_styles_is_that_of_its_record():
+    rows = json.loads((PACKAGE.parent / "benchmarks/results/erasing.json").read_text(encoding="utf-8"))["rows"]
+
+    def read(found, layer):
+        share = found["read"].get(layer)
+        return "-" if share is None else f"{share[0]:.1f} [{share[1]:.1f}, {share[2]:.1f}]"
+
+    def cells(found):
+        return [f"{found['margin']:+.1f}", f"{found['kl']:.3f}"]
+
+    made = [["Baseline", *(read(rows[0]["unedited"], n) for n in ("15", "29")), *cells(rows[0]["unedited"]), "-", "-"]]
+    for row in rows:
+        assert row["unedited"]["margin"] == rows[0]["unedited"]["margin"]
+        edit = row["edit"]
+        made.append([row["row"], read(edit, "15"), read(edit, "29"), *cells(edit), *cells(row["random"])])
+    (table,) = (t for t in tables((RESULTS.parent / "erasing.md").read_text(encoding="utf-8")) if "KL" in t[0])
+    assert table[1:] == made
+
+
 GRIDS = json.loads((PACKAGE.parent / "benchmarks/results/search_grid.json").read_text())["methods"]
 
 
