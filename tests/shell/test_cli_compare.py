@@ -146,7 +146,10 @@ def test_entries_of_a_file_are_methods():
         ("limit: abc", "field 'limit' is 'abc', expected a valid integer"),
         ("folds: 2.5", "field 'folds' is 2.5, expected a valid integer"),
         ("folds: true", "field 'folds' is True, expected a valid integer"),
-        ("convention: foo", "field 'convention' is 'foo', expected 'plain', 'primer', 'chat', 'lm-eval' or 'iti'"),
+        (
+            "convention: foo",
+            "field 'convention' is 'foo', expected 'plain', 'bare', 'primer', 'chat', 'lm-eval' or 'iti'",
+        ),
         ("metric: bleu", "settings cannot be chosen by 'bleu'; choose true_info, true, info, mc1, mc2"),
         ("max_new_tokens: 0", "field 'max_new_tokens' is 0, expected greater than or equal to 1"),
         ("seeds: []", "field 'seeds' is []; value should have at least 1 item"),

@@ -467,7 +467,7 @@ def test_chat_in_a_pipe_gives_one_json_object_an_answer(tiny, shift, tmp_path, m
         (("fit", "--judge", "http://127.0.0.1:9", "--judge-model", "m"), "cannot be asked"),
         (("generate", "Why?", "--shift", "SHIFT", "--strength", "strong"), "--strength"),
         (("generate", "Why?", "--shift", "SHIFT", "--alpha", "nan"), "the strength must be a finite number"),
-        (("generate", "Why?", "--shift", "SHIFTS"), "did you mean SHIFT"),
+        (("generate", "Why?", "--shift", "SHIFTS"), "there is none; did you mean "),
         (("generate", "Why?", "--shift", "BROKEN"), "has no readable tensors.safetensors"),
         (("generate", "Why?", "--compare"), "--compare needs an edit"),
         (("generate",), "standard input is empty"),
