@@ -328,16 +328,20 @@ def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_pat
 def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     held = json.loads(lzma.decompress((RESULTS / "behaviours.json.xz").read_bytes()))
     behaviours, sweeps = program("behaviours"), held["sweeps"]
-    made = [line for line in behaviours.tables(sweeps) if line]
-    assert len(sweeps) == 30 and [x for x in printed_in("behaviours.md") if x[0] == "|"] == made
+    made = [line for of in (sweeps, held["embedded"]) for line in behaviours.tables(of) if line]
+    assert len(sweeps) == 60 and [x for x in printed_in("behaviours.md") if x[0] == "|"] == made
     half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
     for page in (PACKAGE.parent / "README.md", PACKAGE.parent / "docs" / "how-to" / "own-data.md"):
         text = " ".join(page.read_text(encoding="utf-8").split())
-        assert f"{half} of thirty draws" in text and f"{both} of them coherently" in text
-    for u in (u for u in sweeps if u["behaviour"] == "unsure" and u["after"]["repetition"] > 0.2):  # the two that loop
-        weaker = [r for r in u["sweep"] if r["layer"] in (18, 19, 20) and r["kl"] <= u["kl"] / 2]
+        assert f"{half} of sixty draws" in text and f"{both} of them coherently" in text
+    weak = [u for u in sweeps if u["behaviour"] == "unsure" and "repeat themselves" in u["sentence"]]
+    assert [u["layers"] for u in weak] == [[19]] * 3
+    for u in weak:
+        weaker = [r for r in u["sweep"] if r["layer"] == 19 and r["kl"] <= u["kl"] / 2]
         assert all(r["repetition"] <= u["before"]["repetition"] + behaviours.REPEATS for r in weaker)
-        assert {r["layer"] for r in weaker if r["mean"] >= u["after"]["mean"]} == {18, 19}
+        assert max(r["mean"] for r in weaker) >= u["after"]["mean"]
+    gemma = [(u["verdict"], u["before"]["mean"]) for u in held["gemma"]]
+    assert [sum(one == (verdict, 0.0) for one in gemma) for verdict in behaviours.VERDICTS] == [2, 6, 22]
 
 
 @pytest.mark.parametrize("page", PAGES)
