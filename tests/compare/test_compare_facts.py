@@ -55,6 +55,7 @@ def test_every_fact_is_written_and_asked_once_in_every_seed_s_draws(tmp_path):
             meters=QUICK,
             folds=3,
             seeds=(0, 1),
+            trials=1,
             out=tmp_path / "run",
         )
     assert [len(draw) for draw in spy.log] == [2] * 6
@@ -109,7 +110,7 @@ def test_a_file_may_name_edits_that_folders_hold(tmp_path):
     for wrong in ({"edit": None}, {"edit": {"name": "Mine"}}):
         with pytest.raises(BadValue, match="edit takes the folder of a saved edit"):
             job_of(ComparisonFile(questions="atlas", methods=[wrong]))
-    with pytest.raises(Incompatible, match="no edit in 'nowhere'"):
+    with pytest.raises(Incompatible, match="expected an edit at nowhere, there is none"):
         job_of(ComparisonFile(questions="atlas", methods=[{"edit": "nowhere"}]))
 
 

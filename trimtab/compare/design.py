@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -96,6 +96,9 @@ class Job:
     """What is measured; what speaks of such questions if not given."""
     low_data: tuple[str, ...] | None = None
     """The methods that are measured at the smaller numbers of training questions too; all of them if not given."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the files of the user's own that methods, by their names, and meters (`meter FILE.py:NAME`) come from:
+    what is kept of others is not gone on with."""
 
     def __post_init__(self) -> None:
         meters = tuple(self.meters) or default_meters(self.questions, divide_texts=True, broken=True)
