@@ -37,7 +37,7 @@ def to_html(comparison: Comparison, *, title: str = "Comparison") -> str:
     """Return one page with everything in it: no scripts, no requests, pictures as SVG."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    rows, run = comparison.rows(comparison.sizes[-1]), comparison
+    rows, run = text.rows_shown(comparison, comparison.sizes[-1]), comparison
     environment = Environment(
         loader=PackageLoader("trimtab.report"), autoescape=True, finalize=_printable, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
