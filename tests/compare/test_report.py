@@ -25,6 +25,7 @@ from trimtab.evaluate import answer_meters
 from trimtab.prompting import FewShot
 from trimtab.report.charts import (
     PALETTE,
+    effect_figure,
     heads_figure,
     intervals_figure,
     low_data_figure,
@@ -103,6 +104,34 @@ def test_names_and_answers_are_text_and_never_markup(done):
     page = to_html(done[1])
     assert "Few &lt;b&gt;&amp; shots&lt;/b&gt;" in page
     assert "<b>" not in page
+
+
+def test_a_run_published_without_its_answers_has_a_page_without_them(done, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "run")
+    for path in folder.glob("records/*/test.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for found in record.get("measured", {}).values():
+            for row in (found["rows"].get("generated") or {}).values():
+                row.pop("answer", None)
+        path.write_text(json.dumps(record), encoding="utf-8")
+    assert "Before and after" in to_html(done[1])  # the control
+    assert "Before and after" not in to_html(Comparison.load(folder))
+
+
+def test_numbers_in_the_figure_keep_clear_of_one_another(done):
+    row = done[1].row("ITI")
+    kl, gain = row.metrics["kl"], row.metrics[MAIN.name]
+    near = [
+        replace(row, metrics={**row.metrics, "kl": replace(kl, estimate=type(kl.estimate)(x, x, x, 2))})
+        for x in (0.1, 0.11, 0.12, 0.1)
+    ]
+    near[3] = replace(
+        near[3], metrics={**near[3].metrics, MAIN.name: replace(gain, estimate=type(gain.estimate)(*[0] * 4))}
+    )
+    axes = effect_figure(near, MAIN, {}).axes[0]
+    at = np.array([axes.transData.transform(n.xy) * 72 / axes.figure.dpi + n.xyann for n in axes.texts])
+    assert [n.get_text() for n in axes.texts] == ["1", "2", "3", "4"]
+    assert min(np.linalg.norm(one - other) for one, other in permutations(at, 2)) > 9
 
 
 def test_the_page_says_what_the_rows_say(done):

@@ -15,7 +15,7 @@ from trimtab.compare.statistics import PairedDifference, Spread
 from trimtab.evaluate.cost import cost_meters
 from trimtab.protocols import Meter
 from trimtab.report.settings import SETTINGS, TRIES, expected_best, tried
-from trimtab.report.verdict import about, conclusions, warnings_of
+from trimtab.report.verdict import about, by_the_chooser, conclusions, warnings_of
 
 MINUS = "\N{MINUS SIGN}"
 HOW_TO_READ = {
@@ -248,6 +248,9 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     lines = [f"# {title}", "", about(comparison), "", status(comparison), ""]
     lines += [f"**{warning}**\n" for warning in warnings_of(comparison)]
     lines += ["## What follows", "", *(f"- {said}" for said in conclusions(comparison)), ""]
+    if chosen := by_the_chooser(comparison):
+        heading = f"By {comparison.chooser.heading}, which chose the settings:"
+        lines += [heading, "", *(f"- {said}" for said in chosen), ""]
     lines += ["## What it gains", "", *table_lines(quality, quality_rows(comparison, comparison.sizes[-1])), ""]
     lines += [*(f"- **{term}**: {comparison.worded(meaning)}" for term, meaning in HOW_TO_READ.items()), ""]
     damage = (broken_cells(r, comparison) for r in rows)

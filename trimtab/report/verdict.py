@@ -79,6 +79,14 @@ def conclusions(run: Comparison, meter: Meter | None = None) -> list[str]:
     return [run.worded(text) for text in told]
 
 
+def by_the_chooser(run: Comparison) -> list[str]:
+    """Return what the tests of the meter that chose the settings support besides, where the main one is another."""
+    if run.chooser.name in (run.main.name, *run.mute):
+        return []
+    shared = conclusions(run)
+    return [said for said in conclusions(run, run.chooser) if said not in shared]
+
+
 Pairs = dict[frozenset[str], Contrast]
 
 
