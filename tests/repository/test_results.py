@@ -420,6 +420,22 @@ def test_the_table_of_erased_styles_is_that_of_its_record():
     assert table[1:] == made
 
 
+def test_the_table_of_summed_tunings_is_that_of_its_record():
+    held = json.loads((PACKAGE.parent / "benchmarks/results/summed_tunings.json").read_text(encoding="utf-8"))
+    text = (RESULTS.parent / "weights.md").read_text(encoding="utf-8")
+    (table,) = (t for t in tables(text) if "margin, cheerful against grumpy" in t[0])
+    assert table[1:] == [
+        [
+            name,
+            *("{mean:.1f} [{low:.1f}, {high:.1f}]".format(**row[margin]) for margin in ("cheerful", "formal")),
+            f"{row['kl']['mean']:.3f}",
+        ]
+        for name, row in held["rows"].items()
+    ]
+    near = held["cosines"]
+    assert f"{near['cheerful, grumpy']:.2f} (both" in text and f"with formal {near['cheerful, formal']:.2f}." in text
+
+
 GRIDS = json.loads((PACKAGE.parent / "benchmarks/results/search_grid.json").read_text())["methods"]
 
 

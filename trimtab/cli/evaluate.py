@@ -1,5 +1,6 @@
 """`trimtab evaluate`: one table row for an edit (or for the model as it is), with intervals."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +73,7 @@ def evaluate(
     from trimtab.cli.setup import read_data
     from trimtab.edits.combined import NoEdit
     from trimtab.evaluate.judges.verdicts import judge_record
-    from trimtab.evaluate.table import table
+    from trimtab.evaluate.table import mute_sentences, table
     from trimtab.steer.pipeline import unseen
 
     one_of(asking, "way to ask", CONVENTIONS)
@@ -107,9 +108,12 @@ def evaluate(
         del setting["convention"]  # they are continued, not asked
     if judged is not None:
         setting["judge"] = judge_record(judged)
+    mute = setting["mute"] = measured.setting.get("mute", {})
     if as_json:
         print_json({"rows": [_as_dict(measured, row) for row in measured.rows], "setting": setting})
         return
+    for said in mute_sentences(mute, measured.meters):
+        warnings.warn(said, stacklevel=2)
     print_table(measured.headings, measured.cells, title=_title(setting))
     if judged is not None:
         print_judge(setting["judge"])

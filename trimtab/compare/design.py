@@ -145,6 +145,9 @@ class Job:
         unknown = set(self.low_data or ()) - set(self.methods)
         if unknown:
             raise BadValue(f"the low-data curve asks for {min(unknown)!r}; the methods are {', '.join(self.methods)}")
+        for name, method in self.fitted.items():
+            if method.control_of is not None and method.control_of not in self.methods:
+                raise BadValue(f"{name!r} stands beside {method.control_of!r}, which is not among the methods; add it")
         for name, control in self.controls.items():
             if control.follows not in self.methods or control.follows in self.controls:
                 raise BadValue(

@@ -121,10 +121,10 @@ class ChatTemplate(Form):
         begun = self._written(messages, add_generation_prompt=True)
         whole = self._written([*messages, {"role": "assistant", "content": MARK}])
         head, mark, end = whole.rpartition(MARK)
-        if not mark:
+        if not mark or MARK in head:
             raise BadValue(
-                "the chat template leaves the answer out of its text, so that question and answer cannot be told "
-                "apart; ask in plain form (--asking plain)"
+                "the chat template leaves the answer out of its text or writes it twice, so that question and answer "
+                "cannot be told apart; ask in plain form (--asking plain)"
             )
         goes_on = head.startswith(begun) and not head[len(begun) :].strip()
         prompt = begun if goes_on else head.rstrip(" ")
