@@ -14,7 +14,7 @@ from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading
 if TYPE_CHECKING:
     from trimtab.evaluate.table import Row, Table
 
-CONVENTIONS = ("auto", "plain", "primer", "chat", "lm-eval", "iti")
+CONVENTIONS = ("auto", "plain", "bare", "primer", "chat", "lm-eval", "iti")
 
 
 @verb
@@ -28,7 +28,7 @@ def evaluate(
         typer.Option(
             "--asking",
             "--convention",
-            metavar="auto|plain|primer|chat|lm-eval|iti",
+            metavar="auto|plain|bare|primer|chat|lm-eval|iti",
             help="How the model is asked: as in `trimtab fit`, or by a published convention (lm-eval, iti).",
         ),
     ] = "auto",

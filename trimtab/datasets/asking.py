@@ -16,7 +16,7 @@ from trimtab.datasets.primer import INSTRUCTION, QA_PRIMER
 from trimtab.datasets.statements import MARK, Format, Statement, bare, one_line, plain, statement
 from trimtab.errors import BadValue, nearest
 
-ASKINGS = ("auto", "plain", "primer", "chat")
+ASKINGS = ("auto", "plain", "bare", "primer", "chat")
 """The names of ways to ask; `"auto"` is `"chat"` for a model with a chat template, else `"plain"`."""
 
 
@@ -78,7 +78,7 @@ class Joined(Form):
 
 
 PLAIN = Joined("plain", plain)
-BARE = Joined("plain", bare)
+BARE = Joined("bare", bare)
 ITI = Joined("iti", plain, f"{INSTRUCTION}\n\n{QA_PRIMER}")
 """As the evaluation of Inference-Time Intervention asks: its instruction and the primer before the question."""
 FORMS: Mapping[str, Form] = {
