@@ -122,7 +122,8 @@ class Bench:
             "sentence": fitted.outcome and fitted.outcome.sentence, "layers": list(shift.layers),
             "strength": float(shift.strength), "kl": kl, "before": before, "after": after,
             "tried": [{k: v for k, v in t.items() if k != "answers"} for t in shift.record["sweep"]["trials"]],
-            "device": str(self.model.device), "torch": torch.__version__,
+            "consistent": fitted.screened and fitted.screened.consistent, "device": str(self.model.device),
+            "torch": torch.__version__,
         }  # fmt: skip
         return {**made, **self.beside(of, fitted, kl, after, draw)}
 
@@ -153,13 +154,13 @@ class Bench:
         drawn = np.random.default_rng([draw, 7]).permutation([layer for layer in vectors if layer not in shift.layers])
         directions = [shift.randomised(1000 * draw + i) for i in range(said.controls)]
         pairs = of.pairs.where(lambda pair: pair.key in set(shift.fitted_on))
-        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw)).outcome
+        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw))
         return {
             "hooks_agree": float(np.mean([a == b for a, b in zip(after["texts"], same["texts"], strict=True)])),
             "random_directions": self.controls(of, directions, kl),
             "random_places": self.controls(of, [at(int(layer)) for layer in drawn[: said.controls]], kl),
             "sweep": [{k: v for k, v in row.items() if k != "texts"} for row in sweep], "layers_swept": len(swept),
-            "dealt": dealt and dealt.as_dict(),
+            "dealt": {**vars(dealt.outcome), "consistent": dealt.screened and dealt.screened.consistent},
         }  # fmt: skip
 
     def kls(self, edits: Sequence[Edit]) -> list[float]:
@@ -268,10 +269,15 @@ def best_of(record: dict[str, Any], kl: float) -> float:
     return float(np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]]))
 
 
+def kept(unit: dict[str, Any]) -> dict[str, Any]:
+    """Return what the tables are made from: of the sweep the settings of at most the fit's drift."""
+    return short({**unit, "sweep": [row for row in unit["sweep"] if row["kl"] <= SAME * unit["kl"]]})
+
+
 def short(value: Any) -> Any:
     """Return a value of JSON with its numbers to four decimals, without texts and times."""
     if isinstance(value, dict):
-        return {k: short(inner) for k, inner in value.items() if k not in ("texts", "seconds", "fit_seconds")}
+        return {k: short(v) for k, v in value.items() if k not in ("texts", "seconds", "fit_seconds", "tried")}
     if isinstance(value, list):
         return [short(inner) for inner in value]
     return round(value, 4) if isinstance(value, float) else value
@@ -314,7 +320,8 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
         controls.append(row)
         said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
         right = (said["works"] == passes).sum()
-        dealt = [sum(u["dealt"]["verdict"] == verdict for u in of) for verdict in VERDICTS if "dealt" in of[0]]
+        of_dealt = [u["dealt"]["verdict"] for u in of if "dealt" in u]
+        dealt = [of_dealt.count(verdict) for verdict in VERDICTS if of_dealt]
         told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
         verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])
     headings = [*COLUMNS[:2], COLUMNS[2][: len(verdicts[0])]]
@@ -324,7 +331,7 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
 
 def show(folder: Path, record: Path | None) -> None:
     """Print the tables of the units that are there; keep what they are made from in a record, by the folder's name."""
-    units = [short(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
+    units = [kept(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
     if record is not None:
         held = json.loads(lzma.decompress(record.read_bytes())) if record.is_file() else {}
         text = json.dumps({**held, folder.name: units}, separators=(",", ":"))

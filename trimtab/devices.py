@@ -1,9 +1,11 @@
-"""The device that is asked for, or the one at hand, and the memory that is free on it."""
+"""The device that is asked for, or the one at hand, the memory that is free on it, and threads on the CPU."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -88,3 +90,16 @@ def is_crowded(device: torch.device) -> bool:
 def in_bytes(size: int) -> str:
     """Return a number of bytes for a sentence."""
     return f"{size / 1e9:.1f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let BLAS and OpenMP use one thread in the block, or in a function that it decorates.
+
+    A regression on some thousand short rows is many small sums: on a machine of 64 cores its threads wait for each
+    other a hundred times longer than one of them computes.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
+        yield

@@ -16,7 +16,7 @@ from trimtab.compare import Comparison, Design, Job
 from trimtab.compare.design import Unit, named
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
-from trimtab.intervals import bootstrap_mean
+from trimtab.intervals import share
 from trimtab.protocols import Control
 from trimtab.report.html import to_html
 from trimtab.report.markdown import to_markdown
@@ -82,7 +82,7 @@ def test_its_row_is_the_mean_over_draws_with_an_interval_over_them_and_no_test(d
                 said = draw["measured"]["rows"]["generated"].values()
                 scores.append(np.mean([q["true"] for q in said]) * np.mean([q["informative"] for q in said]))
     assert sorted(row.draws) == pytest.approx(sorted(scores)) and len(scores) == 12
-    expected = bootstrap_mean(row.draws)
+    expected = share(row.draws)
     assert row.metrics["true_info"].estimate.as_dict() == expected.as_dict()
     assert expected.n == 12  # draws, not questions
     assert row.metrics["kl"].estimate.n == 12 and float(row.metrics["kl"].estimate) > 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cases import EDITING, FACTS
+from tests.cases import EDITING, FACTS, weight_edit
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.cells import figure
 from trimtab.cli.comparison_file import ComparisonFile, job_of
@@ -16,7 +16,7 @@ from trimtab.compare import Design, Job, RandomTries, run
 from trimtab.compare.design import named
 from trimtab.datasets import Fact, FactSet
 from trimtab.edits.combined import NoEdit
-from trimtab.errors import BadValue
+from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate.defaults import facts_meters
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.factual import fact_meters
@@ -55,6 +55,7 @@ def test_every_fact_is_written_and_asked_once_in_every_seed_s_draws(tmp_path):
             meters=QUICK,
             folds=3,
             seeds=(0, 1),
+            trials=1,
             out=tmp_path / "run",
         )
     assert [len(draw) for draw in spy.log] == [2] * 6
@@ -98,6 +99,19 @@ def test_facts_of_a_test_set_and_choosing_by_what_is_reported_are_refused():
         Job(named([FactsInContext()]), SIX[:4], SIX[4:], Design(folds=1), QUICK)
     with pytest.raises(BadValue, match="cannot be chosen by 'leak'; choose said"):
         Job(named([FactsInContext()]), SIX, None, Design(choose_by="leak"), QUICK)
+
+
+def test_a_file_may_name_edits_that_folders_hold(tmp_path):
+    weight_edit(tiny_model()).save(tmp_path / "one")
+    entries = [{"edit": str(tmp_path / "one")}, {"edit": {"folder": f"{tmp_path / 'one'}:0.25", "name": "Half"}}]
+    methods: Any = job_of(ComparisonFile(questions="atlas", limit=6, methods=entries)).methods
+    whole, half = (methods[name].edit for name in ("Weights", "Half"))
+    assert (whole.kind, whole.strength, half.strength) == ("weight edit", 0.5, 0.25)
+    for wrong in ({"edit": None}, {"edit": {"name": "Mine"}}):
+        with pytest.raises(BadValue, match="edit takes the folder of a saved edit"):
+            job_of(ComparisonFile(questions="atlas", methods=[wrong]))
+    with pytest.raises(Incompatible, match="expected an edit at nowhere, there is none"):
+        job_of(ComparisonFile(questions="atlas", methods=[{"edit": "nowhere"}]))
 
 
 def test_a_file_may_name_facts_and_editors():

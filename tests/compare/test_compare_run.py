@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tests import launched_comparison
 from tests.comparing import METERS, TEXTS, FailsInFoldOf, SpyJudge, SpyMethod, length_judge, meters, tiny_run
 from tests.measuring import random_shift
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from trimtab.compare import Comparison, Design, Job, Stack, merged, run, run_job
+from trimtab.compare import Comparison, Design, Job, Stack, Widened, merged, run, run_job
 from trimtab.compare.design import Unit, named
 from trimtab.compare.records import RunFolder
 from trimtab.compare.worker import chosen
@@ -273,6 +272,10 @@ def test_ready_edits_and_names_of_ones_own(tmp_path):
     assert result.row("A").metrics == result.row("B").metrics
     with pytest.raises(BadValue, match="no row 'C'; the comparison has Baseline, A, "):
         result.row("C")
+    seen = shift.with_record(questions=[tiny_questions(8)[3].key])
+    for method in (seen, Stack((Ready(NoEdit("plain")), Ready(seen))), Widened(Ready(seen), ())):
+        with pytest.raises(BadValue, match="was made with 1 of the items that it would be measured on"):
+            tiny_run(tmp_path / "seen", {"A": method}, seeds=(0,))
 
 
 def test_a_test_set_of_ones_own_is_measured_once_per_fold_and_counts_each_question_once(tmp_path):
@@ -315,15 +318,17 @@ def test_runs_may_be_joined_where_all_else_is_equal_and_are_refused_with_the_rea
 
 
 def slow_run(folder, *, pause):
-    """Return the command of a process that runs the comparison of `launched_comparison`."""
-    code = f"from tests.launched_comparison import main; main({str(folder)!r}, pause={pause})"
-    return [sys.executable, "-c", code]
+    """Return a process that runs the comparison of `launched_comparison`; forked, it need not import anything."""
+    process = get_context("fork").Process(target=launched_comparison.main, args=(folder,), kwargs={"pause": pause})
+    process.start()
+    return process
 
 
 def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_path):
-    other = subprocess.Popen(slow_run(tmp_path / "run", pause=1.0))
+    other = slow_run(tmp_path / "run", pause=1.0)
     launched_comparison.main(tmp_path / "run", pause=1.0, after_another=True)  # this process is the second one
-    assert other.wait(timeout=120) == 0
+    other.join(timeout=120)
+    assert other.exitcode == 0
     result = Comparison.load(tmp_path / "run")
     assert result.finished
     fits = (tmp_path / "fits.txt").read_text().splitlines()
@@ -333,13 +338,13 @@ def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_pat
 
 
 def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path):
-    worker = subprocess.Popen(slow_run(tmp_path / "run", pause=0.3))
+    worker = slow_run(tmp_path / "run", pause=0.3)
     records = tmp_path / "run" / "records"
     deadline = time.monotonic() + 90
     while len(list(records.glob("slow-*/trial-*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(worker.pid, signal.SIGKILL)
-    worker.wait()
+    worker.join()
     written = {p: p.read_bytes() for p in records.rglob("trial-*.json")}
     fits_before = len((tmp_path / "fits.txt").read_text().splitlines())
     slow = [p for p in written if "slow-" in str(p)]

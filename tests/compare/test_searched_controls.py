@@ -16,9 +16,10 @@ from trimtab.compare import RandomTries, ShuffledLabels
 from trimtab.compare.search import Search, Tried
 from trimtab.datasets import Question, QuestionSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
+from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.multiple_choice import AnswerChoices
-from trimtab.protocols import Ready
+from trimtab.protocols import Method, Ready
 from trimtab.steer import ITI
 
 METHOD = ITI(top_ks=(2, 4), alphas=(1, 4))
@@ -71,11 +72,23 @@ def test_pairs_are_shuffled_and_what_has_no_sides_is_not():
         atlas().shuffled(0)
 
 
+class Nothing(Method):
+    def fit(self, model, tokenizer, train, *, knobs=None, seed=0):
+        return NoEdit()
+
+
 def test_a_method_without_random_counterparts_fails_its_tries_in_words(tmp_path):
-    done = tiny_run(tmp_path / "run", [Ready(FEW_SHOT), RandomTries(Ready(FEW_SHOT))], seeds=(0,))
+    done = tiny_run(tmp_path / "run", [Nothing(), RandomTries(Nothing())], seeds=(0,))
     failed = [t for t in done.tests if t["status"] == "failed"]
-    assert {t["method"] for t in failed} == {"Random tries (Few-shot)"}
+    assert {t["method"] for t in failed} == {"Random tries (Nothing)"}
     assert "no random counterpart" in failed[0]["why"]
+
+
+def test_tries_of_what_only_prompts_or_is_not_compared_are_refused(tmp_path):
+    with pytest.raises(BadValue, match="Few-shot changes the prompt alone: it has no directions"):
+        RandomTries(Ready(FEW_SHOT))
+    with pytest.raises(BadValue, match=r"'Random tries \(Nothing\)' stands beside 'Nothing', which is not among"):
+        tiny_run(tmp_path / "run", [RandomTries(Nothing())])
 
 
 @pytest.mark.parametrize(

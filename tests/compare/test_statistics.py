@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
-from trimtab.compare.statistics import first, holm, paired, question_means, spread
+from trimtab.compare.statistics import first, holm, over_draws, paired, question_means, spread
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import SUMMARIES
 from trimtab.intervals import share
@@ -58,6 +58,12 @@ def test_a_question_measured_twice_under_a_seed_counts_once():
 def test_the_product_is_that_of_the_means_and_not_the_mean_of_the_products():
     values = {0: {"a": [[1.0, 0.0]], "b": [[0.0, 1.0]]}}
     assert float(spread(values, SUMMARIES["product"]).estimate) == 0.25
+
+
+def test_draws_that_are_all_alike_have_an_interval_with_a_width_if_they_are_shares():
+    shares, words = (over_draws([0, 0, 1, 1], [0.0] * 4, unit=unit).estimate for unit in ("share", "words"))
+    assert shares.low == 0 and shares.high == share([0.0] * 4).high > 0.4
+    assert words.low == words.high == 0  # the control
 
 
 def test_nothing_measured_is_refused():

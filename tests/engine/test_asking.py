@@ -197,6 +197,10 @@ def test_pairs_without_a_prompt_are_asked_as_they_stand() -> None:
             "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
             "leaves the answer out",
         ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}|{{ messages[-1].content }}",
+            "writes it twice",
+        ),
         ("{{ raise_exception('no conversations today') }}", "does not take this conversation .*no conversations today"),
     ],
 )

@@ -124,6 +124,24 @@ def test_a_prompt_is_charged_for_what_it_does_to_the_text_behind_it(family):
     assert min(kl for _, kl in found.per_text) > 0
 
 
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
+def test_what_texts_stand_behind_alike_is_computed_once(family):
+    # Gemma-2 computes in float32: in float64 the smallest number that it masks with is minus infinity to its softmax
+    model = tiny_model(family, dtype=torch.float32 if family == "gemma2" else torch.float64, context=1024)
+    shift, edit = random_shift(model), Prompted(tuple((f"What is number {i}?", f"It is {i}.") for i in range(20)))
+    n_before, n_texts = len(ids_of(PLAIN.ahead(edit.before("")))), sum(len(ids_of(text)) for text in TEXTS)
+    computed = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: computed.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    found = measured(model, Stacked((edit, shift)))
+    hook.remove()
+    expected = [behind(model, edit, text, shift) for text in TEXTS]
+    assert flat(found.per_text) == pytest.approx(flat(expected), rel=1e-4 if family == "gemma2" else TOLERANCE)
+    # each text alone behind it would be so many
+    assert sum(computed) < 0.6 * (len(TEXTS) * n_before + n_texts)
+
+
 def test_a_prompt_that_depends_on_the_text_is_the_one_for_that_text():
     model = tiny_model(dtype=torch.float64)
     nearest = Retrieved(("sky", "snow"), ("Q: What is the sky?\nA: Grey.", "Q: What is snow?\nA: White."), 1)

@@ -41,6 +41,14 @@ def test_agreement_and_kappa_are_those_of_the_confusion_matrix():
     assert abs(agreed(["a"] * 300, (rng.random(300) < 0.4).tolist(), people.tolist()).kappa) < 0.2
 
 
+def test_kappa_has_an_interval_where_a_judge_always_says_the_same_or_always_as_people_do():
+    questions, people = [f"q{i}" for i in range(20)], [True] * 12 + [False] * 8
+    yes, right = agreed(questions, [True] * 20, people), agreed(questions, people, people)
+    assert yes.kappa.low < yes.kappa == 0 < yes.kappa.high
+    assert right.kappa.low < right.kappa == right.kappa.high == 1
+    assert right.kappa.low == pytest.approx(1 - (1 - right.agreement.low) / (0.6 * 0.4 * 2))
+
+
 def test_the_exact_judge_takes_no_nonsense_and_agrees_with_its_own_answers(tmp_path):
     accepted = false_accepts(exact_judge, QUESTIONS)
     assert list(accepted) == list(NONSENSE)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import pkgutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from tests.planted import activations
+from tests.tiny import tiny_questions
 from trimtab.devices import free_on_cpu, is_crowded, ran_out_of_memory
 from trimtab.errors import BadValue, OutOfMemory
+from trimtab.evaluate.judges import TfidfJudge
+from trimtab.evaluate.style import AnswerStyle
+from trimtab.probes import fit_mass_mean
+from trimtab.steer.leace import leace
 
 
 @pytest.mark.parametrize(
@@ -86,3 +95,50 @@ def test_a_gpu_is_crowded_by_other_processes_and_not_by_this_ones_own_memory():
         assert ran_out_of_memory(caught.value)
         other.communicate(b"\n")
     assert not is_crowded(device)
+
+
+def style(_):
+    AnswerStyle(tiny_questions(4).statements())
+
+
+def judge(folder):
+    rows = [
+        ("yes" if i % 2 else "no", f"Q: {i}?\nA: {'So it is.' if i % 2 else 'Nobody can say.'}\n") for i in range(60)
+    ]
+    for name, tail in (("truth", "True:"), ("info", "Helpful:")):
+        lines = [json.dumps({"prompt": asked + tail, "completion": f" {said}"}) for said, asked in rows]
+        (folder / f"finetune_{name}.jsonl").write_text("\n".join(lines))
+    TfidfJudge.train(folder)
+
+
+def erasing(_):
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    leace(x, (x[:, :1] > 0).float(), shrinkage="ledoit-wolf")
+
+
+@pytest.mark.parametrize(
+    ("named", "act"),
+    [
+        ("sklearn.linear_model.LogisticRegression.fit", style),
+        ("sklearn.linear_model.LogisticRegression.fit", judge),
+        ("sklearn.covariance.ledoit_wolf_shrinkage", erasing),
+        ("trimtab.probes.head_probes.resampled_means", lambda _: fit_mass_mean(activations(20))),
+    ],
+    ids=["style", "judge", "erasing", "probes"],
+)
+def test_small_regressions_run_on_one_thread_and_others_keep_theirs(tmp_path, monkeypatch, named, act):
+    outer, _, name = named.rpartition(".")
+    home, during = pkgutil.resolve_name(outer), []
+    act(tmp_path)  # what it loads, and torch's own setting of a thread's first work
+    plain = getattr(home, name)
+
+    def threads():
+        return {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+
+    monkeypatch.setattr(home, name, lambda *a, **options: during.append(threads()) or plain(*a, **options))
+    with threadpool_limits(limits=2):
+        before = threads()
+        assert set(before.values()) == {2}  # the control
+        act(tmp_path)
+        assert before.items() <= threads().items()
+    assert during and all(set(one.values()) == {1} for one in during)

@@ -252,6 +252,8 @@ def test_what_cannot_be_edited_is_refused_in_one_sentence(method, facts, family,
 def test_settings_that_mean_nothing_are_refused():
     with pytest.raises(BadValue, match="share"):
         MEMIT(share=0)
+    with pytest.raises(BadValue, match="free is the share"):
+        AlphaEdit(free=1.0)
     with pytest.raises(BadValue, match="steps"):
         ValueSearch(steps=0)
 

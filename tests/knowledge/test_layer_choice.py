@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,8 @@ from tests.cases import FACTS
 from tests.observing import state_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.errors import BadDataset
-from trimtab.knowledge import ROME, ValueSearch, choose_layer, layer_choice
+from trimtab.knowledge import ROME, ValueSearch, choose_layer, editors, layer_choice
+from trimtab.knowledge.moments import own_statistics
 
 QUICK = ROME(moment="identity", before=0, search=ValueSearch(steps=2))
 
@@ -26,6 +28,23 @@ def test_every_layer_asked_for_is_tried_and_the_best_one_chosen(monkeypatch):
     best = max(found.tried, key=lambda one: one.kept + one.paraphrases - one.leak)
     assert found.layer == best.layer
     assert state_of(model) == before
+
+
+def test_statistics_of_all_layers_are_taken_of_the_same_texts(monkeypatch):
+    taken = []
+
+    def noted(model, tokenizer, sites, **how):
+        taken.append([site.layer for site in sites])
+        return own_statistics(model, tokenizer, sites, **how)
+
+    for module in (layer_choice, editors):
+        monkeypatch.setattr(module, "own_statistics", noted)
+    monkeypatch.setattr(layer_choice, "known_facts", lambda model, tokenizer, facts, neighbours: facts)
+    quick = replace(QUICK, moment="own", n_tokens=80, cache=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*stayed unlikely")
+        choose_layer(tiny_model(), tiny_tokenizer(), quick, FACTS, n_facts=1, depths=(0.1, 0.7))
+    assert taken == [[1, 2]]
 
 
 def test_a_model_that_knows_none_of_the_facts_is_refused():

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import trimtab as tt
+from trimtab.datasets import Fact, FactSet
+from trimtab.datasets.facts import Neighbour
 from trimtab.edits.vectors import ResidualShift
 from trimtab.errors import UnsupportedModel
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
@@ -72,13 +74,15 @@ def test_a_shift_acts_and_leaves_the_model_as_it_was(real: Any) -> None:
 
 def test_a_fact_is_written_said_and_taken_back(real: Any) -> None:
     model, tokenizer = real
-    facts = tt.datasets.atlas().where(lambda fact: fact.asked == "The capital of Chile is")
-    fact = facts[0]
+    alike = tt.datasets.atlas().where(lambda fact: fact.prompt == "The capital of {} is" and fact.subject != "Chile")
+    near = tuple(Neighbour(fact.asked, fact.true) for fact in alike[:12])
+    facts = FactSet((Fact("Chile", "The capital of {} is", "Paris", "Santiago", neighbours=near),))
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     edit = ROME(moment="identity", before=2).fit(model, tokenizer, facts)
     meters = [*fact_meters(), *drift_meters(NeutralTexts(tuple(tt.datasets.neutral_texts(4))))]
     rows = tt.compare.table(model, tokenizer, facts, [tt.NoEdit(), edit, edit.randomised(0)], meters=meters).rows
     unedited, edited, chance = (row["said"] for row in rows)
-    assert (unedited, edited, chance) == (0, 1, 0), fact
+    assert (unedited, edited, chance) == (0, 1, 0)
+    assert rows[1].details["facts"][0]["known"] > 5 and rows[1]["kept"] >= 0.8 and rows[1]["leak"] <= 0.2
     assert rows[1]["kl"] < 0.1
     assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tempfile
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,9 @@ from tests.repository.source import PACKAGE
 from trimtab.cells import figure as shown_figure
 from trimtab.cells import number, p_text
 from trimtab.compare.comparison import Comparison
-from trimtab.compare.contrasts import every_two
 from trimtab.compare.search import Search, Tried
 from trimtab.evaluate.factual import fact_meters
-from trimtab.intervals import Estimate, bootstrap, share
+from trimtab.intervals import Estimate, bootstrap
 from trimtab.report.markdown import to_markdown
 from trimtab.report.verdict import conclusions
 
@@ -129,7 +129,6 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         ("smollm2.md", "## Casual", "casual"),
         ("smollm2.md", "## Unsure", "unsure"),
         pytest.param("facts.md", "## One fact", "facts50", marks=pytest.mark.slow),
-        ("facts.md", "## Random values", "facts7"),
         pytest.param("facts.md", "## Eight", "facts8", marks=pytest.mark.slow),
         ("facts.md", "## Sixty-four", "facts64"),
         ("facts.md", "## Two hundred", "facts256"),
@@ -139,69 +138,44 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         pytest.param("transfer.md", "## From folklore to TruthfulQA, every row", "back", marks=pytest.mark.slow),
     ],
 )
-def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading, run, tmp_path):
-    program("packed").unpack(RESULTS / f"smollm2_{run}.json.xz", tmp_path / "run")
-    made, printed = made_from([Comparison.load(tmp_path / "run")]), printed_in(page, heading)
+def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading, run):
+    made, printed = made_from([packed_run(run)]), printed_in(page, heading)
     assert len(printed) > 20 and [line for line in printed if line not in made] == []
-
-
-def test_the_fold_that_drifts_is_told_as_it_is(tmp_path):
-    program("packed").unpack(RESULTS / "smollm2_facts8.json.xz", tmp_path / "run")
-    units = Comparison.load(tmp_path / "run").of("MEMIT", None)
-    kl = sorted(float(np.mean([r["kl"] for r in u["measured"]["0"]["rows"]["drift"].values()])) for u in units)
-    told = f"MEMIT drifts by {kl[-1]:.3f} there and by {kl[0]:.3f} to {kl[-2]:.3f} in the others"
-    assert told in " ".join((RESULTS / "facts.md").read_text(encoding="utf-8").split())
 
 
 def test_what_five_hundred_facts_in_batches_end_in_follows_from_their_rows():
     held = json.loads(lzma.decompress((RESULTS / "smollm2_facts500.json.xz").read_bytes()))
     text = (RESULTS / "facts.md").read_text(encoding="utf-8").partition("## Five hundred")[2]
-    lines = [[str(50 * i)] for i in range(1, 11)]
+    lines, ends = [[str(50 * i)] for i in range(1, 11)], []
     for name, found in held.items():
         said = np.array([row["said"] for row in found["facts"]])
         assert len(said) == 500 and said.mean() == pytest.approx(found["said"]["mean"])
         assert f"{name} ends at {100 * said.mean():.1f} % said and a KL of {found['kl']['mean']:.1f}" in text
+        shares = [shown_figure(Estimate(**found[m.name]), "share") for m in fact_meters()]
+        ends.append([name, *shares, shown_figure(Estimate(**found["kl"]), "nats")])
         for line, batch, left in zip(lines, found["batches"], said.reshape(10, 50).mean(1), strict=True):
             assert line[0] == str(batch["facts"])
             line += [f"{batch['norms']['3']:.0f}", f"{batch['norms']['7']:.0f}", f"{100 * left:.0f} %"]
-    assert list(held) == ["MEMIT", "AlphaEdit"] and tables(text)[0][1:] == lines
+    assert list(held) == ["MEMIT", "AlphaEdit"] and [table[1:] for table in tables(text)] == [ends, lines]
 
 
-def as_tried(rows):
-    """Return lines of facts that were measured when settings were tried: of every model said, paraphrases and so on."""
-    lines = []
-    for method, models in rows.items():
-        n, said, *others, kl = np.array(models).T
-        alone = len(models) == 1  # of one model there are as many zeros and ones as facts
-        said = np.arange(n[0]) < round(n[0] * said[0]) if alone else said
-        shares = [
-            number(float(column[0]), "share") if alone else shown_figure(share(column), "share") for column in others
-        ]
-        lines.append(
-            f"| {' | '.join([method, shown_figure(share(said), 'share'), *shares, number(kl.mean(), 'nats')])} |"
-        )
-    return lines
+def test_what_pages_say_of_facts_stands_in_their_tables():
+    heads = {"One": "1", "Eight": "8", "Sixty-four": "64", "Two": "256", "Five": "500"}
+    cells = {}
+    for section in (RESULTS / "facts.md").read_text(encoding="utf-8").split("\n## ")[2:]:
+        for columns, *rows in tables(section):
+            for name, *row in rows:
+                cells |= {(heads[section.split()[0]], name, c): v for c, v in zip(columns[1:], row, strict=True)}
 
+    def figure_at(place):
+        n, row, column = place[1].replace("kept", "neighbours kept").split("|")
+        cell = cells[n, row, column.rstrip("~.")].split()[0]
+        return cell if column == "KL" or column.endswith(".") else f"{float(cell):.0f}"
 
-def test_what_was_measured_of_facts_when_settings_were_tried_follows_from_their_record():
-    rows = json.loads(lzma.decompress((RESULTS / "smollm2_facts_tried.json.xz").read_bytes()))["rows"]
-    text = (RESULTS / "facts.md").read_text(encoding="utf-8").partition("## With the sink")[2].partition("\n## ")[0]
-    made = [[line.strip("| ").split(" | ") for line in as_tried(models)] for models in rows.values()]
-    assert [table[1:] for table in tables(text)] == made
-    said, rates = fact_meters()[0], {"LoRA r=8, 1e-3", "LoRA r=8, 2e-4"}  # a mean of shares of facts, as all are here
-    wanted = (set(), rates | {"GRACE"}, rates | {"LoRA r=8"}, rates | {"LoRA r=8"})
-    for column, others in enumerate(wanted, 1):
-        of = {m: {str(i): np.array([row[column]]) for i, row in enumerate(v)} for m, v in rows["50"].items()}
-        pairs = every_two({m: v for m, v in of.items() if m != "Baseline"}, said)
-        apart = {c.other for c in pairs if c.one == "ROME" and c.apart}
-        assert apart >= others and ("GRACE" in apart) == ("GRACE" in others)
-
-
-def test_random_values_of_equal_norm_say_nothing_where_rome_says_all(tmp_path):
-    program("packed").unpack(RESULTS / "smollm2_facts7.json.xz", tmp_path / "run")
-    run = Comparison.load(tmp_path / "run")
-    tested = run.contrast("ROME", "Random tries (ROME)").tested  # named in advance
-    assert (tested.difference, tested.n, tested.p) == (1, 7, 2 / 2**7)
+    lines = (Path(__file__).parent / "facts_said.txt").read_text(encoding="utf-8").splitlines()
+    for page, said in (line.split(": ", 1) for line in lines):
+        text = " ".join((RESULTS.parent / page).read_text(encoding="utf-8").split())
+        assert re.sub(r"\[(\d+\|[^]]+)\]", figure_at, said) in text
 
 
 @cache
@@ -210,6 +184,40 @@ def packed_run(name):
     with tempfile.TemporaryDirectory() as folder:
         program("packed").unpack(RESULTS / f"smollm2_{name}.json.xz", Path(folder) / "run")
         return Comparison.load(Path(folder) / "run")
+
+
+def told_apart(name):
+    """Return (meter, row, row) -> whether the page of facts says that the two are told apart in this run."""
+    loras, control = ("LoRA r=8, 2e-4", "LoRA r=8, 1e-3", "LoRA r=8"), "Random tries (MEMIT)"
+    every = ("said", "paraphrases", "kept", "leak")
+    said = {(meter, "MEMIT", "AlphaEdit"): False for meter in every} | {("said", "MEMIT", control): True}
+    if name == "facts50":
+        said = {(m, *pair): False for m in every for pair in combinations(("ROME", "MEMIT", "AlphaEdit"), 2)}
+        said |= {("kept", "ROME", "ROME, C = I"): True, ("paraphrases", "ROME", "In context"): True}
+        said |= {("said", "ROME", "In context"): False, ("said", "ROME", "Random tries (ROME)"): True}
+        said |= {(meter, "ROME", lora): True for meter in ("kept", "leak") for lora in loras}
+        said |= {("paraphrases", "ROME", lora): True for lora in loras[:2]}
+    elif name == "facts64":
+        said[("kept", "MEMIT", control)] = False
+    elif name == "facts256":
+        said |= {("kept", "MEMIT", control): True, ("said", "MEMIT", "EMMET"): True}
+        others = [
+            row.name
+            for row in packed_run(name).rows()
+            if row.name not in ("Baseline", "GRACE") and row.variant == "best"
+        ]
+        said |= {(meter, "GRACE", other): True for meter in ("said", "kept") for other in others}
+    return said
+
+
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("facts50", "facts8")), "facts64", "facts256"]
+)
+def test_what_is_called_tested_of_facts_is_told_apart_and_nothing_else(name):
+    run, told = packed_run(name), told_apart(name)
+    found = {(meter, c.one, c.other): c.apart for meter, *_ in told for c in run.contrasts(meter)}
+    found |= {(meter, other, one): apart for (meter, one, other), apart in found.items()}
+    assert {pair: found[pair] for pair in told} == told
 
 
 def answers_of(run, method, instrument, columns):
@@ -327,16 +335,20 @@ def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_pat
 def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     held = json.loads(lzma.decompress((RESULTS / "behaviours.json.xz").read_bytes()))
     behaviours, sweeps = program("behaviours"), held["sweeps"]
-    made = [line for line in behaviours.tables(sweeps) if line]
-    assert len(sweeps) == 30 and [x for x in printed_in("behaviours.md") if x[0] == "|"] == made
+    made = [line for of in (sweeps, held["embedded"]) for line in behaviours.tables(of) if line]
+    assert len(sweeps) == 60 and [x for x in printed_in("behaviours.md") if x[0] == "|"] == made
     half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
     for page in (PACKAGE.parent / "README.md", PACKAGE.parent / "docs" / "how-to" / "own-data.md"):
         text = " ".join(page.read_text(encoding="utf-8").split())
-        assert f"{half} of thirty draws" in text and f"{both} of them coherently" in text
-    for u in (u for u in sweeps if u["behaviour"] == "unsure" and u["after"]["repetition"] > 0.2):  # the two that loop
-        weaker = [r for r in u["sweep"] if r["layer"] in (18, 19, 20) and r["kl"] <= u["kl"] / 2]
+        assert f"{half} of sixty draws" in text and f"{both} of them coherently" in text
+    weak = [u for u in sweeps if u["behaviour"] == "unsure" and "repeat themselves" in u["sentence"]]
+    assert [u["layers"] for u in weak] == [[19]] * 3
+    for u in weak:
+        weaker = [r for r in u["sweep"] if r["layer"] == 19 and r["kl"] <= u["kl"] / 2]
         assert all(r["repetition"] <= u["before"]["repetition"] + behaviours.REPEATS for r in weaker)
-        assert {r["layer"] for r in weaker if r["mean"] >= u["after"]["mean"]} == {18, 19}
+        assert max(r["mean"] for r in weaker) >= u["after"]["mean"]
+    gemma = [(u["verdict"], u["before"]["mean"]) for u in held["gemma"]]
+    assert [sum(one == (verdict, 0.0) for one in gemma) for verdict in behaviours.VERDICTS] == [2, 6, 22]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -394,6 +406,41 @@ def test_the_table_of_rounded_weights_is_that_of_its_record():
             row["rate"],
             [*falls, *(f"{100 * row[name]:.0f} %" for name in ("back", "left"))],
         )
+
+
+def test_the_table_of_erased_styles_is_that_of_its_record():
+    rows = json.loads((PACKAGE.parent / "benchmarks/results/erasing.json").read_text(encoding="utf-8"))["rows"]
+
+    def read(found, layer):
+        share = found["read"].get(layer)
+        return "-" if share is None else f"{share[0]:.1f} [{share[1]:.1f}, {share[2]:.1f}]"
+
+    def cells(found):
+        return [f"{found['margin']:+.1f}", f"{found['kl']:.3f}"]
+
+    made = [["Baseline", *(read(rows[0]["unedited"], n) for n in ("15", "29")), *cells(rows[0]["unedited"]), "-", "-"]]
+    for row in rows:
+        assert row["unedited"]["margin"] == rows[0]["unedited"]["margin"]
+        edit = row["edit"]
+        made.append([row["row"], read(edit, "15"), read(edit, "29"), *cells(edit), *cells(row["random"])])
+    (table,) = (t for t in tables((RESULTS.parent / "erasing.md").read_text(encoding="utf-8")) if "KL" in t[0])
+    assert table[1:] == made
+
+
+def test_the_table_of_summed_tunings_is_that_of_its_record():
+    held = json.loads((PACKAGE.parent / "benchmarks/results/summed_tunings.json").read_text(encoding="utf-8"))
+    text = (RESULTS.parent / "weights.md").read_text(encoding="utf-8")
+    (table,) = (t for t in tables(text) if "margin, cheerful against grumpy" in t[0])
+    assert table[1:] == [
+        [
+            name,
+            *("{mean:.1f} [{low:.1f}, {high:.1f}]".format(**row[margin]) for margin in ("cheerful", "formal")),
+            f"{row['kl']['mean']:.3f}",
+        ]
+        for name, row in held["rows"].items()
+    ]
+    near = held["cosines"]
+    assert f"{near['cheerful, grumpy']:.2f} (both" in text and f"with formal {near['cheerful, formal']:.2f}." in text
 
 
 GRIDS = json.loads((PACKAGE.parent / "benchmarks/results/search_grid.json").read_text())["methods"]

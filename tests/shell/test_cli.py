@@ -45,7 +45,7 @@ def test_of_several_processes_the_first_alone_prints(rank: str, printed: bool, m
 @pytest.fixture
 def small_world(monkeypatch):
     """Cut questions, texts and strengths, so that the demo's whole path takes seconds."""
-    parts = {"development": folklore("development")[:20], "final": folklore("final")[:5]}
+    parts = {"development": folklore("development")[:12], "final": folklore("final")[:5]}
     monkeypatch.setattr(import_module("trimtab.datasets.folklore"), "folklore", lambda part: parts[part])
     monkeypatch.setattr("trimtab.steer.strength.validation_texts", lambda: neutral_texts(3))
     # the package exports a function of the same name as this module
@@ -56,7 +56,7 @@ ROWS = ["Baseline", "Few-shot", "ITI", "Few-shot + ITI", "LoRA r=8", "Random dir
 
 
 def test_demo_prints_the_table_and_three_answers_and_writes_the_run_folder(small_world, tmp_path):
-    result = run("demo", "--out", str(tmp_path / "run"), "--draws", "2")
+    result = run("demo", "--out", str(tmp_path / "run"), "--draws", "1")
     assert result.exit_code == 0, result.output
     for row in [*ROWS, "True*Info", "unmatched", "MC1", "KL"]:
         assert row in result.stdout
@@ -192,7 +192,10 @@ def test_version_and_warnings_are_one_line_each(monkeypatch, tmp_path):
     assert run("--version").stdout == f"trimtab {version('trimtab')}\n"
 
     def warned(*args, **kwargs):
-        warnings.warn("the wind has turned", stacklevel=2)
+        for _ in range(2):
+            with warnings.catch_warnings():  # which makes Python forget what was shown
+                pass
+            warnings.warn("the wind has turned", stacklevel=2)
         raise BadDataset("no questions")
 
     monkeypatch.setattr("trimtab.models.load.checkpoints.load_model", warned)

@@ -79,8 +79,8 @@ def test_a_checkpoint_of_the_base_is_a_part_like_any_other(runs, tmp_path, rule)
     "words, words_said",
     [
         ([], "nothing to combine"),
-        (["--add", "{}/nowhere"], "no edit in"),
-        (["--add", "{}/empty"], "no edit in"),
+        (["--add", "{}/nowhere"], "there is none"),
+        (["--add", "{}/empty"], "there is none"),
         (["--add", "{}/prompt"], "changes no weight of the model|as it is"),
         (["--add", "{}/stranger"], "made for another checkpoint"),
         (["--add", "{}/wider"], "another vocabulary"),

@@ -17,6 +17,9 @@ from trimtab.cli.comparison_file import job_of, quick, read_comparison_file
 from trimtab.cli.comparison_methods import method_of
 from trimtab.cli.real import real_files
 from trimtab.compare import OnQuantized, Stack, Widened
+from trimtab.compare.records import RunFolder
+from trimtab.compare.specification import grown, specification
+from trimtab.errors import Incompatible
 from trimtab.peft import LoRA
 from trimtab.prompting import FewShot, RetrievedPassages
 from trimtab.steer import ITI, RandomDirection
@@ -143,7 +146,10 @@ def test_entries_of_a_file_are_methods():
         ("limit: abc", "field 'limit' is 'abc', expected a valid integer"),
         ("folds: 2.5", "field 'folds' is 2.5, expected a valid integer"),
         ("folds: true", "field 'folds' is True, expected a valid integer"),
-        ("convention: foo", "field 'convention' is 'foo', expected 'plain', 'primer', 'chat', 'lm-eval' or 'iti'"),
+        (
+            "convention: foo",
+            "field 'convention' is 'foo', expected 'plain', 'bare', 'primer', 'chat', 'lm-eval' or 'iti'",
+        ),
         ("metric: bleu", "settings cannot be chosen by 'bleu'; choose true_info, true, info, mc1, mc2"),
         ("max_new_tokens: 0", "field 'max_new_tokens' is 0, expected greater than or equal to 1"),
         ("seeds: []", "field 'seeds' is []; value should have at least 1 item"),
@@ -190,6 +196,35 @@ def test_a_file_names_the_judge_and_runs_of_two_judges_are_two_comparisons(tmp_p
         assert judge.name == f"{model} at http://127.0.0.1:9/v1"
     assert said[0] != said[1]
     assert "secret" not in str(said)
+
+
+def test_edited_code_of_a_method_or_meter_of_ones_own_is_another_one(tmp_path):
+    mine, model = tmp_path / "mine.py", tiny_model()
+
+    def specified(meters="[]"):
+        (tmp_path / "c.yaml").write_text(
+            f"questions: folklore\nlimit: 12\nmeters: {meters}\nmethods:\n  - few-shot\n  - {mine}:Nudging\n"
+            f"  - few-shot + {mine}:Nudging\n  - random tries: {mine}:Nudging\n"
+        )
+        return specification(job_of(read_comparison_file(tmp_path / "c.yaml")), model)
+
+    text = Path(FOREIGN).read_text()
+    mine.write_text(text)
+    held, measured = specified(), specified(f"['{mine}:Surprise']")
+    own = ["Nudging", "Few-shot + Nudging", "Random tries (Nudging)"]
+    assert list(held["code"]) == own
+    assert grown(held, specified())[1] == set()  # the control: the same file
+    mine.write_text(text + "\n# edited\n")
+    assert grown(held, specified())[1] == set(own)
+    with pytest.raises(Incompatible, match=r"differs in the code of meter \S+mine.py:Surprise"):
+        grown(measured, specified(f"['{mine}:Surprise']"))
+    RunFolder(tmp_path / "run").open_for(held)
+    with pytest.raises(
+        Incompatible, match=r"differs in method 'Few-shot [+] Nudging', method 'Nudging'.*--redo-changed"
+    ):
+        RunFolder(tmp_path / "run").open_for(specified())
+    # a run that says nothing of code, as those of before, is gone on with
+    assert grown({key: value for key, value in held.items() if key != "code"}, specified())[1] == set()
 
 
 @pytest.mark.parametrize(

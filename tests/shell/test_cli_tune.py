@@ -138,7 +138,7 @@ def test_methods_lists_every_method_with_what_it_can_do():
         (("tune", "--method", "full", "--rank", "3"), "the method 'full': unknown key 'r'"),
         (("tune", "--method", "full", "--quantization", "nf4", "--limit", "5"), "cannot run on 4-bit weights"),
         (("tune", "--data", "nowhere.jsonl"), "no data set or file"),
-        (("merge", "--edit", "nowhere"), "no edit in 'nowhere'"),
+        (("merge", "--edit", "nowhere"), "expected an edit at nowhere, there is none"),
     ],
 )
 def test_a_user_s_mistake_is_one_sentence_and_exit_code_2(arguments, words, tmp_path, monkeypatch):

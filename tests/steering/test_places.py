@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -106,7 +106,12 @@ def test_a_common_difference_is_told_from_none_and_length_is_named():
     common = noise.clone()
     common[::2] += 3.0
     statements = PairSet(tuple(ContrastPair(f"{i}", ("one two three four",), ("one",)) for i in range(20))).statements()
+    leaning = noise.clone()  # in what directions come from, and in nothing else
+    leaning[::2] += 1.0
     real, none = (screen(activations(x), activations(x), statements, Head(5, 0)) for x in (common, noise))
+    lucky = screen(activations(leaning), activations(torch.randn(40, 64, generator=draw)), statements, Head(5, 0))
+    assert (real.consistent, none.consistent, lucky.consistent) == (True, False, False)
+    assert lucky.consistency > lucky.by_chance and abs(real.separation_by_chance) < real.separation / 2
     assert real.consistency > 0.7 > 0.4 > real.by_chance > none.consistency
     assert real.separation > 3 and "do not differ" not in " ".join(real.remarks)
     assert any("do not differ in a common direction" in said for said in none.remarks)
@@ -144,6 +149,27 @@ def test_a_shift_whose_answers_loop_is_not_said_to_work():
     said = outcome_of(swept | {"repeats": {"before": 0.05, "after": 0.33}}).sentence
     assert said.startswith("works weakly") and "repeat themselves (33 % of word triples, 5 % unedited)" in said
     assert outcome_of(swept | {"repeats": {"before": 0.25, "after": 0.33}}).verdict == "works"
+
+
+def test_a_fit_of_sides_that_differ_in_no_common_direction_is_not_said_to_work():
+    swept = sweep_of(1.0, 6.0, 1.2, 3.0)
+    assert outcome_of(swept).verdict == "works"
+    found = outcome_of(swept, consistent=False)
+    assert found.verdict == "works weakly" and "do not differ in a common direction" in found.sentence
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    fitted = fit(model, tokenizer, PAIRS)
+    assert fitted.screened is not None
+    common = replace(fitted.screened, consistency=0.2, by_chance=0.1, separation=2.0, separation_by_chance=1.0)
+    of_each = (common, replace(common, consistency=0.1), replace(common, separation=0.9))
+    told = [replace(fitted, screened=one).outcome for one in of_each]
+    assert ["common direction" in one.sentence for one in told if one] == [False, True, True]
+
+
+def test_a_model_whose_own_answers_are_debris_is_to_be_asked_otherwise():
+    for after in (1.0, 6.0):
+        said = outcome_of(sweep_of(1.0, after, 1.2, 3.0) | {"repeats": {"before": 0.9, "after": 0.8}}).sentence
+        assert "own answers repeat themselves (90 % of word triples)" in said and "--asking primer" in said
+        assert not said.startswith("works:")
 
 
 def test_loops_are_found():

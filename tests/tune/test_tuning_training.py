@@ -105,6 +105,14 @@ def test_answers_are_learned_in_the_form_in_which_they_are_measured():
     assert [(tokenizer.decode(e.ids[: e.start]), tokenizer.decode(e.ids[e.start :])) for e in learned] == measured
 
 
+def test_examples_are_tokenised_together_as_each_alone():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    together = encode_examples(model, tokenizer, tiny_questions(3), QUICK).encoded
+    alone = [encode_examples(model, tokenizer, tiny_questions(3)[i : i + 1], QUICK).encoded for i in range(3)]
+    assert together == tuple(one for some in alone for one in some)
+    assert len({len(one.ids) for one in together}) > 1
+
+
 @pytest.mark.parametrize("completion", ["", "  "])
 def test_an_example_without_a_token_to_learn_is_named(completion):
     pairs = [*PAIRS[:2], SftExample("Q: Why?\nA:", completion)]

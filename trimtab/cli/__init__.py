@@ -42,9 +42,16 @@ class _Guarded(TyperGroup):
         from trimtab.noise import without_kernel_advice
         from trimtab.progress import one_pace
 
+        noted = set[str]()
+
+        def note(message: Any, *_: Any) -> None:
+            if str(message) not in noted:  # whoever catches warnings makes Python forget which were shown
+                noted.add(str(message))
+                typer.echo(f"trimtab: note: {message}", err=True)
+
         try:
             with one_pace(), without_kernel_advice(), warnings.catch_warnings():
-                warnings.showwarning = _noted
+                warnings.showwarning = note
                 return super().invoke(ctx)
         except TrimtabError as mistake:
             typer.echo(f"trimtab: {mistake}", err=True)
@@ -68,10 +75,6 @@ class _Guarded(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("trimtab: interrupted", err=True)
             raise typer.Exit(130) from None
-
-
-def _noted(message: Any, *_: Any) -> None:
-    typer.echo(f"trimtab: note: {message}", err=True)
 
 
 app = typer.Typer(

@@ -83,11 +83,12 @@ def _show(done: "Comparison", job: "Job", out: Path) -> None:
         notes,
         quality_headings,
         quality_rows,
+        rows_shown,
         status,
     )
     from trimtab.report.verdict import about, conclusions, warnings_of
 
-    rows = done.rows(job.design.train_sizes[-1])
+    rows = rows_shown(done, job.design.train_sizes[-1])
     print_table(
         quality_headings(done),
         quality_rows(done, job.design.train_sizes[-1]),

@@ -91,9 +91,9 @@ class ComparisonFile:
     """Meters of your own, FILE.py:NAME, measured beside those that speak of the questions."""
     metric: str | None = None
     """The meter that settings are chosen by; the first one (true_info of questions) if not given."""
-    asking: Literal["auto", "plain", "primer", "chat"] = "auto"
+    asking: Literal["auto", "plain", "bare", "primer", "chat"] = "auto"
     """How questions are asked in fitting and measuring alike: in the chat template of a model that has one, if auto."""
-    convention: Literal["plain", "primer", "chat", "lm-eval", "iti"] | None = None
+    convention: Literal["plain", "bare", "primer", "chat", "lm-eval", "iti"] | None = None
     """How multiple choice asks, if otherwise."""
     max_new_tokens: Count = 50
     texts: str | Count | None = None
@@ -138,6 +138,7 @@ def job_of(said: ComparisonFile) -> "Job":
     """
     from trimtab.cli.judging import open_judge
     from trimtab.cli.measuring import Broken, own_meters
+    from trimtab.cli.user_code import hash_of_code
     from trimtab.compare.design import Design, Job, named
     from trimtab.datasets.lines import read_lines
     from trimtab.datasets.prose import neutral_texts
@@ -164,7 +165,9 @@ def job_of(said: ComparisonFile) -> "Job":
     entries = said.methods or USUAL.get(questions.measured_by, USUAL["answers"])
     methods = rows_of(entries)
     design = Design(*fixed, choose_by=said.metric or "", asking=said.asking)
-    return Job(named(methods), questions, test, design, meters, _low_data(said, entries, list(methods)))
+    come_from = {**dict(zip(methods, entries, strict=True)), **{f"meter {spec}": spec for spec in said.meters}}
+    code = {name: found for name, entry in come_from.items() if (found := hash_of_code(entry))}
+    return Job(named(methods), questions, test, design, meters, _low_data(said, entries, list(methods)), code)
 
 
 def _low_data(said: ComparisonFile, entries: Sequence[Any], names: Sequence[str]) -> tuple[str, ...] | None:

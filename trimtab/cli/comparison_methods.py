@@ -15,12 +15,14 @@ def method_of(said: Any) -> "Method | Control":
     """Return the method or control that an entry of `methods:` means.
 
     An entry is a name (`iti`, or FILE.py:NAME of a method, control or edit of one's own), a name with options
-    (`lora: {r: 8}`), names joined by + for a stack, `stack: [...]` of such entries, or a control that is searched as
-    the entry below it is (`random tries: iti`, `shuffled labels: iti`).
+    (`lora: {r: 8}`), names joined by + for a stack, `stack: [...]` of such entries, an edit that a folder holds
+    (`edit: runs/shift`), or a control that is searched as the entry below it is (`random tries: iti`,
+    `shuffled labels: iti`).
     The option `grid` adds knobs to try: `lora: {grid: {epochs: [5, 15]}}`.
 
     Raises:
         BadValue: an unknown name (the nearest ones are offered), or options or knobs that the method does not have.
+        Incompatible: a folder that holds no edit.
     """
     if isinstance(said, str) and "+" in said:
         return _stacked([part.strip() for part in said.split("+")])
@@ -33,6 +35,8 @@ def method_of(said: Any) -> "Method | Control":
     name, options = next(iter(said.items()))
     if name in CONTROLS_OF_A_METHOD:
         return _beside(str(name), options)
+    if name == "edit":
+        return _saved(options)
     if name == "stack":
         if not isinstance(options, list):
             raise BadValue(f"a stack is a list of methods, such as `stack: [lora, iti]`; got {options!r:.60}")
@@ -72,6 +76,19 @@ def _own_name(entry: Any) -> tuple[str | None, Any]:
     if not isinstance(own, str) or not own.strip():
         raise BadValue(f"the method {method!r}: name must be text, got {own!r:.60}")
     return own, {method: {key: value for key, value in options.items() if key != "name"}}
+
+
+def _saved(said: Any) -> "Method | Control":
+    from trimtab.cli.setup import open_edit
+    from trimtab.protocols import as_entrant
+
+    folder = said.get("folder") if isinstance(said, Mapping) else said
+    if not isinstance(folder, str):
+        raise BadValue(
+            "edit takes the folder of a saved edit, such as `edit: runs/shift` or `edit: {folder: runs/shift, name: "
+            f"Mine}}`; got {said!r:.60}"
+        )
+    return as_entrant(open_edit([folder]))
 
 
 def _stacked(parts: list[Any]) -> "Method":

@@ -136,8 +136,9 @@ def _method(name: str, layer: str | None, statistics: str, cache: Path | None, o
     if statistics not in ("own", "identity"):
         given["moment"] = KeyStatistics.load(statistics)
     if layer == "auto":
-        rome = ROME(**given)
-        layers: tuple[int, ...] | None = (choose_layer(opened.model, opened.tokenizer, rome, seed=seed).layer,)
+        n = 1 if name in OF_ONE_LAYER else len(EDITORS[name].type(**given).sites(opened.model))
+        first = choose_layer(opened.model, opened.tokenizer, ROME(**given), seed=seed).layer
+        layers: tuple[int, ...] | None = tuple(range(first, first + n))
     else:
         try:
             layers = None if layer is None else tuple(int(part) for part in layer.split(","))

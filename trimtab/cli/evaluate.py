@@ -1,5 +1,6 @@
 """`trimtab evaluate`: one table row for an edit (or for the model as it is), with intervals."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading
 if TYPE_CHECKING:
     from trimtab.evaluate.table import Row, Table
 
-CONVENTIONS = ("auto", "plain", "primer", "chat", "lm-eval", "iti")
+CONVENTIONS = ("auto", "plain", "bare", "primer", "chat", "lm-eval", "iti")
 
 
 @verb
@@ -27,7 +28,7 @@ def evaluate(
         typer.Option(
             "--asking",
             "--convention",
-            metavar="auto|plain|primer|chat|lm-eval|iti",
+            metavar="auto|plain|bare|primer|chat|lm-eval|iti",
             help="How the model is asked: as in `trimtab fit`, or by a published convention (lm-eval, iti).",
         ),
     ] = "auto",
@@ -72,7 +73,7 @@ def evaluate(
     from trimtab.cli.setup import read_data
     from trimtab.edits.combined import NoEdit
     from trimtab.evaluate.judges.verdicts import judge_record
-    from trimtab.evaluate.table import table
+    from trimtab.evaluate.table import mute_sentences, table
     from trimtab.steer.pipeline import unseen
 
     one_of(asking, "way to ask", CONVENTIONS)
@@ -107,9 +108,12 @@ def evaluate(
         del setting["convention"]  # they are continued, not asked
     if judged is not None:
         setting["judge"] = judge_record(judged)
+    mute = setting["mute"] = measured.setting.get("mute", {})
     if as_json:
         print_json({"rows": [_as_dict(measured, row) for row in measured.rows], "setting": setting})
         return
+    for said in mute_sentences(mute, measured.meters):
+        warnings.warn(said, stacklevel=2)
     print_table(measured.headings, measured.cells, title=_title(setting))
     if judged is not None:
         print_judge(setting["judge"])

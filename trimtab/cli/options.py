@@ -156,7 +156,10 @@ class Sampling:
         return {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample or bool(given), **given}
 
 
-_ASKING = "plain (Q: ... A:), primer (six questions with answers before it), chat (the model's chat template)"
+_ASKING = (
+    "plain (Q: ... A:), bare (the text as it goes on, as facts are), primer (six questions with answers before it), "
+    "chat (the model's chat template)"
+)
 
 
 def _known_asking(name: str) -> str:
@@ -169,7 +172,7 @@ Asking = Annotated[
     str,
     typer.Option(
         "--asking",
-        metavar="auto|plain|primer|chat",
+        metavar="auto|plain|bare|primer|chat",
         callback=_known_asking,
         help=f"How the model is asked: {_ASKING}; auto: chat where there is a template, else plain. "
         "Ask an edit as it was fitted or tuned.",

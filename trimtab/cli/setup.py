@@ -88,7 +88,7 @@ def open_edit(specs: Sequence[str], *, strength: float | None = None, classes: S
     from trimtab.cli.user_code import open_object
     from trimtab.edits.combined import Stacked
     from trimtab.edits.disk import load_edit
-    from trimtab.errors import BadValue, Incompatible, nearest
+    from trimtab.errors import BadValue
 
     if strength is not None and len(specs) > 1:
         raise BadValue("--strength is the strength of one edit; of several, give each its own, as --edit DIR:0.5")
@@ -96,22 +96,12 @@ def open_edit(specs: Sequence[str], *, strength: float | None = None, classes: S
     edits = []
     for spec in specs:
         folder, own = with_strength(spec)
-        if not _holds_a_result(folder):
-            beside = [str(p) for p in _beside(folder) if _holds_a_result(p)]
-            known = nearest(str(folder), beside)
-            raise Incompatible(
-                f"no edit in {str(folder)!r}: expected a folder that `trimtab fit` or `trimtab tune` wrote{known}"
-            )
         edit = load_edit(folder, kinds=kinds)
         wanted = own if strength is None else strength
         if wanted is not None and not abs(wanted) < float("inf"):
             raise BadValue(f"the strength must be a finite number, got {wanted}")
         edits.append(edit if wanted is None else edit.at_strength(wanted))
     return edits[0] if len(edits) == 1 else Stacked(tuple(edits))
-
-
-def _holds_a_result(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("record.json", "adapter_config.json"))
 
 
 def with_strength(spec: str) -> tuple[Path, float | None]:

@@ -1,6 +1,6 @@
 """FILE.py:NAME on the command line: a user's own function or class."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,22 @@ class UserObject:
 def is_user_code(spec: str) -> bool:
     """Return whether an option's value has the form FILE.py:NAME."""
     return ".py:" in spec
+
+
+def hash_of_code(said: Any) -> str | None:
+    """Return a hash of the files that an entry of a comparison names as FILE.py:NAME; None if it names none."""
+    files = sorted({path for path in _files_in(said) if path.is_file()})
+    return hash_of([hash_of(path.read_bytes()) for path in files])[:16] if files else None
+
+
+def _files_in(said: Any) -> Iterator[Path]:
+    if isinstance(said, str):
+        yield from (Path(part.strip().rpartition(":")[0]).expanduser() for part in said.split("+") if ".py:" in part)
+    elif isinstance(said, Mapping):
+        yield from _files_in([*said, *said.values()])
+    elif isinstance(said, list | tuple):
+        for one in said:
+            yield from _files_in(one)
 
 
 def open_object(spec: str, what: str = "function") -> UserObject:

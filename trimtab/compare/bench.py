@@ -17,7 +17,7 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.devices import is_crowded, ran_out_of_memory
 from trimtab.errors import first_line
 from trimtab.evaluate.cost import USING
-from trimtab.evaluate.table import instruments, measurements_of, summed_up
+from trimtab.evaluate.table import instruments, measurements_of, mute_among, summed_up
 from trimtab.models.anatomy import input_device
 from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Findings, Measured, Meter
@@ -161,13 +161,7 @@ class Bench:
         tell nothing here.
         """
         ((_, found),) = results.items()
-        mute = {
-            m.name: m.says_nothing(rows)
-            for i in instruments(self.job.meters)
-            for m in i.sums
-            if (rows := found["rows"].get(i.name))
-        }
-        return {"without_model": self._without_model(parts), "mute": {k: why for k, why in mute.items() if why}}
+        return {"without_model": self._without_model(parts), "mute": mute_among(self.job.meters, found["rows"])}
 
     def _without_model(self, parts: Parts) -> dict[str, Any]:
         # facts are chosen on as they are written: both parts are the same

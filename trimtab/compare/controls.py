@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.compare.wrapped import WrappedMethod
+from trimtab.errors import BadValue
 from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Findings, Knobs
 from trimtab.steer.random import one_seed
@@ -51,6 +52,11 @@ class RandomTries(SearchedControl):
     with the setting. What it reaches is what luck and as many tries reach; one random direction that nobody chose says
     less.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method.changes_prompt_only:
+            raise BadValue(f"{self.method.name} changes the prompt alone: it has no directions that could be random")
 
     def named_after(self, method: str) -> str:
         """Return the name beside a method of this name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -96,6 +96,9 @@ class Job:
     """What is measured; what speaks of such questions if not given."""
     low_data: tuple[str, ...] | None = None
     """The methods that are measured at the smaller numbers of training questions too; all of them if not given."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the files of the user's own that methods, by their names, and meters (`meter FILE.py:NAME`) come from:
+    what is kept of others is not gone on with."""
 
     def __post_init__(self) -> None:
         meters = tuple(self.meters) or default_meters(self.questions, divide_texts=True, broken=True)
@@ -116,6 +119,8 @@ class Job:
             shared = {q.key for q in self.questions} & {q.key for q in self.test}
             if shared:
                 raise BadValue(f"{len(shared)} test questions are also training questions, such as {min(shared)!r}")
+        if not self.questions.taught:
+            self._require_unseen()
         for seed, fold, size in product(self.design.seeds, range(self.design.folds), self.design.train_sizes):
             self.parts(Unit("", fold, seed, size))
 
@@ -127,10 +132,22 @@ class Job:
         assert questions is not None
         return replace(self, questions=questions, test=test, design=replace(self.design, asking=questions.asking))
 
+    def _require_unseen(self) -> None:
+        measured = {item.key for item in self.test or self.questions}
+        for name, method in self.fitted.items():
+            if seen := measured & set(method.fitted_on):
+                raise BadValue(
+                    f"{name!r} was made with {len(seen)} of the items that it would be measured on, such as "
+                    f"{min(seen)!r:.60}; give others as `test`, or its method in its place"
+                )
+
     def _require_followed(self) -> None:
         unknown = set(self.low_data or ()) - set(self.methods)
         if unknown:
             raise BadValue(f"the low-data curve asks for {min(unknown)!r}; the methods are {', '.join(self.methods)}")
+        for name, method in self.fitted.items():
+            if method.control_of is not None and method.control_of not in self.methods:
+                raise BadValue(f"{name!r} stands beside {method.control_of!r}, which is not among the methods; add it")
         for name, control in self.controls.items():
             if control.follows not in self.methods or control.follows in self.controls:
                 raise BadValue(

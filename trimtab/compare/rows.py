@@ -159,7 +159,7 @@ def _of_draws(
     if not all(rows):
         return None, ()
     figures = [float(meter.summary(columns_of(meter, one).mean(0))) for one in rows if one]
-    return over_draws([seed for seed, _ in draws], figures), tuple(figures)
+    return over_draws([seed for seed, _ in draws], figures, unit=meter.unit), tuple(figures)
 
 
 def _difference(

@@ -18,9 +18,9 @@ from trimtab.storage import versions
 if TYPE_CHECKING:
     from trimtab.compare.design import Job
 
-GROWS = ("methods", "told", "grids", "controls", "control_of", "planned")
-"""What may be added to a run: methods, how many settings they have, whom controls follow or stand beside, methods at
-each size."""
+GROWS = ("methods", "told", "code", "grids", "controls", "control_of", "planned")
+"""What may be added to a run: methods, the user's code of some, how many settings they have, whom controls follow or
+stand beside, methods at each size."""
 FREE = ("versions", "hardware")
 """Those of the process that began the run; every record says on which machine it was made."""
 
@@ -41,6 +41,7 @@ def specification(job: Job, model: Any) -> dict[str, Any]:
         "test": _described(job.test) if job.test else None,
         "methods": {name: _PLACE.sub("", repr(method)) for name, method in job.methods.items()},
         "told": {name: in_words(method) for name, method in job.methods.items()},
+        "code": dict(job.code),
         "grids": {name: len(settings_of(method)) for name, method in job.fitted.items()},
         "controls": {name: control.follows for name, control in job.controls.items()},
         "control_of": {name: m.control_of for name, m in job.fitted.items() if m.control_of is not None},
@@ -83,7 +84,11 @@ def grown(held: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str, A
     differing = [key for key in ours if key not in (*GROWS, *FREE) and _fixed(ours[key]) != _fixed(held.get(key))]
     if differing:
         raise Incompatible(f"it differs in {', '.join(differing)}")
-    changed = {m for m, text in ours["methods"].items() if held["methods"].get(m, text) != text}
+    # a run of before says nothing of code
+    kept = [(ours[key], held.get(key, {})) for key in ("methods", "code")]
+    changed = {name for now, then in kept for name, text in now.items() if then.get(name, text) != text}
+    if others := changed - ours["methods"].keys():
+        raise Incompatible(f"it differs in the code of {', '.join(sorted(others))}")
     changed |= {
         name for name, follows in {**held.get("controls", {}), **ours["controls"]}.items() if follows in changed
     }

@@ -44,6 +44,11 @@ class Stack(Method):
         return all(m.changes_prompt_only for m in self.methods)
 
     @property
+    def fitted_on(self) -> Sequence[str]:
+        """What any of them was made from."""
+        return [key for m in self.methods for key in m.fitted_on]
+
+    @property
     def space(self) -> Mapping[str, Sequence[Any]]:
         """Every knob of every method, after the method's name."""
         return {f"{m.name}.{knob}": values for m in self.methods for knob, values in m.space.items()}

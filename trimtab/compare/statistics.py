@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from trimtab.errors import BadDataset, BadValue
-from trimtab.intervals import Estimate, Reduce, bootstrap, bootstrap_mean, estimated, first
+from trimtab.intervals import Estimate, Reduce, bootstrap, estimated, first
 
 Values: TypeAlias = dict[int, dict[str, list[list[float]]]]
 """seed -> item -> its measurements, each a list of columns."""
@@ -128,18 +128,20 @@ def spread(
     )
 
 
-def over_draws(seeds: Sequence[int], values: Sequence[float]) -> Spread:
+def over_draws(seeds: Sequence[int], values: Sequence[float], *, unit: str = "share") -> Spread:
     """Return the mean of a random control's draws with its interval over draws, and its spread between seeds.
 
     Args:
         seeds: of each draw, the seed under which it was made.
         values: one number per draw, such as its share of true answers.
+        unit: of the number; a share has another interval than the rest.
     """
     by_seed: dict[int, list[float]] = {}
     for seed, value in zip(seeds, values, strict=True):
         by_seed.setdefault(seed, []).append(value)
     means = [float(np.mean(drawn)) for drawn in by_seed.values()]
-    return Spread(bootstrap_mean(values), float(np.std(means, ddof=1)) if len(means) > 1 else None)
+    between = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return Spread(estimated(np.array(values)[:, None], unit=unit), between)
 
 
 def question_means(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,11 @@ class WrappedMethod(Method):
     def changes_prompt_only(self) -> bool:
         """As of the method."""
         return self.method.changes_prompt_only
+
+    @property
+    def fitted_on(self) -> Sequence[str]:
+        """As of the method."""
+        return self.method.fitted_on
 
     def limited_to(self, n: int) -> Method:
         """Return it around the method so limited."""

@@ -16,7 +16,7 @@ from trimtab.datasets.primer import INSTRUCTION, QA_PRIMER
 from trimtab.datasets.statements import MARK, Format, Statement, bare, one_line, plain, statement
 from trimtab.errors import BadValue, nearest
 
-ASKINGS = ("auto", "plain", "primer", "chat")
+ASKINGS = ("auto", "plain", "bare", "primer", "chat")
 """The names of ways to ask; `"auto"` is `"chat"` for a model with a chat template, else `"plain"`."""
 
 
@@ -78,7 +78,7 @@ class Joined(Form):
 
 
 PLAIN = Joined("plain", plain)
-BARE = Joined("plain", bare)
+BARE = Joined("bare", bare)
 ITI = Joined("iti", plain, f"{INSTRUCTION}\n\n{QA_PRIMER}")
 """As the evaluation of Inference-Time Intervention asks: its instruction and the primer before the question."""
 FORMS: Mapping[str, Form] = {
@@ -121,10 +121,10 @@ class ChatTemplate(Form):
         begun = self._written(messages, add_generation_prompt=True)
         whole = self._written([*messages, {"role": "assistant", "content": MARK}])
         head, mark, end = whole.rpartition(MARK)
-        if not mark:
+        if not mark or MARK in head:
             raise BadValue(
-                "the chat template leaves the answer out of its text, so that question and answer cannot be told "
-                "apart; ask in plain form (--asking plain)"
+                "the chat template leaves the answer out of its text or writes it twice, so that question and answer "
+                "cannot be told apart; ask in plain form (--asking plain)"
             )
         goes_on = head.startswith(begun) and not head[len(begun) :].strip()
         prompt = begun if goes_on else head.rstrip(" ")

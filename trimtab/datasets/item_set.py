@@ -76,8 +76,8 @@ class ItemSet(Sequence[ItemT]):
         """Return the set whose items are put to a model in this way: statements, measurements and tuning follow it.
 
         Args:
-            asking: `"plain"`, `"primer"` or `"chat"`; `"auto"` keeps the way that the set has, else takes the chat
-                template where there is one. Items that are no questions, such as facts, have one way only.
+            asking: `"plain"`, `"bare"`, `"primer"` or `"chat"`; `"auto"` keeps the way that the set has, else takes the
+                chat template where there is one. Items that are no questions, such as facts, have one way only.
             tokenizer: the model's own.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,12 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.devices import free_bytes, is_crowded
+from trimtab.engine.forwards import Step, run_tree
 from trimtab.engine.score import last_logits
 from trimtab.engine.shared_layers import SharedLayers
+from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.errors import BadValue
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.calling import inference, require_numbers
-from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id, padded_batch
+from trimtab.models.tokens import Batch, context_length, encode, length_batches, pad_id
 from trimtab.progress import tracked
 from trimtab.protocols import ALL_LAYERS, Edit, Findings
 
@@ -68,7 +70,7 @@ def divergence_rows(
                     if way is not None and prompting[i]:
                         ahead = [work[place][1][i] for place in batch.indices]
                         own = [ids[place] for place in batch.indices]
-                        tables, counted = _behind(edited, ahead, own, opening, plain)
+                        tables, counted = _behind(edited, pad_id(tokenizer), ahead, own, opening, plain)
                     elif way is not None:
                         shared.kept = dict(below)
                         with shared.resumed(unchanged):
@@ -113,6 +115,7 @@ def _normalised(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place 
 
 def _behind(
     edited: Any,
+    pad: int,
     ahead: Sequence[list[int]],
     ids: Sequence[list[int]],
     opening: int,
@@ -121,7 +124,7 @@ def _behind(
     """Return what yields the edited tables of texts behind what an edit sets before them, and which places they have.
 
     They stand where the plain ones do: `opening` tokens of each text are those that stand before every text, and are
-    not repeated.
+    not repeated. What texts of a batch stand behind alike is computed once.
     """
     whole = [(before + own[opening:])[: context_length(edited)] for before, own in zip(ahead, ids, strict=True)]
     # a text's own first token is predicted by what stands before every text, or not at all
@@ -131,16 +134,23 @@ def _behind(
             f"a prompt of {max(map(len, ahead))} tokens leaves no room for a neutral text in the model's context "
             f"of {context_length(edited)}; give fewer examples"
         )
-    batch = padded_batch(whole, [*range(len(whole))], pad=0, device=plain.device)
-    logits = last_logits(edited, batch, keep=batch.input_ids.shape[1] - min(first))
+    logits: dict[int, Tensor] = {}
+
+    def read(_: int, step: Step, forward: Callable[[], Any]) -> None:
+        wanted = step.kept(forward().logits)[step.kept_places.to(plain.device)]
+        logits.update(zip(step.rows, wanted.split(step.counts), strict=True))
+
+    # the last token predicts nothing
+    rows = [TreeRow(tokens[:-1], start, start) for tokens, start in zip(whole, first, strict=True)]
+    run_tree(edited, TokenTree.of(rows, pad), read, task="")
     counts, at = [len(tokens) - 1 - start for tokens, start in zip(whole, first, strict=True)], max(opening, 1) - 1
     places = torch.arange(plain.shape[1], device=plain.device) - at
     counted = (places >= 0) & (places < torch.tensor(counts, device=plain.device)[:, None])
 
     def tables() -> Iterator[Tensor]:
-        for unedited, own, start, n in zip(plain, logits, first, counts, strict=True):
+        for row, (unedited, n) in enumerate(zip(plain, counts, strict=True)):
             moved = unedited.clone()
-            moved[at : at + n] = _normalised(own[start - min(first) :][:n])
+            moved[at : at + n] = _normalised(logits.pop(row))
             yield moved
 
     return tables(), counted

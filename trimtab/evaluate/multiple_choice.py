@@ -23,7 +23,7 @@ from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import AnswerTokens, encode_each, require_fits, tokenize_answers
 from trimtab.protocols import Edit, Findings, Measured, Meter
 
-Convention = Literal["auto", "plain", "primer", "chat", "lm-eval", "iti"]
+Convention = Literal["auto", "plain", "bare", "primer", "chat", "lm-eval", "iti"]
 
 
 class ScoredAnswer(NamedTuple):

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from trimtab.cells import figure, table_lines
 from trimtab.datasets.given import as_items
+from trimtab.edits.combined import NoEdit
 from trimtab.engine.conversation import note_asked_otherwise
 from trimtab.errors import BadValue
 from trimtab.evaluate.defaults import default_meters
@@ -49,6 +50,22 @@ def instruments(meters: Sequence[Meter]) -> list[Instrument]:
         times = sum(name == instrument.name or name.startswith(f"{instrument.name} ") for name in taken)
         taken.append(f"{instrument.name} {times + 1}" if times else instrument.name)
     return [Instrument(name, meter, tuple(sums)) for name, (meter, sums) in zip(taken, found, strict=True)]
+
+
+def mute_among(meters: Sequence[Meter], rows: Mapping[str, Any]) -> dict[str, str]:
+    """Return meters that can tell nothing of any edit -> why, from the unedited model's rows by instrument."""
+    found = {m.name: m.says_nothing(of) for i in instruments(meters) if (of := rows.get(i.name)) for m in i.sums}
+    return {name: why for name, why in found.items() if why}
+
+
+def mute_sentences(mute: Mapping[str, str], meters: Sequence[Meter]) -> list[str]:
+    """Return what must be said before any figure: which meters can tell nothing here, those of one reason together."""
+    by_why: dict[str, list[str]] = {}
+    for meter in meters:
+        if meter.name in mute:
+            by_why.setdefault(mute[meter.name], []).append(meter.heading)
+    said = (f"{', '.join(names)} can tell nothing here: {why}." for why, names in by_why.items())
+    return [text[0].upper() + text[1:] for text in said]
 
 
 def measurements_of(
@@ -225,6 +242,9 @@ def table(
         details = {name: of and list(of.rows.values()) for name, of in one.items() if of is None or of.rows}
         rows.append(Row(edit.name, {m.name: figures[m.name] for m in own}, edit.describe(), asdict(edit.cost), details))
     setting = {"questions": items.name, "n": len(items), "fingerprint": items.fingerprint}
+    plain = found[names.index(NoEdit().name)] if NoEdit().name in names else {}
+    if mute := mute_among(own, {name: of and of.rows for name, of in plain.items()}):
+        setting["mute"] = mute
     return Table(tuple(rows), {**setting, "convention": options.get("convention") or items.asking}, tuple(own))
 
 

@@ -10,11 +10,12 @@ from trimtab.datasets.facts import FactSet, atlas
 from trimtab.evaluate.factual import fact_meters, known_facts
 from trimtab.evaluate.table import measurements_of, summed_up
 from trimtab.knowledge.editors import ROME
+from trimtab.knowledge.moments import own_statistics
 from trimtab.models.mlp import find_mlp_outputs
 from trimtab.progress import tracked
 
 DEPTHS = (0.07, 0.13, 0.2, 0.3)
-"""The shares of the depth that are tried (never the first layer)."""
+"""The shares of the depth that are tried (never the first layer where there are others)."""
 
 
 class TriedLayer(NamedTuple):
@@ -57,10 +58,14 @@ def choose_layer(
     """
     facts = known_facts(model, tokenizer, atlas() if facts is None else facts, neighbours=2)
     facts = facts[:: max(1, len(facts) // n_facts)][:n_facts]
-    n = len(find_mlp_outputs(model))
+    sites = find_mlp_outputs(model)
+    layers = sorted({min(max(1, round(depth * len(sites))), len(sites) - 1) for depth in depths})
+    if editor.moment == "own":  # of all layers from the same texts, which take their time to write
+        how = {"n_tokens": editor.n_tokens, "seed": seed, "cache": editor.cache}
+        editor = replace(editor, moment=own_statistics(model, tokenizer, [sites[i] for i in layers], **how))
     meters = [meter for meter in fact_meters() if meter.name in ("paraphrases", "kept", "leak")]
     tried = []
-    for layer in tracked(sorted({max(1, round(depth * n)) for depth in depths if n > 1}), "trying layers"):
+    for layer in tracked(layers, "trying layers"):
         sums = {meter.name: 0.0 for meter in meters}
         for fact in (facts[i : i + 1] for i in range(len(facts))):
             edit = replace(editor, layers=(layer,)).fit(model, tokenizer, fact, seed=seed)

@@ -123,6 +123,10 @@ class AlphaEdit(MEMIT):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.free < 1:
+            raise BadValue(
+                f"free is the share of the old keys that may be written over, between 0 and 1; got {self.free}"
+            )
         if self.moment == "identity":
             raise BadValue(
                 f"{self.name} writes into directions that old keys leave free, and without statistics all are as free "

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from trimtab.activations.captured import HeadActivations
 from trimtab.activations.labelled import Head
+from trimtab.devices import one_thread
 from trimtab.errors import BadValue, ShapeError
 from trimtab.intervals import resampled_means
 from trimtab.storage import load_result, save_result
@@ -124,6 +125,7 @@ def joined(parts: Iterable[HeadProbes]) -> HeadProbes:
     return replace(parts[0], layers=tuple(layer for part in parts for layer in part.layers), **whole)
 
 
+@one_thread()
 def measured(
     coef: Float[Tensor, "head d_head"],
     intercept: Float[Tensor, " head"],
@@ -135,7 +137,7 @@ def measured(
     Raises:
         ShapeError: validation activations of another geometry than the coefficients.
     """
-    from sklearn.metrics import roc_auc_score  # seconds of import that steering alone does not need
+    from scipy.stats import mannwhitneyu  # a second of import that steering alone does not need
 
     empty = torch.zeros(1, len(intercept), dtype=torch.float64)
     bare = HeadProbes(coef[None], intercept[None], empty, empty, empty, empty, empty, validation.layers, (), record)
@@ -147,8 +149,9 @@ def measured(
     np.add.at(per_question, index, np.column_stack([right, np.ones(len(right))]))
     drawn = resampled_means(per_question)
     low, high = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
-    auroc = np.array([roc_auc_score(labels, column) for column in scores.T])
     sides = [scores[labels == label] for label in (True, False)]
+    # how often a true statement scores above a false one, ties counting half (Mann & Whitney 1947)
+    auroc = mannwhitneyu(*sides, axis=0, method="asymptotic").statistic / (len(sides[0]) * len(sides[1]))
     apart, spread = sides[0].mean(0) - sides[1].mean(0), np.sqrt((sides[0].var(0) + sides[1].var(0)) / 2)
     separation = np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 0)
     found = {"accuracy": right.mean(0), "accuracy_low": low, "accuracy_high": high, "auroc": auroc}

@@ -13,6 +13,13 @@ from trimtab.errors import BadValue
 from trimtab.protocols import Cost, Knobs, Method
 
 
+def as_shots(shots: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return numbers of shots, checked; raises `BadValue` where one is none."""
+    if any(k < 1 for k in shots):
+        raise BadValue(f"{name}: shots are numbers of examples, 1 or more; got {', '.join(map(str, shots))}")
+    return tuple(shots)
+
+
 def possible_shots(shots: tuple[int, ...], n: int) -> tuple[int, ...]:
     """Return those numbers of shots that n questions allow, or all of them if none does, so that one says why."""
     return tuple(k for k in shots if k <= n) or shots
@@ -27,6 +34,9 @@ class FewShot(Method):
     """Different draws of the examples to choose among, for each number of shots."""
     name: str = "Few-shot"
     changes_prompt_only = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", as_shots(self.shots, self.name))
 
     @property
     def space(self) -> Mapping[str, Sequence[Any]]:
@@ -53,7 +63,7 @@ class FewShot(Method):
         """
         setting = self.setting(knobs)
         k = setting["shots"]
-        if not 1 <= k <= len(train):
+        if k > len(train):
             raise BadValue(f"{k} shots asked for; there are {len(train)} training questions")
         order = np.random.default_rng([seed, setting["draw"]]).permutation(len(train))[:k]
         examples = tuple((q.asked, q.best_answer) for q in train.select(order))

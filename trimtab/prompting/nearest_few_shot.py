@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.edits.retrieval import Retrieved
-from trimtab.prompting.few_shot import possible_shots
+from trimtab.prompting.few_shot import as_shots, possible_shots
 from trimtab.protocols import Cost, Knobs, Method
 
 
@@ -18,6 +18,9 @@ class RetrievedFewShot(Method):
     shots: tuple[int, ...] = (1, 2, 3, 5, 8)
     name: str = "Retrieved few-shot"
     changes_prompt_only = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", as_shots(self.shots, self.name))
 
     @property
     def space(self) -> Mapping[str, Sequence[Any]]:

@@ -43,6 +43,11 @@ class Ready(Method):
         """As of the edit."""
         return self.edit.changes_prompt_only
 
+    @property
+    def fitted_on(self) -> Sequence[str]:
+        """As of the edit."""
+        return self.edit.fitted_on
+
     def fit(self, model: Any, tokenizer: Any, train: Any, *, knobs: Knobs | None = None, seed: int = 0) -> Edit:  # noqa: ARG002
         """Return the edit; raises `BadValue` for any knob."""
         self.setting(knobs)

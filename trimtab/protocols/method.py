@@ -42,6 +42,8 @@ class Method(FieldsRepr, ABC):
     """As of its edits."""
     changes_prompt_only: bool = False
     """As of its edits."""
+    fitted_on: Sequence[str] = ()
+    """Keys of the items that its edits were made from whatever is given to fit on; a comparison measures on others."""
     follows: ClassVar[str | None] = None
     """None: a method chooses its own setting (a control takes another row's)."""
     control_of: str | None = None

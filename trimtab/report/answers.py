@@ -38,28 +38,34 @@ class AnsweredItem(NamedTuple):
 def answered_items(run: Comparison, rows: Sequence[ResultRow], n: int = N_ANSWERS) -> list[AnsweredItem]:
     """Return n test items of one fold and seed, first those on which the leading row moved, either way.
 
-    What is said is the first column that a meter shows. A run without such a meter has none.
+    What is said is the first column that a meter shows. A run without such a meter, or published without what was said,
+    has none.
     """
     shown = {m["name"]: m["shown"][0] for m in run.specification["meters"] if m["shown"]}
     meter = next((m for m in run.summed if m.name in shown), None)
     base = [t for t in run.of(BASELINE, run.sizes[-1]) if t["status"] == "done"]
     if not base or meter is None:
         return []
+    column = shown[meter.name]
     columns: dict[str, Any] = {}
     for row in (r for r in rows if r.variant == "best"):
         # the same fold and seed for all: a method that failed in it has no column
         for test in run.of(row.method, row.size):
             if test["status"] == "done" and all(test[key] == base[0][key] for key in ("fold", "seed")):
-                columns[row.method] = run.measurements(test, "best")[0]["rows"].get(run.instrument(meter)) or {}
+                cells = run.measurements(test, "best")[0]["rows"].get(run.instrument(meter)) or {}
+                columns[row.method] = {item: cell for item, cell in cells.items() if column in cell}
     first = verdict.leading(run, rows)
     moved = first and (d := first.differences.get(run.main.name)) and d.moved
-    wanted = [*moved.right[: (n + 1) // 2], *moved.wrong[: n // 3]] if moved else []
-    items = [item for item in dict.fromkeys([*wanted, *columns[BASELINE]]) if item in columns[BASELINE]][:n]
     ahead = [BASELINE, *([first.method] if first and first.method in columns else [])]
 
     def said(names: Sequence[str], item: str) -> list[Answer]:
         cells = ((name, columns[name][item]) for name in names if item in columns[name])
-        return [Answer(name, cell[shown[meter.name]], *_mark(meter, cell)) for name, cell in cells]
+        return [Answer(name, cell[column], *_mark(meter, cell)) for name, cell in cells]
+
+    # what moved over all seeds may not have in this one
+    here = {item for item in columns[BASELINE] if len({answer.mark or answer.text for answer in said(ahead, item)}) > 1}
+    right, wrong = ([i for i in way if i in here] for way in (moved.right, moved.wrong)) if moved else ([], [])
+    items = [*dict.fromkeys([*right[: (n + 1) // 2], *wrong[: n // 3], *columns[BASELINE]])][:n]
 
     others = [name for name in columns if name not in ahead]
     return [AnsweredItem(item, said(ahead, item), said(others, item)) for item in items]

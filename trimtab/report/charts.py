@@ -51,10 +51,11 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 def intervals_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
     """Return a meter's figure of every row with its interval; the unedited model's is a line.
 
-    Ticks are a control's draws, which rows keep of the main meter.
+    Ticks are a control's draws, which rows keep of the main meter. Names stand above their lines, so that the figure
+    is read on a narrow screen too.
     """
     shown, times = [(row, m.estimate) for row in rows if (m := row.metrics[meter.name])], scale(meter)
-    figure, axes = new_figure(8, 0.9 + 0.34 * max(1, len(shown)))
+    figure, axes = new_figure(6, 0.9 + 0.44 * max(1, len(shown)))
     style = styles([row.method for row in rows])
     for place, (row, value) in enumerate(reversed(shown)):
         look = style[row.method]
@@ -64,8 +65,11 @@ def intervals_figure(rows: Sequence[ResultRow], meter: Meter) -> Figure:
         axes.plot(times * value, place, **look, markerfacecolor=face, markersize=8, linestyle="")
         if row.method == BASELINE:
             axes.axvline(times * value, color="grey", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
-    axes.set(xlabel=axis_label(meter), **limits(meter, "x"), ylim=(-0.7, max(1, len(shown)) - 0.3))
+        beside = axes.get_yaxis_transform()
+        axes.text(0.01, place + 0.18, row.name, transform=beside, fontsize=11, va="bottom")
+    axes.set_yticks([])
+    axes.set_xlabel(axis_label(meter), fontsize=12)
+    axes.set(**limits(meter, "x"), ylim=(-0.6, max(1, len(shown)) - 0.2))
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -75,9 +79,9 @@ def effect_figure(rows: Sequence[ResultRow], meter: Meter, controls: Mapping[str
 
     Numbers stand for rows in the order given, from 1: the page lists them, since names would lie on one another.
     """
-    figure, axes = new_figure(6, 4.6)
-    style = styles([row.method for row in rows])
-    for n, row in enumerate(rows, 1):
+    figure, axes = new_figure(6, 4.6 + 0.1 * max(0, len(rows) - 12))
+    style, points, colors = styles([row.method for row in rows]), [], []
+    for row in rows:
         found, x = row.metrics[meter.name], _drift(row)
         assert found is not None, f"{row.name} has no {meter.name}"
         value = found.estimate
@@ -88,16 +92,35 @@ def effect_figure(rows: Sequence[ResultRow], meter: Meter, controls: Mapping[str
         axes.plot([x, x], [low, high], color=color, linewidth=1.5, alpha=0.5)
         face = color if row.variant == "best" else "white"
         axes.plot(x, y, marker=style[row.method]["marker"], color=color, markerfacecolor=face, markersize=9)
-        axes.annotate(str(n), (x, y), xytext=(6, 5), textcoords="offset points", color=color, fontsize=12)
-    edge = 2 * max([1e-3, *(_drift(row) for row in rows)])
-    axes.set_xscale("symlog", linthresh=1e-3)
-    axes.set_xlim(-2e-4, edge)
-    axes.set(**limits(meter, "y"))
+        points.append((x, y))
+        colors.append(color)
+    drifts = [x for x, _ in points]
+    linear = max(1e-3, min((x for x in drifts if x > 0), default=0))
+    axes.set_xscale("symlog", linthresh=linear)
+    axes.set_xlim(-linear / 5, 2 * max(linear, *drifts))
+    for n, (point, beside, color) in enumerate(zip(points, _beside(axes, points), colors, strict=True), 1):
+        axes.annotate(
+            str(n), point, xytext=beside, textcoords="offset points", color=color, fontsize=12, ha="center", va="center"
+        )
     axes.set_xlabel("drift: KL from the unedited model, nats per token", fontsize=12)
     axes.set_ylabel(axis_label(meter), fontsize=12)
     axes.tick_params(labelsize=11)
     axes.grid(alpha=0.3)
     return figure
+
+
+def _beside(axes: Any, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return where each point's number stands, in typographic points from it: as far from all others as can be."""
+    found, places = [], axes.transData.transform(points) * 72 / axes.figure.dpi
+    taken = [*places]
+    around = [(12 * np.cos(turn), 11 * np.sin(turn)) for turn in np.pi / 4 * np.arange(1, 9)]
+    for i, place in enumerate(places):
+        others = np.array([other for j, other in enumerate(taken) if j != i] or [place + 1e3])
+        away = [np.linalg.norm(others - place - step, axis=1).min() for step in around]
+        best = next(step for step, far in zip(around, away, strict=True) if far >= min(13, max(away)))
+        found.append(best)
+        taken.append(place + best)
+    return found
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -37,7 +37,7 @@ def to_html(comparison: Comparison, *, title: str = "Comparison") -> str:
     """Return one page with everything in it: no scripts, no requests, pictures as SVG."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    rows, run = comparison.rows(comparison.sizes[-1]), comparison
+    rows, run = text.rows_shown(comparison, comparison.sizes[-1]), comparison
     environment = Environment(
         loader=PackageLoader("trimtab.report"), autoescape=True, finalize=_printable, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -59,6 +59,8 @@ def to_html(comparison: Comparison, *, title: str = "Comparison") -> str:
         about=verdict.about(run),
         warnings=verdict.warnings_of(run),
         conclusions=verdict.conclusions(run),
+        by_the_chooser=verdict.by_the_chooser(run),
+        chooser=run.chooser.heading,
         numbered=[row.name for row in drawn],
         main=run.main.heading,
         status=text.status(run),

@@ -15,7 +15,7 @@ from trimtab.compare.statistics import PairedDifference, Spread
 from trimtab.evaluate.cost import cost_meters
 from trimtab.protocols import Meter
 from trimtab.report.settings import SETTINGS, TRIES, expected_best, tried
-from trimtab.report.verdict import about, conclusions, warnings_of
+from trimtab.report.verdict import about, by_the_chooser, conclusions, warnings_of
 
 MINUS = "\N{MINUS SIGN}"
 HOW_TO_READ = {
@@ -31,11 +31,12 @@ HOW_TO_READ = {
     "Settings": "every method tried its own on the same validation questions, up to the same number: the middle "
     "of its space first, other ones in every fold and seed, then where the scores so far promise most; no test "
     "question was seen before the last measurement.",
-    "Tries": "the best validation score of so many tries, averaged over folds and seeds, each a search of its own, ± "
-    "their standard deviation; more 'would help' where the last quarter of them still raised it by a point or more.",
+    "Tries": "the best validation score of so many tries, averaged over folds and seeds, each a search of its own "
+    "(over all orders where every setting was tried), ± their standard deviation; more 'would help' where the last "
+    "quarter of them still raised it by a point or more.",
     "KL budget": "'kept': in every fold and seed the best setting is also the best one within the budget, so that one "
-    "row is both results. Where it was not, a second row shows the best that kept it. The budget is for the texts that "
-    "settings are chosen on, the KL shown is that of other texts.",
+    "row is both results. Where it was not, a second row shows the best that kept it, if any did. The budget is for "
+    "the texts that settings are chosen on, the KL shown is that of other texts.",
     "What broke": "figures that an edit is not made for; 'worse' or 'better' where a test against the unedited model "
     "says so (Holm over the rows).",
     "Answers' style alone": "is no edit: a classifier of the answers' words and length, without question or model, "
@@ -60,6 +61,11 @@ CAVEATS = (
 )
 
 
+def rows_shown(run: Comparison, size: int | None) -> list[ResultRow]:
+    """Return the rows that tables show: all but second ones of methods none of whose settings kept the budget."""
+    return [row for row in run.rows(size) if row.variant == "best" or row.n_done]
+
+
 def quality_headings(run: RunRecords) -> list[str]:
     """Return the headings of what the methods gain."""
     return ["", *(m.heading for m in gained(run)), "measured"]
@@ -75,7 +81,7 @@ def quality_cells(row: ResultRow, run: RunRecords) -> list[str]:
 def quality_rows(run: Comparison, size: int | None) -> list[list[str]]:
     """Return every row's measurements as text, and what the answers' style gives, which is no edit."""
     style = run.style(size)
-    return [quality_cells(row, run) for row in (*run.rows(size), *([style] if style else []))]
+    return [quality_cells(row, run) for row in (*rows_shown(run, size), *([style] if style else []))]
 
 
 def gained(run: RunRecords) -> list[Meter]:
@@ -116,7 +122,7 @@ def spread_text(value: Spread | None, meter: Meter) -> str:
 
 def _budget(row: ResultRow) -> str:
     if row.variant == "within":
-        return "chosen within it" if row.n_done else "none within"
+        return "chosen within it"
     if row.n_kept is None:
         return MISSING
     return "kept" if row.n_kept == row.n_done else f"kept in {row.n_kept} of {row.n_done}"
@@ -237,11 +243,14 @@ def notes(comparison: Comparison) -> list[str]:
 
 def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     """Return status, tables, notes and facts as Markdown; pictures and answers are in the page alone."""
-    rows = comparison.rows(comparison.sizes[-1])
+    rows = rows_shown(comparison, comparison.sizes[-1])
     quality = quality_headings(comparison)
     lines = [f"# {title}", "", about(comparison), "", status(comparison), ""]
     lines += [f"**{warning}**\n" for warning in warnings_of(comparison)]
     lines += ["## What follows", "", *(f"- {said}" for said in conclusions(comparison)), ""]
+    if chosen := by_the_chooser(comparison):
+        heading = f"By {comparison.chooser.heading}, which chose the settings:"
+        lines += [heading, "", *(f"- {said}" for said in chosen), ""]
     lines += ["## What it gains", "", *table_lines(quality, quality_rows(comparison, comparison.sizes[-1])), ""]
     lines += [*(f"- **{term}**: {comparison.worded(meaning)}" for term, meaning in HOW_TO_READ.items()), ""]
     damage = (broken_cells(r, comparison) for r in rows)
@@ -251,7 +260,7 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
     costs = (cost_cells(r, comparison) for r in rows)
     lines += ["## What it costs", "", *table_lines(cost_headings(comparison), costs), ""]
     for smaller in comparison.sizes[:-1]:
-        fewer = (quality_cells(r, comparison) for r in comparison.rows(smaller))
+        fewer = (quality_cells(r, comparison) for r in rows_shown(comparison, smaller))
         lines += [
             comparison.worded(f"## {smaller or 'All'} training questions", "questions"),
             "",

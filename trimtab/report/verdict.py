@@ -12,6 +12,7 @@ from trimtab.compare.contrasts import LEVEL, Contrast
 from trimtab.compare.design import BASELINE
 from trimtab.compare.rows import ResultRow
 from trimtab.compare.statistics import PairedDifference
+from trimtab.evaluate.table import mute_sentences
 from trimtab.protocols import Meter
 
 
@@ -36,10 +37,7 @@ def _count(n: int, what: str) -> str:
 
 def warnings_of(run: Comparison) -> list[str]:
     """Return what must be said before any figure: meters that can tell nothing here."""
-    by_why: dict[str, list[str]] = {}
-    for name, why in run.mute.items():
-        by_why.setdefault(why, []).append(run.meter(name).heading)
-    return [f"{', '.join(names)} can tell nothing here: {why}." for why, names in by_why.items()]
+    return mute_sentences(run.mute, run.meters)
 
 
 def leading(run: Comparison, rows: Sequence[ResultRow]) -> ResultRow | None:
@@ -75,12 +73,20 @@ def conclusions(run: Comparison, meter: Meter | None = None) -> list[str]:
     ]
     told += _style(run, ranked, size)
     told += _broken(run, ranked)
-    n = len(pairs)
+    tests = f"all {len(pairs)} pairs" if len(pairs) > 1 else "the one pair"
     told.append(
-        f"Apart means p at most {LEVEL} in sign-flip tests paired by question, after Holm's correction over all {n} "
-        "pairs of rows; what broke is tested against the unedited model, Holm over the rows."
+        f"Apart means p at most {LEVEL} in sign-flip tests paired by question, after Holm's correction over {tests} "
+        "of rows; what broke is tested against the unedited model, Holm over the rows."
     )
     return [run.worded(text) for text in told]
+
+
+def by_the_chooser(run: Comparison) -> list[str]:
+    """Return what the tests of the meter that chose the settings support besides, where the main one is another."""
+    if run.chooser.name in (run.main.name, *run.mute):
+        return []
+    shared = conclusions(run)
+    return [said for said in conclusions(run, run.chooser) if said not in shared]
 
 
 Pairs = dict[frozenset[str], Contrast]
@@ -120,11 +126,12 @@ def _leading(ranked: Sequence[ResultRow], base: ResultRow, meter: Meter, pairs: 
         f"{lead} the {'highest' if meter.sign > 0 else 'lowest'} {meter.heading}, {_reads(first, meter)} "
         f"{unit_words(meter.unit)} (unedited: {_reads(base, meter)})."
     )
+    them = "them" if level else "it"
     if alike:
-        text += f" Not told apart from it: {', '.join(f'{r.name} ({_short(r, meter)})' for r in alike)}."
+        text += f" Not told apart from {them}: {', '.join(f'{r.name} ({_short(r, meter)})' for r in alike)}."
     if behind:
         far = (f"{r.name} ({_difference(r.name, pairs[frozenset((first.name, r.name))], meter)})" for r in behind)
-        text += f" Behind it: {'; '.join(far)}."
+        text += f" Behind {them}: {'; '.join(far)}."
     return text
 
 

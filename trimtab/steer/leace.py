@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.devices import one_thread
 from trimtab.errors import BadDataset, BadValue
 from trimtab.models.adding import Affine
 
@@ -63,7 +64,8 @@ def _shrunk(centred: Tensor, covariance: Tensor, shrinkage: Shrinkage) -> Float[
         from sklearn.covariance import ledoit_wolf_shrinkage
 
         standard = centred / deviation.clamp(min=torch.finfo(torch.float64).tiny)
-        shrinkage = float(ledoit_wolf_shrinkage(standard.numpy(), assume_centered=True))
+        with one_thread():
+            shrinkage = float(ledoit_wolf_shrinkage(standard.numpy(), assume_centered=True))
     if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
         raise BadValue(f"shrinkage is a share from 0 to 1 or 'ledoit-wolf', got {shrinkage!r:.40}")
     return (1 - shrinkage) * covariance + shrinkage * deviation.square().diag()

@@ -13,6 +13,9 @@ left to the positive texts; of pairs, nats (3: the positive side became 20 times
 REPEATS = 0.1
 """How much more of their word triples answers may repeat than the unedited model's do."""
 
+DEBRIS = 0.5
+"""Where an unedited model repeats more of them than this, it does not answer what it is asked."""
+
 
 def repetition(text: str) -> float:
     """Return the share (0 to 1) of a text's word triples that it has had before."""
@@ -33,11 +36,12 @@ class Outcome:
         return asdict(self)
 
 
-def outcome_of(sweep: Mapping[str, Any], *, better: str = "up") -> Outcome:
+def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool = True) -> Outcome:
     """Return what a sweep's record (of `choose_place` or `choose_strength`) says of what it chose.
 
     It works where the score gained as much as `VISIBLE` asks for, beyond chance, and more than twice what random
-    directions gain at the budget's drift, where the record has that control.
+    directions gain at the budget's drift, where the record has that control; and where what it was fitted on differs
+    in a common direction (`Screen.consistent`): sides dealt at random lean somewhere, and a model can be moved there.
     """
     chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
     sign, gained = (-1 if better == "down" else 1), sweep.get("gain")
@@ -52,30 +56,30 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up") -> Outcome:
         shown = gain / max(1 - before, 0.25)  # of answers that read like the positive texts already little is asked
         figures = f"answers moved {100 * shown:.0f} % of the way that was left to the positive texts"
     figures += f" at a KL of {chosen['kl']:.2f}"
-    if shown <= BARELY.get(metric, 0):
-        why = "no setting beats the unedited model" if gain <= 0 else "what was tried hardly shows"
-        return Outcome(
-            "does not work",
-            f"does not work within a KL of {sweep['kl_budget']:g}: {why} ({figures}). Try a larger --kl-budget, the "
-            "other --site, or more pairs; what a model cannot be steered to it may be tuned to (trimtab tune)",
-        )
-    weak = []
+    weak = [] if consistent else ["the two sides do not differ in a common direction"]
     if gained is not None and sign * gained["low" if sign > 0 else "high"] <= 0:
         weak.append(f"within chance of nothing on {gained['n']} items")
     if gain < 2 * by_chance:
         weak.append("random directions of the same norm gain half as much or more")
     repeats = sweep.get("repeats", {"before": 0.0, "after": 0.0})
-    if repeats["after"] > repeats["before"] + REPEATS:
-        share, was = (f"{100 * repeats[when]:.0f} %" for when in ("after", "before"))
+    share, was = (f"{100 * repeats[when]:.0f} %" for when in ("after", "before"))
+    advice = "more pairs, pairs that differ in the behaviour alone, or a larger --kl-budget"
+    if repeats["before"] > DEBRIS:
+        weak.append(f"the unedited model's own answers repeat themselves ({was} of word triples)")
+        advice = "another form of asking (--asking primer shows a model that is no chat model what an answer is)"
+    elif repeats["after"] > repeats["before"] + REPEATS:
         weak.append(f"its answers repeat themselves ({share} of word triples, {was} unedited)")
+    if shown <= BARELY.get(metric, 0):
+        why = "no setting beats the unedited model" if gain <= 0 else "what was tried hardly shows"
+        return Outcome(
+            "does not work",
+            f"does not work within a KL of {sweep['kl_budget']:g}: {'; '.join([f'{why} ({figures})', *weak])}. Try "
+            f"{advice}, or the other --site; what a model cannot be steered to it may be tuned to (trimtab tune)",
+        )
     if shown < VISIBLE.get(metric, 0):
         weak.append("too little to show in most answers")
     if weak:
-        return Outcome(
-            "works weakly",
-            f"works weakly: {figures}; {', '.join(weak)}. Try more pairs, pairs that differ in the "
-            "behaviour alone, or a larger --kl-budget",
-        )
+        return Outcome("works weakly", f"works weakly: {figures}; {', '.join(weak)}. Try {advice}")
     return Outcome("works", f"works: {figures}")
 
 

@@ -53,7 +53,8 @@ class Fitted:
     def outcome(self) -> Outcome | None:
         """Whether it works; None where the strength was given, and nothing tried."""
         sweep = self.shift.record.get("sweep")
-        return None if sweep is None else outcome_of(sweep, better=sweep.get("better", "up"))
+        consistent = self.screened is None or self.screened.consistent
+        return None if sweep is None else outcome_of(sweep, better=sweep.get("better", "up"), consistent=consistent)
 
     def save(self, path: str | Path) -> None:
         """Write all to a folder, atomically, as `shift/`, `probes/`, `directions/` and `ranking/`.

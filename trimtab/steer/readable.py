@@ -14,7 +14,7 @@ from trimtab.activations.captured import HeadActivations
 from trimtab.datasets.item_set import ItemSet
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset
-from trimtab.intervals import Estimate, bootstrap_mean, seeded
+from trimtab.intervals import Estimate, seeded, share
 from trimtab.probes.newton import newton_logistic
 from trimtab.protocols import Edit
 from trimtab.steer.removal import residual_after
@@ -52,7 +52,7 @@ def readable(
         for group, row in zip(acts.groups, right, strict=True):
             by_item[group].append(row)
         shares = torch.stack([torch.stack(rows).mean(0) for rows in by_item.values()])
-        found.append(tuple(bootstrap_mean(column.tolist()) for column in shares.T))
+        found.append(tuple(share(column.tolist()) for column in shares.T))
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,20 +33,28 @@ class Screen:
     by_chance: float
     """The 95th percentile of the same with sides exchanged at random."""
     separation: float
-    """d' of held-out texts along the direction."""
+    """d' of held-out items along the direction."""
+    separation_by_chance: float
+    """The 95th percentile of the same with sides of held-out items exchanged at random."""
     longer: float
     """Share of items whose positive texts have more words."""
     length_ratio: float
     """Words of positive texts over words of negative ones."""
 
     @property
+    def consistent(self) -> bool:
+        """Whether the sides differ in a direction that held-out ones share: more than in 95 of 100 random exchanges."""
+        return self.consistency > self.by_chance and self.separation >= self.separation_by_chance
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What is to be said of it, in sentences; those behind the first are warnings."""
         said = [
             f"{self.n} items differ with a mean cosine of {self.consistency:.2f} at layer {self.place.layer} (by "
-            f"chance {self.by_chance:.2f}), d' {self.separation:.1f} on held-out ones"
+            f"chance {self.by_chance:.2f}), d' {self.separation:.1f} on held-out ones (by chance "
+            f"{self.separation_by_chance:.1f})"
         ]
-        if self.consistency <= self.by_chance:
+        if not self.consistent:
             said.append(
                 "the two sides do not differ in a common direction: check that every positive text shows the behaviour "
                 "and every negative one does not"
@@ -76,15 +85,18 @@ def screen(acts: HeadActivations, held: HeadActivations, statements: Sequence[St
         BadDataset: fewer than two items, or one without both sides.
     """
     acts, held = (part.layer(place.layer) for part in (acts, held))
-    differences = item_differences(acts)[:, 0, place.head]
-    n = len(differences)
+    differences, unseen = (item_differences(part)[:, 0, place.head] for part in (acts, held))
+    n, drawn = len(differences), torch.Generator().manual_seed(0)
     if n < 2:
         raise BadDataset("directions need two or more questions or pairs to differ in a common way; give more")
-    signs = torch.randint(0, 2, (FLIPS, n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    signs, as_held = (torch.randint(0, 2, (FLIPS, m), generator=drawn) * 2.0 - 1 for m in (n, len(unseen)))
     by_chance = torch.stack([_consistency(differences * row[:, None]) for row in signs])
-    x = held.values[:, 0, place.head].double() @ differences.mean(0)
+    direction = differences.mean(0)
+    x = held.values[:, 0, place.head].double() @ direction
     true, false = x[held.labels], x[~held.labels]
     spread = ((true.var(correction=0) + false.var(correction=0)) / 2).sqrt().clamp_min(1e-12)
+    as_held = torch.cat([torch.ones(1, len(unseen)), as_held]).double()
+    separation, *lucky = (as_held @ (unseen @ direction) / len(unseen) / spread).tolist()
     words: dict[str, tuple[list[int], list[int]]] = {}
     for s in statements:
         words.setdefault(s.group, ([], []))[s.label].append(len(s.answer.split()))
@@ -95,7 +107,8 @@ def screen(acts: HeadActivations, held: HeadActivations, statements: Sequence[St
         place=place,
         consistency=float(_consistency(differences)),
         by_chance=float(by_chance.quantile(0.95)),
-        separation=float((true.mean() - false.mean()) / spread),
+        separation=separation,
+        separation_by_chance=float(np.quantile(lucky, 0.95)),
         longer=sum(yes > no for no, yes in means) / n,
         length_ratio=positive / negative,
     )

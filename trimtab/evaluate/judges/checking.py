@@ -128,9 +128,14 @@ def agreed(groups: Sequence[str], judge: Sequence[bool], people: Sequence[bool])
     same = (ours == theirs).astype(float)
     sums = _per_group(groups, np.column_stack([same, ours, theirs, theirs * ours, (1 - theirs) * (1 - ours)]))
     yes, no = theirs.sum(), len(theirs) - theirs.sum()
+    agreement, kappa = share(sums, lambda m: m[..., 0] / m[..., 5]), bootstrap(sums, _kappa)
+    if kappa.low == kappa.high:  # of a judge that always says the same, or always as people do, resamples are alike
+        chance = float(_chance(sums.mean(0)))
+        limits = ((limit - chance) / (1 - chance) for limit in (agreement.low, agreement.high))
+        kappa = Estimate(kappa, *limits, kappa.n)
     return Agreed(
-        share(sums, lambda m: m[..., 0] / m[..., 5]),
-        bootstrap(sums, _kappa),
+        agreement,
+        kappa,
         share(sums[sums[:, 2] > 0], lambda m: m[..., 3] / m[..., 2]) if yes else None,
         share(sums[sums[:, 5] > sums[:, 2]], lambda m: m[..., 4] / (m[..., 5] - m[..., 2])) if no else None,
         len(theirs),
@@ -138,10 +143,14 @@ def agreed(groups: Sequence[str], judge: Sequence[bool], people: Sequence[bool])
 
 
 def _kappa(means: Float[np.ndarray, "... column"]) -> Any:
-    same, ours, theirs = (means[..., i] / means[..., 5] for i in range(3))
-    chance = ours * theirs + (1 - ours) * (1 - theirs)
+    same, chance = means[..., 0] / means[..., 5], _chance(means)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(chance < 1, (same - chance) / (1 - chance), np.nan)
+
+
+def _chance(means: Float[np.ndarray, "... column"]) -> Any:
+    ours, theirs = (means[..., i] / means[..., 5] for i in (1, 2))
+    return ours * theirs + (1 - ours) * (1 - theirs)
 
 
 def _per_group(groups: Sequence[str], columns: Float[np.ndarray, "answer column"]) -> Float[np.ndarray, "group more"]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from trimtab.datasets.questions import Question
+from trimtab.devices import one_thread
 from trimtab.errors import BadDataset
 from trimtab.evaluate.judges.checking import Agreed, agreed, false_accepts
 from trimtab.evaluate.judges.judge_data import FILES, Graded, divided_by_question, questions_of, read_judge_data
@@ -87,6 +88,7 @@ class _Trained(NamedTuple):
     majority: float
 
 
+@one_thread()
 def _trained(rows: list[Graded], seed: int, path: Path) -> _Trained:
     train, test = divided_by_question(rows, seed, str(path))
     try:

@@ -18,7 +18,7 @@ from trimtab.datasets.prose import prose
 from trimtab.datasets.questions import QuestionSet
 from trimtab.datasets.statements import SftExample
 from trimtab.errors import BadDataset, BadValue
-from trimtab.models.tokens import context_length, tokenize_answer
+from trimtab.models.tokens import AnswerTokens, context_length, tokenize_answers
 from trimtab.peft.recipe import Recipe
 from trimtab.plain_values import hash_of
 
@@ -89,21 +89,40 @@ def encode_examples(
     if not signed:
         raise BadDataset("no examples to tune on; give at least one question or (prompt, completion) pair")
     limit = recipe.max_length or context_length(model)
-    rows = [_encode(tokenizer, example, sign, f"example {i + 1}", limit) for i, (example, sign) in enumerate(signed)]
+    tokens = _tokenised(tokenizer, [example for example, _ in signed])
+    rows = [
+        _encoded(tokenizer, *one, own, f"example {i + 1}", limit)
+        for i, (one, own) in enumerate(zip(signed, tokens, strict=True))
+    ]
     if recipe.objective == "true_and_false":
         rows += [_plain_text(tokenizer, prose(i), limit) for i in range(len(train))]
     return Examples(rows)
 
 
-def _encode(tokenizer: Any, example: SftExample, sign: int, where: str, limit: int | None) -> Encoded:
+def _tokenised(tokenizer: Any, examples: Sequence[SftExample]) -> Sequence[AnswerTokens | BadValue]:
+    """Return each example's tokens, or why it has none to learn; all at once, which a fast tokenizer does on all cores.
+
+    Where one of them has none, one by one.
+    """
+    try:
+        return tokenize_answers(
+            tokenizer,
+            [e.prompt + e.completion for e in examples],
+            [len(e.prompt) for e in examples],
+            templates=[e.template for e in examples],
+        )
+    except BadValue as why:
+        return [why] if len(examples) == 1 else [_tokenised(tokenizer, [example])[0] for example in examples]
+
+
+def _encoded(
+    tokenizer: Any, example: SftExample, sign: int, tokens: AnswerTokens | BadValue, where: str, limit: int | None
+) -> Encoded:
     shown = f"{where} ({example.prompt[-40:]!r} -> {example.completion[:40]!r})"
     if not example.completion.strip():
         raise BadDataset(f"{shown} has no token to learn: its completion is empty; give it one or leave the row out")
-    text = example.prompt + example.completion
-    try:
-        tokens = tokenize_answer(tokenizer, text, len(example.prompt), template=example.template)
-    except BadValue as cause:
-        raise BadDataset(f"{shown} has no token to learn: {cause}") from cause
+    if isinstance(tokens, BadValue):
+        raise BadDataset(f"{shown} has no token to learn: {tokens}") from tokens
     ids, end = tokens.ids[: tokens.end], tokenizer.eos_token_id
     turn_ends = example.template and ids[-1] in tokenizer.added_tokens_decoder
     if end is not None and ids[-1] != end and not turn_ends:

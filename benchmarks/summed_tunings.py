@@ -1,0 +1,80 @@
+"""What sums of tunings do on a real model: three LoRAs added, taken away, halved and merged, beside random ones.
+
+    python benchmarks/summed_tunings.py --model MODEL --out benchmarks/results/summed_tunings.json
+
+From the repository's root; some ten minutes of one core with SmolLM2-135M-Instruct. The table of docs/weights.md is
+made of what it writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from speed_common import command, setting
+
+import trimtab as tt
+from trimtab.cli.setup import quiet
+from trimtab.datasets import contrast_pairs
+from trimtab.datasets.prose import neutral_texts
+from trimtab.evaluate.contrast import pair_margin
+from trimtab.evaluate.drift import NeutralTexts, drift_meters
+from trimtab.knowledge import DARE, TIES, combined, task_vector
+from trimtab.knowledge.arithmetic import cosine
+from trimtab.storage import write_json
+
+TRAINED_ON = 20
+
+
+def sums(model: Any, tuned: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows of the table: edits by name."""
+    cheerful, grumpy, formal = (tuned[name] for name in ("cheerful", "grumpy", "formal"))
+    both = [cheerful, formal]
+    return {
+        "Baseline": tt.NoEdit(),
+        "cheerful": cheerful,
+        "half of cheerful": cheerful.scaled(0.5),
+        "- cheerful": cheerful.scaled(-1),
+        "cheerful - grumpy": combined(model, [cheerful, grumpy], [1, -1]),
+        "cheerful - random of grumpy (control)": combined(model, [cheerful, grumpy.randomised(0)], [1, -1]),
+        "random of cheerful (control)": cheerful.randomised(0),
+        "cheerful + formal": combined(model, both),
+        "`ties` of both, density 0.2": combined(model, both, rule=TIES(0.2)),
+        "`dare` of both, density 0.5": combined(model, both, rule=DARE(0.5)),
+        "formal": formal,
+    }
+
+
+def main() -> None:
+    """Tune, add up and measure, as asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    quiet()
+    model, tokenizer = tt.load_model(asked.model, device="cpu")
+    sets = {name: contrast_pairs(f"examples/{name}.jsonl") for name in ("cheerful_grumpy", "formal_casual")}
+    first = sets["cheerful_grumpy"]
+    turned = first.with_items(tuple(replace(p, positive=p.negative, negative=p.positive) for p in first))
+    tuned = {}
+    for name, pairs in {"cheerful": first, "grumpy": turned, "formal": sets["formal_casual"]}.items():
+        asked_as = pairs[:TRAINED_ON].asked_as("auto", tokenizer)
+        edit = tt.peft.LoRA().fit(model, tokenizer, asked_as, knobs={"epochs": 4, "batch_size": 4}, seed=0)
+        tuned[name] = replace(task_vector(model, edit), name=name)
+    rows, edits = {}, sums(model, tuned)
+    for name, edit in edits.items():
+        meters = [pair_margin(), *drift_meters(NeutralTexts(tuple(neutral_texts(16))))]
+        own, other = (
+            tt.compare.table(model, tokenizer, pairs[TRAINED_ON:], [edit], meters=meters[:n]).rows[0].as_dict()
+            for pairs, n in zip(sets.values(), (len(meters), 1), strict=True)
+        )
+        rows[name] = {"cheerful": own["pair_margin"], "formal": other["pair_margin"], "kl": own["kl"]}
+        print(name, rows[name], flush=True)
+    near = {f"cheerful, {name}": cosine(model, tuned["cheerful"], tuned[name]) for name in ("grumpy", "formal")}
+    write_json(asked.out, {"command": command(), "setting": setting(), "rows": rows, "cosines": near})
+
+
+if __name__ == "__main__":
+    main()
