@@ -134,6 +134,8 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         ("facts.md", "## Two hundred", "facts256"),
         pytest.param("folklore.md", "## Every row", "folklore", marks=pytest.mark.slow),
         pytest.param("truthfulqa.md", "## Every row", "truthfulqa", marks=pytest.mark.slow),
+        pytest.param("transfer.md", "## From TruthfulQA to folklore, every row", "there", marks=pytest.mark.slow),
+        pytest.param("transfer.md", "## From folklore to TruthfulQA, every row", "back", marks=pytest.mark.slow),
     ],
 )
 def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading, run):
@@ -221,21 +223,26 @@ def test_what_is_called_tested_of_facts_is_told_apart_and_nothing_else(name):
 def answers_of(run, method, instrument, columns):
     """Return (question, columns) -> values of a method's best settings, one list for each measurement."""
     found: dict[str, list[list[float]]] = {}
-    for unit in (t for t in run.of(method, None) if t["status"] == "done"):
+    for unit in (t for t in run.of(method, run.sizes[-1]) if t["status"] == "done"):
         for question, row in unit["measured"][str(unit["best"])]["rows"][instrument].items():
             found.setdefault(question, []).append([float(row[column]) for column in columns])
     return found
 
 
-def by_style(run):
-    """Return lines: what MC1 gains where the answers' style alone picks right, where not, and the difference."""
+def style_of(run):
+    """Return question -> how often a classifier of the answers' words and length picks right, over the seeds."""
     style: dict[str, list[float]] = {}
     for unit in run.tests:
         for question, row in (unit.get("without_model") or {}).get("multiple_choice", {}).items():
             style.setdefault(question, []).append(row["mc1"])
+    return {question: float(np.mean(values)) for question, values in style.items()}
+
+
+def by_style(run, style):
+    """Return lines: what MC1 gains where the answers' style alone picks right, where not, and the difference."""
     gains, lines = {m: gain(run, m) for m in run.methods if m != "Baseline"}, []
     for method, gained in gains.items():
-        right = np.array([float(np.mean(style[q]) > 0.5) for q in gained])
+        right = np.array([float(style[q] > 0.5) for q in gained])
         value = np.array([*gained.values()])
         parts = np.stack([value * right, right, value * (1 - right), 1 - right], axis=1)
         found = [
@@ -269,7 +276,7 @@ def by_end(run):
 def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_the_records():
     run = packed_run("truthfulqa")
     printed = [x for h in ("## MC1", "## True") for x in printed_in("truthfulqa.md", h) if x.startswith("| ")]
-    made = [*by_style(run), *by_end(run)]
+    made = [*by_style(run, style_of(run)), *by_end(run)]
     readme = " ".join((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split()).partition("[TruthfulQA]")[2]
     mc1 = ("Baseline", "ITI", "Random tries (ITI)", "Retrieved few-shot", "LoRA r=8")
     said = re.match(

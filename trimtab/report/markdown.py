@@ -267,8 +267,9 @@ def to_markdown(comparison: Comparison, *, title: str = "Comparison") -> str:
             *table_lines(quality, fewer),
             "",
         ]
-    lines += ["## Settings tried", "", *table_lines(TRIES, expected_best(comparison)), ""]
-    lines += [*table_lines(SETTINGS, tried(comparison)), ""]
+    if settings := tried(comparison):
+        lines += ["## Settings tried", "", *table_lines(TRIES, expected_best(comparison)), ""]
+        lines += [*table_lines(SETTINGS, settings), ""]
     noted = [f"- {note}" for note in notes(comparison)]
     lines += [
         "## Notes",

@@ -19,11 +19,13 @@ from trimtab.protocols import Meter
 def about(run: Comparison) -> str:
     """Return in a sentence which model was compared on what, and how."""
     said, design = run.specification, run.specification["design"]
-    on = said["test"] or said["questions"]
+    source, on = said["questions"], said["test"] or said["questions"]
+    other = f", fitted and chosen on {run.sizes[-1] or source['n']} of {source['name']}"
     name = Path(said["model"]["name"] or "a model without a name").name
     seeds, folds = len(design["seeds"]), design["folds"]
     return (
-        f"{name} on {on['n']} {on.get('item', 'question')}s of {on['name']}: "
+        f"{name} on {on['n']} {on.get('item', 'question')}s of {on['name']}"
+        f"{other if on['name'] != source['name'] else ''}: "
         f"{_count(folds, 'fold')}, {_count(seeds, 'seed')}, "
         f"up to {design['trials']} tries for each method, chosen by {run.chooser.heading}."
     )
