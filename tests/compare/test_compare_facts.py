@@ -12,6 +12,7 @@ from tests.cases import EDITING, FACTS, weight_edit
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.cells import figure
 from trimtab.cli.comparison_file import ComparisonFile, job_of
+from trimtab.cli.user_code import hash_of_code
 from trimtab.compare import Design, Job, RandomTries, run
 from trimtab.compare.design import named
 from trimtab.datasets import Fact, FactSet
@@ -107,6 +108,11 @@ def test_a_file_may_name_edits_that_folders_hold(tmp_path):
     methods: Any = job_of(ComparisonFile(questions="atlas", limit=6, methods=entries)).methods
     whole, half = (methods[name].edit for name in ("Weights", "Half"))
     assert (whole.kind, whole.strength, half.strength) == ("weight edit", 0.5, 0.25)
+    found = [hash_of_code(entry) for entry in entries]
+    weight_edit(tiny_model(), seed=7).save(tmp_path / "another")  # it looks alike, and is gone on with as another
+    assert found[0] == found[1] != hash_of_code({"edit": str(tmp_path / "another")})
+    with pytest.raises(BadValue, match="edit takes the folder of a saved edit"):
+        job_of(ComparisonFile(questions="atlas", methods=[{"edit": {"folder": str(tmp_path / "one"), "strength": 3}}]))
     for wrong in ({"edit": None}, {"edit": {"name": "Mine"}}):
         with pytest.raises(BadValue, match="edit takes the folder of a saved edit"):
             job_of(ComparisonFile(questions="atlas", methods=[wrong]))

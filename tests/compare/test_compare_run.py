@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -318,17 +319,15 @@ def test_runs_may_be_joined_where_all_else_is_equal_and_are_refused_with_the_rea
 
 
 def slow_run(folder, *, pause):
-    """Return a process that runs the comparison of `launched_comparison`; forked, it need not import anything."""
-    process = get_context("fork").Process(target=launched_comparison.main, args=(folder,), kwargs={"pause": pause})
-    process.start()
-    return process
+    """Return the command of a process that runs the comparison of `launched_comparison`."""
+    code = f"from tests.launched_comparison import main; main({str(folder)!r}, pause={pause})"
+    return [sys.executable, "-c", code]
 
 
 def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_path):
-    other = slow_run(tmp_path / "run", pause=1.0)
+    other = subprocess.Popen(slow_run(tmp_path / "run", pause=1.0))
     launched_comparison.main(tmp_path / "run", pause=1.0, after_another=True)  # this process is the second one
-    other.join(timeout=120)
-    assert other.exitcode == 0
+    assert other.wait(timeout=120) == 0
     result = Comparison.load(tmp_path / "run")
     assert result.finished
     fits = (tmp_path / "fits.txt").read_text().splitlines()
@@ -338,13 +337,13 @@ def test_several_processes_share_one_folder_without_doing_anything_twice(tmp_pat
 
 
 def test_kill_9_loses_at_most_the_trial_in_flight(tmp_path):
-    worker = slow_run(tmp_path / "run", pause=0.3)
+    worker = subprocess.Popen(slow_run(tmp_path / "run", pause=0.3))
     records = tmp_path / "run" / "records"
     deadline = time.monotonic() + 90
     while len(list(records.glob("slow-*/trial-*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
+    worker.wait()
     written = {p: p.read_bytes() for p in records.rglob("trial-*.json")}
     fits_before = len((tmp_path / "fits.txt").read_text().splitlines())
     slow = [p for p in written if "slow-" in str(p)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import peft as hf_peft
 import pytest
 import torch
@@ -12,7 +10,6 @@ from tests.cases import down_projections, weight_edit, whole_weight_edit
 from tests.observing import logits, state_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.edits import WeightEdit
-from trimtab.edits.disk import load_edit
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.export.checkpoint import checkpoint
 from trimtab.models.identity import fingerprint
@@ -75,13 +72,6 @@ def test_the_adapter_that_it_writes_is_the_edit_to_plain_peft(family, tmp_path):
     wrapped = hf_peft.PeftModel.from_pretrained(tiny_model(family), tmp_path / "adapter")
     torch.testing.assert_close(logits(wrapped), expected, rtol=0, atol=5e-5)
     torch.testing.assert_close(logits(wrapped.merge_and_unload()), expected, rtol=0, atol=5e-5)
-    edit.to_peft(tmp_path / "named", base_name="one/tiny")
-    moved = tiny_model(family)
-    moved.name_or_path = "another/tiny"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the same model in another folder is nothing to be told
-        with load_edit(tmp_path / "named").applied(moved, "all") as adapted:
-            torch.testing.assert_close(logits(adapted), expected, rtol=0, atol=5e-5)
     with pytest.raises(BadValue, match="no adapter holds that"):
         whole_weight_edit(model).to_peft(tmp_path / "other")
 

@@ -135,6 +135,7 @@ def sweep_of(before: float, after: float, by_chance: float, low: float) -> dict[
         (1.0, 6.0, 4.0, 3.0, "works weakly", "random directions of the same norm gain half as much"),
         (1.0, 2.0, 1.0, 0.5, "works weakly", "too little to show"),
         (1.0, 0.9, 1.0, -1.0, "does not work", "no setting beats the unedited model"),
+        (1.0, 0.9, 1.0, -1.0, "does not work", "; within chance of nothing on 9 items. Try"),
     ],
 )
 def test_the_outcome_is_one_sentence_with_what_to_try(before, after, by_chance, low, verdict, words):

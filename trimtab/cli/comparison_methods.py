@@ -82,7 +82,7 @@ def _saved(said: Any) -> "Method | Control":
     from trimtab.cli.setup import open_edit
     from trimtab.protocols import as_entrant
 
-    folder = said.get("folder") if isinstance(said, Mapping) else said
+    folder = said["folder"] if isinstance(said, Mapping) and set(said) == {"folder"} else said
     if not isinstance(folder, str):
         raise BadValue(
             "edit takes the folder of a saved edit, such as `edit: runs/shift` or `edit: {folder: runs/shift, name: "

@@ -1,4 +1,4 @@
-"""FILE.py:NAME on the command line: a user's own function or class."""
+"""What is the user's own: FILE.py:NAME on the command line, a function or class, and what a comparison's file names."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.cli.checking import made
+from trimtab.cli.setup import with_strength
 from trimtab.errors import BadValue, nearest
 from trimtab.plain_values import hash_of
 
@@ -33,7 +34,7 @@ def is_user_code(spec: str) -> bool:
 
 
 def hash_of_code(said: Any) -> str | None:
-    """Return a hash of the files that an entry of a comparison names as FILE.py:NAME; None if it names none."""
+    """Return a hash of the files that an entry of a comparison names, as FILE.py:NAME or `edit: DIR`; None without any."""
     files = sorted({path for path in _files_in(said) if path.is_file()})
     return hash_of([hash_of(path.read_bytes()) for path in files])[:16] if files else None
 
@@ -43,6 +44,10 @@ def _files_in(said: Any) -> Iterator[Path]:
         yield from (Path(part.strip().rpartition(":")[0]).expanduser() for part in said.split("+") if ".py:" in part)
     elif isinstance(said, Mapping):
         yield from _files_in([*said, *said.values()])
+        saved = said.get("edit")
+        folder = saved.get("folder") if isinstance(saved, Mapping) else saved
+        if isinstance(folder, str):
+            yield from with_strength(folder)[0].rglob("*")
     elif isinstance(said, list | tuple):
         for one in said:
             yield from _files_in(one)

@@ -64,7 +64,7 @@ def expected_best(run: RunRecords) -> list[list[str]]:
         shortest = min(map(len, curves), default=0)
         if shortest < 2:
             continue
-        all_tried = shortest >= run.specification.get("grids", {}).get(method, 0)
+        all_tried = shortest >= run.specification.get("grids", {}).get(method, np.inf)
         best = meter.sign * np.array([best_of(curve[:shortest], any_order=all_tried) for curve in curves])
         places = sorted({*(2**i for i in range(10) if 2**i < shortest), shortest})
         spread = best.std(0, ddof=1) if len(best) > 1 else np.zeros(shortest)

@@ -59,7 +59,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
     weak = [] if consistent else ["the two sides do not differ in a common direction"]
     if gained is not None and sign * gained["low" if sign > 0 else "high"] <= 0:
         weak.append(f"within chance of nothing on {gained['n']} items")
-    if gain < 2 * by_chance:
+    if by_chance > 0 and gain < 2 * by_chance:
         weak.append("random directions of the same norm gain half as much or more")
     repeats = sweep.get("repeats", {"before": 0.0, "after": 0.0})
     share, was = (f"{100 * repeats[when]:.0f} %" for when in ("after", "before"))

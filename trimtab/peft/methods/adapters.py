@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import peft as hf_peft
@@ -64,10 +63,7 @@ class AttachedAdapter(Attached):
             with torch_seeded(seed, base), warnings.catch_warnings(), peft_refusing(f"{what} does not fit the model"):
                 warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|is_gradient_checkpointing).*")
                 # a copy, since get_peft_model writes into the configuration it is given
-                own = copy.deepcopy(config)
-                if Path(own.base_model_name_or_path or "").name == Path(base.name_or_path).name:
-                    own.base_model_name_or_path = base.name_or_path or None  # the same model in another folder
-                self.model: Any = hf_peft.get_peft_model(base, own, adapter_name=NAME)
+                self.model: Any = hf_peft.get_peft_model(base, copy.deepcopy(config), adapter_name=NAME)
             self.model.train(base.training)
             self._snapshot.restore_modes()
             self._own = [(p, p.detach().to("cpu", copy=True)) for p in before if p.requires_grad]
