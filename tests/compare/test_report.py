@@ -126,7 +126,7 @@ def test_numbers_in_the_figure_keep_clear_of_one_another(done):
         for x in (0.1, 0.11, 0.12, 0.1)
     ]
     near[3] = replace(
-        near[3], metrics={**near[3].metrics, MAIN.name: replace(gain, estimate=type(gain.estimate)(*[0] * 4))}
+        near[3], metrics={**near[3].metrics, MAIN.name: replace(gain, estimate=type(gain.estimate)(0.0, 0.0, 0.0, 2))}
     )
     axes = effect_figure(near, MAIN, {}).axes[0]
     at = np.array([axes.transData.transform(n.xy) * 72 / axes.figure.dpi + n.xyann for n in axes.texts])

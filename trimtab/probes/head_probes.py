@@ -149,12 +149,13 @@ def measured(
     np.add.at(per_question, index, np.column_stack([right, np.ones(len(right))]))
     drawn = resampled_means(per_question)
     low, high = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
-    sides = [scores[labels == label] for label in (True, False)]
+    true, false = scores[labels], scores[~labels]
     # how often a true statement scores above a false one, ties counting half (Mann & Whitney 1947)
-    auroc = mannwhitneyu(*sides, axis=0, method="asymptotic").statistic / (len(sides[0]) * len(sides[1]))
-    apart, spread = sides[0].mean(0) - sides[1].mean(0), np.sqrt((sides[0].var(0) + sides[1].var(0)) / 2)
+    above = mannwhitneyu(true, false, axis=0, method="asymptotic").statistic
+    apart, spread = true.mean(0) - false.mean(0), np.sqrt((true.var(0) + false.var(0)) / 2)
     separation = np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 0)
-    found = {"accuracy": right.mean(0), "accuracy_low": low, "accuracy_high": high, "auroc": auroc}
+    found = {"accuracy": right.mean(0), "accuracy_low": low, "accuracy_high": high}
+    found["auroc"] = above / (len(true) * len(false))
     found["separation"] = separation
     figures = {name: torch.from_numpy(values)[None] for name, values in found.items()}
     return replace(bare, validation_questions=tuple(questions.tolist()), **figures)

@@ -88,7 +88,8 @@ def _says_yes(judge: LoadedModel, prompt: str, name: str) -> float:
     if best not in (yes, no):
         said = tokenizer.decode([best]).strip()
         raise BadValue(
-            f"judge {name} answered {said!r} to {prompt[-80:]!r}; expected yes or no: is it a TruthfulQA judge?"
+            f"judge {name} answered {said!r} to {prompt[-80:]!r}; expected yes or no: is it a TruthfulQA judge, and "
+            "trained long enough?"
         )
     return float(logits[yes] > logits[no])
 
