@@ -77,7 +77,8 @@ def pair_meters(
 
     Args:
         judge: a function of pair and generated text that gives a score, if texts are to be generated and scored.
-        texts, divide_texts: as for `answer_meters`.
+        texts: as for `answer_meters`.
+        divide_texts: as for `answer_meters`.
         max_new_tokens: of a generated text.
         broken: whether to measure a hundred easy choices too.
     """
@@ -97,7 +98,9 @@ def prompt_meters(
 
     Args:
         behaviour: whose property is counted.
-        texts, divide_texts, broken: as for `pair_meters`.
+        texts: as for `pair_meters`.
+        divide_texts: as for `pair_meters`.
+        broken: as for `pair_meters`.
         max_new_tokens: of an answer.
     """
     return (*counted_meters(behaviour, max_new_tokens=max_new_tokens), *_damage(texts, divide_texts, broken))
@@ -109,7 +112,8 @@ def facts_meters(
     """Return what is said of facts, their paraphrases and neighbours, the likelihood measures, CE and KL.
 
     Args:
-        texts, divide_texts: as for `answer_meters`.
+        texts: as for `answer_meters`.
+        divide_texts: as for `answer_meters`.
         broken: whether to say how texts go on that begin as the facts do (debris, loops, length), and to measure a
             hundred easy choices too.
     """
