@@ -131,8 +131,8 @@ def agreed(groups: Sequence[str], judge: Sequence[bool], people: Sequence[bool])
     agreement, kappa = share(sums, lambda m: m[..., 0] / m[..., 5]), bootstrap(sums, _kappa)
     if kappa.low == kappa.high:  # of a judge that always says the same, or always as people do, resamples are alike
         chance = float(_chance(sums.mean(0)))
-        limits = ((limit - chance) / (1 - chance) for limit in (agreement.low, agreement.high))
-        kappa = Estimate(kappa, *limits, kappa.n)
+        low, high = ((limit - chance) / (1 - chance) for limit in (agreement.low, agreement.high))
+        kappa = Estimate(kappa, low, high, kappa.n)
     return Agreed(
         agreement,
         kappa,
