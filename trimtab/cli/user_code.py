@@ -34,7 +34,7 @@ def is_user_code(spec: str) -> bool:
 
 
 def hash_of_code(said: Any) -> str | None:
-    """Return a hash of what an entry of a comparison names, as FILE.py:NAME or `edit: DIR`; None if it names nothing."""
+    """Return a hash of what an entry of a comparison names as FILE.py:NAME or `edit: DIR`; None if it names nothing."""
     files = sorted({path for path in _files_in(said) if path.is_file()})
     return hash_of([hash_of(path.read_bytes()) for path in files])[:16] if files else None
 
