@@ -92,7 +92,7 @@ def test_generated_answers_are_asked_and_cut_as_published():
     assert said.rows[0].prompt == iti_context(tiny_questions(1)[0].question)
     assert cut("\nA: One.\n\nTwo.\nQ: Next?", paragraphs=True) == "One.\n\nTwo."
     assert cut("One.\n\nTwo.") == "One."  # the control: plain form ends at the paragraph
-    with pytest.raises(BadValue, match="choose auto, plain, primer, chat, iti"):
+    with pytest.raises(BadValue, match="choose auto, plain, bare, primer, chat, iti"):
         getattr(generate_answers, "__wrapped__", generate_answers)(
             tiny_model(), tiny_tokenizer(), tiny_questions(1), convention="lm-eval"
         )

@@ -232,7 +232,7 @@ def test_a_text_as_long_as_the_context_is_scored_and_one_token_more_is_refused()
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("convention", ["iti-original", "", "Plain"])
 def test_an_unknown_convention_is_refused(convention):
-    with pytest.raises(BadValue, match=r"unknown convention .*; choose auto, plain, primer, chat, lm-eval, iti"):
+    with pytest.raises(BadValue, match=r"unknown convention .*; choose auto, plain, bare, primer, chat, lm-eval, iti"):
         multiple_choice(tiny_model(), tiny_tokenizer(), tiny_questions(1), convention=convention)
 
 

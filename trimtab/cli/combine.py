@@ -105,7 +105,8 @@ def _vector(spec: str, opened: Any, loading: Loading, classes: list[str]) -> "tu
     import math
     from dataclasses import replace
 
-    from trimtab.cli.setup import open_edit, with_strength
+    from trimtab.cli.setup import open_edit
+    from trimtab.cli.user_code import with_strength
     from trimtab.errors import BadValue, Incompatible
     from trimtab.knowledge.arithmetic import task_vector, task_vector_between
 

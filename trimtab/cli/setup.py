@@ -85,7 +85,7 @@ def open_edit(specs: Sequence[str], *, strength: float | None = None, classes: S
     """
     quiet()  # before libraries are loaded that talk then
 
-    from trimtab.cli.user_code import open_object
+    from trimtab.cli.user_code import open_object, with_strength
     from trimtab.edits.combined import Stacked
     from trimtab.edits.disk import load_edit
     from trimtab.errors import BadValue
@@ -102,15 +102,6 @@ def open_edit(specs: Sequence[str], *, strength: float | None = None, classes: S
             raise BadValue(f"the strength must be a finite number, got {wanted}")
         edits.append(edit if wanted is None else edit.at_strength(wanted))
     return edits[0] if len(edits) == 1 else Stacked(tuple(edits))
-
-
-def with_strength(spec: str) -> tuple[Path, float | None]:
-    """Return the folder that DIR[:STRENGTH] names, and the strength behind its colon, or None."""
-    folder, colon, strength = spec.rpartition(":")
-    with suppress(ValueError):
-        if colon and not Path(spec).exists():
-            return Path(folder).expanduser(), float(strength)
-    return Path(spec).expanduser(), None
 
 
 def _beside(missing: Path) -> list[Path]:

@@ -1,12 +1,12 @@
 """What is the user's own: FILE.py:NAME on the command line, a function or class, and what a comparison's file names."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.cli.checking import made
-from trimtab.cli.setup import with_strength
 from trimtab.errors import BadValue, nearest
 from trimtab.plain_values import hash_of
 
@@ -51,6 +51,15 @@ def _files_in(said: Any) -> Iterator[Path]:
     elif isinstance(said, list | tuple):
         for one in said:
             yield from _files_in(one)
+
+
+def with_strength(spec: str) -> tuple[Path, float | None]:
+    """Return the folder that DIR[:STRENGTH] names, and the strength behind its colon, or None."""
+    folder, colon, strength = spec.rpartition(":")
+    with suppress(ValueError):
+        if colon and not Path(spec).exists():
+            return Path(folder).expanduser(), float(strength)
+    return Path(spec).expanduser(), None
 
 
 def open_object(spec: str, what: str = "function") -> UserObject:

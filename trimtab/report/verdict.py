@@ -22,12 +22,13 @@ def about(run: Comparison) -> str:
     source, on = said["questions"], said["test"] or said["questions"]
     other = f", fitted and chosen on {run.sizes[-1] or source['n']} of {source['name']}"
     name = Path(said["model"]["name"] or "a model without a name").name
-    seeds, folds = len(design["seeds"]), design["folds"]
+    seeds, folds, n = len(design["seeds"]), design["folds"], design["trials"]
+    tries = f"up to {n} tries for each method, chosen by" if n > 1 else "one setting of each method; the main meter is"
     return (
         f"{name} on {on['n']} {on.get('item', 'question')}s of {on['name']}"
         f"{other if on['name'] != source['name'] else ''}: "
         f"{_count(folds, 'fold')}, {_count(seeds, 'seed')}, "
-        f"up to {design['trials']} tries for each method, chosen by {run.chooser.heading}."
+        f"{tries} {run.chooser.heading}."
     )
 
 
