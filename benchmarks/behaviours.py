@@ -160,7 +160,7 @@ class Bench:
             "random_directions": self.controls(of, directions, kl),
             "random_places": self.controls(of, [at(int(layer)) for layer in drawn[: said.controls]], kl),
             "sweep": [{k: v for k, v in row.items() if k != "texts"} for row in sweep], "layers_swept": len(swept),
-            "dealt": {**vars(dealt.outcome), "consistent": dealt.screened and dealt.screened.consistent},
+            "dealt": {**dealt.outcome.as_dict(), "consistent": dealt.screened and dealt.screened.consistent},
         }  # fmt: skip
 
     def kls(self, edits: Sequence[Edit]) -> list[float]:
@@ -258,10 +258,10 @@ def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
     return None
 
 
-def best_of(record: dict[str, Any], kl: float) -> float:
-    """Return what is counted at the sweep's best of a drift, chosen and counted on different prompts."""
+def best_of(record: dict[str, Any]) -> float:
+    """Return what is counted at the sweep's best of the fit's drift, chosen and counted on different prompts."""
     coherent = record["before"]["repetition"] + REPEATS
-    rows = [r for r in record["sweep"] if r["kl"] <= SAME * kl and r["repetition"] <= coherent]
+    rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
     if not rows:
         return record["before"]["mean"]
     counts = np.array([row["counts"] for row in rows])
@@ -301,7 +301,7 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
     for name in [name for name in NAMES if any(u["behaviour"] == name for u in units)]:
         of = [u for u in units if u["behaviour"] == name]
         before, after = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after"))
-        best = np.array([best_of(u, u["kl"]) for u in of])
+        best = np.array([best_of(u) for u in of])
         moved, repeated = after - before, [np.array([u[w]["repetition"] for u in of]) for w in ("before", "after")]
         half, coherent = (moved > 0) & (moved >= (best - before) / 2), repeated[1] <= repeated[0] + REPEATS
         passes = half & coherent
@@ -321,12 +321,12 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
         said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
         right = (said["works"] == passes).sum()
         of_dealt = [u["dealt"]["verdict"] for u in of if "dealt" in u]
-        dealt = [of_dealt.count(verdict) for verdict in VERDICTS if of_dealt]
+        dealt = [of_dealt.count(verdict) for verdict in VERDICTS]
         told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
         verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])
-    headings = [*COLUMNS[:2], COLUMNS[2][: len(verdicts[0])]]
-    filled = zip(headings, (claims, controls, verdicts), strict=True)
-    return [line for heading, rows in filled for line in ("", *table_lines(heading, rows))]
+    return [
+        line for made in zip(COLUMNS, (claims, controls, verdicts), strict=True) for line in ("", *table_lines(*made))
+    ]
 
 
 def show(folder: Path, record: Path | None) -> None:

@@ -37,8 +37,7 @@ def test_statistics_of_all_layers_are_taken_of_the_same_texts(monkeypatch):
         taken.append([site.layer for site in sites])
         return own_statistics(model, tokenizer, sites, **how)
 
-    for module in (layer_choice, editors):
-        monkeypatch.setattr(module, "own_statistics", noted)
+    monkeypatch.setattr(editors, "own_statistics", noted)
     monkeypatch.setattr(layer_choice, "known_facts", lambda model, tokenizer, facts, neighbours: facts)
     quick = replace(QUICK, moment="own", n_tokens=80, cache=None)
     with warnings.catch_warnings():

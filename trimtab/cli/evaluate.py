@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -13,8 +13,6 @@ from trimtab.cli.options import AsJson, BatchSize, Data, Editing, Limit, Loading
 
 if TYPE_CHECKING:
     from trimtab.evaluate.table import Row, Table
-
-CONVENTIONS = ("auto", "plain", "bare", "primer", "chat", "lm-eval", "iti")
 
 
 @verb
@@ -73,10 +71,11 @@ def evaluate(
     from trimtab.cli.setup import read_data
     from trimtab.edits.combined import NoEdit
     from trimtab.evaluate.judges.verdicts import judge_record
+    from trimtab.evaluate.multiple_choice import Convention
     from trimtab.evaluate.table import mute_sentences, table
     from trimtab.steer.pipeline import unseen
 
-    one_of(asking, "way to ask", CONVENTIONS)
+    one_of(asking, "way to ask", get_args(Convention))
     convention = asking if asking in ("lm-eval", "iti") else None
     edit = editing.open()
     questions = read_data(data, part="final")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from trimtab.progress import tracked
 from trimtab.protocols import Cost, Knobs, Method, stopwatch
 
 Moments = Mapping[int, Float[Tensor, "d_in d_in"]]
+Editor = TypeVar("Editor", bound="FactEditor")
 
 
 class Writing(NamedTuple):
@@ -169,14 +170,21 @@ class FactEditor(Method):
                 "`with previous.applied(model):`"
             )
 
+    def with_statistics(self: Editor, model: Any, tokenizer: Any, sites: Sequence[MlpSite], *, seed: int) -> Editor:
+        """Return the editor with the model's own statistics of these maps' inputs, all from the same texts.
+
+        Itself where it was given others, or takes none.
+        """
+        if self.moment != "own":
+            return self
+        how: dict[str, Any] = {"n_tokens": self.n_tokens, "seed": seed, "cache": self.cache}
+        return replace(self, moment=own_statistics(model, tokenizer, sites, **how))
+
     def _moments(self, model: Any, tokenizer: Any, sites: Sequence[MlpSite], seed: int) -> Moments:
         if self.moment == "identity":
             return {s.layer: torch.eye(s.d_in, dtype=torch.float64, device=s.module.weight.device) for s in sites}
-        if isinstance(self.moment, KeyStatistics):
-            statistics = self.moment
-        elif self.moment == "own":
-            statistics = own_statistics(model, tokenizer, sites, n_tokens=self.n_tokens, seed=seed, cache=self.cache)
-        else:
+        statistics = self.with_statistics(model, tokenizer, sites, seed=seed).moment
+        if not isinstance(statistics, KeyStatistics):
             raise BadValue(f"moment is 'own', 'identity' or KeyStatistics, got {self.moment!r:.60}")
         require_of_model(statistics, model, sites)
         return {s.layer: statistics.conditioned(s.layer, self.ridge).to(s.module.weight.device) for s in sites}

@@ -10,7 +10,6 @@ from trimtab.datasets.facts import FactSet, atlas
 from trimtab.evaluate.factual import fact_meters, known_facts
 from trimtab.evaluate.table import measurements_of, summed_up
 from trimtab.knowledge.editors import ROME
-from trimtab.knowledge.moments import own_statistics
 from trimtab.models.mlp import find_mlp_outputs
 from trimtab.progress import tracked
 
@@ -60,9 +59,8 @@ def choose_layer(
     facts = facts[:: max(1, len(facts) // n_facts)][:n_facts]
     sites = find_mlp_outputs(model)
     layers = sorted({min(max(1, round(depth * len(sites))), len(sites) - 1) for depth in depths})
-    if editor.moment == "own":  # of all layers from the same texts, which take their time to write
-        how = {"n_tokens": editor.n_tokens, "seed": seed, "cache": editor.cache}
-        editor = replace(editor, moment=own_statistics(model, tokenizer, [sites[i] for i in layers], **how))
+    # of all layers at once: the texts take their time to write
+    editor = editor.with_statistics(model, tokenizer, [sites[i] for i in layers], seed=seed)
     meters = [meter for meter in fact_meters() if meter.name in ("paraphrases", "kept", "leak")]
     tried = []
     for layer in tracked(layers, "trying layers"):
