@@ -32,6 +32,8 @@ $(VENV)/.gguf: $(VENV)/.base
 real: $(VENV)/.gguf
 	$(BIN)/trimtab real $(if $(TRUTHFULQA),--truthfulqa $(TRUTHFULQA))
 
+# where an environment keeps Python from writing bytecode, each worker and process would compile and rewrite all anew
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
 

@@ -63,15 +63,19 @@ def main() -> None:
         asked_as = pairs[:TRAINED_ON].asked_as("auto", tokenizer)
         edit = tt.peft.LoRA().fit(model, tokenizer, asked_as, knobs={"epochs": 4, "batch_size": 4}, seed=0)
         tuned[name] = replace(task_vector(model, edit), name=name)
-    rows, edits = {}, sums(model, tuned)
-    for name, edit in edits.items():
-        meters = [pair_margin(), *drift_meters(NeutralTexts(tuple(neutral_texts(16))))]
-        own, other = (
-            tt.compare.table(model, tokenizer, pairs[TRAINED_ON:], [edit], meters=meters[:n]).rows[0].as_dict()
-            for pairs, n in zip(sets.values(), (len(meters), 1), strict=True)
-        )
-        rows[name] = {"cheerful": own["pair_margin"], "formal": other["pair_margin"], "kl": own["kl"]}
-        print(name, rows[name], flush=True)
+    edits = [edit.renamed(name) for name, edit in sums(model, tuned).items()]
+    meters = [pair_margin(), *drift_meters(NeutralTexts(tuple(neutral_texts(16))))]
+    own, other = (
+        {
+            row.name: row.as_dict()
+            for row in tt.compare.table(model, tokenizer, pairs[TRAINED_ON:], edits, meters=meters[:n]).rows
+        }
+        for pairs, n in zip(sets.values(), (len(meters), 1), strict=True)
+    )
+    rows = {
+        name: {"cheerful": row["pair_margin"], "formal": other[name]["pair_margin"], "kl": row["kl"]}
+        for name, row in own.items()
+    }
     near = {f"cheerful, {name}": cosine(model, tuned["cheerful"], tuned[name]) for name in ("grumpy", "formal")}
     write_json(asked.out, {"command": command(), "setting": setting(), "rows": rows, "cosines": near})
 

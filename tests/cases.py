@@ -95,7 +95,9 @@ EDITING: dict[str, Method] = {
     "ROME": ROME(moment="identity", before=2, search=ValueSearch(steps=4)),
     "MEMIT": MEMIT(moment="identity", before=2, layers=(1, 2), search=ValueSearch(steps=4, measured_by="layer")),
     "EMMET": EMMET(moment="identity", before=2, search=ValueSearch(steps=4, measured_by="layer")),
-    "AlphaEdit": AlphaEdit(cache=None, before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")),
+    "AlphaEdit": AlphaEdit(
+        cache=None, n_tokens=80, before=2, free=0.5, search=ValueSearch(steps=4, measured_by="layer")
+    ),
     "FT-L": FineTuneL(steps=4),
     "GRACE": GRACE(steps=4),
     "in batches": InBatches(editor=ROME(moment="identity", before=0, search=ValueSearch(steps=4)), size=1),

@@ -8,16 +8,18 @@ import gc
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import is_dataclass
+from inspect import isgeneratorfunction
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, ForwardRef, get_args
+from typing import Any, ForwardRef, get_args, get_type_hints
 from unittest.mock import patch
 
 import jaxtyping
 import pytest
 import torch
-from jaxtyping import _import_hook
+from jaxtyping import _import_hook, _storage
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # tiny tensors gain nothing from a second thread, and on shared cores wait long for it
@@ -30,10 +32,11 @@ _checked: set[CodeType] = set()
 
 
 def _jaxtyped_where_shaped(*args: Any, **options: Any) -> Any:
-    """Check annotations as jaxtyping does; those without shapes by the type checker alone, at a tenth of the price.
+    """Check annotations as jaxtyping does, at a fraction of the price: by the type checker, which checks them once.
 
-    jaxtyping binds the arguments of every call and checks them twice. And building a check takes milliseconds: of a
-    function inside another one, which is made anew at each call, it is done only when it is first made.
+    jaxtyping binds the arguments of every call and checks them twice, so as to tell more of what is wrong. The sizes of
+    named axes are kept for the time of a call as it keeps them. And building a check takes milliseconds: of a function
+    inside another one, which is made anew at each call, it is done only when it is first made.
     """
     decorate = _jaxtyped(*args, **options)
     if args:
@@ -45,13 +48,41 @@ def _jaxtyped_where_shaped(*args: Any, **options: Any) -> Any:
                 if made.__code__ in _checked:
                     return made
                 _checked.add(made.__code__)
-            return decorate(made) if _is_shaped(made) else _switchable(made, options["typechecker"](made))
-        if isinstance(made, type) and is_dataclass(made) and "__init__" in vars(made) and not _is_shaped(made.__init__):
-            made.__init__ = _switchable(made.__init__, options["typechecker"](made.__init__))
+            return function(made)
+        if isinstance(made, type) and is_dataclass(made) and "__init__" in vars(made):
+            made.__init__ = function(made.__init__)
             return made
         return decorate(made)
 
+    def function(plain: Any) -> Any:
+        if not _is_shaped(plain):
+            return _switchable(plain, options["typechecker"](plain))
+        if isgeneratorfunction(plain) or not _is_readable(plain):
+            return decorate(plain)
+        return _switchable(plain, _with_sizes(options["typechecker"](plain)))
+
     return checked
+
+
+def _is_readable(function: Any) -> bool:
+    """Return whether all that its annotations name is there already."""
+    with suppress(Exception):
+        return bool(get_type_hints(function))
+    return False
+
+
+def _with_sizes(checked: Callable) -> Callable:
+    """Return the function with the sizes of named axes of its own kept for the time of a call."""
+
+    @functools.wraps(checked)
+    def sized(*args: Any, **kwargs: Any) -> Any:
+        _storage.push_shape_memo({})
+        try:
+            return checked(*args, **kwargs)
+        finally:
+            _storage.pop_shape_memo()
+
+    return sized
 
 
 def _is_shaped(function: Any) -> bool:
@@ -114,6 +145,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data folder (TruthfulQA, E2E) is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quickly_timed() -> Iterator[None]:
+    """Time decoding on fewer tokens than users have it: how long a tiny model takes says nothing."""
+    from trimtab.evaluate import cost
+
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(cost, "milliseconds_per_token", functools.partial(cost.milliseconds_per_token, new_tokens=2))
+        yield
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def logits(model: Any, ids: Tensor | None = None, **given: Any) -> Tensor:
     return model(input_ids=tokens() if ids is None else ids, use_cache=False, **given).logits.double()
 
 
-def generated(model: Any, ids: Tensor, padding: Tensor | None = None, n: int = 5) -> tuple[Tensor, Tensor]:
+def generated(model: Any, ids: Tensor, padding: Tensor | None = None, n: int = 3) -> tuple[Tensor, Tensor]:
     """Return (whole sequences, logits of the new tokens) of cached greedy decoding."""
     out = model.generate(
         input_ids=ids,

@@ -18,6 +18,22 @@ from trimtab.models import load_model
 METHODS, QUICK = cases.TUNING, cases.QUICK
 ON_FOUR_BITS = [name for name, method in METHODS.items() if method.capabilities.four_bit]
 MERGEABLE = [name for name, method in METHODS.items() if method.capabilities.mergeable]
+FAMILIES = cases.FAMILIES
+ONE_EACH = cases.UNLIKE | {"prefix", "intrinsic"}
+"""One of the settings of each implementation: those that architectures other than the first take in the default run."""
+
+
+def on(families: Sequence[str], names: Sequence[str] = tuple(METHODS), *, late: Sequence[str] = ()) -> Any:
+    """Give a test each method on each family, in the slow run alone what the others stand for and the late families."""
+    return pytest.mark.parametrize(
+        "name, family",
+        [
+            pytest.param(name, family, marks=[pytest.mark.slow] * slow)
+            for family in families
+            for name in names
+            for slow in [name in cases.VARIANTS or family in late or (family != FAMILIES[0] and name not in ONE_EACH)]
+        ],
+    )
 
 
 def some(every: Sequence[Any], *chosen: Any) -> list[Any]:

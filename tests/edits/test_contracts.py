@@ -53,6 +53,17 @@ def the_model(family: str) -> Any:
 
 
 @cache
+def unedited(family: str, frozen_weights: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return what the model that all tests share says and generates, once for all of them.
+
+    torch multiplies by frozen weights in another order (Gemma-2's prefill moves by one unit in the last place).
+    """
+    model = the_model(family)
+    with frozen(model) if frozen_weights else contextlib.nullcontext():
+        return logits(model), generated(model, tokens())
+
+
+@cache
 def made(name: str, family: str) -> tuple[Any, Edit]:
     """Return a model that all tests share, and the edit of this name for it, made once."""
     model = the_model(family)
@@ -146,10 +157,7 @@ def at_zero(name: str, model: Any) -> Edit | None:
 @every_edit_and_family
 def test_strength_zero_is_bit_identical_to_no_edit(family, name):
     model, edit = made(name, family)
-    # torch multiplies by frozen weights in another order (Gemma-2's prefill moves by one unit in the last place), and a
-    # tuned model's base is frozen
-    with frozen(model) if "tunes" in EDITS[name].tags else contextlib.nullcontext():
-        before, said = logits(model), generated(model, tokens())
+    before, said = unedited(family, "tunes" in EDITS[name].tags)  # a tuned model's base is frozen
     zero = at_zero(name, model)
     if zero is not None:
         for positions in ("all", some_positions()):
@@ -232,8 +240,15 @@ def test_hooks_are_as_before_after_the_edit_refuses_a_forward(name):
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("positions", ["generated", "all"])
-@every_edit
+def nesting() -> Iterator[Any]:
+    for name, case in EDITS.items():
+        slow = [pytest.mark.slow] * (name in VARIANTS)
+        yield pytest.param(name, "generated", marks=slow)
+        if case.tags & {"vectors", "erases"}:  # the others act everywhere
+            yield pytest.param(name, "all", marks=slow)
+
+
+@pytest.mark.parametrize("name, positions", list(nesting()))
 def test_each_nested_edit_leaves_the_outer_one_in_place(name, positions):
     model, edit = made(name, "llama-gqa")
     before = state_of(model)

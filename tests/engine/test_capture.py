@@ -302,7 +302,7 @@ def test_an_edited_model_is_read_as_edited() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_compiled_model_gives_what_the_model_inside_gives() -> None:
-    model, some = tiny_model("llama", dtype=torch.float64), statements()[:2]  # every length is compiled anew
+    model, some = tiny_model("llama", dtype=torch.float64), statements()[:1]  # every length is compiled anew
     expected = capture_heads(model, tiny_tokenizer(), some).values
     assert_equal(capture_heads(torch.compile(model, backend="eager"), tiny_tokenizer(), some).values, expected)
 

@@ -96,7 +96,7 @@ def test_batch_size_is_irrelevant(family, edited):
     model = exact_model(family)
     edit = random_shift(model) if edited else NoEdit()
     alone = completed(model, edit, batch_size=1)
-    for batch_size in (2, 5, 100):
+    for batch_size in (2, 100):
         assert completed(model, edit, batch_size=batch_size) == alone
 
 
@@ -114,14 +114,16 @@ def test_a_shift_steers_the_answers_as_it_steers_plain_generation(family):
 @pytest.mark.parametrize(
     "defaults",
     [
-        {"do_sample": True, "temperature": 5.0, "top_k": 50, "top_p": 0.9},
-        {"do_sample": True, "temperature": 5.0, "min_p": 0.01, "typical_p": 0.9},
-        {"num_beams": 3},
-        {"do_sample": True, "num_return_sequences": 2},
-        {"repetition_penalty": 1.5},
-        {"no_repeat_ngram_size": 2},
-        {"use_cache": False},
-        {"max_length": 5},
+        {
+            "do_sample": True,
+            "temperature": 5.0,
+            "top_k": 50,
+            "top_p": 0.9,
+            "min_p": 0.01,
+            "typical_p": 0.9,
+            "num_return_sequences": 2,
+        },
+        {"num_beams": 3, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "use_cache": False, "max_length": 5},
     ],
     ids=lambda d: "+".join(d),
 )
@@ -173,11 +175,11 @@ def test_generation_goes_on_to_the_limit_where_no_answer_ends():
 
 def test_a_row_stays_as_it_ended_while_others_of_its_batch_go_on():
     model = exact_model()
-    lone = completed(model, batch_size=1, max_new_tokens=60)
-    model.generation_config.eos_token_id = [2, *range(200, 230)]  # many ends, reached at different times
-    alone = completed(model, batch_size=1, max_new_tokens=60)
-    assert alone != lone
-    assert completed(model, batch_size=100, max_new_tokens=60) == alone
+    endless = completed(model, batch_size=100, max_new_tokens=24)
+    model.generation_config.eos_token_id = [2, *range(170, 230)]  # many ends, reached at different times
+    alone = completed(model, batch_size=1, max_new_tokens=24)
+    assert sum(one != other for one, other in zip(alone, endless, strict=True)) > 1
+    assert completed(model, batch_size=100, max_new_tokens=24) == alone
 
 
 def test_leading_blank_lines_do_not_end_an_answer():

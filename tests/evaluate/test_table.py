@@ -14,6 +14,7 @@ from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import Verdict, answer_meters, drift, generate_answers, multiple_choice
+from trimtab.evaluate.generation import judged_meters
 from trimtab.evaluate.table import Row, Table, pooled, table
 from trimtab.intervals import Estimate
 from trimtab.protocols import Cost
@@ -54,6 +55,17 @@ def test_there_is_one_row_per_edit_in_order_and_by_name(made):
     assert [row.name for row in result.rows] == ["Baseline", "Few-shot", "ITI", "Few-shot + ITI"]
     for row in result.rows:
         assert result[row.name] is row
+
+
+def test_what_can_tell_nothing_here_is_read_off_the_unedited_model_whatever_it_is_called(made):
+    model, (_, few_shot, shift, _), _ = made
+
+    def mute(*rows):
+        meters = judged_meters(max_new_tokens=3)
+        return table(model, tiny_tokenizer(), tiny_questions(3), rows, meters=meters).setting.get("mute", {})
+
+    assert "true_info" in mute(shift, NoEdit("Plain"))
+    assert mute(shift.renamed("Baseline"), few_shot, Stacked((NoEdit(), few_shot), name="Both")) == {}
 
 
 def test_a_name_that_the_table_lacks_is_refused_with_those_it_has(made):

@@ -41,7 +41,7 @@ def decoder_modules(model: Any) -> dict[str, list[Any]]:
 
 
 class Slow:
-    """Traces one fact by whole plain forwards, a sample and a cell at a time."""
+    """Traces one fact by whole plain forwards, a cell at a time."""
 
     def __init__(self, model: Any, fact: Fact, noise: torch.Tensor) -> None:
         self.model, self.noise = model, noise
@@ -50,7 +50,7 @@ class Slow:
         self.clean: dict[Any, torch.Tensor] = {}
         modules = [m for own in decoder_modules(model).values() for m in own]
         handles = [m.register_forward_hook(self._keep) for m in modules]
-        logits = self._logits()
+        (logits,) = self._logits(1)
         for handle in handles:
             handle.remove()
         self.answer = int(logits.argmax())
@@ -59,31 +59,29 @@ class Slow:
     def _keep(self, module: Any, args: Any, out: Any) -> None:
         self.clean[module] = (out[0] if isinstance(out, tuple) else out).detach().clone()
 
-    def _logits(self) -> torch.Tensor:
+    def _logits(self, n: int) -> torch.Tensor:
         with torch.no_grad():
-            return self.model(self.ids, use_cache=False).logits[0, -1].double()
+            return self.model(self.ids.expand(n, -1), use_cache=False).logits[:, -1].double()
 
     def restored(self, modules: list[Any], tokens: list[int]) -> float:
         """Return the answer's probability in corrupted runs with these states restored, mean over samples."""
-        found = []
-        for noise in self.noise:
 
-            def corrupt(module: Any, args: Any, out: torch.Tensor, noise: torch.Tensor = noise) -> torch.Tensor:
-                out = out.clone()
-                out[0, self.text.first : self.text.place + 1] += noise
-                return out
+        def corrupt(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+            out = out.clone()
+            out[:, self.text.first : self.text.place + 1] += self.noise
+            return out
 
-            def put_back(module: Any, args: Any, out: Any) -> Any:
-                first = (out[0] if isinstance(out, tuple) else out).clone()
-                first[:, tokens] = self.clean[module][:, tokens]
-                return (first, *out[1:]) if isinstance(out, tuple) else first
+        def put_back(module: Any, args: Any, out: Any) -> Any:
+            first = (out[0] if isinstance(out, tuple) else out).clone()
+            first[:, tokens] = self.clean[module][:, tokens]
+            return (first, *out[1:]) if isinstance(out, tuple) else first
 
-            handles = [self.model.get_input_embeddings().register_forward_hook(corrupt)]
-            handles += [m.register_forward_hook(put_back) for m in modules]
-            found.append(float(self._logits().softmax(-1)[self.answer]))
-            for handle in handles:
-                handle.remove()
-        return float(np.mean(found))
+        handles = [self.model.get_input_embeddings().register_forward_hook(corrupt)]
+        handles += [m.register_forward_hook(put_back) for m in modules]
+        found = self._logits(len(self.noise)).softmax(-1)[:, self.answer]
+        for handle in handles:
+            handle.remove()
+        return float(found.mean())
 
 
 def noise_of(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], torch.Tensor]:

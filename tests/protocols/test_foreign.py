@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cases import FEW_SHOT, foreign_nudge, one_shift
+from tests.cases import FEW_SHOT, foreign_nudge, one_shift, slowly
 from tests.comparing import TEXTS
 from tests.foreign import Nudge, Nudging, Shuffled, Surprise, Vowels
 from tests.observing import generated, logits, tokens
@@ -94,7 +94,7 @@ def test_a_saved_foreign_edit_takes_the_bytes_of_its_folder(tmp_path):
     assert Nudge.load(tmp_path / "mine") == mine
 
 
-@pytest.mark.parametrize("choose_by", ["true_info", "surprise"])
+@pytest.mark.parametrize("choose_by", slowly(["true_info", "surprise"], "true_info"))
 def test_a_comparison_of_foreign_methods_controls_meters_and_judges_is_run_and_reported(choose_by, tmp_path):
     meters = [*answer_meters(judge=Vowels(), texts=TEXTS, max_new_tokens=4, divide_texts=True), Surprise()]
     entrants = [Nudging(), Shuffled(), Nudge(foreign_nudge(the_model()).vector, 0.5, "Mine")]

@@ -2,70 +2,43 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import lzma
 import re
-import sys
 import tarfile
-import tempfile
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.repository.published_records import (
+    RESULTS,
+    answers_of,
+    by_style,
+    cells_of,
+    packed_run,
+    printed_in,
+    program,
+    smollm2,
+    style_of,
+    table_of,
+    tables,
+)
 from tests.repository.source import PACKAGE
 from trimtab.cells import figure as shown_figure
 from trimtab.cells import number, p_text
 from trimtab.compare.comparison import Comparison
 from trimtab.compare.search import Search, Tried
 from trimtab.evaluate.factual import fact_meters
-from trimtab.intervals import Estimate, bootstrap
+from trimtab.intervals import Estimate
 from trimtab.report.markdown import to_markdown
 from trimtab.report.verdict import conclusions
 
 # what is held here is what records say; annotations are checked where comparisons and reports are tested
 pytestmark = pytest.mark.usefixtures("unchecked")
-RESULTS = PACKAGE.parent / "docs" / "results"
 PAGES = {"editing.md": "editing", "low-data.md": "low_data"}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-
-
-@cache
-def embedded(name):
-    """Return the run of a record, and the text that is made of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        program("packed").unpack(RESULTS / f"{name}.json.xz", Path(folder) / "run")
-        run = Comparison.load(Path(folder) / "run")
-    return run, to_markdown(run)
-
-
-def tables(text):
-    """Return the tables of a text as lists of rows of cells, the headings first."""
-    found, last = [], ""
-    for line in text.splitlines():
-        if line.startswith("| ") and not line.startswith("| ---"):
-            found += [] if last.startswith("|") else [[]]
-            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
-        last = line
-    return found
-
-
-def table_of(page, heading):
-    """Return row -> column -> cell of a page's table that has a column of this heading."""
-    (table,) = (t for t in tables((RESULTS / page).read_text(encoding="utf-8")) if heading in t[0])
-    return {name: dict(zip(table[0][1:], cells, strict=True)) for name, *cells in table[1:]}
-
-
-def cells_of(text):
-    """Return (row, heading) -> cell of the tables about all training questions."""
-    whole = text.partition("\n## Settings tried")[0]
-    found = {}
-    for heads, *rows in tables(re.sub(r"\n## \d+ training questions.*", "", whole, flags=re.DOTALL)):
-        found |= {(name, head): cell for name, *cells in rows for head, cell in zip(heads[1:], cells, strict=True)}
-    return found
 
 
 def true_info_of(run, method, size):
@@ -89,25 +62,10 @@ def difference(run, pair, meter, size):
     return f"{shown[0]} [{shown[1]}, {shown[2]}], p {p}"
 
 
-def program(name):
-    """Return a module of benchmarks/."""
-    spec = importlib.util.spec_from_file_location(f"trimtab_{name}", PACKAGE.parent / "benchmarks" / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def made_from(runs):
     """Return every line that is made from comparisons, conclusions by each tested meter among them."""
     lines = {line for run in runs for line in to_markdown(run).splitlines()}
     return lines | {f"- {said}" for run in runs for m in run.summed if not m.collateral for said in conclusions(run, m)}
-
-
-def printed_in(page, heading=""):
-    """Return the lines of a page (from a heading to the next of its rank) that a record must have made."""
-    text = (RESULTS / page).read_text(encoding="utf-8")
-    text = text.partition(heading)[2].partition("\n## ")[0] if heading else text
-    return [line for line in text.splitlines() if line.startswith(("|", "- ", "SmolLM2-135M-Instruct.", "smollm2 on"))]
 
 
 def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
@@ -131,7 +89,7 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
         pytest.param("facts.md", "## One fact", "facts50", marks=pytest.mark.slow),
         pytest.param("facts.md", "## Eight", "facts8", marks=pytest.mark.slow),
         ("facts.md", "## Sixty-four", "facts64"),
-        ("facts.md", "## Two hundred", "facts256"),
+        pytest.param("facts.md", "## Two hundred", "facts256", marks=pytest.mark.slow),
         pytest.param("folklore.md", "## Every row", "folklore", marks=pytest.mark.slow),
         pytest.param("truthfulqa.md", "## Every row", "truthfulqa", marks=pytest.mark.slow),
         pytest.param("transfer.md", "## From TruthfulQA to folklore, every row", "there", marks=pytest.mark.slow),
@@ -139,7 +97,7 @@ def test_every_line_about_the_real_model_is_made_from_its_records(tmp_path):
     ],
 )
 def test_every_line_of_a_gpu_s_comparison_is_made_from_its_records(page, heading, run):
-    made, printed = made_from([packed_run(run)]), printed_in(page, heading)
+    made, printed = made_from([smollm2(run)]), printed_in(page, heading)
     assert len(printed) > 20 and [line for line in printed if line not in made] == []
 
 
@@ -178,14 +136,6 @@ def test_what_pages_say_of_facts_stands_in_their_tables():
         assert re.sub(r"\[(\d+\|[^]]+)\]", figure_at, said) in text
 
 
-@cache
-def packed_run(name):
-    """Return the run of a record of a GPU's comparison."""
-    with tempfile.TemporaryDirectory() as folder:
-        program("packed").unpack(RESULTS / f"smollm2_{name}.json.xz", Path(folder) / "run")
-        return Comparison.load(Path(folder) / "run")
-
-
 def told_apart(name):
     """Return (meter, row, row) -> whether the page of facts says that the two are told apart in this run."""
     loras, control = ("LoRA r=8, 2e-4", "LoRA r=8, 1e-3", "LoRA r=8"), "Random tries (MEMIT)"
@@ -202,62 +152,20 @@ def told_apart(name):
     elif name == "facts256":
         said |= {("kept", "MEMIT", control): True, ("said", "MEMIT", "EMMET"): True}
         others = [
-            row.name
-            for row in packed_run(name).rows()
-            if row.name not in ("Baseline", "GRACE") and row.variant == "best"
+            row.name for row in smollm2(name).rows() if row.name not in ("Baseline", "GRACE") and row.variant == "best"
         ]
         said |= {(meter, "GRACE", other): True for meter in ("said", "kept") for other in others}
     return said
 
 
 @pytest.mark.parametrize(
-    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("facts50", "facts8")), "facts64", "facts256"]
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("facts50", "facts8", "facts256")), "facts64"]
 )
 def test_what_is_called_tested_of_facts_is_told_apart_and_nothing_else(name):
-    run, told = packed_run(name), told_apart(name)
+    run, told = smollm2(name), told_apart(name)
     found = {(meter, c.one, c.other): c.apart for meter, *_ in told for c in run.contrasts(meter)}
     found |= {(meter, other, one): apart for (meter, one, other), apart in found.items()}
     assert {pair: found[pair] for pair in told} == told
-
-
-def answers_of(run, method, instrument, columns):
-    """Return (question, columns) -> values of a method's best settings, one list for each measurement."""
-    found: dict[str, list[list[float]]] = {}
-    for unit in (t for t in run.of(method, run.sizes[-1]) if t["status"] == "done"):
-        for question, row in unit["measured"][str(unit["best"])]["rows"][instrument].items():
-            found.setdefault(question, []).append([float(row[column]) for column in columns])
-    return found
-
-
-def style_of(run):
-    """Return question -> how often a classifier of the answers' words and length picks right, over the seeds."""
-    style: dict[str, list[float]] = {}
-    for unit in run.tests:
-        for question, row in (unit.get("without_model") or {}).get("multiple_choice", {}).items():
-            style.setdefault(question, []).append(row["mc1"])
-    return {question: float(np.mean(values)) for question, values in style.items()}
-
-
-def by_style(run, style):
-    """Return lines: what MC1 gains where the answers' style alone picks right, where not, and the difference."""
-    gains, lines = {m: gain(run, m) for m in run.methods if m != "Baseline"}, []
-    for method, gained in gains.items():
-        right = np.array([float(style[q] > 0.5) for q in gained])
-        value = np.array([*gained.values()])
-        parts = np.stack([value * right, right, value * (1 - right), 1 - right], axis=1)
-        found = [
-            bootstrap(value[right == 1][:, None]),
-            bootstrap(value[right == 0][:, None]),
-            bootstrap(parts, lambda mean: mean[..., 0] / mean[..., 1] - mean[..., 2] / mean[..., 3]),
-        ]
-        lines.append(f"| {method} | {' | '.join(shown_figure(f, 'share', signed=True) for f in found)} |")
-    return lines
-
-
-def gain(run, method):
-    """Return question -> MC1 under a method's best settings less the unedited model's, means of its measurements."""
-    own, plain = (answers_of(run, m, "multiple_choice", ["mc1"]) for m in (method, "Baseline"))
-    return {q: float(np.mean(own[q]) - np.mean(plain[q])) for q in own}
 
 
 def by_end(run):
@@ -274,7 +182,7 @@ def by_end(run):
 
 
 def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_the_records():
-    run = packed_run("truthfulqa")
+    run = smollm2("truthfulqa")
     printed = [x for h in ("## MC1", "## True") for x in printed_in("truthfulqa.md", h) if x.startswith("| ")]
     made = [*by_style(run, style_of(run)), *by_end(run)]
     readme = " ".join((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split()).partition("[TruthfulQA]")[2]
@@ -353,7 +261,8 @@ def test_the_tables_of_what_fit_finds_are_made_from_its_record():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_sentence_and_the_table_of_a_page_are_made_from_its_record(page):
-    run, made = embedded(PAGES[page])
+    run = packed_run(PAGES[page])
+    made = to_markdown(run)
     said = [line for line in (RESULTS / page).read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
     assert len(said) > 4 and [line for line in said if line not in made.splitlines()] == []
     cells, printed = cells_of(made), table_of(page, "MC1")
@@ -371,12 +280,12 @@ def test_the_readme_s_figures_of_the_embedded_model_are_those_of_the_page():
 
 
 def test_the_printed_searches_and_differences_are_those_of_the_records():
-    run, _ = embedded("editing")
+    run = packed_run("editing")
     for name, row in table_of("editing.md", "seed 2, fold 1").items():
         assert list(row.values()) == true_info_of(run, name, None)
     for pair, row in table_of("editing.md", "MC2, difference").items():
         assert list(row.values()) == [difference(run, pair, meter, None) for meter in ("true_info", "mc1", "mc2")]
-    run, _ = embedded("low_data")
+    run = packed_run("low_data")
     for name, row in table_of("low-data.md", "10, each draw").items():
         assert list(row.values()) == [", ".join(true_info_of(run, name, size)) for size in run.sizes]
     for pair, row in table_of("low-data.md", "40, difference").items():

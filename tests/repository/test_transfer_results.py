@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from tests.repository.test_results import (
-    RESULTS,
-    by_style,
-    cells_of,
-    gain,
-    packed_run,
-    printed_in,
-    shown_figure,
-    style_of,
-)
+from tests.repository.published_records import RESULTS, by_style, cells_of, gain, printed_in, smollm2, style_of
+from trimtab.cells import figure as shown_figure
 from trimtab.cells import number, p_text
 from trimtab.compare.statistics import RESAMPLES, holm, paired
 from trimtab.report.markdown import to_markdown
@@ -31,7 +23,7 @@ OWN = ["LoRA 0.0005", "Full 0.00002", "Adapter 0.001", "IA3 0.005", "Prefix 0.01
 
 def home(method):
     """Return the run and the row of a method fitted on TruthfulQA and measured there: LoRA at its settings here."""
-    return (packed_run("rates"), "LoRA 0.0015") if method == "LoRA r=8" else (packed_run("truthfulqa"), method)
+    return (smollm2("rates"), "LoRA 0.0015") if method == "LoRA r=8" else (smollm2("truthfulqa"), method)
 
 
 def against_unedited(run, method):
@@ -51,7 +43,7 @@ def said(difference):
 
 def on_the_same_questions():
     """Return lines: what is gained on TruthfulQA, fitted there and on folklore, the difference, and Holm's p of it."""
-    back, lines = packed_run("back"), []
+    back, lines = smollm2("back"), []
     found = [paired(as_columns(gain(back, m)), as_columns(gain(*home(m)))) for m in ROWS]
     adjusted = holm([p for _, p in found])
     for method, (difference, p), p_holm in zip(ROWS, found, adjusted, strict=True):
@@ -67,13 +59,13 @@ def on_folklore():
     A gain is found in four of five draws of as many questions if it lies above the first step of Holm's ladder by
     0.84 standard errors, those of the difference over questions.
     """
-    run, lines = packed_run("there"), []
+    run, lines = smollm2("there"), []
     n_tested = len([row for row in run.rows(run.sizes[-1]) if row.differences])
     for method in ROWS:
         gained = np.array([*gain(run, method).values()])
         reach = (norm.ppf(1 - 0.05 / n_tested / 2) + norm.ppf(0.8)) * gained.std(ddof=1) / len(gained) ** 0.5
         far = against_unedited(run, method)
-        each = (against_unedited(packed_run("folklore"), method).difference, far.difference)
+        each = (against_unedited(smollm2("folklore"), method).difference, far.difference)
         cells = [*map(said, each), p_text(far.p_holm, at_floor=far.at_floor), number(reach, "share")]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
@@ -81,9 +73,9 @@ def on_folklore():
 
 def over_rates():
     """Return lines: each method's row at each learning rate."""
-    run = packed_run("rates")
+    run = smollm2("rates")
     cells, lines = cells_of(to_markdown(run)), []
-    for line in by_style(run, style_of(packed_run("truthfulqa"))):
+    for line in by_style(run, style_of(smollm2("truthfulqa"))):
         name, right, wrong, _ = line.strip("| ").split(" | ")
         gained = [cells[name, head] for head in ("MC1", "MC1 \N{MINUS SIGN} baseline", "p (Holm)")]
         moved = f"{100 * run.row(name).metrics['hidden_states'].estimate:.0f} %"
@@ -112,15 +104,15 @@ def test_what_follows_holds_no_figure_that_its_tables_have_not(page):
 @pytest.mark.slow
 def test_what_carries_over_between_two_sets_follows_from_their_records():
     assert rows_of("transfer.md", "## On TruthfulQA") == on_the_same_questions()
-    assert rows_of("transfer.md", "## Where style") == by_style(packed_run("back"), style_of(packed_run("truthfulqa")))
+    assert rows_of("transfer.md", "## Where style") == by_style(smollm2("back"), style_of(smollm2("truthfulqa")))
     assert rows_of("transfer.md", "## On folklore") == on_folklore()
-    chosen = {settings for settings, _ in packed_run("there").row("CAA", 395).settings}
+    chosen = {settings for settings, _ in smollm2("there").row("CAA", 395).settings}
     assert chosen == {'{"layer": 18, "alpha": 4}', '{"layer": 18, "alpha": 8}'}
 
 
 @pytest.mark.slow
 def test_what_learning_rates_do_follows_from_their_record():
-    run = packed_run("rates")
+    run = smollm2("rates")
     assert rows_of("learning-rates.md", "## Every rate") == over_rates()
     printed = printed_in("learning-rates.md", "## What its tests say")
     assert len(printed) == 6 and printed == [about(run), *(f"- {text}" for text in conclusions(run))]

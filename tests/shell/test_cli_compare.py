@@ -16,6 +16,7 @@ from trimtab.cli import app
 from trimtab.cli.comparison_file import job_of, quick, read_comparison_file
 from trimtab.cli.comparison_methods import method_of
 from trimtab.cli.real import real_files
+from trimtab.cli.user_code import hash_of_code
 from trimtab.compare import OnQuantized, Stack, Widened
 from trimtab.compare.records import RunFolder
 from trimtab.compare.specification import grown, specification
@@ -225,6 +226,38 @@ def test_edited_code_of_a_method_or_meter_of_ones_own_is_another_one(tmp_path):
         RunFolder(tmp_path / "run").open_for(specified())
     # a run that says nothing of code, as those of before, is gone on with
     assert grown({key: value for key, value in held.items() if key != "code"}, specified())[1] == set()
+
+
+def test_what_a_file_of_ones_own_imports_from_beside_it_belongs_to_it(tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "mine.py").write_text("import numpy, trimtab\n\ndef later():\n    from help import it\n")
+    (tmp_path / "help.py").write_text("import pack.part\nimport mine\n")
+    for name in ("pack/part.py", "other.py", "trimtab.py"):
+        (tmp_path / name).write_text("x = 1\n")
+
+    def changes(name):
+        before = hash_of_code(f"few-shot + {tmp_path / 'mine.py'}:Mine")
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+        return hash_of_code(f"few-shot + {tmp_path / 'mine.py'}:Mine") != before
+
+    assert all(map(changes, ("mine.py", "help.py", "pack/part.py")))
+    assert not any(map(changes, ("other.py", "trimtab.py")))
+    (tmp_path / "help.py").write_text("no Python")  # nothing has run it yet
+    assert changes("help.py")
+
+
+def test_a_method_that_fails_everywhere_is_said_with_exit_code_3_after_the_summary(files, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from trimtab.protocols import Method\n\nclass Fails(Method):\n    name = 'Fails'\n"
+        "    def fit(self, *given, **options):\n        raise RuntimeError('out of luck')\n"
+    )
+    text = (files / "c.yaml").read_text().partition("methods:")[0] + f"methods: ['{tmp_path / 'mine.py'}:Fails']\n"
+    (tmp_path / "c.yaml").write_text(text)
+    for how in ([], ["--json"]):
+        result = trimtab("compare", "--config", tmp_path / "c.yaml", "--out", tmp_path / "run", *how)
+        assert result.exit_code == 3, said(result)
+        assert "Fails failed in every fold and seed; the notes say why" in " ".join(result.stderr.split())
+        assert "out of luck" in result.stdout and "finished" in result.stdout.lower()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests.cases import NO_STRENGTH, VARIANTS, every_tuning, left_to_mend, slowl
 from tests.cases import TUNING as METHODS
 from tests.observing import generated, state_of
 from tests.tiny import VOCAB, tiny_model
+from tests.tuning import FAMILIES, on
 from trimtab.activations import Head
 from trimtab.errors import BadValue, Incompatible
 from trimtab.peft.methods.base import TuningMethod
@@ -31,14 +32,8 @@ from trimtab.peft.parts.attached import Attached
 STARTS_ELSEWHERE = {"prompt", "prefix", "prefix mlp"}
 STARTS_AT_BASE = [name for name in METHODS if name not in STARTS_ELSEWHERE]
 LEAVES_WEIGHTS = [name for name in METHODS if name not in {"intrinsic", "said", "full", "top 2"}]
-FAMILIES = ("llama-gqa", "gpt2", "gpt-neox", "gemma2")
 every_method = every_tuning
-every_family = pytest.mark.parametrize("family", FAMILIES)
-# GPT-NeoX and Gemma-2 take the whole list in the slow run
-slow = pytest.mark.slow
-quick_families = pytest.mark.parametrize(
-    "family", ["llama-gqa", "gpt2", *(pytest.param(f, marks=slow) for f in ("gpt-neox", "gemma2"))]
-)
+quickly = on(FAMILIES, late=("gpt-neox", "gemma2"))
 # models of any dtype normalise in float32 inside
 CLOSE = {"rtol": 0.0, "atol": 5e-5}
 
@@ -97,8 +92,7 @@ def train(parts: Attached, method: TuningMethod, steps: int = 12) -> tuple[list[
     return losses, moved
 
 
-@every_family
-@pytest.mark.parametrize("name", slowly(STARTS_AT_BASE, *VARIANTS))
+@on(FAMILIES, STARTS_AT_BASE)
 def test_tuning_starts_from_the_base_to_the_bit(family, name):
     model = shared_model(family)
     before = logits(model)
@@ -108,8 +102,7 @@ def test_tuning_starts_from_the_base_to_the_bit(family, name):
         assert float((logits(parts.model) - before).abs().max()) > 1e-3  # the control: the parts do act
 
 
-@quick_families
-@every_method
+@quickly
 def test_training_lowers_the_loss_through_every_part_and_leaves_no_trace(family, name):
     model, method = shared_model(family), METHODS[name]
     before = state_of(model)
@@ -174,8 +167,7 @@ def test_the_seed_alone_decides_the_start(name):
     assert any(not torch.equal(one[k], other[k]) for k in one) == drawn
 
 
-@quick_families
-@every_method
+@quickly
 def test_stored_tensors_rebuild_the_tuned_model(family, name):
     model, method = shared_model(family), METHODS[name]
     with attached(method, model) as parts:
@@ -210,8 +202,7 @@ def test_loading_other_tensors_is_refused_and_changes_nothing(name):
         assert torch.equal(logits(parts.model), before)
 
 
-@quick_families
-@every_method
+@quickly
 def test_padding_on_either_side_equals_one_by_one(family, name):
     model, rows = shared_model(family), [prompt_ids(3), prompt_ids(7, seed=1), prompt_ids(5, seed=2)]
     with attached(METHODS[name], model) as parts:
@@ -225,8 +216,7 @@ def test_padding_on_either_side_equals_one_by_one(family, name):
                 torch.testing.assert_close(together[i][mask[i].bool()], logits(parts.model, row)[0], **CLOSE)
 
 
-@quick_families
-@every_method
+@quickly
 def test_cached_generation_equals_one_forward(family, name):
     model, rows = shared_model(family), [prompt_ids(3), prompt_ids(6, seed=1)]
     ids, mask = padded(rows, "left")
@@ -239,8 +229,7 @@ def test_cached_generation_equals_one_forward(family, name):
             torch.testing.assert_close(steps[i], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", pytest.param("gpt-neox", marks=slow)])
-@every_method
+@on(FAMILIES[:3], late=("gpt-neox",))
 def test_gradient_checkpointing_gives_the_same_gradients(family, name):
     model = without_dropout(tiny_model(family).train())
     with attached(METHODS[name], model) as parts:
@@ -346,8 +335,7 @@ def test_methods_without_a_strength_say_so(name):
         METHODS[name].require_scalable({})
 
 
-@every_family
-@every_method
+@on(FAMILIES)
 def test_the_count_of_parameters_is_what_is_attached(family, name):
     model, method = shared_model(family), METHODS[name]
     with attached(method, model) as parts:
@@ -366,8 +354,7 @@ def test_descriptions_are_plain_values_and_capabilities_are_declared(name):
     assert method.capabilities.checkpointing
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", pytest.param("gpt-neox", marks=slow)])
-@every_method
+@on(FAMILIES[:3], late=("gpt-neox",))
 def test_packed_examples_are_as_if_alone(family, name):
     model, rows = shared_model(family), [prompt_ids(4), prompt_ids(6, seed=1)]
     row, positions = torch.cat(rows, dim=1), torch.cat([torch.arange(4), torch.arange(6)])[None]
@@ -454,8 +441,7 @@ def test_bad_values_are_refused_in_one_sentence(case):
     assert state_of(shared_model("gpt2")) == before
 
 
-@every_family
-@pytest.mark.parametrize("name", slowly([n for n in METHODS if METHODS[n].capabilities.mergeable], *VARIANTS))
+@on(FAMILIES, [n for n in METHODS if METHODS[n].capabilities.mergeable])
 def test_merging_leaves_a_plain_model_that_is_the_tuned_one(family, name):
     model, method = tiny_model(family), METHODS[name]
     plain, before = logits(model), state_of(model)

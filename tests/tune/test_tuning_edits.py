@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from contextlib import nullcontext
 from itertools import product
+from unittest.mock import patch
 
 import peft as hf_peft
 import pytest
@@ -37,7 +39,9 @@ def relative_difference(a, b) -> float:
 
 def written(model, edit, out, **given):
     """Return the checkpoint's figures and the model that plain loading gives."""
-    found = checkpoint(model, tiny_tokenizer(), edit, out, prompts=PROMPTS, **given)
+    # tests/export/ has more continued
+    with patch.object(sys.modules[checkpoint.__module__], "CONTINUED", 1):
+        found = checkpoint(model, tiny_tokenizer(), edit, out, prompts=PROMPTS, **given)
     return found, load_model(out).model
 
 
@@ -515,8 +519,7 @@ def test_dropout_is_live_only_in_training_mode():
     ("family", "name"),
     some(
         list(product(["llama-gqa", "gpt2"], [n for n in MERGEABLE if n not in ("peft vera", "rslora", "said")])),
-        ("llama-gqa", "dora"), ("llama-gqa", "ia3"), ("llama-gqa", "intrinsic"), ("llama-gqa", "full"),
-        ("llama-gqa", "top 2"), ("gpt2", "lora"), ("gpt2", "lora qv"),
+        ("llama-gqa", "dora"), ("llama-gqa", "ia3"), ("llama-gqa", "full"), ("gpt2", "lora"),
     ),
 )  # fmt: skip
 def test_a_merged_model_is_plain_and_gives_the_tuned_models_logits_when_reloaded(family, name, tuned, tmp_path):

@@ -19,7 +19,7 @@ from torch import nn
 
 from tests.observing import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
-from tests.tuning import METHODS, QUICK, default_of, fitted, quantised
+from tests.tuning import METHODS, QUICK, default_of, fitted, on, quantised
 from trimtab import peft
 from trimtab.datasets import SftExample
 from trimtab.edits.combined import NoEdit
@@ -194,9 +194,8 @@ def test_the_head_runs_on_labelled_columns_only():
     assert widths[0] < batch["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.capabilities.packing])
-def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(family, name):
+@on(("llama-gqa", "gpt2", "gemma2"), [n for n, m in METHODS.items() if m.capabilities.packing])
+def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(name, family):
     if name == "peft vera" and family == "gpt2":
         pytest.skip("VeRA needs targets of one shape")
     model = tiny_model(family)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.cli.options import AsJson
+from trimtab.cli.options import FAILED, AsJson
 
 if TYPE_CHECKING:
     from trimtab.compare.comparison import Comparison
@@ -38,7 +38,7 @@ def compare(
     """Compare prompting, steering and tuning: fitted, chosen and measured on the same questions.
 
     The same command in several terminals shares the work, and a killed run loses at most the trials in flight.
-    Afterwards `trimtab report` makes the page.
+    Afterwards `trimtab report` makes the page. The exit code is 3 if a method failed in every fold and seed.
 
     Example: trimtab compare --quick --out runs/quick
     """
@@ -66,10 +66,17 @@ def compare(
     done = run_job(*loaded, job, out, stop_after=stop_after, **again)
     if as_json:
         print_json({**done.as_dict(), **({"left_out": QUICK_LEFT_OUT} if quick else {})})
-        return
-    _show(done, job, out)
-    if quick:
-        typer.echo(f"Left out by --quick: {QUICK_LEFT_OUT}.")
+    else:
+        _show(done, job, out)
+        if quick:
+            typer.echo(f"Left out by --quick: {QUICK_LEFT_OUT}.")
+    if failed := done.failed_everywhere:
+        typer.echo(
+            f"{', '.join(failed)} failed in every fold and seed; the notes say why: mend it, and run the same command "
+            "with --retry-failed",
+            err=True,
+        )
+        raise typer.Exit(FAILED)
 
 
 def _show(done: "Comparison", job: "Job", out: Path) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from trimtab.cli.bundles import verb
 from trimtab.cli.judging import Judging, print_judge
-from trimtab.cli.options import AsJson, Data, Limit, Loading, Output, Seed, one_of
+from trimtab.cli.options import FAILED, AsJson, Data, Limit, Loading, Output, Seed, one_of
 from trimtab.cli.placing import Placing
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Answers that are printed at each strength."""
-FAILED = 3
-"""The exit code of a fit that made things worse and was not kept."""
 
 
 @verb

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trimtab.models.load.checkpoints import LoadedModel
     from trimtab.protocols import Edit
 
+FAILED = 3
+"""The exit code of what ran and came to nothing: a fit that was not kept, a method that failed everywhere."""
 FROM_CHECKPOINT = "the checkpoint's own (the embedded model: float32)"
 
 _model = partial(typer.Option, rich_help_panel="The model")

@@ -62,10 +62,16 @@ def real(
     for name in files:
         typer.echo(f"\n{name}, estimated:")
         compare(config=out / f"{name}.yaml", out=out / name, dry_run=True)
+    codes = {0}
     for name in () if dry_run else files:
         typer.echo(f"\n{name}\n")
-        compare(config=out / f"{name}.yaml", out=out / name, stop_after=stop_after)
+        try:
+            compare(config=out / f"{name}.yaml", out=out / name, stop_after=stop_after)
+        except typer.Exit as failed:  # the other one goes on
+            codes.add(failed.exit_code)
         report([out / name], title=f"{name}: SmolLM2-135M-Instruct" if model == MODEL else name)
+    if code := max(codes):
+        raise typer.Exit(code)
 
 
 def real_files(model: str, truthfulqa: Path | None) -> dict[str, str]:

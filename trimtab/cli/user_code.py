@@ -1,5 +1,6 @@
 """What is the user's own: FILE.py:NAME on the command line, a function or class, and what a comparison's file names."""
 
+import ast
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
@@ -34,14 +35,19 @@ def is_user_code(spec: str) -> bool:
 
 
 def hash_of_code(said: Any) -> str | None:
-    """Return a hash of what an entry of a comparison names as FILE.py:NAME or `edit: DIR`; None if it names nothing."""
+    """Return a hash of what an entry of a comparison names as FILE.py:NAME or `edit: DIR`; None if it names nothing.
+
+    Modules beside such a file that it imports belong to it, and those that they import.
+    """
     files = sorted({path for path in _files_in(said) if path.is_file()})
     return hash_of([hash_of(path.read_bytes()) for path in files])[:16] if files else None
 
 
 def _files_in(said: Any) -> Iterator[Path]:
     if isinstance(said, str):
-        yield from (Path(part.strip().rpartition(":")[0]).expanduser() for part in said.split("+") if ".py:" in part)
+        for part in said.split("+"):
+            if is_user_code(part):
+                yield from _with_imported(Path(part.strip().rpartition(":")[0]).expanduser())
     elif isinstance(said, Mapping):
         yield from _files_in([*said, *said.values()])
         saved = said.get("edit")
@@ -51,6 +57,29 @@ def _files_in(said: Any) -> Iterator[Path]:
     elif isinstance(said, list | tuple):
         for one in said:
             yield from _files_in(one)
+
+
+def _with_imported(path: Path) -> set[Path]:
+    found, left = set[Path](), [path]
+    while left:
+        file = left.pop()
+        if file not in found and file.is_file():
+            found.add(file)
+            for name in _imported_by(file):
+                left += [path.parent / f"{name}.py", *(path.parent / name).rglob("*.py")]
+    return found
+
+
+def _imported_by(file: Path) -> set[str]:
+    """Return the modules and packages that a file imports, but trimtab, whose version a comparison has anyway."""
+    names = set[str]()
+    with suppress(SyntaxError):  # of a file that nothing has imported yet
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - {"trimtab"}
 
 
 def with_strength(spec: str) -> tuple[Path, float | None]:

@@ -51,6 +51,13 @@ class RunRecords:
         """Whether every method was measured, or recorded as failed, everywhere."""
         return len(self.tests) == self.n_planned
 
+    @property
+    def failed_everywhere(self) -> list[str]:
+        """Names of the methods that failed wherever they were to be measured."""
+        wanted = Counter(name for names in planned(self.specification).values() for name in names)
+        failed = Counter(t["method"] for t in self.tests if t["status"] == "failed")
+        return [name for name in self.methods if failed[name] == self.n_units * wanted[name]]
+
     def worded(self, text: str, part: Literal["test", "questions"] = "test") -> str:
         """Return a text about questions as one about what the run's items are: facts, prompts.
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -16,14 +16,7 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import number_held_out, seeded
 from trimtab.plain_values import hash_of
 
-if TYPE_CHECKING:
-    from typing import Self
-else:
-    # what checks annotations as the code runs knows no Self outside the classes that it decorates
-    Self = Any
 
-
-@runtime_checkable
 class Item(Protocol):
     """One question, pair or meaning."""
 
@@ -38,7 +31,14 @@ class Item(Protocol):
         ...
 
 
-ItemT = TypeVar("ItemT", bound=Item)
+if TYPE_CHECKING:
+    from typing import Self
+
+    ItemT = TypeVar("ItemT", bound=Item)
+else:
+    # what checks annotations as the code runs knows no Self outside the classes that it decorates, and asks for all
+    # that an Item has, such as its key, at every look at a set
+    Self, ItemT = Any, TypeVar("ItemT")
 
 
 class ItemSet(Sequence[ItemT]):

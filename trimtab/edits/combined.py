@@ -37,6 +37,7 @@ class NoEdit(Edit):
     kind: ClassVar[str] = "no edit"
     leaves_prompt_unedited: ClassVar[bool] = True
     unchanged_layers: ClassVar[int] = ALL_LAYERS
+    changes_nothing: ClassVar[bool] = True
 
     name: str = "Baseline"
 

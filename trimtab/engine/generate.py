@@ -134,7 +134,7 @@ def new_tokens(
                 attention_mask=batch.attention_mask,
                 tokenizer=tokenizer,
                 stopping_criteria=[] if decoding.ends is None else [decoding.ends(length)],
-                logits_processor=[_refuse_nan],
+                logits_processor=[_RefuseNaN()],
                 streamer=decoding.streamer,
                 **decoding.options,
                 **({"cache_implementation": "static"} if decoding.compiled else {}),
@@ -174,10 +174,17 @@ def _own_defaults(model: Any, decoding: Decoding, pad: int) -> Iterator[None]:
         base.generation_config = before
 
 
-def _refuse_nan(input_ids: Tensor, scores: Float[Tensor, "row vocab"]) -> Tensor:  # noqa: ARG001
-    """Refuse logits of which the likeliest token would be whatever stands first, NaN or infinite."""
-    require_numbers(scores, "logits of the next token")
-    return scores
+class _RefuseNaN:
+    """Refuses logits of which the likeliest token would be whatever stands first, NaN or infinite.
+
+    A class, since transformers reads the signature of `__call__` at every token: of a function's, a text, it takes
+    eight times as long.
+    """
+
+    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "row vocab"]) -> Tensor:  # noqa: ARG002
+        """Return the same scores; raises `BadValue`."""
+        require_numbers(scores, "logits of the next token")
+        return scores
 
 
 def _has_own_positions(model: Any) -> bool:

@@ -12,7 +12,6 @@ from jaxtyping import Float
 
 from trimtab.cells import figure, table_lines
 from trimtab.datasets.given import as_items
-from trimtab.edits.combined import NoEdit
 from trimtab.engine.conversation import note_asked_otherwise
 from trimtab.errors import BadValue
 from trimtab.evaluate.defaults import default_meters
@@ -242,7 +241,7 @@ def table(
         details = {name: of and list(of.rows.values()) for name, of in one.items() if of is None or of.rows}
         rows.append(Row(edit.name, {m.name: figures[m.name] for m in own}, edit.describe(), asdict(edit.cost), details))
     setting = {"questions": items.name, "n": len(items), "fingerprint": items.fingerprint}
-    plain = found[names.index(NoEdit().name)] if NoEdit().name in names else {}
+    plain = next((of for edit, of in zip(edits, found, strict=True) if edit.changes_nothing), {})
     if mute := mute_among(own, {name: of and of.rows for name, of in plain.items()}):
         setting["mute"] = mute
     return Table(tuple(rows), {**setting, "convention": options.get("convention") or items.asking}, tuple(own))

@@ -53,6 +53,8 @@ class Edit(FieldsRepr, ABC):
     unchanged_layers: int = 0
     """How many of the decoder's first layers compute what they compute in the unedited model; measurements share
     them."""
+    changes_nothing: bool = False
+    """Whether it is the unedited model, beside which the others are read."""
     changes_prompt_only: bool = False
     """Whether the model itself is left as it is."""
     replaces_model: bool = False

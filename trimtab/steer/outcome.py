@@ -12,6 +12,8 @@ VISIBLE, BARELY = {"reading": 0.35, "pair_margin": 3.0}, {"reading": 0.1}
 left to the positive texts; of pairs, nats (3: the positive side became 20 times likelier)."""
 REPEATS = 0.1
 """How much more of their word triples answers may repeat than the unedited model's do."""
+AT_RANDOM = "random directions"
+"""What a record calls the control of the same norm."""
 
 DEBRIS = 0.5
 """Where an unedited model repeats more of them than this, it does not answer what it is asked."""
@@ -46,7 +48,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
     chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
     sign, gained = (-1 if better == "down" else 1), sweep.get("gain")
     gain = sign * (chosen["score"] - before)
-    control = next((t for t in sweep["trials"] if t.get("control") == "random directions"), None)
+    control = next((t for t in sweep["trials"] if t.get("control") == AT_RANDOM), None)
     by_chance = 0.0 if control is None else sign * (control["score"] - before)
     figures = f"{metric} {before:.3f} -> {chosen['score']:.3f}"
     if metric == "pair_margin":
@@ -60,7 +62,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
     if gained is not None and sign * gained["low" if sign > 0 else "high"] <= 0:
         weak.append(f"within chance of nothing on {gained['n']} items")
     if by_chance > 0 and gain < 2 * by_chance:
-        weak.append("random directions of the same norm gain half as much or more")
+        weak.append(f"{AT_RANDOM} of the same norm gain half as much or more")
     repeats = sweep.get("repeats", {"before": 0.0, "after": 0.0})
     share, was = (f"{100 * repeats[when]:.0f} %" for when in ("after", "before"))
     advice = "more pairs, pairs that differ in the behaviour alone, or a larger --kl-budget"

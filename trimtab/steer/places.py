@@ -24,7 +24,7 @@ from trimtab.progress import tracked
 from trimtab.protocols import Edit, Findings, Measured, Meter
 from trimtab.steer.effect import SiteRanking
 from trimtab.steer.meters import Metric, meter_for
-from trimtab.steer.outcome import REPEATS, repetition
+from trimtab.steer.outcome import AT_RANDOM, REPEATS, repetition
 from trimtab.steer.strength import Trial, require_budget
 
 Shift = TypeVar("Shift", bound=VectorEdit)
@@ -240,7 +240,7 @@ def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:
     found = [setting(shift.on(group)) for group in groups]
     if drawn:
         found.append(setting(shift.on(drawn), "random places"))
-    return [*found, setting(shift.on(groups[0]).randomised(tries.seed), "random directions")]
+    return [*found, setting(shift.on(groups[0]).randomised(tries.seed), AT_RANDOM)]
 
 
 def _score(meter: Meter, found: Measured | None) -> _Score:
