@@ -57,6 +57,7 @@ from trimtab.models.tokens import pad_id, padded_batch
 from trimtab.protocols import Edit
 from trimtab.steer import fit
 from trimtab.steer.outcome import REPEATS, repetition
+from trimtab.steer.spec import ShiftSpec
 from trimtab.storage import write_json
 
 NAMES = (*BEHAVIOURS, "truthful", "reserved")
@@ -103,7 +104,8 @@ class Bench:
         self.said = said
         self.model, self.tokenizer = load_model(said.model, dtype=said.dtype, device=said.device)
         self.texts = neutral_texts()[: said.texts]
-        self.form = asking_for("auto", self.tokenizer)
+        self.spec = ShiftSpec(asking=said.asking)
+        self.form = asking_for(said.asking, self.tokenizer)
 
     def unit(self, name: str, draw: int) -> dict[str, Any]:
         """Return the record of one draw of pairs of one behaviour."""
@@ -111,7 +113,7 @@ class Bench:
         order = np.random.default_rng([draw, NAMES.index(name)]).permutation(len(of.pairs))
         pairs = of.pairs.select(sorted(order[: said.pairs].tolist()))
         started = time.perf_counter()
-        fitted = fit(self.model, self.tokenizer, pairs)
+        fitted = fit(self.model, self.tokenizer, pairs, self.spec)
         seconds = time.perf_counter() - started
         shift: Any = fitted.shift
         before, after = self.counted(of, [NoEdit(), shift])
@@ -154,7 +156,7 @@ class Bench:
         drawn = np.random.default_rng([draw, 7]).permutation([layer for layer in vectors if layer not in shift.layers])
         directions = [shift.randomised(1000 * draw + i) for i in range(said.controls)]
         pairs = of.pairs.where(lambda pair: pair.key in set(shift.fitted_on))
-        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw))
+        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw), self.spec)
         return {
             "hooks_agree": float(np.mean([a == b for a, b in zip(after["texts"], same["texts"], strict=True)])),
             "random_directions": self.controls(of, directions, kl),
@@ -354,6 +356,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=24, help="neutral texts for the drift")
     parser.add_argument("--new-tokens", type=int, default=40)
     parser.add_argument("--rows", type=int, default=256, help="of a batch of the sweep; 2048 on a large GPU")
+    parser.add_argument("--asking", default="auto", help="chat, primer, plain, bare or auto")
     parser.add_argument("--dtype")
     parser.add_argument("--device")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -99,7 +101,14 @@ def one_thread() -> Iterator[None]:
     A regression on some thousand short rows is many small sums: on a machine of 64 cores its threads wait for each
     other a hundred times longer than one of them computes.
     """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1):
+    with _thread_pools().limit(limits=1):
         yield
+
+
+@functools.cache
+def _thread_pools() -> Any:
+    """Return the libraries' pools of threads; to look for them takes longer than a small regression does."""
+    import sklearn  # noqa: F401, which loads the last of them
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

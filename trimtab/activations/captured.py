@@ -70,7 +70,7 @@ class HeadActivations(LabelledActivations):
 
     def values_of(self, layer: int, heads: slice = slice(None)) -> Float[Tensor, "example head d_head"]:
         """Return some heads' values in one layer; nothing is copied."""
-        self._require(layer)
+        self._require(layer, heads.start or 0)
         return self.values[:, self.layers.index(layer), heads]
 
     def layer(self, layer: int) -> HeadActivations:

@@ -104,7 +104,7 @@ class ActivationStore(LabelledActivations):
 
     def values_of(self, layer: int, heads: slice = slice(None)) -> Float[Tensor, "example head d_head"]:
         """Return some heads' values in one layer, read into memory."""
-        self._require(layer)
+        self._require(layer, heads.start or 0)
         rows = torch.arange(len(self.manifest.labels)) if self.rows is None else self.rows
         n_heads = len(range(self.n_heads)[heads])
         values = torch.empty(len(rows), n_heads, self.d_head, dtype=DTYPES[self.manifest.layout.dtype])

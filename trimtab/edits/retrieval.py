@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,8 +32,9 @@ class TfidfIndex:
             self.matrix: Any = self.vectorizer.fit_transform(self.texts)
         except ValueError as cause:
             raise BadDataset("no words to index: the texts to retrieve from are empty") from cause
+        self.nearest = cache(self._nearest)  # every meter asks the same questions
 
-    def nearest(self, query: str, k: int) -> list[int]:
+    def _nearest(self, query: str, k: int) -> list[int]:
         """Return the places of the k nearest texts, nearest first; equally near ones in their own order."""
         asked: Any = self.vectorizer.transform([query])
         scores = (self.matrix @ asked.T).toarray()[:, 0]

@@ -26,7 +26,8 @@ def inference(model: nn.Module) -> Iterator[None]:
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Run the block with every module in evaluation mode; restore each module's mode."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:

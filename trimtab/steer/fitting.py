@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -23,7 +24,7 @@ Activations: TypeAlias = HeadActivations | ActivationStore
 
 def mass_mean(acts: Activations, probes: HeadProbes, head: Head) -> Float[Tensor, " d_head"]:  # noqa: ARG001
     """Return mean(true) - mean(false) of a head's activations."""
-    x = torch.from_numpy(acts.head(*head).X).double()
+    x = _of_head(acts, head)
     return x[acts.labels].mean(0) - x[~acts.labels].mean(0)
 
 
@@ -147,7 +148,9 @@ def fit_residual_shift(
         raise BadValue(f"no layer {missing[0]}: the model has layers {min(acts.layers)} to {max(acts.layers)}")
     with stopwatch() as seconds:
         best = probes.top(top_k) if layers is None else tuple(Head(layer, 0) for layer in layers)
-        vectors = item_differences(acts).mean(0)[[acts.layers.index(place.layer) for place in best], 0].float()
+        chosen = [acts.layers.index(place.layer) for place in best]
+        there = replace(acts, values=acts.values[:, chosen], layers=tuple(place.layer for place in best))
+        vectors = item_differences(there).mean(0)[:, 0].float()
     record = {
         **({"model": acts.record["model"]} if "model" in acts.record else {}),
         "position": acts.record.get("position"),
@@ -184,6 +187,11 @@ def _unit(vector: Float[Tensor, " d_head"], head: Head) -> Float[Tensor, " d_hea
     return vector / vector.norm()
 
 
+def _of_head(acts: Activations, head: Head) -> Float[Tensor, "example d_head"]:
+    # without the names of the questions, of which `acts.head` makes an array
+    return acts.values_of(head.layer, slice(head.head, head.head + 1))[:, 0].double()
+
+
 def _sigma(bank: Activations, heads: tuple[Head, ...], units: Float[Tensor, "k d_head"]) -> Float[Tensor, " k"]:
-    projections = [torch.from_numpy(bank.head(*h).X).double() @ unit for h, unit in zip(heads, units, strict=True)]
+    projections = [_of_head(bank, head) @ unit for head, unit in zip(heads, units, strict=True)]
     return torch.stack(projections).std(dim=1, correction=0)

@@ -119,7 +119,7 @@ def fit(
             the embedded one does; of contrast pairs, how far answers read like the positive texts (`ReadAnswers`), or
             the margin of the positive side where there are no prompts, or `spec.quick`.
         kl_budget: nats per token that the chosen strength may cost on neutral text; 0.1 for what is ranked by accuracy,
-            0.4 by effect, if not given.
+            0.25 by effect, if not given.
         seed: of the division of the questions.
 
     Raises:
@@ -135,7 +135,7 @@ def fit(
     train, validation = items.split(test=VALIDATION, seed=seed)
     found = read_sites(model, tokenizer, train, validation, spec.read, seed=seed)
     places, ranking = spec.places(found), None
-    budget = kl_budget if kl_budget is not None else 0.4 if spec.rank_by == "effect" else 0.1
+    budget = kl_budget if kl_budget is not None else 0.25 if spec.rank_by == "effect" else 0.1
     k = spec.count(places)
     by_effect = spec.rank_by == "effect" and (len(places) > k or spec.strength is None)
     every = spec.made(found, places if by_effect else places[:k])

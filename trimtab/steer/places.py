@@ -58,7 +58,7 @@ class Tries:
 
     k: int = 1
     """Sites that are shifted."""
-    kl_budget: float | int = 0.4
+    kl_budget: float | int = 0.25
     """In nats per token on neutral text, the edit at all positions."""
     n_places: int = 4
     """How many sites are tried in earnest: the best of as many parts of the model's depth; where several are shifted,

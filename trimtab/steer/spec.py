@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +15,8 @@ from trimtab.steer.effect import RankBy
 from trimtab.steer.fitting import fit_residual_shift, fit_shift
 from trimtab.steer.sites import Position, ReadAs, Site, SiteProbes, are_pairs, read_at
 
-MIDDLE = (0.2, 0.75)
-"""The part of a model's depth whose layers are tried by default. Later ones make positive texts likelier, since they
-stand near the output, and change little of what the model says of its own; earlier ones break its prose."""
+EARLY = 0.25
+"""The share of a model's layers, from the first on, that is not tried by default: shifts there break its prose."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class ShiftSpec:
     strength: float | int | None = None
     """In sigmas (heads) or multiples of the mean difference (residual); chosen if not given."""
     layers: Sequence[int] | None = None
-    """Layers to choose among. If not given: all; for a residual shift by effect those of the middle (`MIDDLE`)."""
+    """Layers to choose among. If not given: all; for a residual shift by effect all but the first (`EARLY`)."""
     heads: Sequence[Head] | None = None
     """Heads to shift."""
     rank_by: RankBy | None = None
@@ -96,8 +94,7 @@ class ShiftSpec:
         moving = MassMean.of(found.acts).values.any(dim=-1)  # not in a head that was pruned
         layers = self.layers
         if layers is None and self.site == "residual" and self.rank_by == "effect":
-            first, end = (math.ceil(share * len(known)) for share in MIDDLE)
-            layers = known[first:end] or known
+            layers = known[int(EARLY * len(known)) :]
         allowed = [at for at in every if layers is None or at.layer in layers]
         return [at for at in allowed if bool(moving[known.index(at.layer), at.head])]
 
