@@ -415,15 +415,14 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(tm
     assert state_of(model) == before
 
 
-def test_a_launch_under_an_engine_of_its_own_is_refused(monkeypatch):
-    from accelerate.utils import DistributedType
-
-    from trimtab.peft.train import training
-
+@pytest.mark.parametrize(("variable", "engine"), [
+    ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+])  # fmt: skip
+def test_a_launch_under_an_engine_of_its_own_is_refused(monkeypatch, variable, engine):
     model = tiny_model()
     before = state_of(model)
-    monkeypatch.setattr(training, "FOREIGN", (DistributedType.NO,))  # what a run of one process is
-    with pytest.raises(BadValue, match=r"tuning does not run under .*launch with FSDP.*torchrun"):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(BadValue, match=rf"tuning does not run under {engine}: launch with FSDP.*torchrun"):
         fitted("lora", model)
     assert state_of(model) == before
 

@@ -14,8 +14,8 @@ from trimtab.errors import BadValue, TrimtabError
 
 FSDP = "ACCELERATE_USE_FSDP"
 """The environment variable by which `accelerate launch` asks for weights that are split over processes."""
-DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
-"""The one by which it asks for DeepSpeed's engine."""
+ENGINES = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
+"""Those by which it asks for engines that would take the training over."""
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 """The one by which it asks for autocast."""
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"

@@ -28,7 +28,7 @@ from trimtab.models.hooks import is_compiled
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import (
     COMPILER,
-    DEEPSPEED,
+    ENGINES,
     PRECISION,
     all_or_none,
     launch_asks,
@@ -89,8 +89,6 @@ def fit_method(
     }
     if (processes := rank_and_count()[1]) > 1:
         specification["processes"] = processes
-    if launch_asks(DEEPSPEED):  # its checkpoints are of its own, one file a process
-        specification["deepspeed"] = True
     run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
     with peak_memory(device) as peak:
         learned = run.on(model)
@@ -182,7 +180,13 @@ class _Run:
 
 
 def _require_launched_for(device: torch.device, recipe: Recipe) -> None:
-    """Raise `BadValue` if the launch asks for another precision than the recipe, or compiles, or reaches GPUs alone."""
+    """Raise `BadValue` if the launch asks for an engine or another precision, or compiles, or reaches GPUs alone."""
+    for engine in (name for name, variable in ENGINES.items() if launch_asks(variable)):
+        # DeepSpeed's moves weights into buffers of its own, hides their gradients and writes its state as pickles
+        raise BadValue(
+            f"tuning does not run under {engine}: launch with FSDP (accelerate launch --use_fsdp --fsdp_version 2), "
+            "which splits weights, gradients and the optimiser's state, or without sharding (torchrun)"
+        )
     asked = os.environ.get(PRECISION, "no")
     if asked not in ("no", "", recipe.precision):
         # the Trainer would follow it, and the record would name the recipe's

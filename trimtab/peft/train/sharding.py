@@ -1,4 +1,8 @@
-"""Weights split over processes (FSDP2), on a twin of the model."""
+"""Weights split over processes (FSDP2), on a twin of the model.
+
+Not by accelerate's own FSDP, which leaves processes without an accelerator unsplit and has no place for parameters that
+every process keeps whole: it would take those that hooks hold out of training.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.processes import rank_and_count
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.recipe import Recipe
-from trimtab.peft.train import zero
 from trimtab.peft.train.examples import Batches
 from trimtab.peft.train.training import TuningTrainer
 from trimtab.peft.tunable import Tunable
@@ -169,7 +168,7 @@ def _require_scalable(attached: Attached, device: torch.device) -> None:
 def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if one is given; raises `OutOfMemory`, saying what helps, if a GPU has too little."""
     try:
-        with _quiet(), zero.storage_kept(trainer):
+        with _quiet():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as cause:
         if not ran_out_of_memory(cause):

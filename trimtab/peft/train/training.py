@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,20 +17,17 @@ from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer
 
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import Incompatible
 from trimtab.models.anatomy import base_of
 from trimtab.models.calling import logits_limit
 from trimtab.models.processes import is_split, on_cpu, split_like, whole
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.train import zero
 from trimtab.peft.train.checks import COMPLETE, CheckpointMark, GradientCheck, MovementCheck
 from trimtab.peft.train.examples import IGNORED, bucketed
 from trimtab.peft.train.masters import Masters
 from trimtab.storage import write_errors
 
 STATE = "trimtab.safetensors"
-FOREIGN = (DistributedType.MEGATRON_LM,)
-"""Launches whose own engines would take the training over."""
 
 
 class Tuned(nn.Module):
@@ -72,11 +68,6 @@ class TuningTrainer(Trainer):
     def __init__(self, attached: Attached, device: torch.device, **options: Any) -> None:
         tuned = Tuned(attached, device)
         super().__init__(model=tuned, **options)
-        if (kind := self.accelerator.distributed_type) in FOREIGN:
-            raise BadValue(
-                f"tuning does not run under {kind}: launch with FSDP (accelerate launch --use_fsdp --fsdp_version 2), "
-                "which splits the weights as well, or without sharding (torchrun)"
-            )
         self.split = any(map(is_split, attached.trainable().values()))
         if self.split:
             # prepared already, they are not wrapped for averaging gradients: FSDP does that, and DDP cannot
@@ -86,12 +77,8 @@ class TuningTrainer(Trainer):
         mark.trainer = self
         self.add_callback(mark)
         self.check = GradientCheck(attached.trainable())
-        if zero.under_deepspeed(self):
-            zero.configure(self, attached.trainable())
-            self.check = zero.ZeroGradientCheck(attached.trainable(), self.accelerator.reduce)
         self.add_callback(self.check)
-        # DeepSpeed keeps copies of its own
-        self.masters = Masters({} if zero.under_deepspeed(self) else attached.trainable())
+        self.masters = Masters(attached.trainable())
         self.add_callback(MovementCheck(attached.trainable(), self.masters.tensors()))
         self.attached = attached
         self.tokens_seen = 0
@@ -102,12 +89,6 @@ class TuningTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return LengthBuckets(self, train_dataset or self.train_dataset)
-
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the schedule; the first call after DeepSpeed's engine was made, and before a checkpoint is read."""
-        if zero.under_deepspeed(self):
-            zero.keep_state_without_pickle(self)
-        return super().create_scheduler(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of what weight decay applies to: not the model's biases and norms, nor what has no scale."""
