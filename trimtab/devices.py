@@ -98,8 +98,8 @@ def in_bytes(size: int) -> str:
 def one_thread() -> Iterator[None]:
     """Let BLAS and OpenMP use one thread in the block, or in a function that it decorates.
 
-    A regression on some thousand short rows is many small sums: on a machine of 64 cores its threads wait for each
-    other a hundred times longer than one of them computes.
+    A regression on some thousand short rows, or their means, is many small sums: on a machine of 64 cores its threads
+    wait for each other ten to a hundred times longer than one of them computes.
     """
     with _thread_pools().limit(limits=1):
         yield

@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.activations.captured import HeadActivations
 from trimtab.activations.labelled import Head
 from trimtab.activations.shards import ActivationStore
+from trimtab.devices import one_thread
 from trimtab.edits.vectors import HeadShift, ResidualShift
 from trimtab.errors import BadDataset, BadValue, ShapeError
 from trimtab.probes.head_probes import HeadProbes
@@ -58,6 +59,7 @@ def direction_named(name: str) -> Direction:
     return DIRECTIONS[name]
 
 
+@one_thread()
 def fit_shift(
     acts: Activations,
     probes: HeadProbes,
@@ -113,6 +115,7 @@ def fit_shift(
     return shift.randomised(seed) if way.random else shift
 
 
+@one_thread()
 def fit_residual_shift(
     acts: HeadActivations, probes: HeadProbes, *, top_k: int = 1, layers: Sequence[int] | None = None
 ) -> ResidualShift:
