@@ -196,22 +196,23 @@ def test_where_style_picks_right_and_what_the_judge_makes_of_length_follow_from_
     assert [x for x in printed if not x.startswith(("| --", "|  |"))] == made
 
 
-def of_table_1():
-    """Return lines: the rows of the ITI paper's Table 1 as they came out on a small model."""
-    held = json.loads((PACKAGE.parent / "benchmarks/results/iti_table_1.json").read_text(encoding="utf-8"))
-    units = {m["name"]: m["unit"] for m in held["setting"]["meters"]}
-    asked, lines = ("true_info", "true", "info", "mc1", "mc2", "ce", "kl"), []
-    for name, row in held["rows"].items():
+def test_what_the_published_protocols_gave_on_a_small_model_is_in_their_records():
+    table_1, two_fold = (
+        json.loads((PACKAGE.parent / f"benchmarks/results/iti_{name}.json").read_text(encoding="utf-8"))
+        for name in ("table_1", "2fold")
+    )
+    units = {m["name"]: m["unit"] for m in table_1["setting"]["meters"]}
+    rows = {("Baseline", 0): two_fold["48 heads"]["rows"]["Baseline"]}
+    rows |= {(f"ITI, {heads}", 0): of["rows"]["ITI"] for heads, of in two_fold.items()}
+    rows |= {(name, 1): row for name, row in table_1["rows"].items()}
+    made = []
+    for (name, _), row in rows.items():
+        asked = ("true_info", "true", "info", "mc1", "mc2", "ce", "kl")
         found = [Estimate(*(row[m][k] for k in ("mean", "low", "high", "n"))) for m in asked]
-        cells = [shown_figure(f, units[m]) for f, m in zip(found, asked, strict=True)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def test_what_table_1_gave_on_a_small_model_is_in_its_record():
+        made.append(f"| {name} | {' | '.join(shown_figure(f, units[m]) for f, m in zip(found, asked, strict=True))} |")
     text = (RESULTS.parent / "published.md").read_text(encoding="utf-8").partition("## On a small model")[2]
     printed = [line for line in text.splitlines() if line.startswith("| ") and line[:5] not in ("| ---", "|  | ")]
-    assert len(printed) == 5 and printed == of_table_1()
+    assert printed == made and len(printed) == 8
 
 
 def test_what_is_packed_comes_back_rounded_and_without_what_was_left_out(tmp_path):
@@ -249,14 +250,14 @@ def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     for page in (PACKAGE.parent / "README.md", PACKAGE.parent / "docs" / "how-to" / "own-data.md"):
         text = " ".join(page.read_text(encoding="utf-8").split())
         assert f"{half} of sixty draws" in text and f"{both} of them coherently" in text
-    weak = [u for u in sweeps if u["behaviour"] == "unsure" and "repeat themselves" in u["sentence"]]
-    assert [u["layers"] for u in weak] == [[19]] * 3
-    for u in weak:
-        weaker = [r for r in u["sweep"] if r["layer"] == 19 and r["kl"] <= u["kl"] / 2]
+    repeated = [u for u in sweeps if u["after"]["repetition"] > u["before"]["repetition"] + behaviours.REPEATS]
+    assert [(u["behaviour"], u["layers"]) for u in repeated] == [("unsure", [19])] * 3
+    for u in repeated:
+        weaker = [r for r in u["sweep"] if r["layer"] == 19 and r["kl"] <= 0.76 * u["kl"]]
         assert all(r["repetition"] <= u["before"]["repetition"] + behaviours.REPEATS for r in weaker)
         assert max(r["mean"] for r in weaker) >= u["after"]["mean"]
-    gemma = [(u["verdict"], u["before"]["mean"]) for u in held["gemma"]]
-    assert [sum(one == (verdict, 0.0) for one in gemma) for verdict in behaviours.VERDICTS] == [2, 6, 22]
+    assert {(u["consistent"], u["dealt"]["consistent"]) for u in sweeps} == {(True, False)}
+    assert {u["consistent"] for u in held["embedded"] if u["behaviour"] == "truthful"} == {False}
 
 
 @pytest.mark.parametrize("page", PAGES)
