@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import trimtab as tt
 from tests.gguf_files import written_gguf
@@ -128,6 +131,16 @@ def test_what_cannot_be_read_is_said_in_a_sentence(file: Path, spoilt: Callable[
     with pytest.raises(UnsupportedModel, match=said):
         tt.load_model(spoilt(file))
     assert not (file.parent / "cache" / "trimtab" / "models").exists()
+
+
+def test_a_tokenizer_that_lost_its_merges_is_refused_rather_than_asked_in_letters() -> None:
+    whole = tiny_tokenizer()
+    parts = json.loads(whole.backend_tokenizer.to_str())
+    parts["model"]["merges"] = []
+    letters = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)))
+    reading._require_whole_words(Path("whole.gguf"), whole)
+    with pytest.raises(UnsupportedModel, match=r"letters.gguf: transformers .* splits \d+ of \d+ words of its own"):
+        reading._require_whole_words(Path("letters.gguf"), letters)
 
 
 def test_too_little_memory_is_said_before_the_work(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def test_too_few_items_and_places_that_are_not_there_are_refused_in_a_sentence()
         fit(model, tokenizer, PAIRS[:1])
     for spec, words in (
         (ShiftSpec(layers=[7], strength=1), "no layer 7 to shift; the model has layers 0 to 2"),
-        (ShiftSpec(n_sites=5, strength=1), "top 5 layers asked for; there are 2 to choose among"),
+        (ShiftSpec(n_sites=5, strength=1), "top 5 layers asked for; there are 3 to choose among"),
         (ShiftSpec(heads=[Head(9, 1)], strength=1), "no head 1 in layer 9"),
     ):
         with pytest.raises(BadValue, match=words):

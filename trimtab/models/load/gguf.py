@@ -152,6 +152,7 @@ def _read(file: Path, reader: Any) -> tuple[Any, Any]:
     model, report = loaded
     require_all_weights(report, str(file))
     _require_every_number_read(file, reader, model)
+    _require_whole_words(file, tokenizer)
     # what is left of the file's quantisation on the model, which save_pretrained would refuse
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -173,4 +174,20 @@ def _require_every_number_read(file: Path, reader: Any, model: Any) -> None:
         raise UnsupportedModel(
             f"{file} holds {sum(stored.values()):,} numbers, of which transformers reads {read:,}{which}: what it "
             "would load is another model; give the file that this one was made of, or the model's folder"
+        )
+
+
+def _require_whole_words(file: Path, tokenizer: Any) -> None:
+    """Raise `UnsupportedModel` for a tokenizer that splits words of its own vocabulary, its merges having been lost.
+
+    Transformers 5.17 loses those of Gemma 3 in silence: the model then answers every prompt with one token repeated.
+    """
+    texts = (tokenizer.decode([i]) for i in range(0, len(tokenizer), max(1, len(tokenizer) // 1000)))
+    words = [text for text in texts if text.isascii() and text.strip().isalpha() and len(text.strip()) > 3]
+    split = sum(len(tokenizer.encode(word, add_special_tokens=False)) > 2 for word in words)
+    if 2 * split > len(words):
+        version = versions()["transformers"]
+        raise UnsupportedModel(
+            f"{file}: transformers {version} reads its tokenizer wrongly: it splits {split} of {len(words)} words of "
+            "its own vocabulary; use another release (5.24 reads Gemma 3's), or give the model's folder"
         )
