@@ -318,7 +318,7 @@ def test_what_is_tuned_in_the_shell_is_answered_in_chat_after_merge(tmp_path: Pa
         return done.stdout
 
     place = {name: str(tmp_path / name) for name in ("model", "lora", "merged", "q.jsonl")}
-    many = ("--epochs", "40", "--learning-rate", "0.02", "--batch-size", "12", "--test", "0")
+    many = ("--epochs", "16", "--learning-rate", "0.02", "--batch-size", "12", "--test", "0")
     ran("tune", "--model", place["model"], "--data", place["q.jsonl"], "--out", place["lora"], *many)
     ran("merge", "--model", place["model"], "--edit", place["lora"], "--out", place["merged"])
     asked = ("generate", rows[3]["question"], "--model")

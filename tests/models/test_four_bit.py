@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tests import four_bit
 from tests.by_hand import padded, prompt_ids
-from tests.cases import UNLIKE
 from tests.observing import generated, state_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tune.test_own_methods import (
@@ -28,6 +27,7 @@ from tests.tune.test_own_methods import (
     train,
     without_dropout,
 )
+from tests.tuning import on
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.load.checkpoints import load_model
 from trimtab.models.stored_bits import bits_per_parameter
@@ -232,22 +232,13 @@ def test_without_the_guard_gradients_after_an_evaluation_are_wrong(tmp_path):
 # every method that says it runs on 4-bit weights
 
 
-def of_families(*families: str) -> list[Any]:
-    """Return every method on the first family, on the second those that no other one stands for; the rest slowly."""
-    return [
-        pytest.param(family, name, marks=[pytest.mark.slow] * (i > 1 or (i == 1 and name not in UNLIKE)))
-        for i, family in enumerate(families)
-        for name in LEAVES_WEIGHTS
-    ]
-
-
 @cache
 def shared(folder: Path) -> Any:
     return quantised(folder)
 
 
-@pytest.mark.parametrize(("family", "name"), of_families("llama-gqa", "gpt2", "gpt-neox"))
-def test_methods_train_on_four_bit_weights_as_on_dequantised_ones_and_leave_no_trace(folders, family, name):
+@on(("llama-gqa", "gpt2", "gpt-neox"), LEAVES_WEIGHTS, late=("gpt-neox",))
+def test_methods_train_on_four_bit_weights_as_on_dequantised_ones_and_leave_no_trace(folders, name, family):
     model, method = shared(folders[family]), METHODS[name]
     twin = dequantised_twin(model, folders[family])
     before = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -271,8 +262,8 @@ def test_methods_train_on_four_bit_weights_as_on_dequantised_ones_and_leave_no_t
 STARTS_AT_BASE_OF_TWIN = [n for n in LEAVES_WEIGHTS if not n.startswith(("prompt", "prefix"))]
 
 
-@pytest.mark.parametrize(("family", "name"), of_families("llama-gqa", "gpt2"))
-def test_padding_generation_and_checkpointing_hold_on_four_bit_weights(folders, family, name):
+@on(("llama-gqa", "gpt2"), LEAVES_WEIGHTS)
+def test_padding_generation_and_checkpointing_hold_on_four_bit_weights(folders, name, family):
     model, rows = shared(folders[family]), [prompt_ids(3), prompt_ids(6, seed=1)]
     ids, mask = padded(rows, "left")
     close = {"rtol": 0.0, "atol": 2e-4}

@@ -106,7 +106,7 @@ def open_object(spec: str, what: str = "function") -> UserObject:
         digest = hash_of(path.read_bytes())
     except OSError as cause:
         raise BadValue(f"{path} cannot be read ({cause.strerror}); give FILE.py:NAME, a {what} in a file") from cause
-    found = _run(path)
+    found = _run(path, digest)
     known = [n for n, value in found.items() if callable(value) and not n.startswith("_")]
     if name not in found:
         raise BadValue(f"{path} has no {what} {name!r}{nearest(name, known)}")
@@ -127,11 +127,15 @@ def open_instance(spec: str, what: str, options: Mapping[str, Any] | None = None
     return found.value
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run(path: Path, digest: str) -> dict[str, Any]:
+    """Return a file's names; they are of one module however many are asked for, so that its classes know each other."""
     import sys
     from importlib.util import module_from_spec, spec_from_file_location
 
     name = f"trimtab_user_{path.stem}"
+    there = vars(sys.modules.get(name, object))
+    if (there.get("__file__"), there.get("__sha256__")) == (str(path.absolute()), digest):
+        return dict(there)
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -140,7 +144,8 @@ def _run(path: Path) -> dict[str, Any]:
         spec.loader.exec_module(module)
     except Exception as cause:
         raise BadValue(f"{path} cannot be run{_place(cause, path)}: {_said(cause)}") from cause
-    return vars(module)
+    vars(module)["__sha256__"] = digest
+    return dict(vars(module))
 
 
 def _place(cause: BaseException, path: Path) -> str:
