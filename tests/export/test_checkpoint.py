@@ -81,6 +81,8 @@ def test_the_documented_table_is_what_happens(family, tmp_path):
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TABLE.read_text(encoding="utf-8"), re.M)
     table = {row[0].strip(): (row[1].strip(), row[2].strip()) for row in rows}
     assert table[family] == given
+    # a Gemma's copy says under what terms it stands
+    assert (tmp_path / "h" / "NOTICE").exists() == (family == "gemma2")
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "qwen2"])
@@ -211,9 +213,9 @@ def test_what_is_lost_on_the_way_to_a_checkpoint_is_noticed(tamper, words, tmp_p
     model, tokenizer = tiny_model(), copy.deepcopy(tiny_tokenizer())
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[2, 9], pad_token_id=0)
     tokenizer.chat_template = "{{ messages[0].content }}"
-    save = export._save
+    save = export.save_model
     monkeypatch.setattr(
-        export, "_save", lambda merged, tokenizer, folder: (save(merged, tokenizer, folder), tamper(folder))
+        export, "save_model", lambda merged, tokenizer, folder: (save(merged, tokenizer, folder), tamper(folder))
     )
     with pytest.raises(Incompatible, match=words):
         checkpoint(model, tokenizer, random_shift(model), tmp_path / "c", prompts=PROMPTS)

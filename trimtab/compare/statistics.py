@@ -47,8 +47,8 @@ class Moved:
     @property
     def shares(self) -> tuple[float, float, float]:
         """Shares of questions that moved the right way, the wrong way, and not at all."""
-        right, wrong = len(self.right) / self.n, len(self.wrong) / self.n
-        return right, wrong, 1 - right - wrong
+        right, wrong = len(self.right), len(self.wrong)
+        return right / self.n, wrong / self.n, (self.n - right - wrong) / self.n
 
 
 def moved(

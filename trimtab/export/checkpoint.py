@@ -21,6 +21,7 @@ from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.calling import inference
 from trimtab.models.identity import fingerprint
 from trimtab.models.plain import dequantized
+from trimtab.models.saving import save_model
 from trimtab.models.tokens import Batch, context_length, encode
 from trimtab.noise import without_bars_in_pipes
 from trimtab.protocols import Edit, Positions, TokenMask
@@ -122,7 +123,10 @@ def checkpoint(
         if not live.effect:
             raise BadValue(f"{edit.name!r} (strength {edit.strength}) changes nothing: there is nothing to merge")
         with written_folder(out, KIND) as folder:
-            _save(merged, tokenizer, folder)
+            try:
+                save_model(merged, tokenizer, folder)
+            except ValueError as cause:  # generation defaults that contradict each other
+                raise Incompatible(f"transformers cannot save the model: {first_line(cause)}") from cause
             loaded = _loaded(folder, merged, wanted)
             alike = max(REWRITTEN[wanted], REWRITTEN.get(base.dtype, 0))  # rotary frequencies may be rounded as well
             _require_same(merged, loaded, probes[0], alike, "what was written is another model")
@@ -228,15 +232,6 @@ def _continued(model: Any, tokenizer: Any, ids: Tensor) -> list[int]:
     """Return what greedy decoding adds to a prompt, up to an end token."""
     with inference(model):
         return new_tokens(model, tokenizer, Batch([0], ids, torch.ones_like(ids)), Decoding(4 * CONTINUED))[0].tolist()
-
-
-def _save(merged: Any, tokenizer: Any, folder: Path) -> None:
-    try:
-        with without_bars_in_pipes():
-            merged.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except ValueError as cause:  # generation defaults that contradict each other
-        raise Incompatible(f"transformers cannot save the model: {first_line(cause)}") from cause
 
 
 def _loaded(folder: Path, merged: Any, dtype: torch.dtype) -> Any:

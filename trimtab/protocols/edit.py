@@ -199,7 +199,10 @@ class Edit(FieldsRepr, ABC):
         Raises:
             BadValue: an edit of this kind does anything else.
         """
-        raise BadValue(f"{self.name} adds no constant to what modules of {type(model).__name__} give; use it as it is")
+        raise BadValue(
+            f"{self.name} adds no constant to what modules of {type(model).__name__} give; write a checkpoint (trimtab "
+            "bake --out FOLDER) if its kind can be worked into weights, or use it as it is"
+        )
 
     def weight_changes(self, model: Any) -> Mapping[str, Any] | None:  # noqa: ARG002
         """Return what the edit adds to weights, by name: factors (`LowRank`) or whole tensors.

@@ -129,21 +129,31 @@ def gguf_source(
     if path.is_dir():
         file = file_in(path, gguf_file)
         return None if file is None else (file, "")
-    if path.is_file():
-        return path, ""
-    if str(name) in PACKAGED:
-        return packaged_file(str(name)), PACKAGED[str(name)].licence
-    if gguf_file is not None and HUB_ID.fullmatch(str(name)):
+    if gguf_file is not None:
+        if path.is_file() or not HUB_ID.fullmatch(str(name)):
+            raise UnsupportedModel(
+                f"gguf_file (--gguf-file) names a file of a folder or of a hub's repository, and {name} is neither; "
+                "leave it out, or correct the model's name"
+            )
         from huggingface_hub import hf_hub_download
 
         with _reading(f"the hub's {name} has no file {gguf_file} to load", SAVED, str(name), {"revision": revision}):
             return Path(hf_hub_download(str(name), gguf_file, revision=revision)), ""
+    if path.is_file():
+        return path, ""
+    if str(name) in PACKAGED:
+        return packaged_file(str(name)), PACKAGED[str(name)].licence
+    if path.suffix.lower() == ".gguf":  # the hub is not asked: it has no answer for long where there is no network
+        raise UnsupportedModel(
+            f"there is no file {name}; give an existing GGUF file, or a hub's repository and which of its files with "
+            "gguf_file (--gguf-file)"
+        )
     return None
 
 
 def _resolve(name: str | Path, revision: str | None, gguf_file: str | None) -> tuple[str, bool]:
     """Return the folder or hub id that transformers is given, and whether it is a folder."""
-    if str(name) == EMBEDDED:
+    if str(name) == EMBEDDED and gguf_file is None:
         if not embedded_folder().is_dir():
             raise UnsupportedModel(
                 f"the embedded model is missing from {embedded_folder().parent}; install trimtab again, or make the "

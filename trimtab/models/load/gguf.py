@@ -17,6 +17,7 @@ import torch
 from trimtab.devices import free_on_cpu, in_bytes
 from trimtab.errors import OutOfMemory, UnsupportedModel, first_line
 from trimtab.models.load.loading_report import require_all_weights
+from trimtab.models.saving import save_model
 from trimtab.noise import without_bars_in_pipes
 from trimtab.storage import RECORD, cache_folder, kind_of, versions, write_json, written_folder
 
@@ -70,8 +71,7 @@ def dequantised(file: Path, licence: str = "") -> Path:
     with written_folder(folder, KIND) as staging:
         with without_bars_in_pipes():
             model, tokenizer = _read(file, reader)
-            model.save_pretrained(staging)
-            tokenizer.save_pretrained(staging)
+        save_model(model, tokenizer, staging)
         write_json(staging / RECORD, {"kind": KIND, "file": file.name, "sha256": content, "versions": versions()})
     return folder
 
@@ -102,7 +102,7 @@ def _checked(file: Path) -> Any:
         reader = GGUFReader(file)
     except Exception as cause:  # numpy's and the package's own, over whatever stands in the file
         raise UnsupportedModel(
-            f"{file} is truncated or damaged ({first_line(cause)}); download or copy it again"
+            f"{file} is truncated or damaged: {in_bytes(file.stat().st_size)} of it are here; download or copy it again"
         ) from cause
     architecture = _text(reader, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
