@@ -40,10 +40,11 @@ def table(*rows: list[str]) -> str:
 # ---- what is read
 
 
-def test_jsonl_and_csv_give_the_same_questions(tmp_path):
+def test_jsonl_json_and_csv_give_the_same_questions(tmp_path):
     from_jsonl = from_file(write(tmp_path, "mine.jsonl", lines(ROW, OTHER)))
+    from_json = from_file(write(tmp_path, "mine.json", json.dumps([ROW, OTHER], indent=1)))
     from_csv = from_file(write(tmp_path, "mine.csv", HEADER + "Is it so?,Yes.,No.\nIs it not?,No., Yes. ;Perhaps.;\n"))
-    assert from_jsonl.questions == from_csv.questions == (SO, NOT)
+    assert from_jsonl.questions == from_json.questions == from_csv.questions == (SO, NOT)
     assert from_jsonl.name == from_csv.name == "mine"
     assert from_file(str(tmp_path / "mine.csv")) == from_csv
 
@@ -250,10 +251,22 @@ MALFORMED = {
     "CSV question twice": ("a.csv", HEADER + "A?,B,C\nD?,E,F\nA?,G,H\n", r"line 4: 'A\?' stands in line 2 already"),
     "open quote": ("a.csv", HEADER + 'Is it so?,"Yes.,No.\n', "line 2: not valid CSV"),
     "text after a quote": ("a.csv", HEADER + 'Is it so?,"Yes"!,No.\n', "line 2: not valid CSV"),
-    "wrong suffix": ("a.txt", lines(ROW), "unknown kind of file '.txt'; expected .jsonl or .csv"),
-    "JSON suffix": ("a.json", lines(ROW), "unknown kind of file '.json'; expected .jsonl or .csv"),
-    "no suffix": ("a", lines(ROW), "unknown kind of file ''; expected .jsonl or .csv"),
-    "binary": ("a.jsonl", bytes(range(256)), "is not UTF-8 text; expected a .jsonl or .csv file"),
+    "wrong suffix": ("a.txt", lines(ROW), "unknown kind of file '.txt'; expected .jsonl, .json or .csv"),
+    "lines in .json": ("a.json", lines(ROW, OTHER), r"a.json: not valid JSON \(Extra data.*expected a list of objects"),
+    "an object in .json": ("a.json", lines(ROW), "a.json: expected a JSON list of objects, got dict"),
+    "a missing comma in .json": (
+        "a.json",
+        '[{"positive": "A"\n "negative": "B"}]',
+        r"line 2 column 2.*list of objects",
+    ),
+    "a number in .json": ("a.json", f"[\n{lines(ROW)},\n3]", "line 4: expected a JSON object, got int"),
+    "a pair without negative in .json": (
+        "a.json",
+        f'[{lines(PAIRS[0])},\n\n {{"positive":\n "So."}}]',
+        "line 4: field 'negative' is missing; found positive",
+    ),
+    "no suffix": ("a", lines(ROW), "unknown kind of file ''; expected .jsonl, .json or .csv"),
+    "binary": ("a.jsonl", bytes(range(256)), "is not UTF-8 text; expected a .jsonl, .json or .csv file"),
     "binary CSV": ("a.csv", b"PK\x03\x04\xff\xfe", "is not UTF-8 text"),
     "UTF-16": ("a.jsonl", lines(ROW).encode("utf-16"), "is not UTF-8 text"),
     "zeros": ("a.jsonl", b"\x00" * 64, "line 1: not valid JSON"),

@@ -73,8 +73,12 @@ def test_fit_writes_a_shift_and_its_probes_and_says_how_the_strength_was_chosen(
     scored = json.loads(ran("evaluate", "--model", tiny, "--data", PAIRS, "--shift", str(tmp_path / "r"), "--json"))
     assert (scored["setting"]["n"], scored["setting"]["fitted_on"]) == (10, 30)
     (row,) = scored["rows"]
-    assert set(row) == {"name", "P(positive)", "preferred", "CE", "KL", "KL 95 %", "details"}
-    assert len(row["details"]["pairs"]) == 10
+    read = {"reading", "repeated", "P(positive)", "preferred", "margin"}
+    assert set(row) == {"name", *read, "CE", "KL", "KL 95 %", "details"}
+    assert len(row["details"]["pairs"]) == len(row["details"]["reading"]) == 10
+    told = ran("evaluate", "--model", tiny, "--data", PAIRS, "--shift", str(tmp_path / "r"), "--baseline", "--no-drift")
+    answer = " ".join(row["details"]["reading"][0]["text"].split())
+    assert [line for line in told.splitlines() if line.startswith("  ")][1] == f"  CAA: {answer}"
 
 
 def test_a_fit_that_does_not_work_is_told_and_not_written_unless_it_is_to_be_kept(
@@ -191,7 +195,7 @@ def test_questions_are_read_as_question_files_are(tiny, tmp_path):
     assert json.loads(piped)["question"] == "Why?"
     (tmp_path / "q.json").write_text("[]")
     refused = run("generate", "--file", str(tmp_path / "q.json"))
-    assert (refused.exit_code, "unknown kind of file '.json'" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "holds no question" in refused.stderr) == (2, True)
 
 
 FOREIGN = """
@@ -559,7 +563,7 @@ def test_a_chat_in_a_terminal(shift, tmp_path):
     environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}
     arguments = ["-m", "trimtab", "chat", "--shift", shift, "--max-new-tokens", "40"]
     talk = pexpect.spawn(sys.executable, arguments, cwd=tmp_path, env=environment, encoding="utf-8", timeout=120)
-    talk.expect("asked in plain form .*the model has no chat template.*Edit ITI at alpha 1. /help")
+    talk.expect("asked in plain form .*the model has no chat template.*Edit ITI at strength 1. /help")
     talk.expect("> ")
 
     def says(line: str, *patterns: str) -> str:
@@ -570,15 +574,15 @@ def test_a_chat_in_a_terminal(shift, tmp_path):
         return talk.before
 
     says(QUESTION, r"\r\n\w.+\.\r\n")
-    says("/alpha many", "alpha must be a number, got 'many'")
-    says("/alpha 0.5", "Edit ITI at alpha 0.5")
-    says("/compare", "unedited: .+", "alpha 0.5: .+")
+    says("/alpha many", "the strength must be a number, got 'many'")
+    says("/alpha 0.5", "Edit ITI at strength 0.5; what was said so far is still read: .new begins anew")
+    says("/compare", "unedited: .+", "strength 0.5: .+")
     says("/of", "did you mean /off")
     says("/off", "Edit off")
     says("/new", "a new conversation")
     says(QUESTION, r"\r\n\w.+\.\r\n")
     says("/save talk.jsonl", "1 answers written to talk.jsonl")
-    says("/save kept", "edit at alpha 0.5 written to kept")
+    says("/save kept", "edit at strength 0.5 written to kept")
     talk.sendline("/quit")
     talk.expect(pexpect.EOF)
     talk.close()

@@ -181,7 +181,7 @@ def test_loops_are_found():
 
 def test_too_few_items_and_places_that_are_not_there_are_refused_in_a_sentence():
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    with pytest.raises(BadDataset, match="a shift needs four or more to fit and choose on, got 1"):
+    with pytest.raises(BadDataset, match="a shift needs four or more questions or pairs to fit and choose on, got 1"):
         fit(model, tokenizer, PAIRS[:1])
     for spec, words in (
         (ShiftSpec(layers=[7], strength=1), "no layer 7 to shift; the model has layers 0 to 2"),
@@ -192,6 +192,17 @@ def test_too_few_items_and_places_that_are_not_there_are_refused_in_a_sentence()
             fit(model, tokenizer, PAIRS, spec)
     with pytest.raises(BadValue, match="not both"):
         ShiftSpec(layers=[1], heads=[Head(1, 1)])
+
+
+def test_a_place_that_is_not_there_is_refused_before_anything_is_computed(monkeypatch):
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    monkeypatch.setattr("trimtab.steer.pipeline.read_sites", lambda *_, **__: pytest.fail("texts were read"))
+    for spec, words in (
+        (ShiftSpec(layers=[2, 99]), "no layer 99 to shift"),
+        (ShiftSpec(heads=[Head(2, 4)]), "no head 4 in layer 2: the model has layers 0 to 2 of 4 heads"),
+    ):
+        with pytest.raises(BadValue, match=words):
+            fit(model, tokenizer, PAIRS, spec)
 
 
 def test_named_places_are_shifted_and_nothing_else():
@@ -244,6 +255,17 @@ def test_each_neutral_text_runs_unedited_once_however_often_drift_is_measured(mo
 
 def at(shift: Any, trial: dict[str, Any]) -> Any:
     return shift.on(trial["sites"]).scaled(trial["strength"])
+
+
+def test_a_reader_is_learnt_from_pairs_and_ends_where_the_measured_ones_lie():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    train, held = PAIRS.split(test=0.4, seed=0)
+    by_hand = Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in (train, held)))
+    wanted, found = (
+        ReadAnswers(reader, max_new_tokens=4).measure(model, tokenizer, held, [every_layer(model)])[0].rows
+        for reader in (by_hand, train)
+    )
+    assert found == wanted and len({row["reading"] for row in found.values()}) > 1
 
 
 def test_answers_under_several_edits_are_read_as_under_each_alone():

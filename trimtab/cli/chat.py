@@ -93,7 +93,7 @@ class _Talk:
         """Say how the next answer will be edited."""
         if self.edit is None:
             return "No edit"
-        return f"Edit {self.edit.name} at alpha {self.edit.strength:g}" if self.on else "Edit off"
+        return f"Edit {self.edit.name} at strength {self.edit.strength:g}" if self.on else "Edit off"
 
     def hear(self, line: str) -> None:
         """Answer a question or do what a command says; a mistake is one sentence, and the conversation goes on."""
@@ -141,15 +141,19 @@ class _Talk:
         try:
             value = float(text)
         except ValueError:
-            raise BadValue(f"alpha must be a number, got {text!r}") from None
+            raise BadValue(f"the strength must be a number, got {text!r}") from None
         if not abs(value) < float("inf"):
-            raise BadValue(f"alpha must be a finite number, got {text!r}")
+            raise BadValue(f"the strength must be a finite number, got {text!r}")
         self.edit, self.on = self.edit.at_strength(value), True
-        self.say(self.strength())
+        self._changed()
 
     def _off(self, text: str) -> None:  # noqa: ARG002
         self.on = False
-        self.say(self.strength())
+        self._changed()
+
+    def _changed(self) -> None:
+        # a model copies how it has spoken so far, loops too, whatever its strength is now
+        self.say(self.strength() + ("; what was said so far is still read: /new begins anew" if self.turns else ""))
 
     def _new(self, text: str) -> None:  # noqa: ARG002
         self.turns = []
@@ -166,7 +170,7 @@ class _Talk:
         columns = {}
         for name, edit in {"unedited": None, "edited": self.edit}.items():
             if not self.as_json:
-                typer.echo("unedited: " if edit is None else f"alpha {self.edit.strength:g}: ", nl=False)
+                typer.echo("unedited: " if edit is None else f"strength {self.edit.strength:g}: ", nl=False)
             columns[name] = self._answer(question, before, edit)
         self._record({"question": question, **columns, "alpha": self.edit.strength})
 
@@ -191,5 +195,5 @@ class _Talk:
             self.say(f"{len(self.turns)} answers written to {path}")
         elif self.edit is not None:
             self.edit.save(path)
-            self.say(f"edit at alpha {self.edit.strength:g} written to {path}")
+            self.say(f"edit at strength {self.edit.strength:g} written to {path}")
         self.saved.add(path)

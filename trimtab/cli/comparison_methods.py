@@ -60,7 +60,7 @@ def rows_of(entries: Sequence[Any]) -> "dict[str, Method | Control]":
         if name in rows:
             raise BadValue(
                 f"two methods are called {name!r}; give one of them another name, such as "
-                "`iti: {name: ITI (8 heads), top_ks: [8]}`"
+                "`iti: {name: ITI (8 heads), top_ks: [8]}`, or `edit: {folder: runs/shift, name: Mine}`"
             )
         rows[name] = method
     return rows

@@ -20,7 +20,7 @@ READ: Mapping[str, "Position"] = {"last": "last", "mean": "mean_answer"}
 @verb
 def erase(
     pairs: Annotated[
-        Path | None, typer.Option("--pairs", metavar="FILE", help="Contrast pairs, .jsonl or .csv.")
+        Path | None, typer.Option("--pairs", metavar="FILE", help="Contrast pairs, .jsonl, .json or .csv.")
     ] = None,
     positive: Annotated[
         Path | None, typer.Option("--positive", metavar="FILE", help="Or texts that show the concept, one a line,")

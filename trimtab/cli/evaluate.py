@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from trimtab.evaluate.table import Row, Table
 
 
+FITTED_ON, SHOWN = 4, 3
+"""How many pairs an edit must have been made with for answers to others to be read, and how many are printed."""
+
+
 @verb
 def evaluate(
     data: Data = "folklore",
@@ -59,8 +63,10 @@ def evaluate(
     """Measure the edited model: True*Info of its answers, multiple choice, and drift on neutral text.
 
     Questions that the edit was fitted on are left out. Of facts it measures what is said, kept and leaked.
-    Contrast pairs are scored by the probability of their
-    positive side, and with --judge FILE.py:NAME by your own function of pair and generated text, from 0 to 1.
+    Contrast pairs are scored by how answers to their prompts read (0 as the negative texts, 100 as the positive
+    ones, to the unedited model, which learns that from the pairs that the edit was fitted on), by the share of word
+    triples that these answers repeat, by the probability of the positive side and its margin in nats, and with
+    --judge FILE.py:NAME by your own function of pair and generated text, from 0 to 1.
     --json has every question's row too, under "details".
 
     Example: trimtab evaluate --edit runs/shift --limit 20
@@ -83,9 +89,9 @@ def evaluate(
     if pairs:
         _check_pairs(questions.name, judging, convention, choices_only)
     keep_in = keepable(editing.edits, questions) if keep else None
-    total = len(questions)
-    questions = questions if edit is None else unseen(questions, edit)
-    setting: dict[str, Any] = {"questions": questions.name, "n": 0, "fitted_on": total - len(questions)}
+    whole = questions
+    questions = whole if edit is None else unseen(whole, edit)
+    setting: dict[str, Any] = {"questions": questions.name, "n": 0, "fitted_on": len(whole) - len(questions)}
     questions = questions if limit is None else questions[:limit]
     setting["n"] = len(questions)
     by_probability = choices_only or (pairs and judging.judge == "exact")
@@ -97,6 +103,9 @@ def evaluate(
     how: dict[str, Any] = {"convention": convention, "batch_size": batch_size, "choices_only": choices_only}
     how["n_texts"] = 0 if no_drift else texts
     how["wording"] = wording
+    if questions.measured_by == "pairs" and setting["fitted_on"] >= FITTED_ON:
+        left = {item.key for item in questions}
+        how["learnt_from"] = whole.where(lambda item: item.key not in left)
     meters = (*meters_for(questions, judged, **how), *broken.meters(), *own_meters(meter))
     form = "plain" if convention else asking
     measured = table(*loaded, questions, edits, meters=meters, keep=answers, asking=form)
@@ -114,6 +123,7 @@ def evaluate(
     for said in mute_sentences(mute, measured.meters):
         warnings.warn(said, stacklevel=2)
     print_table(measured.headings, measured.cells, title=_title(setting))
+    _print_answers(measured)
     if judged is not None:
         print_judge(setting["judge"])
 
@@ -133,6 +143,15 @@ def _as_dict(measured: "Table", row: "Row") -> dict[str, Any]:
 
     figures = {meter.heading: plain_figure(row[meter.name]) for meter in measured.meters}
     return {"name": row.name, **figures, "details": row.details}
+
+
+def _print_answers(measured: "Table") -> None:
+    """Print what was answered to a few prompts, where that was measured."""
+    read = {row.name: row.details["reading"] for row in measured.rows if "reading" in row.details}
+    for of_prompt in list(zip(*read.values(), strict=True))[:SHOWN]:
+        typer.echo(of_prompt[0]["prompt"])
+        for name, row in zip(read, of_prompt, strict=True):
+            typer.echo(f"  {name}: {' '.join(row['text'].split())}")
 
 
 def _keep(folder: Path, row: "Row", convention: str) -> None:

@@ -71,6 +71,7 @@ def fit(
     whole = read_data(data, part="development", limit=limit)
     if whole.measured_by == "facts":
         raise BadDataset(f"{whole.name} holds facts, which no shift is fitted on; use trimtab edit, or give questions")
+    recipe.require_enough(whole)
     questions = _without(whole, data, held_out, seed)
     if recipe.are_pairs(questions):
         _check_pairs(questions.name, metric, judging)
@@ -90,7 +91,7 @@ def fit(
     if as_json:
         print_json(_as_dict(fitted, None if failed else str(out)))
     else:
-        _print(fitted, len(whole) - len(questions))
+        _print(fitted, len(whole) - len(questions), "pairs" if recipe.are_pairs(questions) else "questions")
         if judged is not None:
             print_judge(fitted.shift.record["sweep"]["judge"])
         typer.echo("not written; --keep-anyway writes it" if failed else f"written to {out}")
@@ -129,7 +130,7 @@ def _as_dict(fitted: "Fitted", out: str | None) -> dict[str, Any]:
     return {"out": out, **fitted.shift.describe(), "sweep": fitted.shift.record.get("sweep"), **told}
 
 
-def _print(fitted: "Fitted", held_back: int) -> None:
+def _print(fitted: "Fitted", held_back: int, items: str) -> None:
     from trimtab.cli.printing import print_table
     from trimtab.edits.vector_record import site_name
 
@@ -154,20 +155,19 @@ def _print(fitted: "Fitted", held_back: int) -> None:
             typer.echo("(reading: 0 as the negative texts, 1 as the positive ones, to the unedited model)")
     named = " ".join(site_name(site) for site in shift.sites)
     kind = "heads (layer.head)" if shift.site == "heads" else "layers"
-    best: float = max(shift.record["accuracy"])
     used = shift.record["data"]
     back = f"; {held_back} held back for `trimtab evaluate` (--held-out 0 uses all)" if held_back else ""
-    lines = [
-        f"{shift.name}: {len(shift)} {kind}: {named}",
-        f"best probe {100 * best:.1f} % on held-out statements; fitted on {used['n']} questions of {used['name']}"
-        f"{back}",
+    lines = [f"{shift.name}: {len(shift)} {kind}: {named}", f"fitted on {used['n']} {items} of {used['name']}{back}"]
+    if fitted.ranking is None:
+        lines[1] = f"best probe {100 * max(shift.record['accuracy']):.1f} % on held-out statements; {lines[1]}"
+    lines += [
         f"asked in {shift.asked_as} form" + ("" if shift.asked_as == "chat" else " (--asking)"),
         *(fitted.screened.remarks if fitted.screened else ()),
     ]
     if sweep:
         before, chosen = sweep["trials"][0]["score"], sweep["chosen"]
         lines.append(
-            f"strength {shift.strength:.4g}, chosen on {sweep['n_validation']} questions: {sweep['metric']} "
+            f"strength {shift.strength:.4g}, chosen on {sweep['n_validation']} {items}: {sweep['metric']} "
             f"{before:.3f} -> {chosen['score']:.3f} at a KL of {chosen['kl']:.3f} (budget {sweep['kl_budget']:g})"
         )
     else:

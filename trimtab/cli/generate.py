@@ -17,7 +17,9 @@ def generate(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="Questions: a .txt file, one a line, or a .jsonl or .csv file with 'question'."),
+        typer.Option(
+            "--file", help="Questions: a .txt file, one a line, or a .jsonl, .json or .csv file with 'question'."
+        ),
     ] = None,
     loading: Loading = Loading(),
     editing: Editing = Editing(),

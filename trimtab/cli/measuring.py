@@ -76,16 +76,22 @@ def meters_for(
     choices_only: bool = False,
     n_texts: int | None = None,
     wording: bool = False,
+    learnt_from: Any = None,
 ) -> "tuple[Meter, ...]":
-    """Return what `trimtab evaluate` measures of questions, contrast pairs or facts; no drift on 0 neutral texts."""
+    """Return what `trimtab evaluate` measures of questions, contrast pairs or facts; no drift on 0 neutral texts.
+
+    Args:
+        learnt_from: other pairs of the same behaviour, which say how answers to the items' prompts read.
+    """
     from trimtab.datasets.prose import neutral_texts
-    from trimtab.evaluate.contrast import ScoredTexts, contrast_meters
+    from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
     from trimtab.evaluate.defaults import answer_form
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.factual import fact_meters
     from trimtab.evaluate.generation import JudgedAnswers, judged_meters
     from trimtab.evaluate.multiple_choice import choice_meters
     from trimtab.evaluate.wording_meters import strict_meters, wording_meters
+    from trimtab.steer.reading import reading_meters
 
     n_texts = FEW_TEXTS if n_texts is None and items.measured_by == "pairs" else n_texts
     texts = None if n_texts is None else neutral_texts()[:n_texts]
@@ -95,7 +101,10 @@ def meters_for(
         return (*fact_meters(), *drift)
     if items.measured_by == "pairs":
         scores = () if judge is None else (ScoredTexts(judge, batch_size=batch_size),)
-        return (*scores, *contrast_meters(batch_size), *drift)
+        read = ()
+        if learnt_from is not None and all(item.asked.strip() for item in items):
+            read = reading_meters(learnt_from)
+        return (*scores, *read, *contrast_meters(batch_size), pair_margin(batch_size), *drift)
     answering: dict[str, Any] = {"judge": judge, "convention": answer_form(convention), "batch_size": batch_size}
     said, read = (), ()
     if not choices_only:

@@ -194,8 +194,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="FILE|NAME",
-        help="Questions: a .jsonl or .csv file, TruthfulQA.csv, mc_task.json, or truthfulqa, folklore, atlas; "
-        "contrast pairs: cheerful, casual, unsure.",
+        help="Questions or contrast pairs: a .jsonl, .json or .csv file, TruthfulQA.csv, mc_task.json, or truthfulqa, "
+        "folklore, atlas; pairs that ship: cheerful, casual, unsure.",
         autocompletion=_data_names,
     ),
 ]

@@ -50,7 +50,9 @@ def read_data(data: str, *, part: Literal["development", "final"] | None = None,
             truthfulqa(path) if _is_truthfulqa(path) else (facts_from_file if _has_facts(path) else from_file)(path)
         )
     else:
-        beside = [str(p) for p in _beside(path) if p.suffix.lower() in (".jsonl", ".csv")]
+        beside = [str(p) for p in _beside(path) if p.suffix.lower() in (".jsonl", ".json", ".csv")]
+        if path.is_dir():
+            raise BadDataset(f"{path} is a folder; give the file of questions or pairs that stands in it")
         raise BadDataset(f"no data set or file {data!r}{nearest(data, [*DATA_NAMES, *beside])}")
     return questions if limit is None else questions[:limit]
 
@@ -63,11 +65,9 @@ def _has_facts(path: Path) -> bool:
 
 
 def _is_truthfulqa(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        return True
+    mark = {".json": "mc1_targets", ".csv": "Incorrect Answers"}.get(path.suffix.lower())
     with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:  # the reader says what is wrong
-        return suffix == ".csv" and "Incorrect Answers" in file.readline()
+        return mark is not None and mark in (file.read() if mark == "mc1_targets" else file.readline())
     return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.questions import Question, QuestionSet
 from trimtab.errors import BadDataset
-from trimtab.plain_values import json_value
 
 FORMS = (
     "expected `question` with `correct` and `incorrect`; with `choices` (texts) and `answer` (a letter or a place from "
@@ -51,7 +50,7 @@ def choices(path: str | Path) -> QuestionSet:
     """
     found: dict[str, Question] = {}
     twice = []
-    for line, row in _rows(Path(path)):
+    for line, row in read_rows(path):
         asked, texts, right = _read(path, line, row)
         if not 0 <= right < len(texts):
             raise BadDataset(f"{path}, line {line}: no right answer among its {len(texts)} choices; {FORMS}")
@@ -69,19 +68,6 @@ def choices(path: str | Path) -> QuestionSet:
     if not found:
         raise BadDataset(f"{path} holds no choices; {FORMS}")
     return QuestionSet(tuple(found.values()), Path(path).stem)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if path.suffix.lower() != ".json":
-        yield from read_rows(path)
-        return
-    try:
-        rows = json_value(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as cause:
-        raise BadDataset(f"{path} cannot be read as JSON ({cause}); expected a list of choices") from cause
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise BadDataset(f"{path}: expected a list of objects; {FORMS}")
-    yield from enumerate(rows, 1)
 
 
 def _read(path: str | Path, line: int, row: Mapping[str, Any]) -> tuple[str, Sequence[str], int]:

@@ -1,10 +1,11 @@
-"""Question files of the user's own: JSONL or CSV; every mistake is named by file, line and field."""
+"""Question files of the user's own: JSONL, JSON or CSV; every mistake is named by file, line and field."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from trimtab.errors import BadDataset
 from trimtab.plain_values import json_value
 
 FIELDS = ("question", "correct", "incorrect", "best_answer", "category", "source", "explanation")
+BETWEEN = re.compile(r"[\s,]*")
+"""What stands between the objects of a JSON list."""
 
 
 def from_file(path: str | Path) -> QuestionSet | PairSet:
-    """Return the questions of a `.jsonl` or `.csv` file.
+    """Return the questions of a `.jsonl`, `.json` (a list of objects) or `.csv` file.
 
-    Fields: `question`, `correct`, `incorrect` (lists of texts in JSONL; texts separated by `;` in CSV), and if
+    Fields: `question`, `correct`, `incorrect` (lists of texts in JSON; texts separated by `;` in CSV), and if
     wanted `best_answer`, `category`, `source`, `explanation`. Files whose rows have `positive` and `negative`
     are read as contrast pairs (see `contrast_pairs`).
 
@@ -51,9 +54,9 @@ def from_list(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> Question
 
 
 def contrast_pairs(path: str | Path) -> PairSet:
-    """Return contrast pairs of any behaviour from a `.jsonl` or `.csv` file.
+    """Return contrast pairs of any behaviour from a `.jsonl`, `.json` or `.csv` file.
 
-    Fields: `positive` and `negative` texts (in JSONL also lists of them), and if wanted the `prompt` that they
+    Fields: `positive` and `negative` texts (in JSON also lists of them), and if wanted the `prompt` that they
     continue, which stands in one row only.
 
     Raises:
@@ -65,7 +68,7 @@ def contrast_pairs(path: str | Path) -> PairSet:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield (line number, row) of a JSONL or CSV file; lines are counted from 1.
+    """Yield (line number, row) of a JSONL, JSON or CSV file; lines are counted from 1.
 
     Raises:
         BadDataset: the file cannot be read, or is of another kind or malformed; the message names the line.
@@ -75,7 +78,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as cause:  # ValueError: a path that no disk can hold
         why = "is not UTF-8 text" if isinstance(cause, UnicodeDecodeError) else "cannot be read"
-        raise BadDataset(f"{path} {why}; expected a .jsonl or .csv file of questions") from cause
+        raise BadDataset(f"{path} {why}; expected a .jsonl, .json or .csv file of questions") from cause
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
@@ -89,8 +92,26 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, _json_object(path, number, line)
+    elif path.suffix.lower() == ".json":
+        yield from _listed(path, text)
     else:
-        raise BadDataset(f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl or .csv")
+        raise BadDataset(f"{path}: unknown kind of file {path.suffix!r}; expected .jsonl, .json or .csv")
+
+
+def _listed(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the objects of a JSON list with the lines that they begin on."""
+    try:
+        rows = json_value(text)
+    except (ValueError, RecursionError) as cause:
+        raise BadDataset(f"{path}: not valid JSON ({cause}); expected a list of objects") from cause
+    if not isinstance(rows, list):
+        raise BadDataset(f"{path}: expected a JSON list of objects, got {type(rows).__name__}")
+    decoder, end, seen, line = json.JSONDecoder(), text.index("[") + 1, 0, 1
+    for _ in rows:
+        begin = BETWEEN.match(text, end).end()  # pyright: ignore[reportOptionalMemberAccess] - it matches nothing too
+        line, seen = line + text.count("\n", seen, begin), begin
+        end = decoder.raw_decode(text, begin)[1]
+        yield line, _json_object(path, line, text[begin:end])
 
 
 def _require_distinct(path: Path, header: list[str]) -> None:

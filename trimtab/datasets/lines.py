@@ -35,7 +35,8 @@ def read_lines(path: str | Path, what: str = "text") -> list[str]:
 
 
 def read_asked(path: str | Path) -> list[str]:
-    """Return the questions to ask of a file: lines of text, or the field `question` (or `prompt`) of .jsonl or .csv.
+    """Return the questions to ask of a file: lines of text, or the field `question` (or `prompt`) of .jsonl, .json
+    or .csv.
 
     Raises:
         BadDataset: the file cannot be read, is of another kind or holds no question; a row lacks the field.

@@ -71,6 +71,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
         advice = "another form of asking (--asking primer shows a model that is no chat model what an answer is)"
     elif repeats["after"] > repeats["before"] + REPEATS:
         weak.append(f"its answers repeat themselves ({share} of word triples, {was} unedited)")
+        advice += "; sampled answers (--do-sample --temperature 0.7) loop less than the greedy ones that were read"
     if shown <= BARELY.get(metric, 0):
         why = "no setting beats the unedited model" if gain <= 0 else "what was tried hardly shows"
         return Outcome(

@@ -126,11 +126,9 @@ def fit(
         BadDataset, BadValue, UnsupportedModel: as the steps do; fewer than four items.
     """
     items: ItemSet[Any] = as_items(questions)
-    if len(items) < 4:
-        raise BadDataset(
-            f"{items.name}: a shift needs four or more to fit and choose on, got {len(items)}; thirty are good"
-        )
+    require_enough(items)
     spec, by = (spec or ShiftSpec()).on(items), metric or judged_metric(items, "true_info", None)
+    spec.require_named(model)
     items = items.asked_as(spec.asking, tokenizer)
     train, validation = items.split(test=VALIDATION, seed=seed)
     found = read_sites(model, tokenizer, train, validation, spec.read, seed=seed)
@@ -164,6 +162,15 @@ def fit(
         )
     made: Any = shift.with_record(data=data_record(items), questions=[q.key for q in items], asking=items.asking)
     return Fitted(made, found.probes, MassMean.of(found.acts), ranking, screened)
+
+
+def require_enough(items: ItemSet[Any]) -> None:
+    """Raise `BadDataset` for fewer items than a shift can be fitted and chosen on."""
+    if len(items) < 4:
+        raise BadDataset(
+            f"{items.name}: a shift needs four or more questions or pairs to fit and choose on, got {len(items)}; "
+            "thirty are good"
+        )
 
 
 def _reader(model: Any, tokenizer: Any, found: SiteProbes, train: ItemSet[Any], held: ItemSet[Any]) -> Reader:

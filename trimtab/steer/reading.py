@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations.captured import HeadActivations
+from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.statements import Statement
 from trimtab.engine.capture import Site, capture_heads
 from trimtab.engine.conversation import answers_many
+from trimtab.evaluate.figure import Figure
 from trimtab.protocols import Edit, Measured, Meter
+from trimtab.steer.outcome import repetition
 from trimtab.steer.removal import residual_after
 from trimtab.steer.screen import item_differences
 
@@ -68,7 +71,8 @@ class ReadAnswers(Meter):
     Prompts are asked as `trimtab generate` asks them, and answered greedily.
     """
 
-    reader: Reader
+    reader: Reader | PairSet
+    """What reads, or pairs to learn it from; the pairs that are measured must be others then, and say where it ends."""
     max_new_tokens: int = 20
     name: ClassVar[str] = "reading"
     unit: ClassVar[str] = "of the way"
@@ -85,15 +89,34 @@ class ReadAnswers(Meter):
         seed: int = 0,  # noqa: ARG002
     ) -> list[Measured]:
         """Return every item's answer under every edit, with its reading."""
-        items, n = items.asked_as(asking, tokenizer), len(items)
+        items, n, reader = items.asked_as(asking, tokenizer), len(items), self.reader
+        if isinstance(reader, PairSet):
+            parts = reader.asked_as(asking, tokenizer), items
+            reader = Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in parts))
         how = {"asking": asking, "settings": {"max_new_tokens": self.max_new_tokens}}
         said = answers_many(model, tokenizer, [item.asked for item in items], edits, **how)
         answered = [(item, text) for of_edit in said for item, text in zip(items, of_edit, strict=True)]
         told = [items.form_for(item).statement(item.asked, text, True, item.key) for item, text in answered]
-        read = self.reader.read(model, tokenizer, told)
-        rows = [{"text": text, "reading": value} for (_, text), value in zip(answered, read, strict=True)]
+        read = reader.read(model, tokenizer, told)
+        rows = [
+            {"prompt": item.asked, "text": text, "reading": value, "repetition": repetition(text)}
+            for (item, text), value in zip(answered, read, strict=True)
+        ]
         keys = [item.key for item in items]
         return [Measured(dict(zip(keys, rows[i * n :][:n], strict=True))) for i in range(len(edits))]
+
+
+def reading_meters(learnt_from: PairSet, max_new_tokens: int = 48) -> tuple[Figure, ...]:
+    """Return how far answers read like the positive texts, and the share of word triples that they repeat.
+
+    Args:
+        learnt_from: pairs of the behaviour, none of them among those whose prompts are answered.
+    """
+    source = ReadAnswers(learnt_from, max_new_tokens)
+    return (
+        Figure(source, "reading", "reading", ("reading",)),
+        Figure(source, "repetition", "repeated", ("repetition",), better="down", tested=False, collateral=True),
+    )
 
 
 def read_texts(

@@ -52,16 +52,16 @@ class Screen:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What is to be said of it, in sentences; those behind the first are warnings."""
-        said = [
-            f"{self.n} items differ with a mean cosine of {self.consistency:.2f} at layer {self.place.layer} (by "
-            f"chance {self.by_chance:.2f}), d' {self.separation:.1f} on held-out ones (by chance "
-            f"{self.separation_by_chance:.1f})"
-        ]
+        figures = (
+            f"mean cosine {self.consistency:.2f} at layer {self.place.layer}, {self.by_chance:.2f} by chance; "
+            f"d' {self.separation:.1f} on held-out ones, {self.separation_by_chance:.1f} by chance"
+        )
+        said = [f"the two sides of {self.n} items differ in a common direction ({figures})"]
         if not self.consistent:
-            said.append(
-                "the two sides do not differ in a common direction: check that every positive text shows the behaviour "
-                "and every negative one does not"
-            )
+            said = [
+                f"the two sides of {self.n} items do not differ in a common direction ({figures}): check that every "
+                "positive text shows the behaviour and every negative one does not"
+            ]
         if self.longer in (0, 1) and not 2 / 3 < self.length_ratio < 1.5:
             side = "positive" if self.longer else "negative"
             said.append(

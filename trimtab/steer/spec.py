@@ -9,6 +9,7 @@ from typing import Any
 from trimtab.activations.labelled import Head
 from trimtab.datasets.item_set import ItemSet
 from trimtab.edits.vectors import VectorEdit
+from trimtab.engine.capture import SITES
 from trimtab.errors import BadValue
 from trimtab.steer.directions import MassMean
 from trimtab.steer.effect import RankBy
@@ -78,16 +79,22 @@ class ShiftSpec:
         quick = self.rank_by == "effect" and self.direction != "probe"
         return ReadAs(self.site or "heads", None, self.position or "last", "mass_mean" if quick else "logistic")
 
-    def places(self, found: SiteProbes) -> list[Head]:
-        """Return every place that may be shifted, in the order of the probes (a layer is its head 0).
-
-        Raises:
-            BadValue: a layer that the model lacks.
-        """
-        known = found.probes.layers
+    def require_named(self, model: Any) -> None:
+        """Raise `BadValue` for a layer or head that is named and that the model lacks, before anything is computed."""
+        known, _, (n_heads, _) = SITES[self.site or "heads"].places(model)
         missing = sorted(set(self.layers or ()) - set(known))
         if missing:
             raise BadValue(f"no layer {missing[0]} to shift; the model has layers {min(known)} to {max(known)}")
+        for layer, head in self.heads or ():
+            if layer not in known or not 0 <= head < n_heads:
+                raise BadValue(
+                    f"no head {head} in layer {layer}: the model has layers {min(known)} to {max(known)} of {n_heads} "
+                    "heads"
+                )
+
+    def places(self, found: SiteProbes) -> list[Head]:
+        """Return every place that may be shifted, in the order of the probes (a layer is its head 0)."""
+        known = found.probes.layers
         if self.heads is not None:
             return [Head(*head) for head in self.heads]
         every = found.probes.top(found.probes.accuracy.numel())
