@@ -169,7 +169,7 @@ def rows_of(lengths: list[int]) -> list[list[int]]:
     return [[10 + i] * n for i, n in enumerate(lengths)]
 
 
-PADDING = {"pad": 0, "device": torch.device("cpu")}
+PADDING: dict[str, Any] = {"pad": 0, "device": torch.device("cpu")}
 
 
 LENGTHS = [3, 9, 1, 7, 7, 2, 5]

@@ -37,7 +37,9 @@ class PairRow(NamedTuple):
     probability: float
 
     @classmethod
-    def of(cls, prompt: str, positives: Sequence[float], negatives: Sequence[float]) -> PairRow:
+    def of(
+        cls, prompt: str, positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray
+    ) -> PairRow:
         """Return the row of the log-probabilities of both sides' texts."""
         positive, negative = float(np.mean(positives)), float(np.mean(negatives))
         return cls(prompt, positive, negative, float(np.exp(positive - np.logaddexp(positive, negative))))

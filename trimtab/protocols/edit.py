@@ -108,7 +108,8 @@ class Edit(FieldsRepr, ABC):
         Raises:
             BadValue: it has no such field, so that this has no meaning; the factor is not finite.
         """
-        if not is_dataclass(self) or "strength" not in {f.name for f in fields(self)}:
+        own = fields(self) if is_dataclass(self) else ()
+        if not any(field.name == "strength" for field in own):
             raise BadValue(f"{self.name} has no strength to set: it cannot be scaled; use it as it is")
         factor = float(factor)
         if not abs(factor) < float("inf"):
