@@ -183,7 +183,7 @@ class AnswerChoices(Meter):
         questions = as_questions(questions)
         if not questions:
             raise BadDataset("no questions to ask")
-        form = asking_for({"lm-eval": "primer"}.get(convention, convention), tokenizer, questions)
+        form = asking_for("primer" if convention == "lm-eval" else str(convention), tokenizer, questions)
         convention = convention if convention in ("lm-eval", "iti") else form.name
         form = ITI if convention == "iti" else form
 
