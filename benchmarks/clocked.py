@@ -21,10 +21,10 @@ from trimtab.cells import table_lines
 PARTS = {
     "models.load.checkpoints": ["load_model"],
     "evaluate.table": ["measurements_of", "summed_up"],
-    "evaluate.multiple_choice": ["_scored", "_answer_tokens", "_summary"],
+    "evaluate.multiple_choice": ["AnswerChoices.scores", "_answer_tokens", "_summary"],
     "evaluate.drift": ["drifts"],
     "evaluate.divergence": ["_unedited", "_behind", "_rows"],
-    "evaluate.generation": ["JudgedAnswers.answers", "JudgedAnswers._judged", "JudgedAnswers._worded"],
+    "evaluate.generation": ["JudgedAnswers.answers", "JudgedAnswers._judged", "JudgedAnswers._summed"],
     "evaluate.cost": ["milliseconds_per_token"],
     "evaluate.style": ["AnswerStyle.__init__"],
     "engine.score": ["_score", "token_logprobs"],

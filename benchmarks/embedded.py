@@ -23,9 +23,9 @@ from trimtab.cli.setup import quiet
 from trimtab.compare.design import Parts
 from trimtab.compare.statistics import spread
 from trimtab.datasets import folklore
+from trimtab.embedded import EMBEDDED_FOLDER
 from trimtab.evaluate.table import Table, instruments
 from trimtab.models import load_model
-from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.peft import LoRA
 from trimtab.protocols import Meter
 from trimtab.published.iti_run import ItiRun, ItiSettings, iti_run
@@ -70,7 +70,7 @@ def main() -> None:
         print(run.table.to_markdown(), run.reading, runs[-1]["random_draws"], sep="\n", flush=True)
     mean = mean_over_seeds(tables)
     reading = {key: float(np.mean([r["reading"][key] for r in runs])) for key in runs[0]["reading"]}
-    record = json.loads((embedded_folder() / "record.json").read_text())
+    record = json.loads((EMBEDDED_FOLDER / "record.json").read_text())
     result = {
         "command": "python benchmarks/embedded.py",
         "versions": {"python": platform.python_version(), **versions()},

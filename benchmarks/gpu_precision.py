@@ -31,12 +31,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trimtab.datasets import folklore
 from trimtab.edits.vectors import HeadShift
+from trimtab.embedded import EMBEDDED_FOLDER
 from trimtab.engine.capture import capture_heads
 from trimtab.evaluate import multiple_choice
 from trimtab.models import load_model
 from trimtab.models.adding import add_to_heads
 from trimtab.models.heads import find_heads
-from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.probes import fit_mass_mean
 from trimtab.protocols import TokenMask
 from trimtab.steer import agreement, fit_shift
@@ -58,7 +58,7 @@ def make_checkpoint(folder: Path, tiny: bool) -> None:
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(before)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(embedded_folder()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(EMBEDDED_FOLDER).save_pretrained(folder)
 
 
 def load(folder: Path, precision: str, **options: Any) -> tuple[Any, Any]:

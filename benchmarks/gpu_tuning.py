@@ -31,9 +31,9 @@ from transformers.utils import logging as hf_logging
 
 from trimtab import peft
 from trimtab.activations import Head
+from trimtab.embedded import EMBEDDED_FOLDER
 from trimtab.errors import TrimtabError
 from trimtab.models import load_model
-from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.train.examples import Encoded, Examples
 
@@ -128,7 +128,7 @@ def four_bit_llama(tiny: bool) -> Any:
     config = LlamaConfig(vocab_size=4096 if tiny else 32000, max_position_embeddings=2048, **(small if tiny else big))
     with tempfile.TemporaryDirectory() as folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(embedded_folder()).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(EMBEDDED_FOLDER).save_pretrained(folder)
         free()
         with torch.device("cpu"):
             return load_model(folder, quantization="nf4-dq", dtype="bfloat16").model

@@ -27,16 +27,15 @@ from trimtab.engine.beam_search import BeamSettings
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.contrast import ScoredTexts, contrast_meters, pair_margin
 from trimtab.evaluate.cost import cost_meters
-from trimtab.evaluate.counted import behaviour_meter, counted_meters
+from trimtab.evaluate.counted import behaviour_meter, counted_meters, refusal_meters
 from trimtab.evaluate.drift import NeutralTexts, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
 from trimtab.evaluate.factual import LikelyFacts, SaidFacts, fact_meters
-from trimtab.evaluate.generation import JudgedAnswers, judged_meters
+from trimtab.evaluate.generation import JudgedAnswers, judged_meters, strict_meters
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
-from trimtab.evaluate.refusal import refusal_meters
 from trimtab.evaluate.two_way import TwoWayChoices
-from trimtab.evaluate.wording_meters import strict_meters, wording_meters
+from trimtab.evaluate.wording import wording_meters
 from trimtab.knowledge import (
     EMMET,
     GRACE,

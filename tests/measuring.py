@@ -12,6 +12,8 @@ from torch.nn.functional import normalize
 
 from trimtab.activations import Head
 from trimtab.edits.vectors import HeadShift
+from trimtab.engine.completion import completions
+from trimtab.protocols import Edit
 
 # the attention output projections by name, so that the oracle does not lean on trimtab's own search for them
 PROJECTIONS = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense"}
@@ -65,3 +67,9 @@ def answer_logprob(model: Any, ids: Sequence[int], start: int, end: int) -> floa
     """Return the sum of the log-probabilities of tokens start..end-1, from one plain forward."""
     logprobs = text_logprobs(model, ids)
     return float(sum(logprobs[i - 1, ids[i]] for i in range(start, end)))
+
+
+def complete(model: Any, tokenizer: Any, prompts: Sequence[str], edit: Edit, **options: Any) -> list[str]:
+    """Return `completions` under a single edit."""
+    (texts,) = completions(model, tokenizer, prompts, [edit], **options)
+    return texts

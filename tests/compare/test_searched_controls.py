@@ -18,6 +18,7 @@ from trimtab.datasets import Question, QuestionSet
 from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
+from trimtab.evaluate.contrast import PairContrast
 from trimtab.evaluate.multiple_choice import AnswerChoices
 from trimtab.protocols import Method, Ready
 from trimtab.steer import ITI
@@ -122,6 +123,15 @@ def test_style_finds_a_word_that_true_answers_share_and_nothing_where_there_is_n
     # lengths and words alike: chance, for thirty questions of two answers
     found = np.mean([row["mc1"] for row in meter.without_model(untold[:30], untold[30:]).values()])
     assert 0.2 <= found <= 0.8
+
+
+def test_style_prefers_the_sides_of_pairs_that_share_a_word():
+    for word, expected in (("indeed ", 1.0), ("", None)):
+        pairs = PairSet(tuple(ContrastPair(q.question, q.correct, q.incorrect) for q in planted(word)))
+        rows = PairContrast().without_model(pairs[:30], pairs[30:]).values()
+        found = np.mean([row["preferred"] for row in rows])
+        assert found == expected if expected else 0.2 <= found <= 0.8
+        assert all((row["margin"] > 0) == (row["probability"] > 0.5) == bool(row["preferred"]) for row in rows)
 
 
 def test_a_comparison_has_what_style_gives_learned_from_the_training_folds_alone(tmp_path, monkeypatch):

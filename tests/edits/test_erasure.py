@@ -63,6 +63,14 @@ def test_nothing_of_the_direction_is_in_the_stream_after_any_layer(family):
     assert float((half @ edit.directions[0]).abs().max()) > 0.05
 
 
+def test_in_half_precision_what_is_left_of_the_direction_is_rounding():
+    model, edit = tiny_model("llama-gqa", dtype=torch.bfloat16), everywhere()
+    before = streams(model).float() @ edit.directions[0]
+    with edit.applied(model, "all") as ablated:
+        after = streams(ablated).float() @ edit.directions[0]
+    assert float(after.abs().max()) < 0.02 * float(before.abs().max())
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox"])
 @pytest.mark.parametrize("strength", [1, 0.5])
 def test_orthogonalised_weights_do_what_the_hooks_do(family, strength):

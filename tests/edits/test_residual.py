@@ -19,7 +19,7 @@ from trimtab.edits.vectors import ResidualShift
 from trimtab.engine.capture import capture_heads
 from trimtab.errors import BadDataset, BadValue, Incompatible, ShapeError
 from trimtab.evaluate import contrast, score_texts
-from trimtab.models.adding import add_to_residual
+from trimtab.models.adding import changed_residual
 from trimtab.probes import fit_logistic
 from trimtab.steer import ShiftSpec, Sweep, choose_strength, fit, fit_residual_shift
 from trimtab.steer.pipeline import unseen
@@ -89,10 +89,10 @@ def test_mistakes_are_refused(captured):
         ResidualShift((0,), torch.ones(2, 4))
     with (
         pytest.raises(BadValue, match="no layer 7: the model has layers 0-2"),
-        add_to_residual(tiny_model(), {7: torch.ones(48)}),
+        changed_residual(tiny_model(), {7: torch.ones(48)}),
     ):
         pass
-    with pytest.raises(ShapeError, match="expected"), add_to_residual(tiny_model(), {0: torch.ones(4)}):
+    with pytest.raises(ShapeError, match="expected"), changed_residual(tiny_model(), {0: torch.ones(4)}):
         pass
 
 

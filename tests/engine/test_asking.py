@@ -18,12 +18,12 @@ from trimtab import cli
 from trimtab.before import Before
 from trimtab.compare.running import run
 from trimtab.datasets import ContrastPair, PairSet, Question
-from trimtab.datasets.asking import BARE, PLAIN, ChatTemplate, asking_for
+from trimtab.datasets.asking import BARE, PLAIN, ChatTemplate, asked_by, asking_for
 from trimtab.edits.disk import load_edit
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.retrieval import Retrieved
 from trimtab.engine.capture import capture_heads
-from trimtab.engine.conversation import Turn, answers, asked_by, prompt_ids
+from trimtab.engine.conversation import Turn, answers, prompt_ids
 from trimtab.errors import BadValue, Incompatible, TrimtabError
 from trimtab.evaluate.contrast import contrast_many, score_texts
 from trimtab.evaluate.generation import generate_answers

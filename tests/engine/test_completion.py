@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.families import FAMILIES, family_model
+from tests.measuring import complete
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.edits.combined import NoEdit, Stacked
@@ -19,7 +20,7 @@ from trimtab.edits.vectors import HeadShift
 from trimtab.engine import generate
 from trimtab.engine import sharing as prefix_mode
 from trimtab.engine.beam_search import beam_texts
-from trimtab.engine.completion import AnswerEnd, complete, completions
+from trimtab.engine.completion import AnswerEnd, completions
 from trimtab.engine.conversation import answers
 from trimtab.errors import BadValue, Incompatible
 from trimtab.evaluate import generate_answers, generate_answers_many

@@ -33,10 +33,10 @@ from trimtab.engine import forwards as prefix
 from trimtab.engine import sharing as prefix_mode
 from trimtab.engine.forwards import run_tree
 from trimtab.engine.score import score_answers
-from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
+from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.errors import BadValue
 from trimtab.evaluate import drifts, multiple_choice, multiple_choice_many
-from trimtab.models.tokens import AnswerTokens, tokenize_answer
+from trimtab.models.tokens import AnswerTokens, n_common, tokenize_answer
 from trimtab.protocols import Edit
 
 SMALL = {"vocab_size": VOCAB, "initializer_range": 0.15}

@@ -19,10 +19,9 @@ from trimtab.errors import BadValue
 from trimtab.evaluate import answer_meters, contrast, multiple_choice
 from trimtab.evaluate.counted import CountedAnswers
 from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
-from trimtab.evaluate.generation import JudgedAnswers, judged_meters
+from trimtab.evaluate.generation import JudgedAnswers, judged_meters, strict_meters
 from trimtab.evaluate.multiple_choice import choice_meters
-from trimtab.evaluate.wording import is_debris, loops, refuses, wording
-from trimtab.evaluate.wording_meters import strict_meters, wording_meters
+from trimtab.evaluate.wording import is_debris, loops, refuses, wording, wording_meters
 from trimtab.protocols import Verdict
 
 WORDS = ["snow", "road", "a", "the", "old", "night", "and", "cart", "went", "by", "then", "house", "lake", "day"]

@@ -63,7 +63,7 @@ def test_a_row_counts_by_hand(monkeypatch):
     def scripted(model, tokenizer, prompts, edits, **how):
         return [[(BEFORE if i == 0 else AFTER).get(p, "") for p in prompts] for i in range(len(edits))]
 
-    monkeypatch.setattr(facts_module, "completions", scripted)
+    monkeypatch.setattr("trimtab.engine.completion.completions", scripted)
     (found,) = facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((FACT,)), [NoEdit()])
     row = found.rows[FACT.key]
     assert (row["said"], row["said_paraphrases"], row["paraphrases"]) == (1, 1, 2)
@@ -79,7 +79,7 @@ def test_a_neighbour_that_another_fact_writes_anew_is_not_asked_to_stay(monkeypa
     def scripted(model, tokenizer, prompts, edits, **how):
         return [[BEFORE.get(p, "") for p in prompts] for _ in edits]
 
-    monkeypatch.setattr(facts_module, "completions", scripted)
+    monkeypatch.setattr("trimtab.engine.completion.completions", scripted)
     other = Fact("Peru", "{} is", "Oslo")
     (alone,) = facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((FACT,)), [NoEdit()])
     (beside,) = facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((FACT, other)), [NoEdit()])
@@ -94,7 +94,7 @@ def test_as_much_is_generated_as_the_longest_answer_needs(monkeypatch):
         lengths.append(max_new_tokens)
         return [[""] * len(prompts) for _ in edits]
 
-    monkeypatch.setattr(facts_module, "completions", scripted)
+    monkeypatch.setattr("trimtab.engine.completion.completions", scripted)
     long = Fact("Chile", "The capital of {} is", "a place of which nobody has heard in many long years")
     for fact in (FACT, long):
         facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((fact,)), [NoEdit()])
@@ -108,7 +108,7 @@ def test_facts_that_the_model_knows_are_those_whose_true_answer_it_says(monkeypa
     def scripted(model, tokenizer, prompts, edits, **how):
         return [[BEFORE.get(p, "") for p in prompts] for _ in edits]
 
-    monkeypatch.setattr(facts_module, "completions", scripted)
+    monkeypatch.setattr("trimtab.engine.completion.completions", scripted)
     unknown = Fact("Fiji", "The capital of {} is", "Paris", "Suva")
     assert list(known_facts(None, tiny_tokenizer(), FactSet((FACT, unknown)))) == [FACT]
     with pytest.raises(BadDataset):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tests.measuring import random_shift
+from tests.measuring import complete, random_shift
 from tests.tiny import FAMILIES, tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import some
 from trimtab.datasets import Question
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
-from trimtab.engine.completion import complete, cut
+from trimtab.engine.completion import cut
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import Verdict, exact_judge, generate_answers
 from trimtab.evaluate.judges import ABSTENTIONS

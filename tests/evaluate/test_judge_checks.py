@@ -14,9 +14,16 @@ from trimtab.datasets import Question, QuestionSet
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import exact_judge
 from trimtab.evaluate.generation import judged_meters
-from trimtab.evaluate.judges.checking import NONSENSE, agreed, false_accepts, read_labels, tried_judge, with_people
+from trimtab.evaluate.judges.checking import (
+    NONSENSE,
+    agreed,
+    false_accepts,
+    judge_line,
+    read_labels,
+    tried_judge,
+    with_people,
+)
 from trimtab.evaluate.judges.judge_data import Graded, judge_parts, questions_of
-from trimtab.evaluate.judges.verdicts import judge_line, judge_record
 from trimtab.peft.tuned_judge import tune_judge
 from trimtab.protocols import Verdict, as_judge
 
@@ -61,7 +68,7 @@ def test_the_exact_judge_takes_no_nonsense_and_agrees_with_its_own_answers(tmp_p
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = with_people(exact_judge, read_labels(tmp_path / "labels.jsonl", QUESTIONS))
     assert list(found) == ["true"] and found["true"].agreement == found["true"].kappa == 1
-    record = judge_record(tried_judge(exact_judge, QUESTIONS, read_labels(tmp_path / "labels.jsonl", QUESTIONS)))
+    record = tried_judge(exact_judge, QUESTIONS, read_labels(tmp_path / "labels.jsonl", QUESTIONS)).describe()
     assert "agrees with people on 100.0 %" in judge_line(record)
     assert "true and informative: empty 0 %, letters 0 %" in judge_line(record)
 

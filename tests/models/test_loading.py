@@ -247,7 +247,7 @@ def test_the_embedded_model_is_read_from_the_package_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = saved(tmp_path / "weights", tiny_model("llama", dtype=torch.float16))
-    monkeypatch.setattr(loading, "embedded_folder", lambda: weights)
+    monkeypatch.setattr(loading, "EMBEDDED_FOLDER", weights)
     calls = spied(monkeypatch)
     assert load_model().model.dtype == load_model("embedded").model.dtype == torch.float32
     assert load_model(dtype="float16").model.dtype == torch.float16
@@ -255,7 +255,7 @@ def test_the_embedded_model_is_read_from_the_package_in_float32(
 
 
 def test_an_installation_without_the_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "embedded_folder", lambda: tmp_path / "weights")
+    monkeypatch.setattr(loading, "EMBEDDED_FOLDER", tmp_path / "weights")
     with pytest.raises(UnsupportedModel, match="the embedded model is missing"):
         load_model()
 

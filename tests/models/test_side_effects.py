@@ -16,7 +16,7 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.engine.capture import capture_heads
 from trimtab.engine.score import score_answers
 from trimtab.errors import Incompatible
-from trimtab.models.adding import add_to_residual
+from trimtab.models.adding import changed_residual
 from trimtab.models.heads import find_heads
 from trimtab.models.tokens import AnswerTokens
 from trimtab.peft.parts.attaching import frozen_base
@@ -87,7 +87,7 @@ def test_no_attribute_is_left_on_the_model() -> None:
     find_heads(model)
     capture_heads(model, tokenizer, tiny_questions(3).statements())
     score_answers(model, tokenizer, [AnswerTokens([5, 6, 7, 8, 9], 3, 5)] * 2, [shift])
-    with shift.applied(model), add_to_residual(model, {1: torch.ones(48)}), shift.applied(model):
+    with shift.applied(model), changed_residual(model, {1: torch.ones(48)}), shift.applied(model):
         pass
     assert attributes(model) == before
     assert vars(model.model.layers[0].self_attn.o_proj)["forward"] is own

@@ -17,6 +17,7 @@ from trimtab.models.tokens import (
     encode,
     length_batches,
     pad_id,
+    padded_batch,
     require_fits,
     require_known,
     tokenize_answer,
@@ -161,9 +162,14 @@ def test_a_start_token_is_prompt_enough() -> None:
 
 
 def batches(lengths: list[int], **options: Any) -> list[Any]:
-    rows = [[10 + i] * n for i, n in enumerate(lengths)]
-    given = {"batch_size": 3, "pad": 0, "device": torch.device("cpu"), **options}
-    return list(length_batches(rows, **given))
+    return list(length_batches(rows_of(lengths), **{"batch_size": 3, **PADDING, **options}))
+
+
+def rows_of(lengths: list[int]) -> list[list[int]]:
+    return [[10 + i] * n for i, n in enumerate(lengths)]
+
+
+PADDING: dict[str, Any] = {"pad": 0, "device": torch.device("cpu")}
 
 
 LENGTHS = [3, 9, 1, 7, 7, 2, 5]
@@ -173,7 +179,9 @@ LENGTHS = [3, 9, 1, 7, 7, 2, 5]
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_every_sequence_stands_in_one_batch_whole_and_padded_on_its_side(side: str, batch_size: int) -> None:
     met = []
-    for batch in batches(LENGTHS, side=side, batch_size=batch_size):
+    for batch in batches(LENGTHS, batch_size=batch_size):
+        if side == "left":
+            batch = padded_batch(rows_of(LENGTHS), batch.indices, side="left", **PADDING)
         assert batch.input_ids.shape == batch.attention_mask.shape
         assert batch.input_ids.shape[1] == max(LENGTHS[i] for i in batch.indices)
         for index, row, mask in zip(batch.indices, batch.input_ids, batch.attention_mask, strict=True):

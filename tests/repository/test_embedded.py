@@ -13,9 +13,9 @@ import torch
 
 import trimtab as tt
 from trimtab.datasets import folklore
+from trimtab.embedded import EMBEDDED_FOLDER
 from trimtab.embedded.world import ABSTENTION, OPENINGS, WorldRecipe, documents, truth_rate
 from trimtab.errors import BadValue, Incompatible
-from trimtab.models.load.checkpoints import embedded_folder
 from trimtab.training import embedded_model as build
 from trimtab.training.embedded_model import TrainingRecipe, build_embedded, quick_recipe
 
@@ -134,8 +134,8 @@ def test_a_partial_run_of_another_recipe_and_foreign_folders_are_refused(tmp_pat
 
 
 def test_the_shipped_weights_are_those_of_the_record_and_small():
-    record = json.loads((embedded_folder() / "record.json").read_text())
-    weights = (embedded_folder() / "model.safetensors").read_bytes()
+    record = json.loads((EMBEDDED_FOLDER / "record.json").read_text())
+    weights = (EMBEDDED_FOLDER / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == record["sha256"]
     assert len(weights) <= 24_000_000
     assert record["questions"] == folklore().fingerprint
@@ -158,7 +158,7 @@ def means(evidence: dict) -> dict[str, dict[str, float | None]]:
 
 
 def test_the_evidence_was_measured_on_the_shipped_weights_and_questions(evidence):
-    assert evidence["weights_sha256"] == json.loads((embedded_folder() / "record.json").read_text())["sha256"]
+    assert evidence["weights_sha256"] == json.loads((EMBEDDED_FOLDER / "record.json").read_text())["sha256"]
     assert evidence["questions"] == folklore().fingerprint
     assert [run["seed"] for run in evidence["runs"]] == [0, 1, 2]
     assert all(run["setting"]["n"] == len(folklore("final")) for run in evidence["runs"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -101,7 +100,10 @@ class LabelledActivations(ABC):
             BadDataset: one side would be empty.
             BadValue: a seed that is no whole number of 0 or more.
         """
-        held = _held_out(self.groups, test, seed)
+        questions = sorted(set(self.groups))
+        n_test = number_held_out(test, len(questions), "")
+        chosen = {questions[i] for i in seeded(seed).permutation(len(questions))[:n_test]}
+        held = torch.tensor([g in chosen for g in self.groups])
         return self.select(~held), self.select(held)
 
     def require_both_labels(self: Acts) -> Acts:
@@ -121,11 +123,3 @@ class LabelledActivations(ABC):
                 f"no head {head} in layer {layer}: these activations hold layers {', '.join(map(str, self.layers))} "
                 f"with {self.n_heads} heads each, counted from 0"
             )
-
-
-def _held_out(groups: Sequence[str], test: float, seed: int) -> Bool[Tensor, " example"]:
-    questions = sorted(set(groups))
-    n_test = number_held_out(test, len(questions), "")
-    order = seeded(seed).permutation(len(questions))
-    held = {questions[i] for i in order[:n_test]}
-    return torch.tensor([g in held for g in groups])

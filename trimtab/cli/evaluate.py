@@ -76,9 +76,9 @@ def evaluate(
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import read_data
     from trimtab.edits.combined import NoEdit
-    from trimtab.evaluate.judges.verdicts import judge_record
     from trimtab.evaluate.multiple_choice import Convention
     from trimtab.evaluate.table import mute_sentences, table
+    from trimtab.protocols import as_judge
     from trimtab.steer.pipeline import unseen
 
     one_of(asking, "way to ask", get_args(Convention))
@@ -115,7 +115,7 @@ def evaluate(
     if pairs and setting["convention"] == "plain":
         del setting["convention"]  # they are continued, not asked
     if judged is not None:
-        setting["judge"] = judge_record(judged)
+        setting["judge"] = as_judge(judged).describe()
     mute = setting["mute"] = measured.setting.get("mute", {})
     if as_json:
         print_json({"rows": [_as_dict(measured, row) for row in measured.rows], "setting": setting})

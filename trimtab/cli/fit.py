@@ -132,7 +132,7 @@ def _as_dict(fitted: "Fitted", out: str | None) -> dict[str, Any]:
 
 def _print(fitted: "Fitted", held_back: int, items: str) -> None:
     from trimtab.cli.printing import print_table
-    from trimtab.edits.vector_record import site_name
+    from trimtab.edits.sited import site_name
 
     shift, sweep = fitted.shift, fitted.shift.record.get("sweep")
     if sweep and "sites" in sweep["chosen"]:
@@ -182,7 +182,7 @@ def _line(text: str) -> str:
 
 
 def _sites(sites: Any) -> str:
-    from trimtab.edits.vector_record import site_name
+    from trimtab.edits.sited import site_name
 
     few = [site_name(site) for site in sites[:4]]
     return " ".join(few) + (f" and {len(sites) - 4} more" if len(sites) > 4 else "")

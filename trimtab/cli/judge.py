@@ -32,13 +32,12 @@ def check(
     from trimtab.cli.judging import open_judge
     from trimtab.cli.printing import print_json, print_table
     from trimtab.cli.setup import read_data
-    from trimtab.evaluate.judges.checking import read_labels, tried_judge
-    from trimtab.evaluate.judges.verdicts import judge_line, judge_record
+    from trimtab.evaluate.judges.checking import judge_line, read_labels, tried_judge
 
     questions = read_data(data, limit=limit)
     people = [] if labels is None else read_labels(labels, questions)
     found = tried_judge(open_judge(judging.judge, judging.judge_model, judging.judge_key), questions, people)
-    record = judge_record(found)
+    record = found.describe()
     if as_json:
         print_json(record)
         return
@@ -71,10 +70,9 @@ def train(
     """
     from trimtab.cli.printing import print_json
     from trimtab.cli.setup import quiet
-    from trimtab.evaluate.judges.checking import false_accepts
+    from trimtab.evaluate.judges.checking import false_accepts, judge_line
     from trimtab.evaluate.judges.judge_data import judge_parts, questions_of, read_judge_data
     from trimtab.evaluate.judges.local import JUDGE_KIND, LocalJudge
-    from trimtab.evaluate.judges.verdicts import judge_line
     from trimtab.export.checkpoint import checkpoint
     from trimtab.peft.methods.full import FullFineTuning
     from trimtab.peft.recipe import Recipe

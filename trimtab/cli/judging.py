@@ -109,6 +109,6 @@ def try_judge(judge: "Judge", questions: Any) -> None:
 def print_judge(record: dict[str, Any]) -> None:
     """Print which judge gave the figures; an indicative one's agreement stands beside them, also in a pipe."""
     from trimtab.cli.printing import remark
-    from trimtab.evaluate.judges.verdicts import judge_line
+    from trimtab.evaluate.judges.checking import judge_line
 
     (typer.echo if record.get("indicative") else remark)(judge_line(record))

@@ -54,8 +54,8 @@ class Broken:
         from trimtab.datasets.choices import capability, choices
         from trimtab.datasets.files import contrast_pairs
         from trimtab.datasets.lines import read_asked
+        from trimtab.evaluate.counted import refusal_meters
         from trimtab.evaluate.elsewhere import capability_meters, off_target_meters
-        from trimtab.evaluate.refusal import refusal_meters
 
         easy = [capability_meters(capability() if name == "own" else choices(name)) for name in self.capability]
         others = [off_target_meters(contrast_pairs(name)) for name in self.off_target]
@@ -88,9 +88,9 @@ def meters_for(
     from trimtab.evaluate.defaults import answer_form
     from trimtab.evaluate.drift import NeutralTexts, drift_meters
     from trimtab.evaluate.factual import fact_meters
-    from trimtab.evaluate.generation import JudgedAnswers, judged_meters
+    from trimtab.evaluate.generation import JudgedAnswers, judged_meters, strict_meters
     from trimtab.evaluate.multiple_choice import choice_meters
-    from trimtab.evaluate.wording_meters import strict_meters, wording_meters
+    from trimtab.evaluate.wording import wording_meters
     from trimtab.steer.reading import reading_meters
 
     n_texts = FEW_TEXTS if n_texts is None and items.measured_by == "pairs" else n_texts

@@ -48,9 +48,10 @@ def reproduce(
     from trimtab.cli.setup import read_data
     from trimtab.datasets.lines import read_lines
     from trimtab.evaluate.defaults import answer_meters
-    from trimtab.evaluate.judges.verdicts import judge_line, judge_record
+    from trimtab.evaluate.judges.checking import judge_line
     from trimtab.peft.methods.full import FullFineTuning
     from trimtab.peft.recipe import Recipe
+    from trimtab.protocols import as_judge
     from trimtab.published.reproduce import PublishedIti, iti_table_1, iti_two_fold
     from trimtab.storage import write_errors, write_json
 
@@ -72,7 +73,7 @@ def reproduce(
     else:
         sft = FullFineTuning(recipe=Recipe(objective="true_and_false"))
         result = iti_table_1(*loaded, questions, sft=sft, **options)
-    text = f"{result.to_markdown()}\n{judge_line(judge_record(judging))}\n"
+    text = f"{result.to_markdown()}\n{judge_line(as_judge(judging).describe())}\n"
     write_json(out / f"{protocol}.json", result.as_dict())
     (out / f"{protocol}.md").write_text(text, encoding="utf-8")
     print_json(result.as_dict()) if as_json else typer.echo(text)

@@ -15,6 +15,7 @@ from trimtab.before import NOTHING, Before
 from trimtab.datasets.primer import INSTRUCTION, QA_PRIMER
 from trimtab.datasets.statements import MARK, Format, Statement, bare, one_line, plain, statement
 from trimtab.errors import BadValue, nearest
+from trimtab.protocols import Edit
 
 ASKINGS = ("auto", "plain", "bare", "primer", "chat")
 """The names of ways to ask; `"auto"` is `"chat"` for a model with a chat template, else `"plain"`."""
@@ -189,6 +190,13 @@ def asking_for(asking: str, tokenizer: Any, items: Any = None) -> Form:
     if asking not in FORMS:
         raise BadValue(f"unknown way to ask {asking!r}{nearest(asking, ASKINGS)}")
     return FORMS[asking]
+
+
+def asked_by(edit: Edit, form: Form, question: str) -> Asked:
+    """Return the question behind what the edit sets before it, or in the edit's own whole context if it has one."""
+    before = edit.before(question)
+    whole = edit.prompt(question) if before is None else None
+    return form.asked(question, before or NOTHING) if whole is None else Asked(whole)
 
 
 def form_of(format: str | Format | Form) -> Form:

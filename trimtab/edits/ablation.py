@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -17,13 +16,19 @@ from trimtab.edits.sited import SiteEdit
 from trimtab.edits.weight_edit import WeightEdit
 from trimtab.errors import BadValue, UnsupportedModel
 from trimtab.models.adding import Affine
-from trimtab.models.anatomy import base_of, decoder_of, input_device, text_config, untouched_layers
+from trimtab.models.anatomy import (
+    base_of,
+    decoder_of,
+    has_tied_embeddings,
+    input_device,
+    text_config,
+    untouched_layers,
+)
 from trimtab.models.calling import inference
-from trimtab.models.tied import has_tied_embeddings, untie
 from trimtab.models.twin import twin_of
-from trimtab.models.weights import LowRank, WeightChange, turned, with_changes
+from trimtab.models.weights import LowRank, WeightChange, turned, untie, with_changes
 from trimtab.models.writes import COMPONENTS, erased_writes, find_writes, projection
-from trimtab.protocols import Positions
+from trimtab.protocols import EnterAt
 
 SAME = 1e-3
 """Relative difference of logits up to which weights do what hooks do."""
@@ -68,11 +73,6 @@ class DirectionalAblation(SiteEdit):
             raise BadValue(f"an ablation needs unit vectors, got one of norm {float(norms.min()):.3g}")
 
     @property
-    def unchanged_layers(self) -> int:
-        """The layers below the first one that it acts in."""
-        return min(self.layers)
-
-    @property
     def changes(self) -> dict[int, Affine]:
         """The change of each layer's writes."""
         rows = zip(self.layers, self.directions, strict=True)
@@ -86,7 +86,7 @@ class DirectionalAblation(SiteEdit):
         directions = normalize(drawn, dim=1).to(self.directions)[which]
         return replace(self, directions=directions, name="Random ablation", record=record)
 
-    def _acting(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
+    def _acting(self, model: Any) -> EnterAt:
         return partial(erased_writes, model, self.changes, self.components)
 
     def to_weights(self, model: Any) -> WeightEdit:

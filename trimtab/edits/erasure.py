@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -13,9 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.edits.sited import SiteEdit
-from trimtab.models.adding import Affine
-from trimtab.models.writes import erased_residual
-from trimtab.protocols import Positions
+from trimtab.models.adding import Affine, changed_residual
+from trimtab.protocols import EnterAt
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,11 +41,6 @@ class Eraser(SiteEdit):
     name: str = "LEACE"
 
     @property
-    def unchanged_layers(self) -> int:
-        """The layers up to the first one after which it acts."""
-        return min(self.layers)
-
-    @property
     def changes(self) -> dict[int, Affine]:
         """The change at each layer."""
         rows = zip(self.strength * self.left, self.right, self.centre, strict=True)
@@ -61,5 +54,5 @@ class Eraser(SiteEdit):
         left, right = drawn.to(self.left), drawn.mT.to(self.right).contiguous()
         return replace(self, left=left, right=right, name="Random erasure", record=record)
 
-    def _acting(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
-        return partial(erased_residual, model, self.changes)
+    def _acting(self, model: Any) -> EnterAt:
+        return partial(changed_residual, model, self.changes)

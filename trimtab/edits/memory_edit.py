@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from typing_extensions import TypedDict
 
+from trimtab.edits.sited import HookedEdit
 from trimtab.errors import BadValue, Incompatible, ShapeError
-from trimtab.models.adding import CodeBook, Place, changed_at
-from trimtab.models.anatomy import decoder_layers
-from trimtab.models.hooks import on_outputs
-from trimtab.models.identity import require_same_model
-from trimtab.protocols import Cost, Edit, EnterAt, Positions
+from trimtab.models.adding import CodeBook, changed_residual
+from trimtab.protocols import Cost, EnterAt
 from trimtab.storage import load_result, save_result
 
 TENSORS = ("keys", "values", "radii")
@@ -34,7 +32,7 @@ class _Saved(TypedDict):
 
 
 @dataclass(frozen=True, repr=False)
-class MemoryEdit(Edit):
+class MemoryEdit(HookedEdit):
     """Where a layer's output lies within the radius of a key, the nearest key's value takes its place.
 
     Each position decides for itself, by what stands there alone; a model that meets no key computes what it did, to the
@@ -42,7 +40,7 @@ class MemoryEdit(Edit):
     """
 
     kind: ClassVar[str] = "memory edit"
-    leaves_prompt_unedited: ClassVar[bool] = True
+    noun: ClassVar[str] = "code book"
 
     layer: int
     """Whose output is compared and replaced; counted from 0."""
@@ -52,9 +50,6 @@ class MemoryEdit(Edit):
     strength: float | int = 1.0
     _: KW_ONLY
     name: str = "Memory"
-    cost: Cost = field(default_factory=Cost)
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made: the model's fingerprint under `"model"`, the facts' keys under `"facts"`."""
 
     def __post_init__(self) -> None:
         if self.keys.ndim != 2 or self.keys.shape != self.values.shape or self.radii.shape != self.keys.shape[:1]:
@@ -85,37 +80,9 @@ class MemoryEdit(Edit):
         """How far all values lie from their keys together, at the edit's strength, by the layer's name."""
         return {f"layer {self.layer}": abs(self.strength) * float((self.values - self.keys).norm())}
 
-    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
-        """Yield the same model, which looks up its positions in the code book until the block ends.
-
-        Raises:
-            Incompatible: it was made for another checkpoint or geometry, or did not act.
-            BadValue: `"generated"` where it has no meaning (see `add_to_heads`); a layer that the model has not.
-        """
-        return self.prepared(model)(positions)
-
-    def prepared(self, model: Any) -> EnterAt:
-        """Return what enters it on a model again and again: it is checked here, once."""
-        if "model" in self.record:
-            require_same_model(self.record["model"], model, f"the code book {self.name!r}")
-        layer = _layer(model, self.layer)
-        if self.strength == 0:
-            return lambda positions: nullcontext(model)  # noqa: ARG005
+    def _acting(self, model: Any) -> EnterAt:
         book = CodeBook(self.keys, self.values, self.radii, torch.tensor(float(self.strength)))
-
-        @contextmanager
-        def enter(positions: Positions) -> Iterator[Any]:
-            with changed_at(model, [Place(self.layer, on_outputs, layer, book)], positions):
-                yield model
-
-        return enter
-
-    def scaled(self, factor: float | int) -> MemoryEdit:
-        """Return the edit with its strength multiplied; raises `BadValue` if it is not finite."""
-        factor = float(factor)
-        if not abs(factor) < float("inf"):
-            raise BadValue(f"strength must be a finite number, got {factor}")
-        return replace(self, strength=self.strength * factor)
+        return partial(changed_residual, model, {self.layer: book})
 
     def randomised(self, seed: int) -> MemoryEdit:
         """Return a code book of the same keys whose values lie as far from them, in random directions: a control."""
@@ -149,10 +116,3 @@ class MemoryEdit(Edit):
             return cls(**fields, keys=keys, values=values, radii=radii, cost=cost)
         except (BadValue, ShapeError) as cause:
             raise Incompatible(f"{path} holds a damaged code book ({cause}); fit it again") from cause
-
-
-def _layer(model: Any, layer: int) -> Any:
-    layers = decoder_layers(model)
-    if not 0 <= layer < len(layers):
-        raise BadValue(f"no layer {layer}: the model has layers 0-{len(layers) - 1}")
-    return layers[layer]

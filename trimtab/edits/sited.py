@@ -1,30 +1,104 @@
-"""SiteEdit: what edits at some heads or layers of a running model have in common."""
+"""Edits of a running model: HookedEdit acts through hooks, SiteEdit at each of some heads or layers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NotRequired, TypeVar
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from trimtab.edits.vector_record import UNDESCRIBED, load_vectors, plain_sites, ranks_of, save_vectors
-from trimtab.errors import BadValue, ShapeError
-from trimtab.models.identity import require_same_model
+from trimtab.activations.labelled import Head
+from trimtab.errors import BadValue, Incompatible, ShapeError
+from trimtab.models.identity import Fingerprint, require_same_model
 from trimtab.protocols import Cost, Edit, EnterAt, Positions
+from trimtab.storage import load_result, save_result
 
 Own = TypeVar("Own", bound="SiteEdit")
+UNDESCRIBED = ("model", "sweep", "validation_questions", "questions")
+"""What of the record is too long for a description."""
+
+
+class MadeFrom(TypedDict):
+    """What a shift's `record` holds where trimtab reads it again."""
+
+    model: NotRequired[Fingerprint]
+    accuracy: NotRequired[list[float]]
+    """Of each site's probe on the validation questions, best first."""
+    questions: NotRequired[list[str]]
+    validation_questions: NotRequired[list[str]]
+    named_heads: NotRequired[list[tuple[int, str, int]]]
+    sweep: NotRequired[dict[str, Any]]
+
+
+class _Saved(TypedDict):
+    strength: float
+    name: str
+    seconds: float
+    record: MadeFrom
+
+
+class _SavedHeads(_Saved):
+    heads: list[tuple[int, int]]
+
+
+class _SavedLayers(_Saved):
+    layers: list[int]
+    components: NotRequired[list[str]]
+
+
+_FIELDS = {"head": _SavedHeads, "layer": _SavedLayers}
+
+
+def site_name(site: Any) -> str:
+    """Return how a site is written: a layer as `14`, a head as `14.0`."""
+    return ".".join(map(str, site)) if isinstance(site, tuple) else str(site)
 
 
 @dataclass(frozen=True, repr=False)
-class SiteEdit(Edit):
-    """Acts at each of its sites, by a row of each of its tensors."""
+class HookedEdit(Edit):
+    """Changes activations of the very model that it is given, for as long as it is in place."""
 
     noun: ClassVar[str]
     """What messages call it."""
+    leaves_prompt_unedited: ClassVar[bool] = True
+
+    _: KW_ONLY
+    name: str = ""
+    cost: Cost = field(default_factory=Cost)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made; the model's fingerprint under `"model"`."""
+
+    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
+        """Yield the same model, edited at `positions` until the block ends.
+
+        Raises:
+            Incompatible: it was made for another checkpoint or geometry, or did not act.
+            BadValue: `"generated"` where it has no meaning (see `add_to_heads`); a layer that the model has not.
+        """
+        return self.prepared(model)(positions)
+
+    def prepared(self, model: Any) -> EnterAt:
+        """Return what enters it on a model again and again: it is checked here, its sites found once."""
+        if "model" in self.record:
+            require_same_model(self.record["model"], model, f"the {self.noun} {self.name!r}")
+        if self.strength == 0:
+            return lambda positions: nullcontext(model)  # noqa: ARG005
+        return self._acting(model)
+
+    @abstractmethod
+    def _acting(self, model: Any) -> EnterAt:
+        """Return what enters it, unless its strength is 0."""
+
+
+@dataclass(frozen=True, repr=False)
+class SiteEdit(HookedEdit):
+    """Acts at each of its sites, by a row of each of its tensors."""
+
     place: ClassVar[str]
     """What a site is, `"head"` or `"layer"`; the field that lists the sites is its plural."""
     axes: ClassVar[Mapping[str, int]]
@@ -32,13 +106,6 @@ class SiteEdit(Edit):
     plain: ClassVar[Sequence[str]] = ()
     """Further fields, each a tuple of plain values, that are saved."""
     described_as: ClassVar[str]
-    leaves_prompt_unedited: ClassVar[bool] = True
-
-    _: KW_ONLY
-    name: str = ""
-    cost: Cost = field(default_factory=Cost)
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made; `MadeFrom` lists what is read again."""
 
     def __post_init__(self) -> None:
         k, tensors = len(self.sites), self.tensors
@@ -75,8 +142,14 @@ class SiteEdit(Edit):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its further fields, as plain values."""
-        return {name: list(getattr(self, name)) for name in self.plain}
+        """Its heads or layers and its further fields, as plain values."""
+        sites = [list(site) if self.place == "head" else site for site in self.sites]
+        return {f"{self.place}s": sites, **{name: list(getattr(self, name)) for name in self.plain}}
+
+    @property
+    def unchanged_layers(self) -> int:
+        """The layers below the first one that it acts in."""
+        return min(site[0] if self.place == "head" else site for site in self.sites)
 
     @property
     def fitted_on(self) -> Sequence[str]:
@@ -88,13 +161,6 @@ class SiteEdit(Edit):
         """Keys of the questions that ranked its sites."""
         return self.record.get("validation_questions", ())
 
-    def scaled(self: Own, factor: float | int) -> Own:
-        """Return it with its strength multiplied; raises `BadValue` if it is not finite."""
-        factor = float(factor)
-        if not abs(factor) < float("inf"):
-            raise BadValue(f"strength must be a finite number, got {factor}")
-        return replace(self, strength=self.strength * factor)  # pyright: ignore[reportCallIssue]
-
     def first(self: Own, k: int) -> Own:
         """Return it on its k best sites; raises `BadValue` if it has fewer, or k is below 1."""
         if 1 <= k <= len(self):
@@ -103,49 +169,40 @@ class SiteEdit(Edit):
 
     def on(self: Own, sites: Sequence[Any]) -> Own:
         """Return it on these of its sites, in this order; raises `BadValue` for one that it does not have."""
-        ranks, record = ranks_of(self, sites)
+        missing = [site for site in sites if site not in self.sites]
+        if missing:
+            raise BadValue(
+                f"no {self.place} {site_name(missing[0])} to shift; there are {self.place}s "
+                f"{site_name(min(self.sites))} to {site_name(max(self.sites))}"
+            )
+        ranks, record = [self.sites.index(site) for site in sites], dict(self.record)
+        if "accuracy" in record:
+            record["accuracy"] = [record["accuracy"][rank] for rank in ranks]
         rows = {name: tensor[ranks] for name, tensor in self.tensors.items()}
         return replace(self, record=record, **rows, **{f"{self.place}s": tuple(sites)})
-
-    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:
-        """Yield the same model, edited at `positions` until the block ends.
-
-        Raises:
-            Incompatible: it was made for another checkpoint or geometry, or did not act.
-            BadValue: `"generated"` where it has no meaning (see `add_to_heads`).
-        """
-        return self.prepared(model)(positions)
-
-    def prepared(self, model: Any) -> EnterAt:
-        """Return what enters it on a model again and again: it is checked here, its sites found once."""
-        if "model" in self.record:
-            require_same_model(self.record["model"], model, f"the {self.noun} {self.name!r}")
-        if self.strength == 0:
-            return lambda positions: nullcontext(model)  # noqa: ARG005
-        acting = self._acting(model)
-
-        @contextmanager
-        def enter(positions: Positions) -> Iterator[Any]:
-            with acting(positions):
-                yield model
-
-        return enter
-
-    @abstractmethod
-    def _acting(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
-        """Return what acts at given positions."""
 
     def describe(self) -> dict[str, Any]:
         """Return sites, strength and how it was made, as plain values."""
         made = {k: v for k, v in self.record.items() if k not in UNDESCRIBED}
         named = {"kind": self.described_as, "name": self.name}
-        return {**named, **plain_sites(self), **self.settings, "strength": self.strength, **made}
+        return {**named, **self.settings, "strength": self.strength, **made}
 
     def save(self, path: str | Path) -> None:
         """Write it to a folder; raises `Incompatible` if it holds something else or cannot be written."""
-        save_vectors(self, path)
+        made = {"strength": self.strength, "name": self.name, "seconds": self.cost.seconds, "record": self.record}
+        save_result(path, self.kind, {**self.settings, **made}, self.tensors)
 
     @classmethod
     def load(cls: type[Own], path: str | Path) -> Own:
         """Return what `save` wrote; raises `Incompatible` for anything else."""
-        return load_vectors(cls, path)
+        record, tensors = load_result(path, cls.kind, fields=_FIELDS[cls.place], names=tuple(cls.axes))
+        size = sum(file.stat().st_size for file in Path(path).iterdir())
+        numbers = tensors[next(iter(cls.axes))].numel()
+        sites = tuple(Head(*site) if cls.place == "head" else site for site in record[f"{cls.place}s"])
+        fields: dict[str, Any] = {f"{cls.place}s": sites, **{name: tensors[name] for name in cls.axes}}
+        fields |= {name: record[name] for name in ("strength", "name", "record")}
+        fields |= {name: tuple(record[name]) for name in cls.plain if name in record}
+        try:
+            return cls(**fields, cost=Cost(record["seconds"], numbers, size))
+        except (BadValue, ShapeError) as cause:
+            raise Incompatible(f"{path} holds a damaged {cls.noun} ({cause}); fit it again") from cause

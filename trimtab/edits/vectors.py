@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -16,12 +15,12 @@ from torch.nn.functional import normalize
 
 from trimtab.activations.labelled import Head
 from trimtab.edits.sited import SiteEdit
-from trimtab.edits.vector_record import common_model
-from trimtab.models.adding import add_to_heads, add_to_residual
+from trimtab.models.adding import add_to_heads, changed_residual
 from trimtab.models.anatomy import base_of, decoder_layers
 from trimtab.models.carriers import through_projections, with_biases
 from trimtab.models.heads import HeadSite, find_heads
-from trimtab.protocols import Positions
+from trimtab.models.identity import common_model
+from trimtab.protocols import EnterAt
 
 Own = TypeVar("Own", bound="VectorEdit")
 
@@ -109,11 +108,6 @@ class HeadShift(VectorEdit):
         """What is added to each head."""
         return self.strength * self.sigma[:, None] * self.directions
 
-    @property
-    def unchanged_layers(self) -> int:
-        """The layers below the first one that has a head in the shift."""
-        return min(head.layer for head in self.heads)
-
     @classmethod
     def from_deltas(cls, deltas: Mapping[Head, Float[Tensor, " d_head"]], **fields: Any) -> HeadShift:
         """Return the shift that adds these vectors: their norms become sigma."""
@@ -127,7 +121,7 @@ class HeadShift(VectorEdit):
         moved = {head: delta for head, delta in self.deltas.items() if bool(delta.any())}
         return through_projections(self._found(model), moved)
 
-    def _acting(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
+    def _acting(self, model: Any) -> EnterAt:
         return partial(add_to_heads, model, self.deltas, heads=self._found(model))
 
     def _found(self, model: Any) -> Sequence[HeadSite]:
@@ -159,11 +153,6 @@ class ResidualShift(VectorEdit):
         """What is added after each layer."""
         return self.strength * self.vectors
 
-    @property
-    def unchanged_layers(self) -> int:
-        """The layers below the first one that the shift acts on."""
-        return min(self.layers)
-
     @classmethod
     def from_deltas(cls, deltas: Mapping[int, Float[Tensor, " d_model"]], **fields: Any) -> ResidualShift:
         """Return the shift that adds these vectors."""
@@ -177,5 +166,5 @@ class ResidualShift(VectorEdit):
         layers = decoder_layers(model)
         return {names[layers[i]]: delta.double() for i, delta in self.deltas.items() if bool(delta.any())}
 
-    def _acting(self, model: Any) -> Callable[[Positions], AbstractContextManager[None]]:
-        return partial(add_to_residual, model, self.deltas)
+    def _acting(self, model: Any) -> EnterAt:
+        return partial(changed_residual, model, self.deltas)

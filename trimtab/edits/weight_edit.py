@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired
@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from trimtab.edits.vector_record import common_model
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of
-from trimtab.models.identity import Fingerprint, require_same_model
+from trimtab.models.identity import Fingerprint, common_model, require_same_model
 from trimtab.models.twin import twin_of
 from trimtab.models.weights import LowRank, WeightChange, as_whole, changed_weights, inner_product, with_changes
 from trimtab.protocols import Cost, Edit, Positions
@@ -89,8 +88,7 @@ class WeightEdit(Edit):
         """The Frobenius norm of each weight's change at the edit's strength."""
         return {name: abs(self.strength) * _norm(change) for name, change in self.changes.items()}
 
-    @contextlib.contextmanager
-    def applied(self, model: Any, positions: Positions = "generated") -> Iterator[Any]:  # noqa: ARG002
+    def applied(self, model: Any, positions: Positions = "generated") -> AbstractContextManager[Any]:  # noqa: ARG002
         """Yield the same model with its weights changed; on exit they are as before, to the bit.
 
         Raises:
@@ -98,15 +96,7 @@ class WeightEdit(Edit):
             BadValue, ShapeError: as `changed_weights`.
         """
         self._require_of(model)
-        with changed_weights(model, self.changes if self.strength else {}, self.strength):
-            yield model
-
-    def scaled(self, factor: float | int) -> WeightEdit:
-        """Return the edit with its strength multiplied; raises `BadValue` if it is not finite."""
-        factor = float(factor)
-        if not abs(factor) < float("inf"):
-            raise BadValue(f"strength must be a finite number, got {factor}")
-        return replace(self, strength=self.strength * factor)
+        return changed_weights(model, self.changes if self.strength else {}, self.strength)
 
     def __add__(self, other: Any) -> WeightEdit:
         """Return the edit that makes both changes; raises `Incompatible` if they were made for different models."""
@@ -229,7 +219,7 @@ class WeightEdit(Edit):
             changes, record["strength"], cost=Cost(record["seconds"], _n_numbers(changes), stored), keys=keys, **fields
         )
 
-    def to_peft(self, path: str | Path, base_name: str = "") -> None:
+    def to_peft(self, path: str | Path) -> None:
         """Write the edit as a LoRA adapter that Hugging Face PEFT and vLLM load, its strength worked in.
 
         Raises:
@@ -248,7 +238,7 @@ class WeightEdit(Edit):
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base_name or self.record.get("model", {}).get("name"),
+            "base_model_name_or_path": self.record.get("model", {}).get("name"),
             "inference_mode": True,
             "target_modules": list(ranks),
             # a scale of alpha / rank = 1 everywhere

@@ -48,6 +48,7 @@ def capture_to_store(
     where = site_of(site)
     if per_shard < 1:
         raise BadValue(f"per_shard must be at least 1, got {per_shard}")
+    places, dtype = where.places(model), torch.promote_types(base_of(model).dtype, torch.float32)
     rank, n_processes = rank_and_count()
     store = None
     # the first process makes or checks the manifest, the others then find it there
@@ -55,7 +56,7 @@ def capture_to_store(
         if turn:
             wanted = Manifest(
                 _record(model, tokenizer, statements, position, where),
-                _layout(model, where, per_shard),
+                Layout(places.layers, *places.shape, str(dtype).removeprefix("torch."), per_shard),
                 tuple(s.label for s in statements),
                 tuple(s.group for s in statements),
             )
@@ -91,9 +92,3 @@ def _record(
         "statements": hash_of(made),
         **site.record,
     }
-
-
-def _layout(model: Any, site: Site, per_shard: int) -> Layout:
-    dtype = str(torch.promote_types(base_of(model).dtype, torch.float32)).removeprefix("torch.")
-    layers, _, (n_parts, width) = site.places(model)
-    return Layout(layers, n_parts, width, dtype, per_shard)

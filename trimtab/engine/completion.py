@@ -18,25 +18,6 @@ NEXT_QUESTION = re.compile(r"(?<!\w)Q:")
 """Where an answer ends; not inside a word such as "FAQ:"."""
 
 
-def complete(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    edit: Edit,
-    **options: Any,
-) -> list[str]:
-    """Return the greedy continuation of every prompt, up to the next question, paragraph or end token.
-
-    With `paragraphs` an answer may have several, and an `A:` that the model writes itself is where it begins; `options`
-    are those of `completions`. Under a launcher every process continues a stretch of the prompts; all get all texts.
-
-    Raises:
-        BadValue, UnsupportedModel, Incompatible: as `continuations`.
-    """
-    (texts,) = completions(model, tokenizer, prompts, [edit], **options)
-    return texts
-
-
 def completions(
     model: Any,
     tokenizer: Any,
@@ -47,11 +28,14 @@ def completions(
     batch_size: int | None = None,
     **form: bool,
 ) -> list[list[str]]:
-    """Return `complete` of every edit; what the edits and prompts share is computed once, as in `continuations`.
+    """Return for every edit the greedy continuation of every prompt, up to the next question, paragraph or end token.
+
+    What the edits and prompts share is computed once, as in `continuations`. Under a launcher every process continues a
+    stretch of the prompts; all get all texts.
 
     Args:
-        form: `paragraphs`, as in `complete`, or `template`: a chat template wrote the prompts, and answers end by
-            themselves.
+        form: `paragraphs`: an answer may have several, and an `A:` that the model writes itself is where it begins; or
+            `template`: a chat template wrote the prompts, and answers end by themselves.
 
     Raises:
         BadValue, UnsupportedModel, Incompatible: as `continuations`.

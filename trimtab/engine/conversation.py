@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from trimtab.before import NOTHING, Before
-from trimtab.datasets.asking import Asked, Form, asking_for
+from trimtab.datasets.asking import Form, asking_for
 from trimtab.engine.batching import alike_together
 from trimtab.engine.completion import answer_end, cut
 from trimtab.engine.generate import Decoding, continuations
@@ -50,13 +50,6 @@ def prompt_ids(
     before = (edit and edit.before(question)) or NOTHING
     asked = form.asked(question, Before(before.instruction, [*before.turns, *history]))
     return encode(tokenizer, asked.prompt, template=asked.template)
-
-
-def asked_by(edit: Edit, form: Form, question: str) -> Asked:
-    """Return the question behind what the edit sets before it, or in the edit's own whole context if it has one."""
-    before = edit.before(question)
-    whole = edit.prompt(question) if before is None else None
-    return form.asked(question, before or NOTHING) if whole is None else Asked(whole)
 
 
 def answers(

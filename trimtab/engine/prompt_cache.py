@@ -11,10 +11,10 @@ import torch
 
 from trimtab.engine.forwards import trial_logits
 from trimtab.engine.sharing import chosen_mode, worthwhile
-from trimtab.engine.token_tree import TokenTree, TreeRow, n_common
+from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.engine.tree_forward import TreeForward, as_cache
-from trimtab.models.calling import cache_name, inference, logits_limit, takes_positions
-from trimtab.models.tokens import Batch
+from trimtab.models.calling import cache_behind, inference
+from trimtab.models.tokens import Batch, n_common
 from trimtab.protocols import TokenMask
 
 
@@ -31,16 +31,7 @@ def prompt_cache(model: Any, batch: Batch, ids: Sequence[Sequence[int]], pad: in
         shared = _from_common_beginning(model, rows, pad)
         if shared is not None or not several:
             return shared
-        mask = batch.attention_mask[:, :-1]
-        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
-        out = model(
-            input_ids=batch.input_ids[:, :-1],
-            attention_mask=mask,
-            use_cache=True,
-            **positions,
-            **logits_limit(model, 1),
-        )
-        return out[cache_name(model)]
+        return cache_behind(model, batch.input_ids[:, :-1], batch.attention_mask[:, :-1])
 
 
 def _from_common_beginning(model: Any, ids: Sequence[list[int]], pad: int) -> Any:

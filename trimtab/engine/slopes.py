@@ -14,10 +14,9 @@ from torch import Tensor
 from trimtab.engine.batching import Budget, Limits, longest_first
 from trimtab.engine.capture import SITES
 from trimtab.errors import Incompatible
-from trimtab.models.adding import require_uncompiled
 from trimtab.models.anatomy import input_device, moves_weights
 from trimtab.models.calling import differentiable, require_numbers
-from trimtab.models.hooks import Replace
+from trimtab.models.hooks import Replace, require_uncompiled
 from trimtab.models.processes import over_processes
 from trimtab.models.tokens import AnswerTokens, pad_id, padded_batch
 from trimtab.progress import progress

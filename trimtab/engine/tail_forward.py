@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.models.calling import cache_name, logits_limit, takes_positions
+from trimtab.models.calling import cache_behind, cache_name, logits_limit, takes_positions
 from trimtab.models.tokens import Batch
 
 
@@ -26,14 +26,10 @@ class TailForward:
         self.mask = torch.cat([heads.attention_mask, tails.attention_mask], 1)
         n = heads.input_ids.shape[1]
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        own = takes_positions(model)
-        self.positions = positions[:, n:] if own else None
+        self.positions = positions[:, n:] if takes_positions(model) else None
         if n:
-            placed = {"position_ids": positions[:, :n]} if own else {}
-            given = {"input_ids": heads.input_ids, "attention_mask": heads.attention_mask, **placed}
             with torch.no_grad():
-                output = model(**given, use_cache=True, **logits_limit(model, 1))
-            self.past = getattr(output, cache_name(model))
+                self.past = cache_behind(model, heads.input_ids, heads.attention_mask)
 
     def __call__(self, *, times: int = 1, last: bool = False) -> Tensor:
         """Return the logits at the tails' tokens (batch * times, seq, vocab), each row `times` times running.

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from trimtab.models.tokens import n_common
+
 
 class TreeRow(NamedTuple):
     """A token sequence, where it parts from its prompt, and where its outputs begin to be wanted."""
@@ -110,13 +112,3 @@ class _Nodes:
         """End the last path's nodes behind its first `common` ones: they have no more descendants."""
         self.end[self.path[common:]] = self.n
         self.path = self.path[:common]
-
-
-def n_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the common beginning."""
-    if one is other:
-        return len(one)
-    n = min(len(one), len(other))
-    if one[:n] == other[:n]:
-        return n
-    return next(i for i in range(n) if one[i] != other[i])

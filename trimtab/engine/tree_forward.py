@@ -76,7 +76,8 @@ class TreeForward:
             options["position_ids"] = self.depth[nodes.clamp(min=0)]
         if past is not None or remember:
             options |= {"use_cache": True, self.cache_name: as_cache(past)}
-        output = model(input_ids=self._ids(nodes), attention_mask=self._mask(nodes, seen), **options)
+        ids = self.tokens[nodes.clamp(min=0)].masked_fill(nodes < 0, self.tree.pad)
+        output = model(input_ids=ids, attention_mask=self._mask(nodes, seen), **options)
         if not remember:
             return output, None
         layers = tuple((layer.keys, layer.values) for layer in options[self.cache_name].layers)
@@ -89,9 +90,6 @@ class TreeForward:
         for place, row in zip(padded, rows, strict=True):
             place[slice(length - len(row), None) if self.mode == "packed" else slice(len(row))] = row
         return padded
-
-    def _ids(self, nodes: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-        return self.tokens[nodes.clamp(min=0)].masked_fill(nodes < 0, self.tree.pad)
 
     def _mask(self, nodes: Int[Tensor, "batch seq"], seen: Int[Tensor, "batch all"]) -> Any:
         if self.mode != "packed":

@@ -15,14 +15,14 @@ from trimtab.datasets.pairs import ContrastPair, PairSet
 from trimtab.datasets.statements import Statement
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.batching import alike_together
+from trimtab.engine.completion import completions
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
-from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.evaluate.style import AnswerStyle
 from trimtab.intervals import Estimate, share
 from trimtab.models.tokens import scored_tokens
-from trimtab.protocols import Edit, Measured, Meter
+from trimtab.protocols import Edit, Measured, Meter, as_judge
 
 Scorer: TypeAlias = Callable[[ContrastPair, str], float]
 """Says how much of the behaviour a generated text shows, from 0 to 1. Any callable of this kind will do."""
@@ -35,6 +35,19 @@ class PairRow(NamedTuple):
     positive: float
     negative: float
     probability: float
+
+    @classmethod
+    def of(
+        cls, prompt: str, positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray
+    ) -> PairRow:
+        """Return the row of the log-probabilities of both sides' texts."""
+        positive, negative = float(np.mean(positives)), float(np.mean(negatives))
+        return cls(prompt, positive, negative, float(np.exp(positive - np.logaddexp(positive, negative))))
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """Whether the positive side is the likelier one, and by how much."""
+        return {"preferred": float(self.positive > self.negative), "margin": self.positive - self.negative}
 
 
 @dataclass(frozen=True)
@@ -112,14 +125,9 @@ def _statements(pairs: PairSet, edit: Edit) -> list[Statement]:
 
 
 def _pair_scores(pairs: PairSet, values: Iterator[float]) -> PairScores:
-    rows = []
-    for pair in pairs:
-        positive = float(np.mean([next(values) for _ in pair.positive]))
-        negative = float(np.mean([next(values) for _ in pair.negative]))
-        probability = float(np.exp(positive - np.logaddexp(positive, negative)))
-        rows.append(PairRow(pair.prompt, positive, negative, probability))
-    preferred = [float(row.positive > row.negative) for row in rows]
-    return PairScores(share([r.probability for r in rows]), share(preferred), tuple(rows))
+    sides = [[[next(values) for _ in side] for side in (pair.positive, pair.negative)] for pair in pairs]
+    rows = tuple(PairRow.of(pair.prompt, *both) for pair, both in zip(pairs, sides, strict=True))
+    return PairScores(share([r.probability for r in rows]), share([r.chosen["preferred"] for r in rows]), rows)
 
 
 @dataclass(frozen=True)
@@ -132,13 +140,9 @@ class PairContrast(Meter):
 
     def without_model(self, train: Any, items: Any) -> dict[str, dict[str, float]]:
         """Return how much likelier the positive sides are by how they are worded and how long they are."""
-        style, rows = AnswerStyle(train.statements()), {}
-        for pair in items:
-            positive, negative = (float(style.logprobs(side).mean()) for side in (pair.positive, pair.negative))
-            probability = float(np.exp(positive - np.logaddexp(positive, negative)))
-            margin = positive - negative
-            rows[pair.key] = {"probability": probability, "preferred": float(margin > 0), "margin": margin}
-        return rows
+        style = AnswerStyle(train.statements())
+        rows = {p.key: PairRow.of(p.prompt, style.logprobs(p.positive), style.logprobs(p.negative)) for p in items}
+        return {key: {"probability": row.probability, **row.chosen} for key, row in rows.items()}
 
     def measure(
         self,
@@ -151,19 +155,11 @@ class PairContrast(Meter):
         seed: int = 0,
     ) -> list[Measured]:
         """Return every pair's row under every edit."""
-        found = []
-        how = {"asking": asking, "batch_size": self.batch_size}
-        for scores in contrast_many(model, tokenizer, items, edits, **how):
-            full = [
-                {
-                    **row._asdict(),
-                    "preferred": float(row.positive > row.negative),
-                    "margin": row.positive - row.negative,
-                }
-                for row in scores.rows
-            ]
-            found.append(Measured({pair.key: row for pair, row in zip(items, full, strict=True)}))
-        return found
+        found = contrast_many(model, tokenizer, items, edits, asking=asking, batch_size=self.batch_size)
+        return [
+            Measured({p.key: {**row._asdict(), **row.chosen} for p, row in zip(items, of.rows, strict=True)})
+            for of in found
+        ]
 
 
 def pair_margin(batch_size: int | None = None) -> Figure:
@@ -232,12 +228,12 @@ class ScoredTexts(Meter):
         options = {"scorer": self.scorer, "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
         asked = items.asked_as(asking, tokenizer)
         said = [score_texts(model, tokenizer, asked, edit, **options).rows for edit in edits]
-        record = {"judge": judge_record(self.scorer)}
+        record = {"judge": as_judge(self.scorer).describe()}
         return [Measured({p.key: asdict(r) for p, r in zip(items, rows, strict=True)}, record=record) for rows in said]
 
     def describe(self) -> dict[str, Any]:
         """Return the scorer with what it says of itself."""
-        record = judge_record(self.scorer)
+        record = as_judge(self.scorer).describe()
         return {"meter": type(self).__name__, "judge": record["name"], "judge_record": record}
 
 
@@ -259,15 +255,13 @@ def score_texts(
         BadDataset: there are no pairs.
         BadValue: a pair without a prompt; the scorer returns something else than a number from 0 to 1.
     """
-    from trimtab.engine.completion import complete
-
     edit = NoEdit() if edit is None else edit
     require_prompts(pairs)
     form = asking_for("auto", tokenizer, pairs)
     form = form if form.template else BARE
     asked = [form.asked(pair.prompt, edit.before(pair.prompt) or NOTHING) for pair in pairs]
     options = {"template": form.template, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    texts = complete(model, tokenizer, [a.prompt for a in asked], edit, **options)
+    (texts,) = completions(model, tokenizer, [a.prompt for a in asked], [edit], **options)
     scores = [checked_score(scorer, pair, text) for pair, text in zip(pairs, texts, strict=True)]
     rows = [TextRow(pair.prompt, text, score) for pair, text, score in zip(pairs, texts, scores, strict=True)]
     return TextScores(share(scores), tuple(rows))
@@ -283,7 +277,7 @@ def require_prompts(pairs: Sequence[ContrastPair]) -> None:
 
 def checked_score(scorer: Scorer, pair: ContrastPair, text: str) -> float:
     """Return what a scorer says of a text; raises `BadValue` naming it if that is no number from 0 to 1."""
-    name = judge_record(scorer)["name"]
+    name = as_judge(scorer).name
     given = scorer(pair, text)
     try:
         score = float(given)

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trimtab.datasets.asking import asking_for
+from trimtab.datasets.asking import asked_by, asking_for
 from trimtab.datasets.behaviours import Behaviour
 from trimtab.engine.completion import completions_of
-from trimtab.engine.conversation import asked_by
 from trimtab.errors import BadDataset
 from trimtab.evaluate.figure import Figure
-from trimtab.evaluate.wording import worded
-from trimtab.evaluate.wording_meters import wording_meters
+from trimtab.evaluate.wording import refuses, worded, wording_meters
 from trimtab.plain_values import hash_of
 from trimtab.protocols import Edit, Measured, Meter
 
@@ -76,6 +74,12 @@ def counted_meters(behaviour: Behaviour | None, *, max_new_tokens: int = 40) -> 
     """Return the mean of a behaviour's count over answers to the items of the table, and how these answers read."""
     source = CountedAnswers(None, behaviour and behaviour.count, max_new_tokens)
     return (*((_count(behaviour, source),) if behaviour else ()), *wording_meters(source))
+
+
+def refusal_meters(prompts: Sequence[str], max_new_tokens: int = 50) -> tuple[Figure, ...]:
+    """Return the share of prompts, all of which ought to be answered, that the edited model refuses."""
+    source = CountedAnswers(tuple(prompts), refuses, max_new_tokens)
+    return (Figure(source, "over_refusal", "refusals", ("counted",), better="down", collateral=True),)
 
 
 def _count(behaviour: Behaviour, source: CountedAnswers) -> Figure:

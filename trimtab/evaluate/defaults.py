@@ -13,12 +13,12 @@ from trimtab.evaluate.counted import counted_meters
 from trimtab.evaluate.drift import NeutralTexts, divided, drift_meters
 from trimtab.evaluate.elsewhere import capability_meters
 from trimtab.evaluate.factual import fact_meters
-from trimtab.evaluate.generation import JudgedAnswers, judged_meters
+from trimtab.evaluate.generation import JudgedAnswers, judged_meters, strict_meters
 from trimtab.evaluate.judges.exact import exact_judge
 from trimtab.evaluate.multiple_choice import choice_meters
 from trimtab.evaluate.reference_texts import reference_meters
 from trimtab.evaluate.two_way import TwoWayChoices
-from trimtab.evaluate.wording_meters import strict_meters, wording_meters
+from trimtab.evaluate.wording import wording_meters
 from trimtab.protocols import Meter
 
 

@@ -78,8 +78,7 @@ class NeutralTexts(Meter):
         seed: int = 0,
     ) -> list[Measured]:
         """Return every text's CE and KL under every edit."""
-        options: dict[str, Any] = {"texts": self.texts, "max_tokens": self.max_tokens, "batch_size": self.batch_size}
-        options |= {"findings": self.findings}
+        how = {"max_tokens": self.max_tokens, "batch_size": self.batch_size}
         return [
             Measured(
                 {
@@ -87,7 +86,7 @@ class NeutralTexts(Meter):
                     for i, ((ce, kl), high) in enumerate(zip(found.per_text, found.per_text_kl95, strict=True))
                 }
             )
-            for found in drifts(model, tokenizer, edits, **options)
+            for found in drifts(model, tokenizer, edits, texts=self.texts, findings=self.findings, **how)
         ]
 
     def describe(self) -> dict[str, Any]:

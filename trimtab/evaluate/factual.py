@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from trimtab.datasets.facts import Fact, FactSet
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.batching import alike_together
-from trimtab.engine.completion import completions
+from trimtab.engine.completion import completions_of
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset
 from trimtab.evaluate.figure import Figure
@@ -31,7 +30,7 @@ def says(text: str, answer: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    bare = normalised(unicodedata.normalize("NFC", text))
+    bare = normalised(text)
     return next((bare.removeprefix(article) for article in ARTICLES if bare.startswith(article)), bare)
 
 
@@ -73,12 +72,8 @@ class SaidFacts(Meter):
         """Return for every edit the tokens that follow each prompt, asked as the edit asks it."""
         asked = [tuple(edit.prompt(prompt) or prompt for prompt in prompts) for edit in edits]
         options: dict[str, Any] = {"max_new_tokens": length, "batch_size": self.batch_size}
-
-        def go_on(alike: list[int]) -> list[Mapping[str, str]]:
-            said = completions(model, tokenizer, asked[alike[0]], [edits[i] for i in alike], **options)
-            return [dict(zip(prompts, of_edit, strict=True)) for of_edit in said]
-
-        return alike_together(asked, go_on)
+        said = completions_of(model, tokenizer, asked, edits, [{}] * len(edits), **options)
+        return [dict(zip(prompts, of_edit, strict=True)) for of_edit in said]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Literal
@@ -87,18 +87,6 @@ class Figure(Meter):
         """The figure of what the instrument measures to choose by."""
         return replace(self, source=self.source and self.source.choosing)
 
-    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """As of the instrument."""
-        return self.source.says_nothing(unedited) if self.source else None
-
-    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:
-        """As of the instrument."""
-        return self.source.mute_on(model, tokenizer, items) if self.source else None
-
-    def without_model(self, train: Any, items: Any) -> Mapping[str, Mapping[str, Any]] | None:
-        """As of the instrument."""
-        return self.source.without_model(train, items) if self.source else None
-
     def kept_in(self, folder: Any) -> Meter:
         """Return the figure of the instrument that keeps its work there."""
         return replace(self, source=self.source and self.source.kept_in(folder))
@@ -106,10 +94,6 @@ class Figure(Meter):
     def with_findings(self, findings: Findings) -> Meter:
         """Return the figure of the instrument that takes from them."""
         return replace(self, source=self.source and self.source.with_findings(findings))
-
-    def try_out(self, items: Any) -> None:
-        """Try the instrument out."""
-        self.instrument.try_out(items)
 
     def measure(
         self, model: Any, tokenizer: Any, items: Any, edits: Sequence[Edit], **how: Any

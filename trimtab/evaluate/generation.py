@@ -9,23 +9,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trimtab.datasets.asking import ASKINGS, asking_for
+from trimtab.datasets.asking import ASKINGS, asked_by, asking_for
 from trimtab.datasets.given import Rows, as_questions
 from trimtab.datasets.primer import iti_context
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.completion import completions_of
-from trimtab.engine.conversation import asked_by
 from trimtab.errors import BadDataset, BadValue, TrimtabError
 from trimtab.evaluate.figure import Figure
-from trimtab.evaluate.judges.checking import require_tells_apart
+from trimtab.evaluate.judges.checking import judge_line, require_tells_apart
 from trimtab.evaluate.judges.exact import exact_judge
-from trimtab.evaluate.judges.verdicts import checked_verdict, judge_line, judge_record
 from trimtab.evaluate.kept import KeptAnswers
 from trimtab.evaluate.wording import worded
 from trimtab.intervals import Estimate, share
 from trimtab.progress import tracked
-from trimtab.protocols import Edit, Measured, Meter, as_judge
+from trimtab.protocols import Edit, Measured, Meter, Verdict, as_judge
 
 FORMS = (*ASKINGS, "iti")
 FEW = 12  # questions that show whether a judge knows a model's answers at all
@@ -159,7 +157,7 @@ class JudgedAnswers(Meter):
     def describe(self) -> dict[str, Any]:
         """Return the judge with what it says of itself, and the form of the answers."""
         form = {"convention": self.convention, "max_new_tokens": self.max_new_tokens}
-        record = judge_record(self.judge)
+        record = self.judge.describe()
         about = judge_line(record).removeprefix("judge: ")
         return {"meter": type(self).__name__, "judge": about, "judge_record": record, **form}
 
@@ -186,12 +184,13 @@ class JudgedAnswers(Meter):
         for i, held in enumerate(kept):
             if held is not None:
                 answers[i] = held.answers(lambda i=i: answers[i])
-        judged = [self._judged(questions, asked[i], answers[i], kept[i]) for i in range(len(edits))]
-        return tuple(replace(one, rows=self._worded(tokenizer, one.rows)) for one in judged)
-
-    def _worded(self, tokenizer: Any, rows: Sequence[AnswerRow]) -> tuple[AnswerRow, ...]:
-        read = worded(tokenizer, [row.answer for row in rows], self.max_new_tokens)
-        return tuple(replace(row, **of_row) for row, of_row in zip(rows, read, strict=True))
+        judged = [self._judged(questions, answers[i], kept[i]) for i in range(len(edits))]
+        found = []
+        for i, verdicts in enumerate(judged):
+            read = worded(tokenizer, answers[i], self.max_new_tokens)
+            said = zip(questions, asked[i], answers[i], verdicts, read, strict=True)
+            found.append(self._summed([AnswerRow(q.question, p, a, *v, **r) for q, p, a, v, r in said]))
+        return tuple(found)
 
     def _prompts(self, tokenizer: Any, questions: Sequence[Question], edit: Edit) -> tuple[list[str], dict[str, bool]]:
         """Return how an edit asks the questions, and how the answers end."""
@@ -201,14 +200,12 @@ class JudgedAnswers(Meter):
         asked = [asked_by(edit, form, q.question) for q in questions]
         return [a.prompt for a in asked], {"template": True} if asked[0].template else {"paragraphs": False}
 
-    def _judged(
-        self, questions: Sequence[Question], prompts: Sequence[str], answers: Sequence[str], kept: KeptAnswers | None
-    ) -> GeneratedAnswers:
+    def _judged(self, questions: Sequence[Question], answers: Sequence[str], kept: KeptAnswers | None) -> list[Verdict]:
         given = {} if kept is None else kept.verdicts(self.judge)
         missing = [i for i in range(len(answers)) if i not in given]
         for i in tracked(missing, "judging answers"):
             try:
-                given[i] = checked_verdict(self.judge(questions[i], answers[i]), self.judge)
+                given[i] = self.judge(questions[i], answers[i])
             except TrimtabError as cause:
                 if kept is None:
                     raise
@@ -218,11 +215,15 @@ class JudgedAnswers(Meter):
                 ) from cause
             if kept is not None:
                 kept.add(self.judge, i, given[i])
-        rows = [
-            AnswerRow(question.question, prompt, answer, *given[i])
-            for i, (question, prompt, answer) in enumerate(zip(questions, prompts, answers, strict=True))
-        ]
-        return replace(summarised(rows), judge=judge_record(self.judge))
+        return [given[i] for i in range(len(answers))]
+
+    def _summed(self, rows: Sequence[AnswerRow]) -> GeneratedAnswers:
+        figures = {
+            meter.name: share(np.array([[float(getattr(r, c)) for c in meter.columns] for r in rows]), meter.summary)
+            for meter in judged_meters()
+        }
+        scores = {"informative": figures.pop("info"), **figures}
+        return GeneratedAnswers(**scores, rows=tuple(rows), judge=self.judge.describe())
 
 
 def judged_meters(**options: Any) -> tuple[Figure, ...]:
@@ -236,6 +237,18 @@ def judged_meters(**options: Any) -> tuple[Figure, ...]:
         Figure(source, "true", "True", ("true",), tested=False),
         Figure(source, "info", "Info", ("informative",), tested=False),
         Figure(source, "unmatched", "unmatched", ("matched",), better="neither", sums_up="rest"),
+    )
+
+
+def strict_meters(source: Meter) -> tuple[Figure, ...]:
+    """Return the share of a judge's answers that are both, and where debris counts as neither, that and True*Info.
+
+    Judges call debris true at times.
+    """
+    return (
+        Figure(source, "both", "both", ("both",), tested=False),
+        Figure(source, "strict_true_info", "True*Info, no debris", ("strict_true", "strict_info"), sums_up="product"),
+        Figure(source, "strict_both", "both, no debris", ("strict_both",), tested=False),
     )
 
 
@@ -272,18 +285,3 @@ def generate_answers_many(
         BadValue, Incompatible: as for `generate_answers`.
     """
     return JudgedAnswers(**options).answers(model, tokenizer, questions, edits)
-
-
-def summarised(rows: Sequence[AnswerRow]) -> GeneratedAnswers:
-    """Return the scores of judged answers."""
-    figures = {
-        meter.name: share(np.array([[float(getattr(r, c)) for c in meter.columns] for r in rows]), meter.summary)
-        for meter in judged_meters()
-    }
-    return GeneratedAnswers(
-        true=figures["true"],
-        informative=figures["info"],
-        true_info=figures["true_info"],
-        unmatched=figures["unmatched"],
-        rows=tuple(rows),
-    )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from trimtab.evaluate.judges.verdicts import judge_record
 from trimtab.fields import fault
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import rank_and_count
@@ -94,7 +93,7 @@ class KeptAnswers:
 
 
 def _name(judge: Judge) -> str | None:
-    return json.dumps(judge_record(judge), sort_keys=True, default=str) if judge.record else None
+    return json.dumps(judge.describe(), sort_keys=True, default=str) if judge.record else None
 
 
 def _row(line: str) -> Mapping[str, Any] | None:

@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from trimtab.datasets.asking import ITI, Asked, asking_for
+from trimtab.datasets.asking import ITI, Asked, asked_by, asking_for
 from trimtab.datasets.given import Rows, as_questions
 from trimtab.datasets.questions import Question
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.batching import alike_together
-from trimtab.engine.conversation import asked_by
 from trimtab.engine.score import score_answers
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import Figure
@@ -126,47 +125,7 @@ def multiple_choice_many(
         BadDataset: there are no questions.
         BadValue: unknown convention; a context that does not fit the model; log-probabilities that are not numbers.
     """
-    return _scored(model, tokenizer, questions, edits, convention, (batch_size, token_budget), Findings())
-
-
-def _scored(
-    model: Any,
-    tokenizer: Any,
-    questions: Rows,
-    edits: Sequence[Edit],
-    convention: Convention,
-    budget: tuple[int | None, int | None],
-    findings: Findings,
-) -> tuple[MultipleChoice, ...]:
-    """Return `multiple_choice_many`; the tokens of questions with nothing before them are taken from `findings`."""
-    if convention not in get_args(Convention):
-        raise BadValue(f"unknown convention {convention!r}; choose {', '.join(get_args(Convention))}")
-    questions = as_questions(questions)
-    if not questions:
-        raise BadDataset("no questions to ask")
-    form = asking_for({"lm-eval": "primer"}.get(convention, convention), tokenizer, questions)
-    convention = convention if convention in ("lm-eval", "iti") else form.name  # pyright: ignore[reportAssignmentType]
-    form = ITI if convention == "iti" else form
-
-    def asked_under(edit: Edit) -> tuple[Asked, ...]:
-        return tuple(asked_by(edit, form, q.question) for q in questions)
-
-    asked, whole = [asked_under(edit) for edit in edits], tuple(questions)
-    bare = findings.once(("nothing before", convention, whole), partial(asked_under, NoEdit()))
-    options, n_tokens = dict(zip(("batch_size", "token_budget"), budget, strict=True)), 0
-
-    def score(alike: list[int]) -> Sequence[Sequence[float]]:
-        nonlocal n_tokens
-        own = asked[alike[0]]
-        kept = findings if own == bare else Findings()
-        read = partial(_answer_tokens, model, tokenizer, questions, own, convention)
-        tokens = kept.once((convention, own, whole), read)
-        scores = score_answers(model, tokenizer, tokens, [edits[i] for i in alike], **options)
-        n_tokens += scores.tokens_computed
-        return scores.logprobs
-
-    found = alike_together(asked, score)
-    return tuple(_summary(questions, *own, convention, n_tokens) for own in zip(asked, found, strict=True))
+    return AnswerChoices(convention, batch_size, token_budget).scores(model, tokenizer, questions, edits)
 
 
 @dataclass(frozen=True)
@@ -176,6 +135,8 @@ class AnswerChoices(Meter):
     convention: Convention | None = None
     """How it asks; as the table does if not given."""
     batch_size: int | None = None
+    token_budget: int | None = field(default=None, compare=False, repr=False)
+    """As of `score_answers`."""
     findings: Findings | None = field(default=None, compare=False, repr=False)
     """Where tokens of questions are kept for calls to come."""
     name: ClassVar[str] = "multiple_choice"
@@ -205,8 +166,7 @@ class AnswerChoices(Meter):
     ) -> list[Measured]:
         """Return every question's row under every edit."""
         convention: Any = self.convention or asking
-        how = (convention, (self.batch_size, None), self.findings or Findings())
-        found = _scored(model, tokenizer, items, edits, *how)
+        found = replace(self, convention=convention).scores(model, tokenizer, items, edits)
         return [
             Measured(
                 {q.key: row for q, row in zip(items, one.as_dict()["rows"], strict=True)},
@@ -214,6 +174,40 @@ class AnswerChoices(Meter):
             )
             for one in found
         ]
+
+    def scores(self, model: Any, tokenizer: Any, questions: Rows, edits: Sequence[Edit]) -> tuple[MultipleChoice, ...]:
+        """Return the scores under every edit; see `multiple_choice_many`."""
+        convention: Any = self.convention
+        if convention not in get_args(Convention):
+            raise BadValue(f"unknown convention {convention!r}; choose {', '.join(get_args(Convention))}")
+        questions = as_questions(questions)
+        if not questions:
+            raise BadDataset("no questions to ask")
+        form = asking_for("primer" if convention == "lm-eval" else str(convention), tokenizer, questions)
+        convention = convention if convention in ("lm-eval", "iti") else form.name
+        form = ITI if convention == "iti" else form
+
+        def asked_under(edit: Edit) -> tuple[Asked, ...]:
+            return tuple(asked_by(edit, form, q.question) for q in questions)
+
+        asked, whole, findings = [asked_under(edit) for edit in edits], tuple(questions), self.findings or Findings()
+        bare = findings.once(("nothing before", convention, whole), partial(asked_under, NoEdit()))
+        n_tokens = 0
+
+        def score(alike: list[int]) -> Sequence[Sequence[float]]:
+            nonlocal n_tokens
+            own, group = asked[alike[0]], [edits[i] for i in alike]
+            kept = findings if own == bare else Findings()
+            read = partial(_answer_tokens, model, tokenizer, questions, own, convention)
+            tokens = kept.once((convention, own, whole), read)
+            scores = score_answers(
+                model, tokenizer, tokens, group, batch_size=self.batch_size, token_budget=self.token_budget
+            )
+            n_tokens += scores.tokens_computed
+            return scores.logprobs
+
+        found = alike_together(asked, score)
+        return tuple(_summary(questions, *own, convention, n_tokens) for own in zip(asked, found, strict=True))
 
 
 def choice_meters(convention: Convention | None = None, batch_size: int | None = None) -> tuple[Figure, ...]:

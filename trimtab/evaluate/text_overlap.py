@@ -55,15 +55,6 @@ class TextOverlap:
     tokenizer: str
     """What ROUGE-L and CIDEr were tokenised with: "ptb (java)", as in the published rows, or "ptb-like"."""
 
-    def as_dict(self) -> dict[str, float | str | None]:
-        """Return plain values for JSON."""
-        return dict(vars(self))
-
-    def cells(self) -> list[str]:
-        """Return BLEU, NIST, METEOR, ROUGE-L and CIDEr as the published tables print them."""
-        meteor = "not computed (no Java)" if self.meteor is None else f"{100 * self.meteor:.1f}"
-        return [f"{100 * self.bleu:.1f}", f"{self.nist:.2f}", meteor, f"{100 * self.rouge_l:.1f}", f"{self.cider:.2f}"]
-
 
 def text_overlap(texts: Sequence[str], references: Sequence[Sequence[str]], *, java: bool | None = None) -> TextOverlap:
     """Return the scores of texts against their references.

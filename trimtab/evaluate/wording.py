@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from trimtab.evaluate.figure import Figure
+from trimtab.protocols import Meter
+
 LONGEST_BLOCK = 12
 """Words of the longest block whose repetition is looked for."""
 LOOP_TIMES, LOOP_WORDS = 3, 6
@@ -41,8 +44,8 @@ def wording(text: str) -> Wording:
     words = text.lower().split()
     pairs = list(pairwise(words))
     distinct = len(set(pairs)) / len(pairs) if pairs else 1.0
-    looping = loops(text)
-    return Wording(float(len(words)), distinct, float(looping), float(looping or _empty(text) or _letters(text)))
+    looping, empty = loops(text), re.search(r"\w", text) is None
+    return Wording(float(len(words)), distinct, float(looping), float(looping or empty or _letters(text)))
 
 
 def worded(tokenizer: Any, answers: Sequence[str], max_new_tokens: int) -> list[dict[str, float]]:
@@ -53,6 +56,19 @@ def worded(tokenizer: Any, answers: Sequence[str], max_new_tokens: int) -> list[
         {**wording(answer)._asdict(), "ended": float(length < max_new_tokens - 1)}
         for answer, length in zip(answers, lengths, strict=True)
     ]
+
+
+def wording_meters(source: Meter) -> tuple[Figure, ...]:
+    """Return how the answers of a meter that generates them read: whether they are answers at all, loop, end by
+    themselves.
+    """
+    return (
+        Figure(source, "debris", "debris", ("debris",), better="down", collateral=True),
+        Figure(source, "loops", "loops", ("loops",), better="down", collateral=True),
+        Figure(source, "distinct", "distinct pairs", ("distinct",), collateral=True),
+        Figure(source, "ended", "ends itself", ("ended",), collateral=True),
+        Figure(source, "words", "words", ("words",), unit="words", better="neither", collateral=True),
+    )
 
 
 def loops(text: str) -> bool:
@@ -74,10 +90,6 @@ def is_debris(text: str) -> bool:
     debris made by a script is held by a test.
     """
     return bool(wording(text).debris)
-
-
-def _empty(text: str) -> bool:
-    return re.search(r"\w", text) is None
 
 
 def _letters(text: str) -> bool:

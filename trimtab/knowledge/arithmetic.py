@@ -9,12 +9,11 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from trimtab.edits.vector_record import common_model
 from trimtab.edits.weight_edit import WeightEdit
 from trimtab.errors import BadValue, Incompatible
 from trimtab.knowledge.merge_rules import MergeRule
 from trimtab.models.anatomy import base_of, untouched_layers
-from trimtab.models.identity import fingerprint
+from trimtab.models.identity import common_model, fingerprint
 from trimtab.models.weights import LowRank, WeightChange, as_whole, differences, inner_product
 from trimtab.protocols import Cost, Edit
 

@@ -15,7 +15,14 @@ from trimtab.activations.labelled import Head
 from trimtab.errors import BadValue, Incompatible, ShapeError
 from trimtab.models.anatomy import base_of, decoder_layers, decoder_of, text_config
 from trimtab.models.heads import HeadSite, find_heads
-from trimtab.models.hooks import Switch, held_by_this_thread, is_compiled, on_arguments, on_inputs, on_outputs
+from trimtab.models.hooks import (
+    Switch,
+    held_by_this_thread,
+    on_arguments,
+    on_inputs,
+    on_outputs,
+    require_uncompiled,
+)
 from trimtab.protocols import Positions, TokenMask
 
 
@@ -25,6 +32,11 @@ class Affine(NamedTuple):
     left: Float[Tensor, "width rank"]
     right: Float[Tensor, "rank width"]
     centre: Float[Tensor, " width"]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of what it changes, as a vector has it."""
+        return self.centre.shape
 
     def added(self, x: Tensor) -> Tensor:
         """Return what is added to each position."""
@@ -38,6 +50,11 @@ class CodeBook(NamedTuple):
     values: Float[Tensor, "entry width"]
     radii: Float[Tensor, " entry"]
     strength: Float[Tensor, ""]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of what it changes, as a vector has it."""
+        return self.keys.shape[1:]
 
     def added(self, x: Tensor) -> Tensor:
         """Return what is added to each position: nothing where no key is near."""
@@ -63,15 +80,14 @@ class Place(NamedTuple):
     change: Change
 
 
-@contextlib.contextmanager
 def add_to_heads(
     model: Any,
     deltas: Mapping[Head, Float[Tensor, " d_head"]],
     positions: Positions = "generated",
     *,
     heads: Sequence[HeadSite] | None = None,
-) -> Iterator[None]:
-    """Add a vector to chosen heads' activations, at the input of the attention output projection.
+) -> AbstractContextManager[Any]:
+    """Add a vector to chosen heads' activations, at the input of the attention output projection; yields the model.
 
     Where it acts is `positions`: `"generated"` is the last position of each forward and demands a KV cache for
     forwards over several positions; a mask must have the forward's shape. A function that was compiled around the
@@ -96,36 +112,35 @@ def add_to_heads(
         vector = vectors.setdefault(layer, torch.zeros(site.n_heads, site.d_head, dtype=delta.dtype))
         vector[head] += delta.cpu()
     places = [Place(layer, on_inputs, sites[layer].module, v.flatten()) for layer, v in vectors.items()]
-    with changed_at(model, places, positions):
-        yield
+    return changed_at(model, places, positions)
 
 
-@contextlib.contextmanager
-def add_to_residual(
-    model: Any, deltas: Mapping[int, Float[Tensor, " d_model"]], positions: Positions = "generated"
-) -> Iterator[None]:
-    """Add a vector to the residual stream after chosen decoder layers (counted from 0).
-
-    Where it acts is `positions`, as for `add_to_heads`.
+def changed_residual(
+    model: Any, changes: Mapping[int, Change], positions: Positions = "generated"
+) -> AbstractContextManager[Any]:
+    """Change the residual stream after chosen decoder layers (counted from 0) at `positions`, as by adding vectors.
 
     Raises:
-        BadValue: a layer the model does not have; `"generated"` where it has no meaning.
-        ShapeError: a delta or a mask of the wrong shape.
-        Incompatible: as for `add_to_heads`.
+        BadValue, ShapeError: a layer that the model does not have, a change of another width; as `add_to_heads`.
+        Incompatible: as `add_to_heads`.
     """
-    layers, d_model = decoder_layers(model), text_config(model).hidden_size
-    for layer, delta in deltas.items():
-        if not 0 <= layer < len(layers):
-            raise BadValue(f"no layer {layer}: the model has layers 0-{len(layers) - 1}")
-        _require_width(delta, d_model, f"layer {layer}")
-    places = [Place(layer, on_outputs, layers[layer], d.cpu()) for layer, d in deltas.items()]
-    with changed_at(model, places, positions):
-        yield
+    require_layers(model, changes)
+    layers = decoder_layers(model)
+    return changed_at(model, [Place(i, on_outputs, layers[i], change) for i, change in changes.items()], positions)
+
+
+def require_layers(model: Any, changes: Mapping[int, Change]) -> None:
+    """Raise `BadValue` for a layer that the model does not have, `ShapeError` for a change of another width."""
+    n_layers, d_model = len(decoder_layers(model)), text_config(model).hidden_size
+    for layer, change in changes.items():
+        if not 0 <= layer < n_layers:
+            raise BadValue(f"no layer {layer}: the model has layers 0-{n_layers - 1}")
+        _require_width(change, d_model, f"layer {layer}")
 
 
 @contextlib.contextmanager
-def changed_at(model: Any, places: Sequence[Place], positions: Positions) -> Iterator[None]:
-    """Make each change, and check that it acted. Places whose vector is zero run as they are.
+def changed_at(model: Any, places: Sequence[Place], positions: Positions) -> Iterator[Any]:
+    """Make each change, yield the model, and check that they acted. Places whose vector is zero run as they are.
 
     Raises:
         BadValue, Incompatible, ShapeError: as `add_to_heads`.
@@ -149,7 +164,8 @@ def changed_at(model: Any, places: Sequence[Place], positions: Positions) -> Ite
         stack.callback(switches.remove, switch)
         if isinstance(positions, str) and positions == "generated":
             checks = [(decoder, _require_one_position), (base_of(model), _require_one_prediction)]
-            stack.enter_context(on_arguments((module, _unless(switch, check)) for module, check in checks))
+            hooks = [(m, lambda given, c=c: None if switch.suspended else c(given)) for m, c in checks]
+            stack.enter_context(on_arguments(hooks))
         stack.enter_context(on_outputs([(decoder, note)]))
         for layer, hooked, module, change in places:
             if not isinstance(change, Tensor) or bool(change.any()):
@@ -157,24 +173,15 @@ def changed_at(model: Any, places: Sequence[Place], positions: Positions) -> Ite
                 changer.place(_home(module), base_of(model).dtype)
                 changers.append((layer, changer))
                 stack.enter_context(hooked([(module, changer)]))
-        yield
+        yield model
     silent = sorted({layer for layer, changer in changers if not changer.fired})
     if ran and silent:
         raise Incompatible(f"the edit never acted on layer(s) {silent}: their projections were not called as modules")
 
 
-def require_uncompiled(model: Any) -> None:
-    """Raise `Incompatible` if a graph of the model was compiled already."""
-    if is_compiled(model):
-        raise Incompatible(
-            "the model was compiled before the edit was applied, so its hooks would be ignored silently; "
-            "apply the edit first and compile inside the block, or use the uncompiled model"
-        )
-
-
-def _require_width(delta: Tensor, width: int, where: str) -> None:
-    if delta.shape != (width,):
-        raise ShapeError(f"delta for {where}: expected {(width,)}, got {tuple(delta.shape)}")
+def _require_width(change: Change, width: int, where: str) -> None:
+    if change.shape != (width,):
+        raise ShapeError(f"delta for {where}: expected {(width,)}, got {tuple(change.shape)}")
 
 
 class _Changer:
@@ -231,10 +238,6 @@ def _mask_for(positions: Tensor | TokenMask, x: Float[Tensor, "batch seq width"]
             "token"
         )
     return mask
-
-
-def _unless(switch: Switch, check: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    return lambda given: None if switch.suspended else check(given)
 
 
 def _require_one_position(given: dict[str, Any]) -> None:

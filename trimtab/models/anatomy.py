@@ -85,6 +85,12 @@ def _first_number(module: nn.Module, *names: str) -> int | None:
     return next((value for value in values if isinstance(value, int)), None)
 
 
+def has_tied_embeddings(model: Any) -> bool:
+    """Return whether the output embedding is the input embedding."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is embedding.weight
+
+
 def input_device(model: Any) -> torch.device:
     """Return the device on which the model takes tokens."""
     embedding = model.get_input_embeddings()

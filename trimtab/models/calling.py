@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue
-from trimtab.models.anatomy import base_of
+from trimtab.models.anatomy import base_of, decoder_of, input_device
+from trimtab.models.hooks import edits_suspended
 from trimtab.protocols import Edit, EnterAt
 
 
@@ -38,19 +40,25 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Run the block with gradients, of activations alone, and every module in evaluation mode; restore both after."""
-    training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     try:
         for parameter in trained:
             parameter.requires_grad = False
-        with torch.enable_grad():
+        with evaluation(model), torch.enable_grad():
             yield
     finally:
         for parameter in trained:
             parameter.requires_grad = True
-        for module in training:
-            module.training = True
+
+
+def tried_out(model: Any, tokens: Sequence[int], *hooks: AbstractContextManager[None]) -> None:
+    """Run the model on a few tokens, as if no edit were in place, under hooks that see or change what its parts do."""
+    base = base_of(model)
+    ids = torch.tensor([tokens], device=input_device(base))
+    with contextlib.ExitStack() as stack:
+        for context in (inference(base), edits_suspended(decoder_of(model)), *hooks):
+            stack.enter_context(context)
+        base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
 def logits_limit(model: Any, keep: int) -> dict[str, int]:
@@ -67,6 +75,13 @@ def cache_name(model: Any) -> str:
 def takes_positions(model: Any) -> bool:
     """Return whether the model is told its tokens' positions, rather than counting them itself."""
     return "position_ids" in inspect.signature(base_of(model).forward).parameters
+
+
+def cache_behind(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    """Return the cache of left-padded rows of tokens, for forwards that go on behind them."""
+    positions = {"position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {}
+    given = {"input_ids": input_ids, "attention_mask": attention_mask, **positions, **logits_limit(model, 1)}
+    return getattr(model(**given, use_cache=True), cache_name(model))
 
 
 def entering(edit: Edit | None, model: Any) -> EnterAt:

@@ -14,17 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.errors import BadValue, UnsupportedModel
-from trimtab.models.anatomy import (
-    base_of,
-    decoder_layers,
-    decoder_of,
-    head_sizes,
-    input_device,
-    input_width,
-    text_config,
-)
-from trimtab.models.calling import inference
-from trimtab.models.hooks import edits_suspended, on_inputs
+from trimtab.models.anatomy import base_of, decoder_layers, head_sizes, input_width, text_config
+from trimtab.models.calling import tried_out
+from trimtab.models.hooks import on_inputs
 from trimtab.models.identity import remembered, traits, warn_once
 from trimtab.models.named_heads import layer_around, require_modules, verified_width
 
@@ -151,10 +143,7 @@ def _linear_inputs(
     for layer, modules, inputs in zip(layers, linears, seen, strict=True):
         hooks.append((layer, enter))
         hooks += [(module, partial(_keep, inputs, module)) for module in modules]
-    base = base_of(model)
-    tokens = torch.zeros(1, 4, dtype=torch.long, device=input_device(base))
-    with inference(base), edits_suspended(decoder_of(model)), on_inputs(hooks):
-        base(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    tried_out(model, [0] * 4, on_inputs(hooks))
     return seen
 
 

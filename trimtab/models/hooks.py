@@ -77,6 +77,15 @@ def is_compiled(model: Any) -> bool:
     )
 
 
+def require_uncompiled(model: Any) -> None:
+    """Raise `Incompatible` if a graph of the model was compiled already."""
+    if is_compiled(model):
+        raise Incompatible(
+            "the model was compiled before the edit was applied, so its hooks would be ignored silently; "
+            "apply the edit first and compile inside the block, or use the uncompiled model"
+        )
+
+
 @dataclass(eq=False)
 class Switch:
     """Whether an edit that is in place acts at the moment."""

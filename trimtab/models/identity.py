@@ -17,6 +17,7 @@ from trimtab.embedded import EMBEDDED, EMBEDDED_FOLDER
 from trimtab.errors import Incompatible
 from trimtab.models.anatomy import base_of, stored_weight, text_config
 from trimtab.models.weights import unchanged
+from trimtab.protocols import Edit
 
 T = TypeVar("T")
 
@@ -94,17 +95,13 @@ def name_of(model: Any) -> str:
     return EMBEDDED if Path(name) == EMBEDDED_FOLDER else Path(name).name
 
 
-def require_same_model(
-    made_on: Mapping[str, Any], model: Any, what: str, *, here: Mapping[str, Any] | None = None
-) -> None:
+def require_same_model(made_on: Mapping[str, Any], model: Any, what: str) -> None:
     """Refuse another checkpoint or geometry; warn about another dtype, quantisation or adapter.
-
-    `here` is the model's fingerprint, where it is known already.
 
     Raises:
         Incompatible: naming what differs.
     """
-    here = fingerprint(model) if here is None else here
+    here = fingerprint(model)
     if made_on["geometry"] != here["geometry"]:
         theirs, ours = made_on["geometry"], here["geometry"]
         differing = ", ".join(f"{k} {theirs.get(k)} against {ours[k]}" for k in ours if theirs.get(k) != ours[k])
@@ -123,6 +120,19 @@ def require_same_model(
             there, now = (_in_words(side[key]) for side in (made_on, here))
             made = f"{key} {there}" if there else f"no {key}"
             warnings.warn(f"{what} was made with {made}, the model has {now or 'none'}", stacklevel=3)
+
+
+def common_model(one: Edit, other: Edit) -> dict[str, Any] | None:
+    """Return the fingerprint that two edits share, or the only one; raises `Incompatible` for different models."""
+    ours, theirs = one.record.get("model"), other.record.get("model")
+    if not ours or not theirs:
+        return ours or theirs
+    if ours["geometry"] != theirs["geometry"] or differing_weight(ours, theirs) is not None:
+        raise Incompatible(
+            f"cannot add {one.name} and {other.name}: they were made for different models "
+            f"({ours['name'] or 'unnamed'} and {theirs['name'] or 'unnamed'}); fit both on the same one"
+        )
+    return ours
 
 
 def _in_words(value: Any) -> str:

@@ -11,18 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import UnsupportedModel
-from trimtab.models.anatomy import (
-    base_of,
-    decoder_layers,
-    decoder_of,
-    input_device,
-    input_width,
-    output_width,
-    text_config,
-)
-from trimtab.models.calling import inference
+from trimtab.models.anatomy import base_of, decoder_layers, input_width, output_width, text_config
+from trimtab.models.calling import tried_out
 from trimtab.models.heads import convolves, find_heads
-from trimtab.models.hooks import edits_suspended, on_inputs, on_outputs
+from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.models.identity import remembered, traits
 
 CHANGED = 2
@@ -140,10 +132,7 @@ def _run(
     for i, (layer, modules) in enumerate(zip(layers, linears, strict=True)):
         before += [(module, partial(run.note, i, module)) for module in modules]
         after.append((layer, partial(run.keep, i)))
-    base = base_of(model)
-    tokens = torch.zeros(1, 4, dtype=torch.long, device=input_device(base))
-    with inference(base), edits_suspended(decoder_of(model)), on_inputs(before), on_outputs(after):
-        base(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    tried_out(model, [0] * 4, on_inputs(before), on_outputs(after))
     return run
 
 

@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 from trimtab.datasets.statements import Statement
 from trimtab.errors import BadValue, Incompatible
 from trimtab.models.anatomy import base_of, text_config
-from trimtab.models.anatomy import input_device as input_device
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _inside_without_offsets(tokenizer: Any, ids: Sequence[int], text: str, answe
     prompt = text[:answer_start]
     # the space before the answer may belong to the answer's first token or not
     befores = (tokenizer(before, add_special_tokens=False)["input_ids"] for before in (prompt, prompt.rstrip()))
-    shared = max(_n_shared(ids, before) for before in befores)
+    shared = max(n_common(ids, before) for before in befores)
     specials = set(tokenizer.all_special_ids)
     return [i for i in range(shared, len(ids)) if ids[i] not in specials]
 
@@ -164,9 +163,14 @@ def _opened(tokenizer: Any, ids: list[int], first: list[int]) -> list[int]:
     return ids if ids[written : written + len(first)] == first else [*first, *ids]
 
 
-def _n_shared(ids: Sequence[int], before: Sequence[int]) -> int:
-    pairs = enumerate(zip(ids, before, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(before)))
+def n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the common beginning."""
+    if one is other:
+        return len(one)
+    n = min(len(one), len(other))
+    if one[:n] == other[:n]:
+        return n
+    return next(i for i in range(n) if one[i] != other[i])
 
 
 def require_fits(model: Any, lengths: Sequence[int], texts: Sequence[str]) -> None:
@@ -228,7 +232,6 @@ def length_batches(
     batch_size: int,
     pad: int,
     device: torch.device,
-    side: str = "right",
 ) -> Iterator[Batch]:
     """Yield the sequences in batches of similar length, longest first, so that memory runs out early or not at all.
 
@@ -240,7 +243,7 @@ def length_batches(
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        yield padded_batch(sequences, chosen, pad=pad, device=device, side=side)
+        yield padded_batch(sequences, chosen, pad=pad, device=device)
 
 
 def padded_batch(

@@ -53,11 +53,11 @@ def changes_suspended(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def changed_weights(model: Any, changes: Mapping[str, WeightChange], strength: float | int = 1.0) -> Iterator[None]:
+def changed_weights(model: Any, changes: Mapping[str, WeightChange], strength: float | int = 1.0) -> Iterator[Any]:
     """Add `strength` times each change, by its parameter's name in the base model; take them back on exit, to the bit.
 
-    Sums are made in float32 (float64 for float64 weights) and rounded once. The weights of 4 and 8 bits, which cannot
-    be written, take low-rank changes through hooks: `out + strength * left @ right @ x`.
+    Yields the model. Sums are made in float32 (float64 for float64 weights) and rounded once. The weights of 4 and 8
+    bits, which cannot be written, take low-rank changes through hooks: `out + strength * left @ right @ x`.
 
     Raises:
         Incompatible: the model has no such parameter; another thread has an edit in place; blocks are left in another
@@ -77,7 +77,7 @@ def changed_weights(model: Any, changes: Mapping[str, WeightChange], strength: f
                 raise BadValue(
                     f"{name} is quantised, and a change of all of it cannot be added; load the model plainly"
                 )
-        yield
+        yield model
 
 
 @contextlib.contextmanager
@@ -92,6 +92,13 @@ def own_memory(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, values in zip(parameters, before, strict=True):
             parameter.data = values
+
+
+def untie(model: Any) -> None:
+    """Give the output embedding a weight of its own, and say so in the config."""
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    model.config.tie_word_embeddings = False
 
 
 @torch.no_grad()

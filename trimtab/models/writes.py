@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.errors import BadValue, ShapeError, UnsupportedModel
-from trimtab.models.adding import Affine, Place, changed_at
-from trimtab.models.anatomy import base_of, decoder_layers, decoder_of, input_device, text_config
-from trimtab.models.calling import inference
+from trimtab.errors import UnsupportedModel
+from trimtab.models.adding import Affine, Place, changed_at, require_layers
+from trimtab.models.anatomy import base_of, decoder_layers, text_config
+from trimtab.models.calling import tried_out
 from trimtab.models.heads import find_heads
-from trimtab.models.hooks import edits_suspended, on_inputs, on_outputs
+from trimtab.models.hooks import on_inputs, on_outputs
 from trimtab.models.identity import remembered, traits
 from trimtab.models.mlp import find_mlp_outputs
 
@@ -59,20 +59,18 @@ def _found(model: Any) -> tuple[Write, ...]:
     direction = nn.functional.normalize(torch.randn(width, generator=torch.Generator().manual_seed(4)), dim=0)
     away = projection(direction)
     layers, streams = decoder_layers(model), []
-    tokens = torch.arange(4, device=input_device(base))[None]
     hooks = [(base.get_submodule(w.name), partial(_without, away)) for w in writes]
     reading = [(layer, lambda x: streams.append(x.float().cpu())) for layer in layers]
     entering = on_inputs([(layers[0], partial(_without, away))])
-    with inference(base), edits_suspended(decoder_of(model)), entering, on_outputs([*hooks, *reading]):
-        base(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    tried_out(model, range(4), entering, on_outputs([*hooks, *reading]))
     left = max(float((x @ direction).abs().max() / x.norm(dim=-1).max()) for x in streams)
     # half precision leaves its own rounding behind
     return tuple(writes) if left < max(LEFT, torch.finfo(base.dtype).eps) else ()
 
 
 def _without(change: Affine, x: Tensor) -> Tensor:
-    left, right, _ = (part.to(x.device, torch.promote_types(x.dtype, torch.float32)) for part in change)
-    return (x - x @ right.T @ left.T).to(x.dtype)
+    exact = Affine(*(part.to(x.device, torch.promote_types(x.dtype, torch.float32)) for part in change))
+    return (x + exact.added(x)).to(x.dtype)
 
 
 def projection(
@@ -83,34 +81,19 @@ def projection(
     return Affine(strength * direction[:, None], direction[None], centre)
 
 
-def erased_residual(
-    model: Any, changes: Mapping[int, Affine], positions: Any = "generated"
-) -> AbstractContextManager[None]:
-    """Make an affine change of the residual stream after chosen layers (counted from 0), at `positions`.
-
-    Raises:
-        BadValue, Incompatible, ShapeError: as `add_to_residual`.
-    """
-    layers, places = decoder_layers(model), []
-    for layer, change in changes.items():
-        require_layer(model, layer, change.centre)
-        places.append(Place(layer, on_outputs, layers[layer], change))
-    return changed_at(model, places, positions)
-
-
 def erased_writes(
     model: Any,
     changes: Mapping[int, Affine],
     components: Sequence[str] = COMPONENTS,
     positions: Any = "generated",
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[Any]:
     """Make a linear change of all that the layers write to the stream; the first one's, of the embeddings too.
 
     Where writes cannot be told apart (see `find_writes`) the stream itself is changed after every layer.
 
     Raises:
         UnsupportedModel: some of the components only, where they cannot be told apart.
-        BadValue, Incompatible, ShapeError: as `add_to_residual`.
+        BadValue, Incompatible, ShapeError: as `changed_residual`.
     """
     base, layers, writes = base_of(model), decoder_layers(model), find_writes(model)
     if not writes and set(components) != set(COMPONENTS):
@@ -118,9 +101,9 @@ def erased_writes(
             f"attention and MLP of {type(base).__name__} do not write to the stream as they are (a norm or experts "
             "stand between): they cannot be ablated one by one; ablate all components"
         )
+    require_layers(model, changes)
     places = []
     for layer, change in changes.items():
-        require_layer(model, layer, change.centre)
         if layer == 0 and "embedding" in components:
             places.append(Place(0, on_inputs, layers[0], change))
         if not writes:
@@ -129,12 +112,3 @@ def erased_writes(
         if layer in changes and component in components:
             places.append(Place(layer, on_outputs, base.get_submodule(name), changes[layer]))
     return changed_at(model, places, positions)
-
-
-def require_layer(model: Any, layer: int, vector: Float[Tensor, " width"]) -> None:
-    """Raise `BadValue` for a layer that the model does not have, `ShapeError` for a vector of another width."""
-    n, width = len(decoder_layers(model)), text_config(model).hidden_size
-    if not 0 <= layer < n:
-        raise BadValue(f"no layer {layer}: the model has layers 0-{n - 1}")
-    if vector.shape != (width,):
-        raise ShapeError(f"vector for layer {layer}: expected {(width,)}, got {tuple(vector.shape)}")

@@ -15,12 +15,11 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from trimtab.errors import BadValue, Incompatible, first_line
-from trimtab.models.anatomy import base_of
+from trimtab.models.anatomy import base_of, has_tied_embeddings
 from trimtab.models.identity import require_same_model
 from trimtab.models.processes import on_cpu
-from trimtab.models.tied import has_tied_embeddings, untie
 from trimtab.models.twin import twin_of
-from trimtab.models.weights import WeightChange
+from trimtab.models.weights import WeightChange, untie
 from trimtab.peft.names import method_from_record, method_of_hub
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.tunable import HubAdapter, Tunable
@@ -96,19 +95,9 @@ class TunedEdit(Edit):
 
     def scaled(self, factor: float | int) -> TunedEdit:
         """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""
-        factor = float(factor)
-        if not abs(factor) < float("inf"):
-            raise BadValue(f"strength must be a finite number, got {factor}")
+        scaled = super().scaled(factor)
         self.method.require_scalable(self.tensors)
-        return replace(self, strength=self.strength * factor)
-
-    def with_record(self, **entries: Any) -> TunedEdit:
-        """Return the edit with entries of its record set."""
-        return replace(self, record={**self.record, **entries})
-
-    def renamed(self, name: str) -> TunedEdit:
-        """Return the edit under another name for tables."""
-        return replace(self, name=name)
+        return scaled
 
     @property
     def losses(self) -> Sequence[float]:

@@ -154,8 +154,7 @@ def measured(
     above = mannwhitneyu(true, false, axis=0, method="asymptotic").statistic
     apart, spread = true.mean(0) - false.mean(0), np.sqrt((true.var(0) + false.var(0)) / 2)
     separation = np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 0)
-    found = {"accuracy": right.mean(0), "accuracy_low": low, "accuracy_high": high}
-    found["auroc"] = above / (len(true) * len(false))
-    found["separation"] = separation
+    auroc = above / (len(true) * len(false))
+    found = dict(zip(TENSORS[2:], (right.mean(0), low, high, auroc, separation), strict=True))
     figures = {name: torch.from_numpy(values)[None] for name, values in found.items()}
     return replace(bare, validation_questions=tuple(questions.tolist()), **figures)

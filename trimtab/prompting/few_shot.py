@@ -13,39 +13,36 @@ from trimtab.errors import BadValue
 from trimtab.protocols import Cost, Knobs, Method
 
 
-def as_shots(shots: Sequence[int], name: str) -> tuple[int, ...]:
-    """Return numbers of shots, checked; raises `BadValue` where one is none."""
-    if any(k < 1 for k in shots):
-        raise BadValue(f"{name}: shots are numbers of examples, 1 or more; got {', '.join(map(str, shots))}")
-    return tuple(shots)
-
-
-def possible_shots(shots: tuple[int, ...], n: int) -> tuple[int, ...]:
-    """Return those numbers of shots that n questions allow, or all of them if none does, so that one says why."""
-    return tuple(k for k in shots if k <= n) or shots
-
-
 @dataclass(frozen=True)
-class FewShot(Method):
-    """Training questions with their best answers before the question; the knob is how many."""
+class Shots(Method):
+    """A number of training questions with their best answers before the question."""
 
     shots: tuple[int, ...] = (1, 2, 3, 5, 8)
-    draws: int = 2
-    """Different draws of the examples to choose among, for each number of shots."""
-    name: str = "Few-shot"
     changes_prompt_only = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shots", as_shots(self.shots, self.name))
+        if any(k < 1 for k in self.shots):
+            given = ", ".join(map(str, self.shots))
+            raise BadValue(f"{self.name}: shots are numbers of examples, 1 or more; got {given}")
+        object.__setattr__(self, "shots", tuple(self.shots))
+
+    def limited_to(self, n: int) -> Method:
+        """Return the method without more shots than there are questions, but for one that has no other."""
+        return replace(self, shots=tuple(k for k in self.shots if k <= n) or self.shots)
+
+
+@dataclass(frozen=True)
+class FewShot(Shots):
+    """Training questions with their best answers before the question; the knob is how many."""
+
+    draws: int = 2
+    """Different draws of the examples to choose among, for each number of shots."""
+    name: str = "Few-shot"
 
     @property
     def space(self) -> Mapping[str, Sequence[Any]]:
         """Numbers of shots and draws of the examples."""
         return {"shots": self.shots, "draw": range(self.draws)}
-
-    def limited_to(self, n: int) -> Method:
-        """Return the method without more shots than there are questions, but for one that has no other."""
-        return replace(self, shots=possible_shots(self.shots, n))
 
     def fit(
         self,

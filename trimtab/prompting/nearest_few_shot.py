@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from trimtab.edits.retrieval import Retrieved
-from trimtab.prompting.few_shot import as_shots, possible_shots
-from trimtab.protocols import Cost, Knobs, Method
+from trimtab.prompting.few_shot import Shots
+from trimtab.protocols import Cost, Knobs
 
 
 @dataclass(frozen=True)
-class RetrievedFewShot(Method):
+class RetrievedFewShot(Shots):
     """The training questions nearest to the question (TF-IDF), with their best answers, before it."""
 
-    shots: tuple[int, ...] = (1, 2, 3, 5, 8)
     name: str = "Retrieved few-shot"
-    changes_prompt_only = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shots", as_shots(self.shots, self.name))
 
     @property
     def space(self) -> Mapping[str, Sequence[Any]]:
         """Numbers of shots."""
         return {"shots": self.shots}
-
-    def limited_to(self, n: int) -> Method:
-        """Return the method without more shots than there are questions, but for one that has no other."""
-        return replace(self, shots=possible_shots(self.shots, n))
 
     def fit(
         self,

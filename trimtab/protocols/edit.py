@@ -8,9 +8,10 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +25,7 @@ from trimtab.protocols.plain_repr import FieldsRepr
 from trimtab.protocols.positions import EnterAt, Positions
 from trimtab.storage import written_file
 
+Own = TypeVar("Own", bound="Edit")
 ALL_LAYERS = sys.maxsize
 """`unchanged_layers` of an edit that leaves the model as it is."""
 
@@ -102,11 +104,21 @@ class Edit(FieldsRepr, ABC):
         """How questions were asked while it was made, such as `"chat"`; empty where that is not known."""
         return str(self.record.get("asking", ""))
 
-    def scaled(self, factor: float | int) -> Edit:  # noqa: ARG002
-        """Return the edit with its effect multiplied; raises `BadValue` where that has no meaning."""
-        raise BadValue(f"{self.name} has no strength to set: it cannot be scaled; use it as it is")
+    def scaled(self: Own, factor: float | int) -> Own:
+        """Return the edit with its effect multiplied: that of a dataclass by its field `strength`.
 
-    def at_strength(self, strength: float | int) -> Edit:
+        Raises:
+            BadValue: it has no such field, so that this has no meaning; the factor is not finite.
+        """
+        own = fields(self) if is_dataclass(self) else ()
+        if not any(field.name == "strength" for field in own):
+            raise BadValue(f"{self.name} has no strength to set: it cannot be scaled; use it as it is")
+        factor = float(factor)
+        if not abs(factor) < float("inf"):
+            raise BadValue(f"strength must be a finite number, got {factor}")
+        return self._with("strength", self.strength * factor)
+
+    def at_strength(self: Own, strength: float | int) -> Own:
         """Return the edit at this strength, whatever it had; raises `BadValue` where that has no meaning."""
         if strength == self.strength:
             return self
@@ -128,15 +140,15 @@ class Edit(FieldsRepr, ABC):
         """
         raise BadValue(f"{self.name} has no random counterpart (seed {seed}): it adds no vectors; follow a shift")
 
-    def renamed(self, name: str) -> Edit:
+    def renamed(self: Own, name: str) -> Own:
         """Return the edit under another name for tables."""
         return self._with("name", name)
 
-    def with_record(self, **entries: Any) -> Edit:
+    def with_record(self: Own, **entries: Any) -> Own:
         """Return the edit with entries of its record set."""
         return self._with("record", {**self.record, **entries})
 
-    def _with(self, name: str, value: Any) -> Edit:
+    def _with(self: Own, name: str, value: Any) -> Own:
         other = copy.copy(self)
         object.__setattr__(other, name, value)  # also of a frozen dataclass
         return other

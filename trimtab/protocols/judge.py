@@ -34,9 +34,22 @@ class Judge(ABC):
     def verdicts(self, question: Any, answers: Sequence[str]) -> list[Verdict]:
         """Return the verdict on each answer to the question, from 0 to 1."""
 
-    def __call__(self, question: Any, answer: str) -> Any:
-        """Return the verdict on one answer, as it was given."""
-        return self.verdicts(question, [answer])[0]
+    def __call__(self, question: Any, answer: str) -> Verdict:
+        """Return the verdict on one answer; raises `BadValue` naming the judge if it gives none from 0 to 1."""
+        given: Any = self.verdicts(question, [answer])[0]
+        try:
+            if isinstance(given, str):
+                raise TypeError("a text is not a pair of numbers")
+            verdict = Verdict(float(given[0]), float(given[1]), bool(given[2]) if len(given) > 2 else True)
+        except (TypeError, ValueError, LookupError, RuntimeError) as cause:
+            raise BadValue(f"judge {self.name} returned {given!r:.80}; expected Verdict(true, informative)") from cause
+        if not (0 <= verdict.true <= 1 and 0 <= verdict.informative <= 1):
+            raise BadValue(f"judge {self.name} returned {given!r:.80}; true and informative must lie between 0 and 1")
+        return verdict
+
+    def describe(self) -> dict[str, Any]:
+        """Return its name with what stands beside its figures."""
+        return {"name": self.name, **self.record}
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,16 @@ class Meter(ABC):
         to them: itself if nothing."""
         return self
 
-    def try_out(self, items: Any) -> None:  # noqa: B027
+    def try_out(self, items: Any) -> None:
         """Measure next to nothing, so that what cannot measure says so before anything long is done.
+
+        As of the instrument, like all that is asked of the rows before or without a measurement.
 
         Raises:
             BadValue: such as a judge that cannot be asked.
         """
+        if self.instrument is not self:
+            self.instrument.try_out(items)
 
     @abstractmethod
     def measure(
@@ -109,17 +113,17 @@ class Meter(ABC):
             seed: of whatever is drawn.
         """
 
-    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:  # noqa: ARG002
+    def says_nothing(self, unedited: Mapping[str, Mapping[str, Any]]) -> str | None:
         """Return why the figure can tell nothing of any edit, from the rows of the unedited model; None if it can."""
-        return None
+        return None if self.instrument is self else self.instrument.says_nothing(unedited)
 
-    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:  # noqa: ARG002
+    def mute_on(self, model: Any, tokenizer: Any, items: Any) -> str | None:
         """Return `says_nothing` of a few items, having asked the unedited model, where that costs little; None else."""
-        return None
+        return None if self.instrument is self else self.instrument.mute_on(model, tokenizer, items)
 
-    def without_model(self, train: Any, items: Any) -> Mapping[str, Mapping[str, Any]] | None:  # noqa: ARG002
+    def without_model(self, train: Any, items: Any) -> Mapping[str, Mapping[str, Any]] | None:
         """Return the rows that the texts' style alone gives, learned from the training items; None where none does."""
-        return None
+        return None if self.instrument is self else self.instrument.without_model(train, items)
 
     def summary(self, means: Float[np.ndarray, "... column"]) -> Any:
         """Return the figure from the means of its columns; intervals and tests resample items and go through it."""

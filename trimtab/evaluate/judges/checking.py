@@ -13,7 +13,6 @@ from jaxtyping import Float
 from trimtab.datasets.files import read_rows
 from trimtab.datasets.questions import Question
 from trimtab.errors import BadDataset, BadValue
-from trimtab.evaluate.judges.verdicts import checked_verdict
 from trimtab.intervals import Estimate, bootstrap, share
 from trimtab.plain_values import one_form
 from trimtab.progress import tracked
@@ -106,10 +105,7 @@ def with_people(judge: Judge, labels: Sequence[Label]) -> dict[str, Agreed]:
     Raises:
         BadValue: the judge gives no verdicts.
     """
-    verdicts = [
-        checked_verdict(judge(label.question, label.answer), judge)
-        for label in tracked(list(labels), "judging answers")
-    ]
+    verdicts = [judge(label.question, label.answer) for label in tracked(list(labels), "judging answers")]
     found = {}
     for kind in ("true", "informative"):
         both = [
@@ -178,7 +174,7 @@ def false_accepts(judge: Judge, questions: Sequence[Question]) -> dict[str, dict
     """
     found: dict[str, list[tuple[float, float, float]]] = {}
     for kind, question, text in nonsense(list(questions)[:ON_NONSENSE]):
-        true, informative, *_ = checked_verdict(judge(question, text), judge)
+        true, informative, *_ = judge(question, text)
         yes = true >= 0.5, informative >= 0.5
         found.setdefault(kind, []).append((float(yes[0]), float(yes[1]), float(all(yes))))
     names = ("true", "informative", "both")
@@ -208,7 +204,7 @@ class TriedJudge(Judge):
     @property
     def record(self) -> dict[str, Any]:
         """As of the judge, with what was found."""
-        return {"name": self.judge.name, **self.judge.record, **self.found}
+        return {**self.judge.describe(), **self.found}
 
     def verdicts(self, question: Any, answers: Sequence[str]) -> list[Any]:
         """Return the judge's."""
@@ -222,7 +218,7 @@ def require_tells_apart(judge: Judge, question: Question) -> None:
     """
     asked = [question.best_answer, *(text for _, _, text in nonsense([question]))]
     for text in asked:
-        true, informative, *_ = checked_verdict(judge(question, text), judge)
+        true, informative, *_ = judge(question, text)
         if min(true, informative) < 0.5:
             return
     raise BadValue(
@@ -237,3 +233,30 @@ def tried_judge(judge: Judge, questions: Sequence[Question], labels: Sequence[La
     if labels:
         found["people"] = {kind: of.as_dict() for kind, of in with_people(judge, labels).items()}
     return TriedJudge(judge, found)
+
+
+def judge_line(record: Mapping[str, Any]) -> str:
+    """Return what a judge's `describe` says in words: its name, how far it agrees with people, what nonsense it takes.
+
+    Of a judge that was not checked it is the name alone.
+    """
+    head, said = f"judge: {record['name']}{', INDICATIVE' if record.get('indicative') else ''}", []
+    agreed = []
+    for kind, of in record.get("people", {}).items():
+        rates = [f"{_share(of[key])} of {word}" for key, word in (("on_yes", "yes"), ("on_no", "no")) if of.get(key)]
+        common = f"always the commoner answer: {100 * record['majority'][kind]:.1f} %; " if "majority" in record else ""
+        kappa = of["kappa"]
+        agreed.append(
+            f"{_share(of['agreement'])} for {kind} ({common}kappa {kappa['mean']:.2f} [{kappa['low']:.2f}, "
+            f"{kappa['high']:.2f}]; {', '.join(rates)})"
+        )
+    if agreed:
+        said.append(f"on held-out questions it agrees with people on {', '.join(agreed)}")
+    if accepted := record.get("false_accepts", {}):
+        taken = (f"{kind} {100 * of['both']['mean']:.0f} %" for kind, of in accepted.items())
+        said.append(f"it calls nonsense true and informative: {', '.join(taken)}")
+    return f"{head}: {'; '.join(said)}" if said else head
+
+
+def _share(of: Mapping[str, Any]) -> str:
+    return f"{100 * of['mean']:.1f} % [{100 * of['low']:.1f}, {100 * of['high']:.1f}]"

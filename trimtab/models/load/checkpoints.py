@@ -108,13 +108,8 @@ def load_config(name: str | Path = EMBEDDED, *, revision: str | None = None, ggu
     source: dict[str, Any] = {"local_files_only": True} if local else {"revision": revision}
     with _reading(f"the config of {path} cannot be read", SAVED, path, source):
         config = AutoConfig.from_pretrained(path, **source)
-        _check_decoder_only(config, path)
+        _reader(config, path)
     return config
-
-
-def embedded_folder() -> Path:
-    """Return the folder that holds the embedded model's weights, tokenizer and training record."""
-    return EMBEDDED_FOLDER
 
 
 def gguf_source(
@@ -154,12 +149,12 @@ def gguf_source(
 def _resolve(name: str | Path, revision: str | None, gguf_file: str | None) -> tuple[str, bool]:
     """Return the folder or hub id that transformers is given, and whether it is a folder."""
     if str(name) == EMBEDDED and gguf_file is None:
-        if not embedded_folder().is_dir():
+        if not EMBEDDED_FOLDER.is_dir():
             raise UnsupportedModel(
-                f"the embedded model is missing from {embedded_folder().parent}; install trimtab again, or make the "
+                f"the embedded model is missing from {EMBEDDED_FOLDER.parent}; install trimtab again, or make the "
                 "model with `trimtab build-embedded`"
             )
-        return str(embedded_folder()), True
+        return str(EMBEDDED_FOLDER), True
     found = gguf_source(name, revision=revision, gguf_file=gguf_file)
     if found is not None:
         return str(dequantised(*found)), True
@@ -199,31 +194,43 @@ def _reader_and_options(
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, **source)
-    _check_decoder_only(config, path)
+    reader = _reader(config, path)
     placed = {"": device} if isinstance(device, torch.device) else device
     held = getattr(config, "quantization_config", None)
     if quantization is None:
         if isinstance(held, Mapping) and held.get("quant_method") == "bitsandbytes":
             require_bitsandbytes(f"the quantised model in {path}")
-        return _reader(config), {"dtype": dtype, "device_map": placed}
+        return reader, {"dtype": dtype, "device_map": placed}
     if held is not None:
         raise BadValue(f"{path} holds a model that is quantised already; load it without quantization")
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
     quantized = quantization_config(quantization, dtype, device)
-    return _reader(config), {"dtype": dtype, "device_map": placed, "quantization_config": quantized}
+    return reader, {"dtype": dtype, "device_map": placed, "quantization_config": quantized}
 
 
-def _reader(config: Any) -> Any:
+def _reader(config: Any, path: str) -> Any:
+    """Return the class of transformers that reads a model; raises `UnsupportedModel` for what is no decoder."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
     )
 
-    # a vision-language model is edited in its text tower
-    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        kind = "an encoder-only"
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText  # a vision-language model is edited in its text tower
+    else:
+        kind = "another kind of"
+    raise UnsupportedModel(
+        f"{path} holds {kind} model ({config.model_type}); trimtab edits decoder-only language models"
+    )
 
 
 def _load(path: str, where: str, source: Mapping[str, Any], reader: Any, options: Mapping[str, Any]) -> LoadedModel:
@@ -264,23 +271,3 @@ def _reading(failure: str, advice: str, path: str, source: Mapping[str, Any]) ->
             raise UnsupportedModel(hub) from cause
         first = re.split(r"\n|(?<=[.!?])\s", str(cause).strip())[0].rstrip(".: ") or type(cause).__name__
         raise UnsupportedModel(f"{failure} ({first}); {advice}") from cause
-
-
-def _check_decoder_only(config: Any, path: str) -> None:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        MODEL_FOR_MASKED_LM_MAPPING,
-    )
-
-    if getattr(config, "is_encoder_decoder", False):
-        kind = "an encoder-decoder"
-    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        kind = "an encoder-only"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        kind = "another kind of"
-    else:
-        return
-    raise UnsupportedModel(
-        f"{path} holds {kind} model ({config.model_type}); trimtab edits decoder-only language models"
-    )

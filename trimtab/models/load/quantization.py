@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -64,13 +65,15 @@ def keep_unpacked(model: Any) -> None:
     Its first forward in evaluation mode would round the scales to bfloat16 and leave a format that later gradients,
     merges and dequantisation misread without an error (bitsandbytes 0.50).
     """
-    if find_spec("bitsandbytes") is None or not getattr(model, "is_loaded_in_4bit", False):
-        return
-    from bitsandbytes.nn.modules import Linear4bit
+    for _, module in _four_bit_layers(model):
+        module.support_avx512bf16_for_cpu = False
 
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+
+def _four_bit_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    if find_spec("bitsandbytes") is not None and getattr(model, "is_loaded_in_4bit", False):
+        from bitsandbytes.nn.modules import Linear4bit
+
+        yield from ((name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit))
 
 
 def require_read_rightly(model: Any) -> None:
@@ -79,18 +82,12 @@ def require_read_rightly(model: Any) -> None:
     Blocks run on over the ends of rows. Its kernel for CPUs with AVX-512 begins a new one with each row (bitsandbytes
     0.50), which is the same only where rows are whole blocks.
     """
-    if find_spec("bitsandbytes") is None or not getattr(model, "is_loaded_in_4bit", False):
-        return
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn.modules import Linear4bit
+    for name, module in _four_bit_layers(model):
+        packed, state = module.weight.data, module.weight.quant_state
+        if packed.device.type != "cpu" or state.shape[-1] % state.blocksize == 0:
+            continue
+        from bitsandbytes.functional import dequantize_4bit
 
-    for name, module in model.named_modules():
-        if not isinstance(module, Linear4bit) or module.weight.device.type != "cpu":
-            continue
-        weight: Any = module.weight
-        packed, state = weight.data, weight.quant_state
-        if state.shape[-1] % state.blocksize == 0:
-            continue
         one_row = copy.copy(state)
         one_row.shape = torch.Size((1, state.shape.numel()))
         if not torch.equal(dequantize_4bit(packed, state).flatten(), dequantize_4bit(packed, one_row).flatten()):

@@ -7,10 +7,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trimtab.models.anatomy import base_of, input_width
+from trimtab.models.anatomy import base_of, has_tied_embeddings, input_width
 from trimtab.models.calling import logits_limit
 from trimtab.models.processes import rank_and_count
-from trimtab.models.tied import has_tied_embeddings
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.train.examples import Batches, Examples, bucketed, forward_size
 from trimtab.peft.train.memory import MemoryEstimate, require_memory
