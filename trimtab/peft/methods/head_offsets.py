@@ -20,7 +20,6 @@ from trimtab.models.hooks import on_inputs
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attaching import AttachedParts, frozen_base, hold, master_dtype, require_no_compiled_graph
 from trimtab.peft.parts.sublayers import config_of, head_width
-from trimtab.peft.recipe import Recipe
 from trimtab.peft.tunable import Capabilities
 from trimtab.peft.tuned_edit import TunedEdit
 from trimtab.protocols import Knobs
@@ -77,7 +76,8 @@ class HeadOffsets(TuningMethod):
 
     def offsets_by_head(self, tensors: Mapping[str, Tensor]) -> dict[Head, Float[Tensor, " d_head"]]:
         """Return each head's vector, as `add_to_heads` takes them."""
-        return dict(zip(self.heads, _rows(self.heads, tensors), strict=True))
+        left = {name: iter(rows) for name, rows in tensors.items()}
+        return {head: next(left[f"layers.{head.layer}"]) for head in self.heads}
 
     def fit(
         self,
@@ -108,11 +108,6 @@ class HeadOffsets(TuningMethod):
         seconds = {**edit.record["seconds"], "choose heads": scaled.cost.seconds}
         cost = replace(edit.cost, seconds=edit.cost.seconds + scaled.cost.seconds)
         return replace(edit.with_record(seconds=seconds), cost=cost)
-
-    @classmethod
-    def from_plain(cls, own: Mapping[str, Any], recipe: Recipe) -> Any:
-        """Return the method from the fields that `describe` gave."""
-        return cls(own["top_k"], tuple(Head(*head) for head in own["heads"]), recipe=recipe)
 
     def on(self, heads: Sequence[Head]) -> HeadOffsets:
         """Return the method on these heads."""
@@ -181,15 +176,6 @@ def _by_layer(heads: Iterable[Head], sites: Mapping[int, HeadSite]) -> dict[int,
             raise BadValue(f"no head {head} in layer {layer}: the model has layers 0-{max(sites)} of {n_heads} heads")
         chosen[layer].append(head)
     return chosen
-
-
-def _rows(heads: Sequence[Head], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    taken: dict[int, int] = defaultdict(int)
-    rows = []
-    for layer, _ in heads:
-        rows.append(tensors[f"layers.{layer}"][taken[layer]])
-        taken[layer] += 1
-    return rows
 
 
 class _OnHeads:
