@@ -20,6 +20,7 @@ from trimtab.models.hooks import on_inputs
 from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attaching import AttachedParts, frozen_base, hold, master_dtype, require_no_compiled_graph
 from trimtab.peft.parts.sublayers import config_of, head_width
+from trimtab.peft.recipe import Recipe
 from trimtab.peft.tunable import Capabilities
 from trimtab.peft.tuned_edit import TunedEdit
 from trimtab.protocols import Knobs
@@ -108,6 +109,11 @@ class HeadOffsets(TuningMethod):
         seconds = {**edit.record["seconds"], "choose heads": scaled.cost.seconds}
         cost = replace(edit.cost, seconds=edit.cost.seconds + scaled.cost.seconds)
         return replace(edit.with_record(seconds=seconds), cost=cost)
+
+    @classmethod
+    def from_plain(cls, own: Mapping[str, Any], recipe: Recipe) -> Any:
+        """Return the method from the fields that `describe` gave."""
+        return cls(own["top_k"], tuple(Head(*head) for head in own["heads"]), recipe=recipe)
 
     def on(self, heads: Sequence[Head]) -> HeadOffsets:
         """Return the method on these heads."""
