@@ -42,7 +42,8 @@ class InBatches(Method):
         whole: WeightEdit | None = None
         losses, not_taken, batches = [], [], []
         for start in tracked(range(0, len(facts), self.size), "writing batches"):
-            kept = _both(self.editor.previous, whole)
+            earlier = self.editor.previous
+            kept = earlier + whole if earlier and whole else earlier or whole
             with nullcontext() if whole is None else whole.applied(model):
                 batch = facts[start : start + self.size]
                 edit = replace(self.editor, previous=kept).fit(model, tokenizer, batch, seed=seed)
@@ -63,7 +64,3 @@ class InBatches(Method):
     def describe(self) -> dict[str, Any]:
         """Return plain values that tell one from another."""
         return {"method": type(self).__name__, "name": self.name, "size": self.size, "editor": self.editor.describe()}
-
-
-def _both(one: WeightEdit | None, other: WeightEdit | None) -> WeightEdit | None:
-    return one + other if one and other else one or other

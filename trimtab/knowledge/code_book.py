@@ -75,8 +75,9 @@ class GRACE(Method):
         with stopwatch() as seconds, differentiable(model):
             for start in tracked(range(0, len(facts), self.batch_size), "seeking values"):
                 tails = _Tails.of(model, tokenizer, facts[start : start + self.batch_size])
-                books.append(self._sought(model, layer, tails, shared))
-            keys, values, fact_of = (torch.cat(parts) for parts in zip(*[b[:3] for b in _numbered(books)], strict=True))
+                found = self._sought(model, layer, tails, shared)
+                books.append(found._replace(fact=found.fact + start))
+            keys, values, fact_of = (torch.cat(parts) for parts in zip(*[book[:3] for book in books], strict=True))
             radii = self._radii(model, tokenizer, facts, layer, keys, fact_of)
         losses = [loss for book in books for loss in book.losses]
         lost = [fact.asked for fact, loss in zip(facts, losses, strict=True) if loss >= 1]
@@ -156,15 +157,6 @@ class _Entries(NamedTuple):
     """The fact that each is of."""
     losses: list[float]
     """Of each fact, in nats per token of its answer."""
-
-
-def _numbered(books: Sequence[_Entries]) -> list[_Entries]:
-    """Return the batches' entries with their facts counted through."""
-    found, n = [], 0
-    for book in books:
-        found.append(book._replace(fact=book.fact + n))
-        n += len(book.losses)
-    return found
 
 
 class _Tails(NamedTuple):

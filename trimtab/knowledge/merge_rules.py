@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ class TIES(MergeRule):
         """Return the disjoint mean of the trimmed vectors."""
         trimmed = [_trimmed(vector, self.density, whole=self.trim == "vector") for vector in vectors]
         found = {}
-        for name in _names(trimmed):
+        for name in dict.fromkeys(name for vector in trimmed for name in vector):
             here = [(vector[name], weight) for vector, weight in zip(trimmed, weights, strict=True) if name in vector]
             total, divisor = torch.zeros_like(here[0][0]), torch.zeros_like(here[0][0])
             for tau, weight in here:
@@ -115,10 +115,6 @@ def require_density(density: float | int) -> None:
             f"density is the share of entries that stays, above 0 and at most 1; got {density:g} (DARE drops the rest, "
             "p = 1 - density)"
         )
-
-
-def _names(vectors: Iterable[Vector]) -> list[str]:
-    return list(dict.fromkeys(name for vector in vectors for name in vector))
 
 
 def _trimmed(vector: Vector, density: float | int, *, whole: bool) -> Vector:

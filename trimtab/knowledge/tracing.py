@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -91,8 +91,9 @@ def trace(model: Any, tokenizer: Any, facts: Any, *, how: Tracing | None = None,
         texts = {fact.key: subject_last(tokenizer, fact.asked, fact.span) for fact in facts}
         known, skipped = _known(model, tokenizer, facts, texts)
         if not known:
+            first, why = next(iter(skipped.items()))
             raise BadDataset(
-                f"the model gives the true answer to none of {len(facts)} fact(s), such as {_first(skipped)}; give "
+                f"the model gives the true answer to none of {len(facts)} fact(s), such as {first!r} ({why}); give "
                 "facts that it knows (trimtab.evaluate.known_facts)"
             )
         embed = model.get_input_embeddings()
@@ -103,7 +104,8 @@ def trace(model: Any, tokenizer: Any, facts: Any, *, how: Tracing | None = None,
         for key in tracked(list(known), "tracing"):
             drawn = torch.Generator().manual_seed(int(hash_of([seed, key])[:15], 16))
             found.append(cells.traced(key, texts[key], known[key], how.noise * spread, drawn))
-    record = {"model": fingerprint(model), "noise": how.noise * spread, "seed": seed, **_plain(how)}
+    asked = {"samples": how.samples, "every": how.every, "restored": how.restored}
+    record = {"model": fingerprint(model), "noise": how.noise * spread, "seed": seed, **asked}
     return Trace(tuple(found), skipped, layers, window, record)
 
 
@@ -115,15 +117,6 @@ def _modules(model: Any, restored: Sequence[Restored]) -> dict[Restored, list[nn
         "attention": lambda: [site.module for site in find_heads(model)],
     }
     return {kind: of[kind]() for kind in restored}
-
-
-def _plain(how: Tracing) -> dict[str, Any]:
-    return {name: value for name, value in asdict(how).items() if name in ("samples", "every", "restored")}
-
-
-def _first(skipped: Mapping[str, str]) -> str:
-    key, why = next(iter(skipped.items()))
-    return f"{key!r} ({why})"
 
 
 def _known(

@@ -8,8 +8,15 @@ from typing import Any
 
 from trimtab.errors import BadValue
 
-SCHEDULES = ("linear", "cosine", "constant")
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""By name, as the Hugging Face Trainer calls them."""
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+"""Likewise; all but the first are bitsandbytes'."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class Recipe:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise BadValue(f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}")
         for name, known in (
-            ("schedule", SCHEDULES),
-            ("optimizer", OPTIMIZERS),
+            ("schedule", tuple(SCHEDULES)),
+            ("optimizer", tuple(OPTIMIZERS)),
             ("precision", (None, "bf16", "fp16")),
             ("objective", ("true", "true_and_false")),
         ):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import BadValue
 from trimtab.models.stored_bits import has_four_bit
 from trimtab.peft.parts.attached import Attached
 from trimtab.peft.recipe import Recipe
@@ -115,9 +115,9 @@ class Tunable(Method):
         """Return the adapter in PEFT's own format, or None if the method does not exist there."""
         return None
 
-    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return the tensors that `to_hub` was given."""
-        raise Incompatible(f"{self.name} has no form in Hugging Face PEFT; save and load it with trimtab alone")
+    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
+        """Return the tensors that `to_hub` was given; here of methods that keep them under PEFT's names."""
+        return dict(adapter.tensors)
 
     def with_knobs(self: Own, knobs: Knobs | None) -> Own:
         """Return the method with fields of its own or of its recipe set.

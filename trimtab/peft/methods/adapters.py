@@ -27,7 +27,6 @@ from trimtab.peft.methods.base import TuningMethod
 from trimtab.peft.parts.attached import Attached, Trained, copy_strictly
 from trimtab.peft.parts.attaching import require_no_compiled_graph, require_whole
 from trimtab.peft.parts.snapshot import Snapshot
-from trimtab.peft.tunable import HubAdapter
 
 NAME = "default"
 
@@ -188,10 +187,6 @@ class HubBased(TuningMethod):
         """Return how many numbers would be trained, counted on a model without weights."""
         attached = self.attach(skeleton(model_or_config), seed=0)
         return attached.trained().n
-
-    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
-        """Return the adapter's tensors: they are kept under PEFT's names."""
-        return adapter.tensors
 
 
 def plain_config(config: Any) -> dict[str, Any]:

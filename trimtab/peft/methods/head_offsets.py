@@ -77,7 +77,8 @@ class HeadOffsets(TuningMethod):
 
     def offsets_by_head(self, tensors: Mapping[str, Tensor]) -> dict[Head, Float[Tensor, " d_head"]]:
         """Return each head's vector, as `add_to_heads` takes them."""
-        return dict(zip(self.heads, _rows(self.heads, tensors), strict=True))
+        left = {name: iter(rows) for name, rows in tensors.items()}
+        return {head: next(left[f"layers.{head.layer}"]) for head in self.heads}
 
     def fit(
         self,
@@ -181,15 +182,6 @@ def _by_layer(heads: Iterable[Head], sites: Mapping[int, HeadSite]) -> dict[int,
             raise BadValue(f"no head {head} in layer {layer}: the model has layers 0-{max(sites)} of {n_heads} heads")
         chosen[layer].append(head)
     return chosen
-
-
-def _rows(heads: Sequence[Head], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    taken: dict[int, int] = defaultdict(int)
-    rows = []
-    for layer, _ in heads:
-        rows.append(tensors[f"layers.{layer}"][taken[layer]])
-        taken[layer] += 1
-    return rows
 
 
 class _OnHeads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -74,7 +75,7 @@ class IntrinsicDimension(TuningMethod):
             if n_scales:
                 scales = places["scales"] = nn.Parameter(torch.ones(n_scales, dtype=dtype, device=device))
                 hold(base, "intrinsic_scales", scales, undo)
-            offsets = dict(zip(map(id, weights), _starts(weights), strict=True))
+            offsets = dict(zip(map(id, weights), accumulate((w.numel() for w in weights), initial=0), strict=False))
             for module, name, weight in _owned(base, offsets):
                 move = _Moved(z, scales, places["seed"], offsets[id(weight)], groups.get(id(weight), -1), total)
                 order = list(module._parameters)
@@ -102,14 +103,6 @@ class IntrinsicDimension(TuningMethod):
 def _groups(model: Any) -> dict[int, int]:
     """Return the place of each layer's scale by the identity of its weights; the last scale is of all others."""
     return {id(p): index for index, layer in enumerate(decoder_layers(model)) for p in layer.parameters()}
-
-
-def _starts(weights: list[nn.Parameter]) -> list[int]:
-    starts, start = [], 0
-    for weight in weights:
-        starts.append(start)
-        start += weight.numel()
-    return starts
 
 
 def _owned(base: nn.Module, known: dict[int, int]) -> list[tuple[nn.Module, str, nn.Parameter]]:

@@ -79,7 +79,13 @@ class LoRA(HubBased):
         """Return PEFT's configuration. A fused projection gets one block of rank r for each of q and v."""
         if self.targets == "all":
             return self._config("all-linear")
-        targets = query_and_value_names(model) if isinstance(self.targets, str) else list(self.targets)
+        kind = text_config(model).model_type
+        targets = QUERY_AND_VALUE.get(kind) if self.targets == "qv" else self.targets
+        if targets is None:
+            raise BadValue(
+                f"PEFT lists no query and value projections for model type {kind!r}; name them: targets=('...', '...')"
+            )
+        targets = list(targets)
         require_target_modules(model, targets, self.name)
         return self._config(targets, blocks=2 if self.targets == "qv" and len(targets) == 1 else 1)
 
@@ -121,13 +127,9 @@ class LoRA(HubBased):
                 query, _, value = fused_width(base)
                 attached.free = dict.fromkeys(names, self.r * (query + value))
             else:
-                attached.restrict(dict.fromkeys(names, self._block_mask(fused_rows(base, first))))
-
-    def _block_mask(self, rows: Mapping[str, Tensor]) -> Tensor:
-        mask = torch.zeros(len(rows["q"]), 2 * self.r)
-        mask[rows["q"], : self.r] = 1
-        mask[rows["v"], self.r :] = 1
-        return mask
+                rows = fused_rows(base, first)
+                blocks = torch.stack([rows["q"], rows["v"]], 1).float()
+                attached.restrict(dict.fromkeys(names, blocks.repeat_interleave(self.r, 1)))
 
     def scaled_tensors(self, tensors: Mapping[str, Tensor], factor: float | int) -> dict[str, Tensor]:
         """Return the tensors with the update multiplied."""
@@ -141,14 +143,3 @@ class LoRA(HubBased):
         names = self.targets if chosen else sorted({path.split(".")[-1] for path in paths})
         config = self._config(list(names), blocks=max(ranks, default=self.r) // self.r)
         return HubAdapter(finished_config(config, base_name), dict(tensors))
-
-
-def query_and_value_names(model: Any) -> list[str]:
-    """Return PEFT's names of a model type's query and value projections, or of the fused one."""
-    kind = text_config(model).model_type
-    names = QUERY_AND_VALUE.get(kind)
-    if names is None:
-        raise BadValue(
-            f"PEFT lists no query and value projections for model type {kind!r}; name them: targets=('...', '...')"
-        )
-    return list(names)

@@ -96,10 +96,6 @@ class PrefixTuning(TuningMethod):
         config = {**hub_config("PREFIX_TUNING", self.n_tokens, base_name), "prefix_projection": False}
         return HubAdapter(config, {PROMPT: tensors[PROMPT]})
 
-    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
-        """Return the prefix from PEFT's tensors."""
-        return dict(adapter.tensors)
-
 
 class PrefixParts(Attached):
     """A prefix on a model: its parameters, or the network that makes it, or a finished prefix that was loaded."""

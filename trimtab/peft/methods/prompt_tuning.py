@@ -67,10 +67,6 @@ class PromptTuning(TuningMethod):
         """Return the prompt as PEFT stores it."""
         return HubAdapter(hub_config("PROMPT_TUNING", self.n_tokens, base_name), {PROMPT: tensors[PROMPT]})
 
-    def from_hub(self, adapter: HubAdapter) -> dict[str, Tensor]:
-        """Return the prompt from PEFT's tensors."""
-        return dict(adapter.tensors)
-
 
 def require_tokens(n_tokens: int) -> None:
     """Raise `BadValue` unless there is at least one virtual token."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -48,14 +46,6 @@ def _leading_back(block: nn.Module, width: int | None) -> nn.Module:
     mixture = any(isinstance(m, nn.ModuleList) for m in modules) or any(p.ndim > 2 for p in block.parameters())
     leading = [m for m in modules if output_width(m) == width]
     return leading[0] if len(leading) == 1 and not mixture else block
-
-
-def has_separate_experts(names: Iterable[str]) -> bool:
-    """Return whether some weights, by their names, are of experts that are modules of their own.
-
-    A process that sent such an expert no token has no gradient of it, and others would wait for one.
-    """
-    return any(re.search(r"\.experts\.\d", name) for name in names)
 
 
 def config_of(model_or_config: Any) -> Any:

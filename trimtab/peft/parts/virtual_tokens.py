@@ -60,7 +60,8 @@ class VirtualTokens:
             return None
         tokens = given.get("input_ids")
         tokens = given["inputs_embeds"] if tokens is None else tokens
-        past = _length(given.get(self.cache_name))
+        cache = given.get(self.cache_name)
+        past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0 or torch.is_grad_enabled() or not self.current:
             self.making = True
             try:
@@ -131,10 +132,6 @@ def _positions(mask: Any, past: int, length: int, device: torch.device) -> Tenso
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
     return torch.arange(past, past + length, device=device)[None]
-
-
-def _length(cache: Any) -> int:
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def cache_argument(module: nn.Module) -> str:

@@ -6,20 +6,17 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from trimtab.errors import BadValue
-from trimtab.models.processes import is_split, wait, whole
-from trimtab.storage import write_json
-
-if TYPE_CHECKING:
-    from trimtab.peft.train.training import TuningTrainer
+from trimtab.models.processes import is_split, whole
 
 COMPLETE = "complete.json"
+"""The mark of a checkpoint in which everything was written; it holds what was seen so far."""
 GRADIENT_STEPS = 3
 """By the end of this step every trainable tensor must have had a gradient; a shorter run warns at its end."""
 MOVED = 0.1
@@ -126,20 +123,6 @@ def _some(tensor: Any) -> Tensor:
     # of this process's part
     flat = (tensor.to_local() if is_split(tensor) else tensor).detach().flatten()
     return flat[:: max(1, flat.numel() // 256)]
-
-
-class CheckpointMark(TrainerCallback):
-    """Marks a checkpoint as whole once everything in it was written; the mark holds what was seen so far."""
-
-    trainer: TuningTrainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Write the mark."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        tokens, examples = self.trainer.seen_by_all()
-        wait()  # each process writes its random state beside
-        if state.is_world_process_zero:
-            write_json(folder / COMPLETE, {"tokens": tokens, "examples": examples})
 
 
 def last_checkpoint(folder: Path, before: float | int = math.inf) -> Path | None:

@@ -95,7 +95,7 @@ def encode_examples(
         for i, (one, own) in enumerate(zip(signed, tokens, strict=True))
     ]
     if recipe.objective == "true_and_false":
-        rows += [_plain_text(tokenizer, prose(i), limit) for i in range(len(train))]
+        rows += [Encoded(tokenizer(prose(i))["input_ids"][:limit], 1) for i in range(len(train))]
     return Examples(rows)
 
 
@@ -130,10 +130,6 @@ def _encoded(
     if limit is not None and len(ids) > limit:
         raise BadDataset(f"{shown} has {len(ids)} tokens, more than the {limit} that fit; shorten it or leave it out")
     return Encoded(ids, tokens.start, sign)
-
-
-def _plain_text(tokenizer: Any, text: str, limit: int | None) -> Encoded:
-    return Encoded(tokenizer(text)["input_ids"][:limit], 1)
 
 
 @dataclass(frozen=True)

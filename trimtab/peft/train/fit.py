@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,10 +21,9 @@ from trimtab.datasets.given import Rows, as_items
 from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.questions import QuestionSet
 from trimtab.datasets.statements import SftExample
-from trimtab.errors import BadValue, Incompatible
+from trimtab.errors import BadValue
 from trimtab.evaluate.cost import peak_memory
 from trimtab.models.anatomy import base_of, input_device
-from trimtab.models.hooks import is_compiled
 from trimtab.models.identity import fingerprint
 from trimtab.models.processes import (
     COMPILER,
@@ -39,7 +38,7 @@ from trimtab.models.processes import (
 from trimtab.models.tokens import pad_id
 from trimtab.models.twin import twin_of
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.parts.attaching import require_whole
+from trimtab.peft.parts.attaching import require_no_compiled_graph, require_whole
 from trimtab.peft.parts.snapshot import Snapshot
 from trimtab.peft.recipe import Recipe
 from trimtab.peft.train.examples import Batches, Collator, Examples, encode_examples
@@ -67,8 +66,7 @@ def fit_method(
     resume: bool,
 ) -> TunedEdit:
     """Return the tuned edit; see `TuningMethod.fit`, which keeps the random state around it."""
-    if is_compiled(model):
-        raise Incompatible("the model was compiled before it is tuned; tune the uncompiled model")
+    require_no_compiled_graph(model)
     pairs = isinstance(train, list | tuple) and all(isinstance(e, SftExample) for e in train)
     examples: Any = train if pairs else as_items(train)
     require_whole(model)
@@ -89,40 +87,24 @@ def fit_method(
     }
     if (processes := rank_and_count()[1]) > 1:
         specification["processes"] = processes
-    run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding)
+    run = _Run(method, tokenizer, data, specification, seed, out, resume, device, sharding, start)
     with peak_memory(device) as peak:
-        learned = run.on(model)
-    size = sum(t.numel() * t.element_size() for t in learned.tensors.values())
+        plan, tensors, found = run.on(model)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
     record = {
         **specification,
         "data": {"fingerprint": data.fingerprint, "name": getattr(examples, "name", "pairs"), "n": len(data)},
-        "plan": learned.plan.as_dict(),
-        "sharded": sharding is not None,
-        "seconds": {"prepare": learned.prepared - start, "train": learned.trained - learned.prepared},
-        "examples_seen": learned.examples_seen,
-        "tokens_seen": learned.tokens_seen,
-        "steps": learned.steps,
-        "losses": learned.losses,
+        **found,
         "peak_bytes": {peak.kind: peak.bytes},
         "questions": [q.key for q in examples] if isinstance(examples, QuestionSet) else [],
         "asking": examples.asked_as("auto", tokenizer).asking if isinstance(examples, ItemSet) else "",
     }
-    cost = Cost(time.perf_counter() - start, learned.plan.n_trainable, size)
-    return TunedEdit(method, learned.tensors, method.name, cost, record)
+    cost = Cost(time.perf_counter() - start, plan.n_trainable, size)
+    return TunedEdit(method, tensors, method.name, cost, record)
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """What a run gives; two of its times on the clock of `time.perf_counter`."""
-
-    tensors: dict[str, Tensor]
-    plan: TuningPlan
-    prepared: float
-    trained: float
-    tokens_seen: int
-    examples_seen: int
-    steps: int
-    losses: list[float]
+_Learned: TypeAlias = tuple[TuningPlan, dict[str, Tensor], dict[str, Any]]
+"""What was planned, what was learned, and what the record says of the run."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +120,8 @@ class _Run:
     resume: bool
     device: torch.device
     sharding: Sharding | None
+    start: float
+    """By `time.perf_counter`."""
 
     def on(self, model: Any) -> _Learned:
         """Return what training on the model gives; it is then as before."""
@@ -167,16 +151,16 @@ class _Run:
                 run_trainer(trainer, folder.checkpoint)
             trained = time.perf_counter()
             tokens_seen, examples_seen = trainer.seen_by_all()
-        return _Learned(
-            tensors=on_cpu(attached.tensors()),
-            plan=plan,
-            prepared=prepared,
-            trained=trained,
-            tokens_seen=tokens_seen,
-            examples_seen=examples_seen,
-            steps=trainer.state.global_step,
-            losses=[round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
-        )
+        found = {
+            "plan": plan.as_dict(),
+            "sharded": self.sharding is not None,
+            "seconds": {"prepare": prepared - self.start, "train": trained - prepared},
+            "examples_seen": examples_seen,
+            "tokens_seen": tokens_seen,
+            "steps": trainer.state.global_step,
+            "losses": [round(h["loss"], 6) for h in trainer.state.log_history if "loss" in h],
+        }
+        return plan, on_cpu(attached.tensors()), found
 
 
 def _require_launched_for(device: torch.device, recipe: Recipe) -> None:

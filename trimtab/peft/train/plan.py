@@ -11,7 +11,7 @@ from trimtab.models.anatomy import base_of, has_tied_embeddings, input_width
 from trimtab.models.calling import logits_limit
 from trimtab.models.processes import rank_and_count
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.train.examples import Batches, Examples, bucketed, forward_size
+from trimtab.peft.train.examples import Batches, bucketed, forward_size
 from trimtab.peft.train.memory import MemoryEstimate, require_memory
 from trimtab.peft.train.sharding import Sharding
 from trimtab.peft.tunable import Tunable
@@ -52,13 +52,16 @@ class TuningPlan:
         shown = ", ".join(f"{kind} {n}/{total}" for kind, (n, total) in touched.items()) or ", ".join(
             f"{name} x{n}" for name, n in list(self.parts.items())[:6]
         )
+        rounded = ", stepped on in float32 and rounded; a float32 model learns more of a short run"
+        copies = rounded if "float16" in self.dtypes[1] else ""
+        where = " in each process, beside the model it was given" if self.memory.sharded else ""
         lines = [
             ("method", self.method),
             ("modules", shown),
             ("trainable", f"{self.n_trainable:,} of {self.n_total:,} ({100 * self.n_trainable / self.n_total:.3f} %)"),
             ("on disk", _size(self.bytes_on_disk)),
-            ("dtype", f"model {self.dtypes[0]}, trained parts {self.dtypes[1]}{_copies(self.dtypes[1])}"),
-            ("memory", f"about {_size(self.memory.total)}{_where(self.memory)}: {_by_holder(self.memory)}"),
+            ("dtype", f"model {self.dtypes[0]}, trained parts {self.dtypes[1]}{copies}"),
+            ("memory", f"about {_size(self.memory.total)}{where}: {_by_holder(self.memory)}"),
             ("data", f"{self.n_examples} examples, {self.n_tokens:,} tokens, {self.n_labelled:,} of them learned; "
              f"{self.steps} steps{', packed' if self.packing else ''}"),
             ("example", self.example.replace("\n", "\\n")),
@@ -79,6 +82,7 @@ def make_plan(
 ) -> TuningPlan:
     """Return the plan. Raises `BadValue` if the estimated memory is not there."""
     base, recipe, data = base_of(attached.model), method.recipe, batches.data
+    first = data.encoded[0]
     trainable = attached.trainable()
     trained = attached.trained()
     stored = attached.tensors()
@@ -107,7 +111,7 @@ def make_plan(
         n_examples=len(data),
         n_tokens=sum(lengths),
         n_labelled=sum(e.n_labelled for e in data.encoded),
-        example=_marked(tokenizer, data),
+        example=f"{tokenizer.decode(first.ids[: first.start])}⟦{tokenizer.decode(first.ids[first.start :])}⟧",
     )
 
 
@@ -128,21 +132,6 @@ def _coverage(base: Any, trainable: dict[str, Any]) -> dict[str, tuple[int, int]
         there[kind] += 1
         touched[kind] += any(id(p) in owners for p in module.parameters())
     return {kind: (touched[kind], n) for kind, n in there.items()}
-
-
-def _marked(tokenizer: Any, data: Examples) -> str:
-    first = data.encoded[0]
-    return f"{tokenizer.decode(first.ids[: first.start])}⟦{tokenizer.decode(first.ids[first.start :])}⟧"
-
-
-def _copies(dtypes: str) -> str:
-    return (
-        ", stepped on in float32 and rounded; a float32 model learns more of a short run" if "float16" in dtypes else ""
-    )
-
-
-def _where(memory: MemoryEstimate) -> str:
-    return " in each process, beside the model it was given" if memory.sharded else ""
 
 
 def _by_holder(memory: MemoryEstimate) -> str:

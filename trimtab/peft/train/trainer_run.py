@@ -19,18 +19,10 @@ from trimtab.errors import BadValue, OutOfMemory, first_line
 from trimtab.models.anatomy import base_of, input_device
 from trimtab.models.processes import rank_and_count
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.recipe import Recipe
+from trimtab.peft.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from trimtab.peft.train.examples import Batches
 from trimtab.peft.train.training import TuningTrainer
 from trimtab.peft.tunable import Tunable
-
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-OPTIMIZERS = {
-    "adamw": "adamw_torch",
-    "adamw_8bit": "adamw_8bit",
-    "paged_adamw": "paged_adamw_32bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-}
 
 
 def n_steps(n_examples: int, recipe: Recipe) -> int:

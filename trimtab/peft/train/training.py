@@ -20,12 +20,12 @@ from transformers import PrinterCallback, Trainer
 from trimtab.errors import Incompatible
 from trimtab.models.anatomy import base_of
 from trimtab.models.calling import logits_limit
-from trimtab.models.processes import is_split, on_cpu, split_like, whole
+from trimtab.models.processes import is_split, on_cpu, split_like, wait, whole
 from trimtab.peft.parts.attached import Attached
-from trimtab.peft.train.checks import COMPLETE, CheckpointMark, GradientCheck, MovementCheck
+from trimtab.peft.train.checks import COMPLETE, GradientCheck, MovementCheck
 from trimtab.peft.train.examples import IGNORED, bucketed
 from trimtab.peft.train.masters import Masters
-from trimtab.storage import write_errors
+from trimtab.storage import write_errors, write_json
 
 STATE = "trimtab.safetensors"
 
@@ -73,9 +73,6 @@ class TuningTrainer(Trainer):
             # prepared already, they are not wrapped for averaging gradients: FSDP does that, and DDP cannot
             self.accelerator.prepare_model(tuned, device_placement=False, evaluation_mode=True)
         self.remove_callback(PrinterCallback)
-        mark = CheckpointMark()
-        mark.trainer = self
-        self.add_callback(mark)
         self.check = GradientCheck(attached.trainable())
         self.add_callback(self.check)
         self.masters = Masters(attached.trainable())
@@ -131,9 +128,14 @@ class TuningTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         place = f"a checkpoint of step {self.state.global_step} in {self.args.output_dir}"
+        tokens, examples = self.seen_by_all()
         try:
             with write_errors(place):
                 super()._save_checkpoint(*args, **kwargs)
+                wait()  # each process writes its random state beside
+                if self.args.should_save:
+                    folder = Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"
+                    write_json(folder / COMPLETE, {"tokens": tokens, "examples": examples})
         except RuntimeError as cause:  # as which torch reports a disk that takes no more
             if "PytorchStreamWriter" not in str(cause):
                 raise
