@@ -15,7 +15,6 @@ from trimtab.before import NOTHING, Before
 from trimtab.datasets.primer import INSTRUCTION, QA_PRIMER
 from trimtab.datasets.statements import MARK, Format, Statement, bare, one_line, plain, statement
 from trimtab.errors import BadValue, nearest
-from trimtab.protocols import Edit
 
 ASKINGS = ("auto", "plain", "bare", "primer", "chat")
 """The names of ways to ask; `"auto"` is `"chat"` for a model with a chat template, else `"plain"`."""
@@ -192,7 +191,7 @@ def asking_for(asking: str, tokenizer: Any, items: Any = None) -> Form:
     return FORMS[asking]
 
 
-def asked_by(edit: Edit, form: Form, question: str) -> Asked:
+def asked_by(edit: Any, form: Form, question: str) -> Asked:
     """Return the question behind what the edit sets before it, or in the edit's own whole context if it has one."""
     before = edit.before(question)
     whole = edit.prompt(question) if before is None else None
