@@ -277,8 +277,8 @@ def require_prompts(pairs: Sequence[ContrastPair]) -> None:
 
 def checked_score(scorer: Scorer, pair: ContrastPair, text: str) -> float:
     """Return what a scorer says of a text; raises `BadValue` naming it if that is no number from 0 to 1."""
-    name = as_judge(scorer).name
-    (given,) = as_judge(scorer).verdicts(pair, [text])
+    name, said = as_judge(scorer).name, list[Any](as_judge(scorer).verdicts(pair, [text]))
+    (given,) = said
     try:
         score = float(given)
     except (TypeError, ValueError) as cause:
