@@ -76,8 +76,8 @@ def test_retrieval_asks_the_model_what_its_prompt_says_and_drifts_by_it():
 
 def test_ties_go_to_the_earlier_text_and_words_nobody_knows_are_no_error():
     index = TfidfIndex(["a cat", "a dog", "a cat"])
-    assert index.nearest("cat", 3) == [0, 2, 1]
-    assert index.nearest("zebra", 2) == [0, 1]
+    assert index.nearest("cat", 3) == (0, 2, 1)
+    assert index.nearest("zebra", 2) == (0, 1)
 
 
 def test_passages_are_paragraphs_of_files_and_of_a_folder_and_long_ones_are_cut(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,20 @@ def test_the_second_load_reads_the_cache_and_says_nothing(file: Path, monkeypatc
     again = tt.load_model(file, dtype="bfloat16").model
     assert again.dtype == torch.bfloat16 and first.dtype == torch.float32
     assert torch.equal(first.lm_head.weight.bfloat16(), again.lm_head.weight)
+
+
+def test_what_another_release_of_transformers_made_is_made_anew(file: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="dequantised, once, into"):
+        tt.load_model(file)
+    (record,) = (tmp_path / "cache").rglob("record.json")
+    held = json.loads(record.read_text())
+    for version, again in ((held["versions"]["transformers"], False), ("5.17.0", True)):
+        held["versions"]["transformers"] = version
+        record.write_text(json.dumps(held))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            tt.load_model(file)
+        assert any("dequantised" in str(one.message) for one in said) == again
 
 
 @pytest.mark.filterwarnings("ignore:.*weights are dequantised")

@@ -76,6 +76,7 @@ def test_a_run_on_4_bits_says_what_it_did_in_words(small, tmp_path):
     assert made.exit_code == 0, made.output
     for words in (
         "Pfeiffer adapter w=16:",
+        "steps are few, and what was learned may not show",
         "seconds: prepare",
         "peak memory: process",
         "a generated token",

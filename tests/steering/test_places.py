@@ -16,6 +16,7 @@ from trimtab.datasets import ContrastPair, PairSet, Statement
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import divergence, drift
+from trimtab.probes import fit_mass_mean
 from trimtab.protocols import Measured, Meter
 from trimtab.steer import ShiftSpec, places, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
@@ -23,6 +24,7 @@ from trimtab.steer.pipeline import fit
 from trimtab.steer.places import FEW, Tries, choose_place
 from trimtab.steer.reading import ReadAnswers, Reader, read_texts
 from trimtab.steer.screen import screen
+from trimtab.steer.sites import SiteProbes
 
 
 @pytest.fixture(scope="module", params=[every_layer, every_head], ids=["layers", "heads"])
@@ -120,6 +122,14 @@ def test_a_common_difference_is_told_from_none_and_length_is_named():
     assert len(screen(activations(common), activations(common), even, Head(5, 0)).remarks) == 1
 
 
+def test_of_pairs_all_layers_but_the_first_quarter_are_tried_unless_named():
+    values = torch.randn(20, 8, 1, 16, generator=torch.Generator().manual_seed(0))
+    acts = HeadActivations(values, torch.arange(20) % 2 == 0, tuple(f"{i // 2}" for i in range(20)), tuple(range(8)))
+    found, spec = SiteProbes(acts, acts, fit_mass_mean(acts)), ShiftSpec(site="residual", rank_by="effect")
+    assert {place.layer for place in spec.places(found)} == set(range(2, 8))
+    assert {place.layer for place in replace(spec, layers=[0, 1]).places(found)} == {0, 1}
+
+
 def sweep_of(before: float, after: float, by_chance: float, low: float) -> dict[str, Any]:
     row = {"top_k": 1, "strength": 1.0, "kl": 0.3, "score": after, "sites": (1,), "control": ""}
     trials = [{**row, "score": before}, row, {**row, "score": by_chance, "control": "random directions"}]
@@ -159,7 +169,7 @@ def test_a_fit_of_sides_that_differ_in_no_common_direction_is_not_said_to_work()
     assert found.verdict == "works weakly" and "do not differ in a common direction" in found.sentence
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     fitted = fit(model, tokenizer, PAIRS)
-    assert fitted.screened is not None
+    assert fitted.screened is not None and fitted.shift.record["sweep"]["kl_budget"] == 0.25
     common = replace(fitted.screened, consistency=0.2, by_chance=0.1, separation=2.0, separation_by_chance=1.0)
     of_each = (common, replace(common, consistency=0.1), replace(common, separation=0.9))
     told = [replace(fitted, screened=one).outcome for one in of_each]

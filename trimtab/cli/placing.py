@@ -35,7 +35,12 @@ class Placing:
     ] = None
     layers: Annotated[
         str | None,
-        _place("--layers", metavar="14|12-16|3,7", help="Layers to choose among.", show_default="all"),
+        _place(
+            "--layers",
+            metavar="14|12-16|3,7",
+            help="Layers to choose among.",
+            show_default="all; of pairs all but the first quarter",
+        ),
     ] = None
     heads: Annotated[
         str | None, _place("--heads", metavar="14.0,18.3", help="Heads to shift.", show_default="chosen")

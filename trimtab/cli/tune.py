@@ -28,6 +28,8 @@ Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Any other field of the method or its recipe; may be repeated."),
 ]
+FEW_STEPS = 20
+"""Below so many optimiser steps what was learned may not show in answers."""
 
 
 @verb
@@ -169,6 +171,11 @@ def _show(edit: "TunedEdit", out: Path) -> None:
         f"{edit.name}: {edit.cost.trainable_parameters:,} trained numbers, {record['steps']} steps over "
         f"{record['tokens_seen']:,} tokens, loss {record['losses'][0]:.3f} -> {record['losses'][-1]:.3f}"
     )
+    if record["steps"] < FEW_STEPS:
+        typer.echo(
+            f"{record['steps']} steps are few, and what was learned may not show: give more --epochs, or a smaller "
+            "--batch-size"
+        )
     typer.echo("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     typer.echo("peak memory: " + ", ".join(f"{k} {v / 1e6:.0f} MB" for k, v in record["peak_bytes"].items()))
     typer.echo(f"a generated token: {speed['tuned']:.1f} ms, untuned {speed['untuned']:.1f} ms")

@@ -34,11 +34,11 @@ class TfidfIndex:
             raise BadDataset("no words to index: the texts to retrieve from are empty") from cause
         self.nearest = cache(self._nearest)  # every meter asks the same questions
 
-    def _nearest(self, query: str, k: int) -> list[int]:
+    def _nearest(self, query: str, k: int) -> tuple[int, ...]:
         """Return the places of the k nearest texts, nearest first; equally near ones in their own order."""
         asked: Any = self.vectorizer.transform([query])
         scores = (self.matrix @ asked.T).toarray()[:, 0]
-        return np.argsort(-scores, kind="stable")[:k].tolist()
+        return tuple(np.argsort(-scores, kind="stable")[:k].tolist())
 
 
 class _SavedPool(SavedContext):

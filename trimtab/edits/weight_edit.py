@@ -219,7 +219,7 @@ class WeightEdit(Edit):
             changes, record["strength"], cost=Cost(record["seconds"], _n_numbers(changes), stored), keys=keys, **fields
         )
 
-    def to_peft(self, path: str | Path) -> None:
+    def to_peft(self, path: str | Path, base_name: str = "") -> None:
         """Write the edit as a LoRA adapter that Hugging Face PEFT and vLLM load, its strength worked in.
 
         Raises:
@@ -238,7 +238,7 @@ class WeightEdit(Edit):
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.record.get("model", {}).get("name"),
+            "base_model_name_or_path": base_name or self.record.get("model", {}).get("name"),
             "inference_mode": True,
             "target_modules": list(ranks),
             # a scale of alpha / rank = 1 everywhere

@@ -8,7 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -116,7 +116,8 @@ class Edit(FieldsRepr, ABC):
         factor = float(factor)
         if not abs(factor) < float("inf"):
             raise BadValue(f"strength must be a finite number, got {factor}")
-        return self._with("strength", self.strength * factor)
+        whole: Any = self
+        return replace(whole, strength=self.strength * factor)
 
     def at_strength(self: Own, strength: float | int) -> Own:
         """Return the edit at this strength, whatever it had; raises `BadValue` where that has no meaning."""

@@ -19,7 +19,7 @@ from trimtab.steer.directions import MassMean
 from trimtab.steer.effect import SiteRanking, rank_sites
 from trimtab.steer.meters import Metric, judged_metric
 from trimtab.steer.outcome import Outcome, outcome_of
-from trimtab.steer.places import Tries, choose_place
+from trimtab.steer.places import KL_BUDGET, Tries, choose_place
 from trimtab.steer.reading import ReadAnswers, Reader, read_texts
 from trimtab.steer.screen import Screen, screen
 from trimtab.steer.sites import SiteProbes, read_sites
@@ -133,7 +133,7 @@ def fit(
     train, validation = items.split(test=VALIDATION, seed=seed)
     found = read_sites(model, tokenizer, train, validation, spec.read, seed=seed)
     places, ranking = spec.places(found), None
-    budget = kl_budget if kl_budget is not None else 0.25 if spec.rank_by == "effect" else 0.1
+    budget = kl_budget if kl_budget is not None else KL_BUDGET if spec.rank_by == "effect" else 0.1
     k = spec.count(places)
     by_effect = spec.rank_by == "effect" and (len(places) > k or spec.strength is None)
     every = spec.made(found, places if by_effect else places[:k])

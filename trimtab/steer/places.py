@@ -28,6 +28,8 @@ from trimtab.steer.outcome import AT_RANDOM, REPEATS, repetition
 from trimtab.steer.strength import Trial, require_budget
 
 Shift = TypeVar("Shift", bound=VectorEdit)
+KL_BUDGET = 0.25
+"""Nats per token on neutral text: at more of them answers of a small model loop, and the count moves little further."""
 SLACK = 0.95
 """What is tried of the strength that should meet the budget: what differs from the law of squares has room there."""
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -58,7 +60,7 @@ class Tries:
 
     k: int = 1
     """Sites that are shifted."""
-    kl_budget: float | int = 0.25
+    kl_budget: float | int = KL_BUDGET
     """In nats per token on neutral text, the edit at all positions."""
     n_places: int = 4
     """How many sites are tried in earnest: the best of as many parts of the model's depth; where several are shifted,

@@ -114,7 +114,7 @@ def reading_meters(learnt_from: PairSet, max_new_tokens: int = 48) -> tuple[Figu
     """
     source = ReadAnswers(learnt_from, max_new_tokens)
     return (
-        Figure(source, "reading", "reading", ("reading",)),
+        Figure(source, "reading", "reading", ("reading",), unit=ReadAnswers.unit),
         Figure(source, "repetition", "repeated", ("repetition",), better="down", tested=False, collateral=True),
     )
 

@@ -19,7 +19,7 @@ from trimtab.errors import OutOfMemory, UnsupportedModel, first_line
 from trimtab.models.load.loading_report import require_all_weights
 from trimtab.models.saving import save_model
 from trimtab.noise import without_bars_in_pipes
-from trimtab.storage import RECORD, cache_folder, kind_of, versions, write_json, written_folder
+from trimtab.storage import RECORD, cache_folder, kind_of, load_record, versions, write_json, written_folder
 
 KIND = "dequantised model"
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
@@ -51,7 +51,8 @@ def file_in(folder: Path, name: str | None) -> Path | None:
 def dequantised(file: Path, licence: str = "") -> Path:
     """Return the model folder, in trimtab's cache, that holds the file's weights in float32 and its tokenizer.
 
-    Made by transformers and the package `gguf` at the first call for a file of this content; found at later ones.
+    Made by transformers and the package `gguf` at the first call for a file of this content; found at later ones under
+    the same release of transformers.
 
     Raises:
         UnsupportedModel: no GGUF file, a damaged one, one part of several, an architecture that transformers does not
@@ -62,7 +63,7 @@ def dequantised(file: Path, licence: str = "") -> Path:
     with file.open("rb") as opened:
         content = hashlib.file_digest(opened, "sha256").hexdigest()
     folder = cache_folder("models") / f"{file.stem}-{content[:12]}"
-    if kind_of(folder) == KIND:
+    if kind_of(folder) == KIND and _made_by(folder) == versions()["transformers"]:
         return folder
     if find_spec("gguf") is None:
         raise UnsupportedModel(f"reading {file} needs the package gguf: pip install 'trimtab[gguf]'")
@@ -74,6 +75,11 @@ def dequantised(file: Path, licence: str = "") -> Path:
         save_model(model, tokenizer, staging)
         write_json(staging / RECORD, {"kind": KIND, "file": file.name, "sha256": content, "versions": versions()})
     return folder
+
+
+def _made_by(folder: Path) -> str:
+    # what one release reads wrongly, another may read rightly
+    return str(load_record(folder, KIND)["versions"]["transformers"])
 
 
 def _require_whole_file(file: Path) -> None:
