@@ -8,14 +8,11 @@ prints; the table of docs/erasing.md is made of them.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from speed_common import setting
+from speed_common import on_a_model, setting
 
 import trimtab as tt
-from trimtab.cli.setup import quiet
 from trimtab.datasets import contrast_pairs
 from trimtab.datasets.prose import neutral_texts
 from trimtab.evaluate.contrast import pair_margin
@@ -40,12 +37,7 @@ ROWS: dict[str, tuple[str, Any]] = {
 
 def main() -> None:
     """Erase and measure, as asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    quiet()
-    model, tokenizer = tt.load_model(asked.model, device="cpu")
+    model, tokenizer, out = on_a_model(__doc__)
     train, held = contrast_pairs(PAIRS).split(test=0.4, seed=0)
     meters = (pair_margin(), *drift_meters(NeutralTexts(tuple(neutral_texts(32)))))
     rows = []
@@ -58,7 +50,7 @@ def main() -> None:
         found = [
             {
                 "read": {
-                    n: [round(100 * x, 1) for x in (s.mean, s.low, s.high)] for n, s in zip(shown, of, strict=True)
+                    n: [round(100 * x, 1) for x in (s, s.low, s.high)] for n, s in zip(shown, of, strict=True)
                 },
                 **{k: round(float(row[m]), 3) for k, m in (("margin", "pair_margin"), ("ce", "ce"), ("kl", "kl"))},
             }
@@ -67,7 +59,7 @@ def main() -> None:
         said = f"trimtab erase -m SmolLM2-135M-Instruct --pairs {PAIRS} --how {flags}"
         rows.append({"row": name, "command": said, **dict(zip(("unedited", "edit", "random"), found, strict=True))})
         print(rows[-1], flush=True)
-    write_json(asked.out, {"model": "SmolLM2-135M-Instruct, float32", "setting": setting(), "rows": rows})
+    write_json(out, {"model": "SmolLM2-135M-Instruct, float32", "setting": setting(), "rows": rows})
 
 
 if __name__ == "__main__":

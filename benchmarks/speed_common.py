@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import platform
@@ -19,10 +20,12 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from trimtab.activations import Head
+from trimtab.cli.setup import quiet
 from trimtab.datasets import QuestionSet, Statement, folklore, truthfulqa
 from trimtab.datasets.primer import QA_PRIMER
 from trimtab.edits.vectors import HeadShift
 from trimtab.evaluate.multiple_choice import labelled_answers
+from trimtab.models import load_model
 from trimtab.models.calling import inference
 from trimtab.models.tokens import length_batches
 from trimtab.storage import versions
@@ -33,6 +36,16 @@ SIZES = {
     "small": (8, 8, 64, 1376, 8000),
     "llama-7b": (32, 32, 128, 11008, 32000),
 }
+
+
+def on_a_model(doc: str | None) -> tuple[Any, Any, Path]:
+    """Return the model and tokenizer that --model names, on the CPU, and the file that --out names."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    quiet()
+    return *load_model(asked.model, device="cpu"), asked.out
 
 
 def questions_of(folder: str | None) -> QuestionSet:

@@ -8,15 +8,12 @@ made of what it writes.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from speed_common import command, setting
+from speed_common import command, on_a_model, setting
 
 import trimtab as tt
-from trimtab.cli.setup import quiet
 from trimtab.datasets import contrast_pairs
 from trimtab.datasets.prose import neutral_texts
 from trimtab.evaluate.contrast import pair_margin
@@ -49,12 +46,7 @@ def sums(model: Any, tuned: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Tune, add up and measure, as asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    quiet()
-    model, tokenizer = tt.load_model(asked.model, device="cpu")
+    model, tokenizer, out = on_a_model(__doc__)
     sets = {name: contrast_pairs(f"examples/{name}.jsonl") for name in ("cheerful_grumpy", "formal_casual")}
     first = sets["cheerful_grumpy"]
     turned = first.with_items(tuple(replace(p, positive=p.negative, negative=p.positive) for p in first))
@@ -77,7 +69,7 @@ def main() -> None:
         for name, row in own.items()
     }
     near = {f"cheerful, {name}": cosine(model, tuned["cheerful"], tuned[name]) for name in ("grumpy", "formal")}
-    write_json(asked.out, {"command": command(), "setting": setting(), "rows": rows, "cosines": near})
+    write_json(out, {"command": command(), "setting": setting(), "rows": rows, "cosines": near})
 
 
 if __name__ == "__main__":
