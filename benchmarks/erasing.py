@@ -49,9 +49,7 @@ def main() -> None:
         measured = tt.compare.table(model, tokenizer, held, edits, meters=meters).rows
         found = [
             {
-                "read": {
-                    n: [round(100 * x, 1) for x in (s, s.low, s.high)] for n, s in zip(shown, of, strict=True)
-                },
+                "read": {n: [round(100 * x, 1) for x in (s, s.low, s.high)] for n, s in zip(shown, of, strict=True)},
                 **{k: round(float(row[m]), 3) for k, m in (("margin", "pair_margin"), ("ce", "ce"), ("kl", "kl"))},
             }
             for of, row in zip(shares, measured, strict=True)
