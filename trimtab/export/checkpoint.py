@@ -24,6 +24,7 @@ from trimtab.models.plain import dequantized
 from trimtab.models.saving import save_model
 from trimtab.models.tokens import Batch, context_length, encode
 from trimtab.noise import without_bars_in_pipes
+from trimtab.progress import tracked
 from trimtab.protocols import Edit, Positions, TokenMask
 from trimtab.storage import RECORD, check_writable, versions, write_json, written_folder
 
@@ -177,7 +178,7 @@ class _Live:
     ) -> _Live:
         """Return it for probes of which the first are prompts; `rounded`: the unedited model as it could be written."""
         kept, squares, ends = [], 0.0, []
-        for i, ids in enumerate(probes):
+        for i, ids in enumerate(tracked(probes, "reading the live edit")):
             unedited, everywhere = (_logits(exact, ids, e) for e in (NoEdit(), edit))
             squares += float((everywhere - unedited).square().mean())
             kept.append(everywhere if rounded is exact else everywhere - unedited + _logits(rounded, ids))
@@ -191,7 +192,8 @@ class _Live:
     def compared(self, loaded: Any, tokenizer: Any, dtype: torch.dtype, allowed: float) -> Exported:
         """Return what a loaded checkpoint does beside it."""
         exact = dequantized(loaded, _wide(dtype))
-        gaps = [_logits(exact, ids) - live for ids, live in zip(self.probes, self.logits, strict=True)]
+        both = tracked(list(zip(self.probes, self.logits, strict=True)), "comparing what was written")
+        gaps = [_logits(exact, ids) - live for ids, live in both]
         same = [
             _continued(exact, tokenizer, ids) == live for ids, live in zip(self.probes, self.continued, strict=False)
         ]

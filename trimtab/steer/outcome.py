@@ -42,8 +42,9 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
     """Return what a sweep's record (of `choose_place` or `choose_strength`) says of what it chose.
 
     It works where the score gained as much as `VISIBLE` asks for, beyond chance, and more than twice what random
-    directions gain at the budget's drift, where the record has that control; and where what it was fitted on differs
-    in a common direction (`Screen.consistent`): sides dealt at random lean somewhere, and a model can be moved there.
+    directions gain at the budget's drift, where the record has that control. It does not where what it was fitted on
+    differs in no common direction (`Screen.consistent`): sides dealt at random lean somewhere too, and a model can be
+    moved there, but not to a behaviour.
     """
     chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
     sign, gained = (-1 if better == "down" else 1), sweep.get("gain")
@@ -58,7 +59,13 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
         shown = gain / max(1 - before, 0.25)  # of answers that read like the positive texts already little is asked
         figures = f"answers moved {100 * shown:.0f} % of the way that was left to the positive texts"
     figures += f" at a KL of {chosen['kl']:.2f}"
-    weak = [] if consistent else ["the two sides do not differ in a common direction"]
+    if not consistent:
+        return Outcome(
+            "does not work",
+            "does not work: the two sides do not differ in a common direction, so that there is no behaviour to steer "
+            f"to ({figures}). Try pairs of which every positive text shows the behaviour and no negative one does",
+        )
+    weak = []
     if gained is not None and sign * gained["low" if sign > 0 else "high"] <= 0:
         weak.append(f"within chance of nothing on {gained['n']} items")
     if by_chance > 0 and gain < 2 * by_chance:
@@ -71,7 +78,10 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
         advice = "another form of asking (--asking primer shows a model that is no chat model what an answer is)"
     elif repeats["after"] > repeats["before"] + REPEATS:
         weak.append(f"its answers repeat themselves ({share} of word triples, {was} unedited)")
-        advice += "; sampled answers (--do-sample --temperature 0.7) loop less than the greedy ones that were read"
+        advice = (
+            "a smaller --kl-budget, or pairs that differ in the behaviour alone; sampled answers (--do-sample "
+            "--temperature 0.7) loop less than the greedy ones that were read"
+        )
     if shown <= BARELY.get(metric, 0):
         why = "no setting beats the unedited model" if gain <= 0 else "what was tried hardly shows"
         return Outcome(

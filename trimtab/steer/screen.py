@@ -43,11 +43,11 @@ class Screen:
 
     @property
     def consistent(self) -> bool:
-        """Whether the sides differ in a direction that held-out ones share: more than in 95 of 100 random exchanges.
+        """Whether the sides differ in a direction that held-out ones share: as much as in 95 of 100 random exchanges.
 
-        Of four held-out items or fewer no exchange is that rare, and the most extreme one passes.
+        Of five items or fewer no exchange is that rare, and the most extreme one passes.
         """
-        return self.consistency > self.by_chance and self.separation >= self.separation_by_chance
+        return self.consistency >= self.by_chance and self.separation >= self.separation_by_chance
 
     @property
     def remarks(self) -> tuple[str, ...]:

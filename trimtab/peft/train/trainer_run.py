@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging as hf_logging
 
 from trimtab.devices import ran_out_of_memory
@@ -23,6 +22,7 @@ from trimtab.peft.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from trimtab.peft.train.examples import Batches
 from trimtab.peft.train.training import TuningTrainer
 from trimtab.peft.tunable import Tunable
+from trimtab.progress import progress
 
 
 def n_steps(n_examples: int, recipe: Recipe) -> int:
@@ -113,7 +113,7 @@ def make_trainer(
         logging_nan_inf_filter=False,  # it waits for the GPU at every step; GradientCheck stops at such a loss
         report_to=list(recipe.report_to),
         log_level_replica="error",  # a warning of the first process is enough, and that one is silenced
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,  # `run_trainer` shows the steps
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         use_cpu=device.type == "cpu",
@@ -160,7 +160,8 @@ def _require_scalable(attached: Attached, device: torch.device) -> None:
 def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if one is given; raises `OutOfMemory`, saying what helps, if a GPU has too little."""
     try:
-        with _quiet():
+        with contextlib.ExitStack() as shown, _quiet():
+            trainer.add_callback(_StepsShown(shown))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as cause:
         if not ran_out_of_memory(cause):
@@ -170,3 +171,19 @@ def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
             f"{trainer.args.device} ran out of memory with {recipe_size} examples in a forward: set micro_batch to a "
             "smaller divisor of batch_size, or checkpointing=True; gradients stay those of the whole batch"
         ) from cause
+
+
+class _StepsShown(TrainerCallback):
+    """Shows the steps of a run that are left as all other work is shown, also where no terminal is."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Begin the bar, or the lines."""
+        description = "training" if state.is_world_process_zero else ""
+        self._advance = self._stack.enter_context(progress(description, state.max_steps - state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Move it on."""
+        self._advance(1)
