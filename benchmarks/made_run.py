@@ -71,13 +71,13 @@ def _validation(job: Job, rng: np.random.Generator) -> dict[str, Any]:
 def _measured(job: Job, unit: Unit, asked: QuestionSet, rng: np.random.Generator) -> dict[str, Any]:
     """Return a last measurement: yes or no for the judged columns, numbers for the others."""
     rows: dict[str, Any] = {}
-    for name, instrument, _ in instruments(job.meters):
+    for name, instrument, of in instruments(job.meters):
         texts = name == "drift"
         silent = texts and unit.method in job.fitted and job.fitted[unit.method].changes_prompt_only
         items = [str(i) for i in range(TEXTS)] if texts else [q.key for q in asked]
         shown = dict.fromkeys(instrument.shown, "An answer of some ten words, as models of this size say.")
         judged = name == "generated"
-        drawn = {c: rng.random(len(items)) for c in instrument.columns}
+        drawn = {c: rng.random(len(items)) for meter in of for c in meter.columns}
         values = {c: [float(x > 0.5) if judged else float(x) for x in column] for c, column in drawn.items()}
         one = {item: {**shown, **{c: values[c][i] for c in values}} for i, item in enumerate(items)}
         rows[name] = None if silent else one

@@ -110,7 +110,9 @@ class Unshared:
     def __init__(self, rows: list[list[int]]) -> None:
         self.rows = rows
 
-    def __call__(self, texts: list[str], **options: Any) -> dict[str, Any]:  # noqa: ARG002
+    def __call__(self, texts: list[str] | str, **options: Any) -> dict[str, Any]:  # noqa: ARG002
+        if isinstance(texts, str):  # whether anything stands before every text: nothing does
+            return {"input_ids": [0]}
         rows = [self.rows[int(text)] for text in texts]
         offsets = [[(0, 0)] * (len(row) - 1) + [(0, len(text))] for row, text in zip(rows, texts, strict=True)]
         return {"input_ids": rows, "offset_mapping": offsets}
