@@ -245,7 +245,8 @@ def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     held = json.loads(lzma.decompress((RESULTS / "behaviours.json.xz").read_bytes()))
     behaviours, sweeps = program("behaviours"), held["sweeps"]
     made = [line for of in (sweeps, held["embedded"]) for line in behaviours.tables(of) if line]
-    assert len(sweeps) == 60 and [x for x in printed_in("behaviours.md") if x[0] == "|"] == made
+    printed = [x for x in printed_in("behaviours.md") if x[0] == "|"]
+    assert len(sweeps) == 60 and printed[: len(made)] == made  # a table of Gemma follows
     half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
     for page in (PACKAGE.parent / "README.md", PACKAGE.parent / "docs" / "how-to" / "own-data.md"):
         text = " ".join(page.read_text(encoding="utf-8").split())
@@ -258,6 +259,22 @@ def test_the_tables_of_what_fit_finds_are_made_from_its_record():
         assert max(r["mean"] for r in weaker) >= u["after"]["mean"]
     assert {(u["consistent"], u["dealt"]["consistent"]) for u in sweeps} == {(True, False)}
     assert {u["consistent"] for u in held["embedded"] if u["behaviour"] == "truthful"} == {False}
+
+
+def test_what_is_said_of_gemma_is_in_its_record():
+    held = json.loads((PACKAGE.parent / "benchmarks/results/gemma_fits.json").read_text(encoding="utf-8"))
+    page = (RESULTS / "behaviours.md").read_text(encoding="utf-8")
+    (table,) = (t for t in tables(page) if "`fit` says" in t[0])
+    for cells, of in zip(table[1:], held["fits"], strict=True):
+        mean, low, high = of["moved"]
+        kls = [one["kl"] for one in of["random_directions_of_the_same_norm"]]
+        assert cells == [
+            of["behaviour"], of["verdict"], str(of["layer"]), *(f"{of[x]:.2f}" for x in ("kl", "before", "after")),
+            f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", " -> ".join(f"{100 * x:.0f} %" for x in of["repetition"]),
+            f"{min(kls):.1f} to {max(kls):.1f}",
+        ]  # fmt: skip
+    before, after = held["fits"][2]["no_comment"]
+    assert f'{after} of the 24 answers\nare "I have no comment." ({before} unedited)' in page
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -63,7 +63,8 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
         return Outcome(
             "does not work",
             "does not work: the two sides do not differ in a common direction, so that there is no behaviour to steer "
-            f"to ({figures}). Try pairs of which every positive text shows the behaviour and no negative one does",
+            f"to ({figures}). Try pairs of which every positive text shows the behaviour and no negative one "
+            "does, in a language that the model knows",
         )
     weak = []
     if gained is not None and sign * gained["low" if sign > 0 else "high"] <= 0:
