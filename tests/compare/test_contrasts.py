@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import shutil
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 
 from tests.comparing import SpyMethod, tiny_run
 from trimtab.cells import number, p_text
+from trimtab.compare import Comparison
 from trimtab.compare.contrasts import every_two
+from trimtab.compare.rows import corrected
 from trimtab.compare.statistics import Moved, PairedDifference, holm, moved, paired
 from trimtab.edits.combined import NoEdit
 from trimtab.errors import BadValue
@@ -43,6 +47,37 @@ def test_a_difference_to_the_unedited_model_is_the_row_s_own(done):
         assert contrast.tested.p == own.p
         assert contrast.tested.moved.right == own.moved.wrong
     assert done.contrast("Spy", "Baseline", "mc1").tested.p == done.row("Spy").differences["mc1"].p
+
+
+def test_p_values_of_a_table_are_corrected_over_its_rows_meter_by_meter(done):
+    rows, seen = [done.row("Few-shot"), done.row("Spy")], {"mc1": (0.01, 0.03), "mc2": (0.9, 0.04)}
+    made = [
+        replace(row, differences={name: replace(row.differences["mc1"], p=ps[i]) for name, ps in seen.items()})
+        for i, row in enumerate(rows)
+    ]
+    found = corrected(made, done.meters)
+    by_meter = {name: [row.differences[name].p_holm for row in found] for name in seen}
+    assert by_meter == {"mc1": pytest.approx([0.02, 0.03]), "mc2": pytest.approx([0.9, 0.08])}
+
+
+def test_a_row_is_held_against_the_unedited_model_in_its_own_folds_and_seeds_alone(tmp_path):
+    tiny_run(tmp_path / "run", [SpyMethod(strengths=(4.0,))], meters=choice_meters())
+    rows: dict[str, list[float]] = {"Spy": [], "Baseline": []}
+    for file in sorted((tmp_path / "run" / "records").glob("*/test.json")):
+        record = json.loads(file.read_text())
+        (measured,) = record["measured"].values()
+        said = measured["rows"]["multiple_choice"]
+        if record["seed"] == 0:
+            rows[record["method"]] += [said[question]["mc1"] for question in sorted(said)]
+        elif record["method"] == "Spy":
+            shutil.rmtree(file.parent)
+        else:  # a figure that a row without this seed has nothing to do with
+            for row in said.values():
+                row["mc1"] = 1 - row["mc1"]
+            file.write_text(json.dumps(record))
+    found = Comparison.load(tmp_path / "run").row("Spy").differences["mc1"]
+    assert found.n == 12
+    assert float(found.difference) == pytest.approx(np.mean(np.subtract(rows["Spy"], rows["Baseline"])))
 
 
 def test_what_has_no_questions_of_its_own_cannot_be_tested(done):

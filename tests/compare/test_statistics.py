@@ -66,6 +66,12 @@ def test_draws_that_are_all_alike_have_an_interval_with_a_width_if_they_are_shar
     assert words.low == words.high == 0  # the control
 
 
+def test_the_spread_of_draws_between_seeds_is_that_of_the_seeds_means():
+    found = over_draws([0, 0, 1, 1], [0.1, 0.3, 0.6, 0.8])
+    assert found.between_seeds == pytest.approx(np.std([0.2, 0.7], ddof=1))
+    assert over_draws([3, 3], [0.1, 0.3]).between_seeds is None
+
+
 def test_nothing_measured_is_refused():
     with pytest.raises(BadDataset, match="no question was measured"):
         spread({0: {}})

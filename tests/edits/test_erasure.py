@@ -129,7 +129,7 @@ def test_an_ablation_leaves_as_a_checkpoint_and_as_an_adapter(tmp_path):
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
 def test_an_eraser_is_its_formula_at_the_masked_positions(family):
-    model, edit = tiny_model(family, dtype=torch.float64), eraser(tiny_model(family))
+    model, edit = tiny_model(family, dtype=torch.float64), eraser(tiny_model(family)).scaled(0.3)
     mask = torch.zeros(2, 9)
     mask[0, 2:5], mask[1, 8] = 1.0, 0.5
 
@@ -138,7 +138,7 @@ def test_an_eraser_is_its_formula_at_the_masked_positions(family):
 
         def change(module: Any, args: Any, out: Any) -> Any:
             x = out[0] if isinstance(out, tuple) else out
-            new = x - mask[..., None] * ((x - centre) @ right.T @ left.T)
+            new = x - 0.3 * mask[..., None] * ((x - centre) @ right.T @ left.T)
             return (new, *out[1:]) if isinstance(out, tuple) else new
 
         return change
@@ -167,6 +167,10 @@ def test_a_random_counterpart_has_the_same_places_and_rank_and_another_direction
     assert not torch.equal(said[0], said[1]) and not torch.equal(said[1], said[3])
     if make is ablation:
         assert torch.equal(drawn.directions[0], drawn.directions[1])  # one direction, as before
+    else:
+        taken = drawn.left @ drawn.right
+        torch.testing.assert_close(taken @ taken, taken)
+        assert [float(one.trace()) for one in taken] == pytest.approx([edit.left.shape[-1]] * len(edit), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,18 @@ def test_pair_scores_are_sums_over_each_side(pairs):
     assert json.loads(json.dumps(scores.as_dict()))["rows"][0]["prompt"] == pairs[0].prompt
 
 
+def test_several_texts_of_a_side_count_with_their_mean():
+    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
+    sides = ("Good day to you.", "Good morning to all of you here."), ("Hi there.", "Hey.")
+    (row,) = contrast(model, tokenizer, PairSet((ContrastPair("Greet me.", *sides),))).rows
+    alone = [
+        contrast(model, tokenizer, PairSet((ContrastPair("Greet me.", (one,), (other,)),))).rows[0]
+        for one, other in zip(*sides, strict=True)
+    ]
+    assert row.positive == pytest.approx(np.mean([one.positive for one in alone]))
+    assert row.negative == pytest.approx(np.mean([one.negative for one in alone]))
+
+
 def test_pairs_without_a_prompt_are_scored_after_the_first_token():
     bare = PairSet((ContrastPair("", ("Good day to you.",), ("Hi there.",)),))
     row = contrast(tiny_model(), tiny_tokenizer(), bare).rows[0]

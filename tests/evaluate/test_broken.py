@@ -11,7 +11,7 @@ from tests.comparing import TEXTS, SpyMethod, tiny_run
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.compare.design import Design, Job, named
 from trimtab.compare.running import able_to_choose
-from trimtab.datasets import capability, folklore
+from trimtab.datasets import Question, QuestionSet, capability, folklore
 from trimtab.datasets.prompt_set import PromptSet
 from trimtab.edits import Prompted
 from trimtab.edits.combined import NoEdit
@@ -139,6 +139,12 @@ def test_a_model_at_chance_tells_nothing_about_what_an_edit_breaks():
     assert (
         meter.says_nothing({key: {**row, "mc1": float(i % 5 > 0)} for i, (key, row) in enumerate(rows.items())}) is None
     )
+
+
+def test_chance_is_one_choice_among_all_answers_of_a_question():
+    (meter,) = capability_meters(QuestionSet((Question("What?", ("This.",), ("That.", "It.", "Them.")),), "few"))
+    rows = {str(i): {"mc1": float(i % 4 == 0), "mc2": 0.5, "mc3": 0.5} for i in range(100)}
+    assert "25 % of the 1 choices of few rightly, no better than chance (25 %)" in meter.says_nothing(rows)
 
 
 def test_the_choices_that_ship_are_a_hundred_and_their_lengths_give_nothing_away():

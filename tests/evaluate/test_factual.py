@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab import NoEdit
@@ -37,7 +38,7 @@ BEFORE = {
 }
 AFTER = {
     FACT.asked: "Paris, France", FACT.paraphrases[0]: "the Paris", FACT.paraphrases[1]: "Parisian rooms",
-    "Peru is": "Paris", "Rome is": "in Italy", "Paris is": "Paris", "Oslo is": "y", "Chile is not ruled from": "Paris",
+    "Peru is": "Paris", "Rome is": "in Italy", "Paris is": "Paris", "Oslo is": "x", "Chile is not ruled from": "Paris",
 }  # fmt: skip
 
 
@@ -67,7 +68,8 @@ def test_a_row_counts_by_hand(monkeypatch):
     (found,) = facts_module.SaidFacts().measure(None, tiny_tokenizer(), FactSet((FACT,)), [NoEdit()])
     row = found.rows[FACT.key]
     assert (row["said"], row["said_paraphrases"], row["paraphrases"]) == (1, 1, 2)
-    # known: Peru, Rome and Paris; of these Peru is lost. Paris says the new answer anyway and cannot leak
+    # known: Peru, Rome and Paris; of these Peru is lost. Oslo, now said rightly, was not known, and does not count.
+    # Paris says the new answer anyway and cannot leak
     assert (row["kept"], row["known"]) == (2, 3)
     # of the neighbours that are not, Peru leaks, and so does the prompt that denies it
     assert (row["leaked"], row["open"]) == (2, 4)
@@ -125,6 +127,31 @@ def test_likelihood_tells_the_answer_that_was_trained_from_its_rival():
     assert found.rows["The colour of snow is"]["efficacy"] == 1
     assert other.rows["The colour of snow is"]["efficacy"] == 0
     assert found.rows["The colour of snow is"]["neighbours"] == 1
+
+
+def test_likelihoods_are_those_of_a_mean_token_in_plain_forwards_and_counted_by_hand():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    near = (Neighbour("The sea is", "wet"), Neighbour("Ice is", "cold and hard"), Neighbour("The sky is", "The blue"))
+    fact = Fact("snow", "The colour of {} is", "blue", "white as old milk", ("{} looks", "See {}: it is"), near)
+
+    def likely(prompt: str, answer: str) -> float:
+        n, whole = len(tokenizer(prompt)["input_ids"]), tokenizer(f"{prompt} {answer}")["input_ids"]
+        with torch.no_grad():
+            logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        return sum(float(logprobs[i - 1, whole[i]]) for i in range(n, len(whole))) / (len(whole) - n)
+
+    def margins(*prompts: tuple[str, str, str]) -> list[float]:
+        return [likely(prompt, answer) - likely(prompt, rival) for prompt, answer, rival in prompts]
+
+    own = margins(*((prompt, fact.new, fact.true) for prompt in (fact.asked, *fact.paraphrases)))
+    # one that is rightly answered by the new answer has no rival
+    others = margins(*((one.prompt, one.answer, fact.new) for one in near[:2]))
+    (found,) = LikelyFacts().measure(model, tokenizer, FactSet((fact,)), [NoEdit()])
+    row = found.rows[fact.key]
+    assert (row["compared"], row["paraphrases"], row["neighbours"]) == (1, 2, 2)
+    assert (row["efficacy"], row["paraphrase"]) == (own[0] > 0, sum(margin > 0 for margin in own[1:]))
+    assert row["neighbour"] == sum(margin > 0 for margin in others)
+    assert row["margin"] == pytest.approx(sum(own + others) / 5, abs=1e-4)
 
 
 def test_a_figure_of_nothing_is_none_and_prompting_is_asked_its_own_way():

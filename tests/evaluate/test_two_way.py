@@ -28,11 +28,11 @@ def test_the_true_option_stands_in_both_places_and_its_letter_is_the_answer():
 def test_a_row_is_the_mean_of_multiple_choice_over_the_two_orders(edit):
     model, tokenizer, questions = tiny_model(), tiny_tokenizer(), tiny_questions(12)
     (found,) = TwoWayChoices().measure(model, tokenizer, questions, [edit])
-    by_hand = [
-        [r.mc1 for r in multiple_choice(model, tokenizer, [options(q, first_true=o) for q in questions], edit).rows]
-        for o in (True, False)
-    ]
-    assert [row["two_way"] for row in found.rows.values()] == [sum(both) / 2 for both in zip(*by_hand, strict=True)]
+    orders = ([options(q, first_true=first_true) for q in questions] for first_true in (True, False))
+    both = [*zip(*(multiple_choice(model, tokenizer, order, edit).rows for order in orders), strict=True)]
+    assert [row["two_way"] for row in found.rows.values()] == [(one.mc1 + other.mc1) / 2 for one, other in both]
+    likely = [row["probability"] for row in found.rows.values()]
+    assert likely == pytest.approx([(one.mc2 + other.mc2) / 2 for one, other in both])
     assert list(found.rows) == [q.key for q in questions]
 
 

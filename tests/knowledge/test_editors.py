@@ -20,7 +20,7 @@ from trimtab.datasets import Fact, FactSet
 from trimtab.edits.disk import load_edit
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
 from trimtab.knowledge import EMMET, MEMIT, ROME, AlphaEdit, FineTuneL, InBatches, KeyStatistics, ValueSearch
-from trimtab.knowledge.keys import Lookup, fact_texts, seen_at, subject_last
+from trimtab.knowledge.keys import Lookup, contexts, fact_texts, seen_at, subject_last
 from trimtab.knowledge.solve import least_squares
 from trimtab.knowledge.value import SoughtValue, answer_ids, sought_values
 from trimtab.models.anatomy import decoder_layers
@@ -93,6 +93,42 @@ def test_the_first_loss_is_that_of_plain_forwards_and_the_last_that_of_the_chang
     assert sum(losses) / 3 == pytest.approx(found.losses[-1], rel=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
+def test_a_value_is_what_adam_makes_of_the_stated_loss_in_whole_plain_forwards(family):
+    model, tokenizer = tiny_model(family), tiny_tokenizer()
+    site, search = find_mlp_outputs(model)[1], ValueSearch(steps=4, radius=2.0, kl=3.0, decay=5.0)
+    found = sought_value(model, tokenizer, ONE, site, CONTEXTS, search)
+    (texts,) = fact_texts(model, tokenizer, [ONE], CONTEXTS)
+    there = seen_at(model, tokenizer, [plain(ONE)], [], [site.module]).outputs[site.module].norm()
+    delta = torch.zeros(site.d_out, requires_grad=True)
+
+    def said(ids: list[int], place: int) -> torch.Tensor:
+        def add(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+            return torch.cat([out[:, :place], out[:, place : place + 1] + delta, out[:, place + 1 :]], 1)
+
+        handle = site.module.register_forward_hook(add)
+        logprobs = model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+        handle.remove()
+        return logprobs
+
+    def likelihoods() -> Iterator[torch.Tensor]:
+        for text in texts.asked:
+            whole = tokenizer(f"{text.text} {ONE.new}")["input_ids"]
+            places = torch.arange(len(text.ids) - 1, len(whole) - 1)
+            yield said(whole, text.place)[places, torch.tensor(whole)[places + 1]].mean()
+
+    essence = texts.essence
+    stays = said(essence.ids, essence.place)[essence.place].detach()
+    optimizer = torch.optim.Adam([delta], lr=0.3 * 2.0 * float(there) / site.d_out**0.5)
+    for _ in range(3):
+        moved = said(essence.ids, essence.place)[essence.place]
+        kl = (stays.exp() * (stays - moved)).sum()
+        loss = -torch.stack([*likelihoods()]).mean() + 3.0 * kl + 5.0 * delta.norm() / float(there) ** 2
+        (delta.grad,) = torch.autograd.grad(loss, [delta])
+        optimizer.step()
+    torch.testing.assert_close(found.added.float(), delta.detach(), rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2"])
 def test_facts_that_share_forwards_get_the_values_that_they_get_alone(family):
     model = tiny_model(family)
@@ -141,6 +177,32 @@ def test_rome_changes_the_mean_key_s_value_by_what_was_sought(family):
     assert list(edit.changes) == [site.weight]
 
 
+def dense(edit: Any) -> torch.Tensor:
+    (change,) = edit.changes.values()
+    return (change.left @ change.right).double()
+
+
+def test_rome_s_key_is_the_mean_of_those_behind_all_contexts():
+    model, tokenizer, search = tiny_model(), tiny_tokenizer(), ValueSearch(steps=4)
+    site, before = find_mlp_outputs(model)[1], contexts(model, tokenizer, 3, 0)
+    edit = ROME(moment="identity", before=3, search=search).fit(model, tokenizer, FactSet((ONE,)))
+    (texts,) = fact_texts(model, tokenizer, [ONE], before)
+    keys = seen_at(model, tokenizer, texts.asked, [site.module]).inputs[site.module]
+    sought = sought_value(model, tokenizer, ONE, site, before, search).added
+    torch.testing.assert_close(dense(edit) @ keys.mean(0), sought, rtol=1e-3, atol=1e-4)
+    assert float((dense(edit) @ keys[0] - sought).norm()) > 0.01 * float(sought.norm())  # the control
+
+
+def test_rome_writes_a_later_fact_into_the_model_that_the_earlier_ones_left():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    method = ROME(moment="identity", before=0, search=ValueSearch(steps=4))
+    both, first, alone = (method.fit(model, tokenizer, FactSet(facts)) for facts in ((ONE, FIRST), (ONE,), (FIRST,)))
+    with first.applied(model):
+        then = method.fit(model, tokenizer, FactSet((FIRST,)))
+    torch.testing.assert_close(dense(both), dense(first) + dense(then), rtol=1e-3, atol=1e-4)
+    assert float((dense(then) - dense(alone)).norm()) > 0.01 * float(dense(alone).norm())  # the control
+
+
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
 def test_one_fact_in_one_layer_is_the_same_by_rome_and_by_emmet(family):
     search = ValueSearch(steps=4)
@@ -172,6 +234,16 @@ def test_memit_brings_every_fact_s_layer_to_its_goal_by_the_share_that_was_asked
 
     assert left(1.0) < 1e-3  # the last layer writes exactly what the ones below left over
     assert left(1e-4) > 0.5
+
+
+def test_memit_s_key_is_half_the_plain_prompt_s_and_half_the_mean_of_those_behind_contexts():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    search, site = ValueSearch(steps=2, measured_by="layer"), find_mlp_outputs(model)[1]
+    edit = MEMIT(moment="identity", before=3, layers=(1,), search=search).fit(model, tokenizer, FactSet((ONE,)))
+    (texts,) = fact_texts(model, tokenizer, [ONE], contexts(model, tokenizer, 3, 0))
+    first, *others = seen_at(model, tokenizer, texts.asked, [site.module]).inputs[site.module]
+    (key,) = edit.keys[site.weight]
+    torch.testing.assert_close(key.double(), first / 2 + torch.stack(others).sum(0) / 6, rtol=1e-4, atol=1e-5)
 
 
 def test_alpha_edit_moves_nothing_outside_the_free_directions():

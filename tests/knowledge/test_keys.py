@@ -152,6 +152,12 @@ def test_statistics_are_a_plain_mean_over_positions_and_halves_make_the_whole():
         key_statistics(model, tokenizer, (), sites)
 
 
+def test_the_ridge_is_a_share_of_the_mean_eigenvalue():
+    moment = torch.diag(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64))
+    ridged = KeyStatistics({4: moment}, 30).conditioned(4, 0.5)
+    torch.testing.assert_close(ridged, torch.diag(torch.tensor([2.5, 3.5, 7.5], dtype=torch.float64)))
+
+
 def test_statistics_are_kept_by_model_and_layer_and_are_the_unedited_model_s(tmp_path):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     sites, how = find_mlp_outputs(model), {"n_tokens": 80, "seed": 3}

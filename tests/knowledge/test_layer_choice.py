@@ -30,6 +30,22 @@ def test_every_layer_asked_for_is_tried_and_the_best_one_chosen(monkeypatch):
     assert state_of(model) == before
 
 
+def test_of_layers_that_do_as_well_otherwise_the_one_that_leaks_less_is_chosen(monkeypatch):
+    figures = {1: {"paraphrases": 0.5, "kept": 0.8, "leak": 0.1}, 2: {"paraphrases": 0.6, "kept": 0.8, "leak": 0.7}}
+    monkeypatch.setattr(layer_choice, "known_facts", lambda model, tokenizer, facts, neighbours: facts)
+    monkeypatch.setattr(
+        layer_choice, "measurements_of", lambda model, tokenizer, fact, edits, meters: [{"facts": edits[0].record}]
+    )
+    monkeypatch.setattr(layer_choice, "summed_up", lambda meter, record: figures[record["layers"][0]][meter.name])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*stayed unlikely")
+        found = choose_layer(tiny_model(), tiny_tokenizer(), QUICK, FACTS, n_facts=2, depths=(0.1, 0.7))
+    assert found.layer == 1
+    assert {one.layer: pytest.approx(figures[one.layer]) for one in found.tried} == {
+        one.layer: {"paraphrases": one.paraphrases, "kept": one.kept, "leak": one.leak} for one in found.tried
+    }
+
+
 def test_statistics_of_all_layers_are_taken_of_the_same_texts(monkeypatch):
     taken = []
 

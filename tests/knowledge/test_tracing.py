@@ -14,6 +14,7 @@ from tests.observing import random_state, state_of
 from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.datasets import Fact, FactSet
 from trimtab.errors import BadDataset, BadValue, Incompatible, UnsupportedModel
+from trimtab.intervals import bootstrap_mean
 from trimtab.knowledge import Trace, Tracing, trace
 from trimtab.knowledge.keys import subject_last
 from trimtab.knowledge.traced import ROLES
@@ -174,6 +175,7 @@ def test_tokens_have_roles_and_means_are_over_the_facts_that_have_them(tmp_path)
     column = [fact.effects["mlp"][-1][2] for fact in found.facts]
     assert float(means["last token"][2]) == pytest.approx(np.mean(column))
     assert min(column) <= means["last token"][2].low <= means["last token"][2].high <= max(column)
+    assert means["last token"][2].as_dict() == pytest.approx(bootstrap_mean(column).as_dict())
     assert found.to_markdown().count("\n| ") == len(found.cells) + 2
     found.save(tmp_path / "trace")
     assert Trace.load(tmp_path / "trace").facts == found.facts

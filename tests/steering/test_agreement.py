@@ -64,6 +64,11 @@ def test_the_difference_in_mc1_is_paired_over_the_questions() -> None:
     probes = fit_logistic(ACTS)
     found = agreement(ACTS, probes, ACTS, probes, scores=scores)
     assert found.mc1 is not None and found.mc1 == pytest.approx(float(scores[1].mc1) - float(scores[0].mc1))
+    three, all_twelve = (
+        replace(scores[0], rows=tuple(replace(row, mc1=float(i < n)) for i, row in enumerate(scores[0].rows)))
+        for n in (3, 12)
+    )
+    assert agreement(ACTS, probes, ACTS, probes, scores=(three, all_twelve)).mc1 == pytest.approx(0.75)
     same = agreement(ACTS, probes, ACTS, probes, scores=(scores[0], scores[0]))
     assert same.mc1 is not None and (same.mc1, same.mc1.low, same.mc1.high) == (0, 0, 0)
     assert json.loads(json.dumps(found.as_dict()))["mc1"]["n"] == 12

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,6 +78,35 @@ class ByStrength(Meter):
         return [Measured({item.key: row for item in items}) for row in rows]
 
 
+@pytest.mark.parametrize("power", [1.5, 3.0])
+def test_settings_and_controls_meet_the_budget_whatever_power_of_the_strength_drift_is(power):
+    def kls_of(settings: Sequence[places._Setting]) -> list[float]:
+        return [setting.edit * setting.strength**power for setting in settings]
+
+    tried = [places._Setting(0.2, "", 1.0), places._Setting(7.0, places.AT_RANDOM, 1.0)]
+    found = places._at_budget(tried, kls_of, 0.05)
+    assert kls_of(found) == pytest.approx([0.05 * places.SLACK**power] * 2)
+
+
+@dataclass(frozen=True)
+class AllAlike(ByStrength):
+    """Finds nothing to choose between."""
+
+    shown: ClassVar[Sequence[str]] = ()
+
+    def measure(self, model, tokenizer, items, edits, *, asking="plain", seed=0):
+        return [Measured({item.key: {self.name: 1.0} for item in items}) for _ in edits]
+
+
+def test_of_settings_that_score_alike_the_one_that_drifts_least_is_taken():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shift = every_layer(model)
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    tries = Tries(1, 0.05, 2, texts=TEXTS)
+    sweep = choose_place(model, tokenizer, PAIRS, shift, ranking, metric=AllAlike(), tries=tries).record["sweep"]
+    assert sweep["chosen"]["kl"] == min(t["kl"] for t in sweep["trials"][1:] if not t["control"])
+
+
 @pytest.mark.parametrize("loops_from", [0.0, 0.7, 9.0])
 def test_of_settings_whose_longer_answers_loop_none_is_taken_while_there_are_others(monkeypatch, loops_from):
     def answers_many(_model, _tokenizer, asked, edits, **_):
@@ -122,6 +152,33 @@ def test_a_common_difference_is_told_from_none_and_length_is_named():
     assert len(screen(activations(common), activations(common), even, Head(5, 0)).remarks) == 1
 
 
+def consistency(differences: np.ndarray) -> float:
+    cosines = []
+    for i, own in enumerate(differences):
+        others = np.delete(differences, i, 0).sum(0)
+        cosines.append(own @ others / np.linalg.norm(own) / np.linalg.norm(others))
+    return float(np.mean(cosines))
+
+
+def test_a_screen_s_figures_are_those_of_loops_over_items_and_over_exchanged_sides():
+    draw = torch.Generator().manual_seed(1)
+    values, unseen = (torch.randn(24, 8, generator=draw) for _ in range(2))
+    values[::2] += 0.5
+    unseen[::2] += 0.5
+    statements = PairSet(tuple(ContrastPair(f"{i}", ("one",), ("two",)) for i in range(12))).statements()
+    found = screen(activations(values), activations(unseen), statements, Head(5, 0))
+    own, other = (x[::2].double().numpy() - x[1::2].double().numpy() for x in (values, unseen))
+    assert found.consistency == pytest.approx(consistency(own))
+    true, false = (unseen[start::2].double().numpy() @ own.mean(0) for start in (0, 1))
+    spread = np.sqrt((true.var() + false.var()) / 2)
+    assert found.separation == pytest.approx((true.mean() - false.mean()) / spread)
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(2000, 12))
+    lucky = np.array([consistency(own * row[:, None]) for row in signs])
+    apart = signs @ (other @ own.mean(0)) / 12 / spread
+    assert 0.9 < (lucky <= found.by_chance).mean() < 0.99
+    assert 0.9 < (apart <= found.separation_by_chance).mean() < 0.99
+
+
 def test_of_pairs_all_layers_but_the_first_quarter_are_tried_unless_named():
     values = torch.randn(20, 8, 1, 16, generator=torch.Generator().manual_seed(0))
     acts = HeadActivations(values, torch.arange(20) % 2 == 0, tuple(f"{i // 2}" for i in range(20)), tuple(range(8)))
@@ -153,6 +210,19 @@ def test_the_outcome_is_one_sentence_with_what_to_try(before, after, by_chance, 
     assert found.verdict == verdict and found.sentence.startswith(verdict)
     assert any(word in found.sentence for word in words.split("|"))
     assert ("Try" in found.sentence) == (verdict != "works")
+
+
+@pytest.mark.parametrize(
+    ("by_chance", "low", "verdict"), [(1.2, 3.0, "works"), (1.2, -0.5, "works weakly"), (4.0, 3.0, "works weakly")]
+)
+def test_where_less_is_better_the_outcome_is_that_of_the_mirrored_figures(by_chance, low, verdict):
+    swept = sweep_of(1.0, 6.0, by_chance, low)
+    assert outcome_of(swept).verdict == verdict
+    *trials, chosen = ({**trial, "score": -trial["score"]} for trial in (*swept["trials"], swept["chosen"]))
+    gain = {"mean": -5.0, "low": -6.0, "high": -low, "n": 9}
+    mirrored = {**swept, "trials": trials, "chosen": chosen, "gain": gain}
+    assert outcome_of(mirrored, better="down").verdict == verdict
+    assert outcome_of(mirrored).verdict == "does not work"
 
 
 def test_a_shift_whose_answers_loop_is_not_said_to_work():

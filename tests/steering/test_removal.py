@@ -109,6 +109,17 @@ def test_with_fewer_rows_than_dimensions_shrinkage_erases_more_of_what_was_not_s
     assert left["ledoit-wolf"] < left[0]
 
 
+def test_shrinkage_is_the_share_by_which_correlations_are_drawn_to_zero_and_variances_stay():
+    x, z, _ = world(n=40)
+    covariance = np.cov(x.numpy().T, bias=True)
+    shrunk = 0.8 * covariance + 0.2 * np.diag(np.diag(covariance))
+    whiten = np.linalg.inv(sqrtm(shrunk))
+    u = whiten @ cross(x, z).numpy()
+    wanted = np.linalg.inv(whiten) @ u @ u.T @ whiten / (u.T @ u)
+    change = leace(x, z, shrinkage=0.2)
+    np.testing.assert_allclose((change.left @ change.right).numpy(), wanted, atol=1e-10)
+
+
 def test_what_does_not_vary_is_left_alone():
     x, z, _ = world()
     flat = torch.cat([x, torch.ones(len(x), 2, dtype=torch.float64)], 1)
