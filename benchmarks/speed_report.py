@@ -116,5 +116,6 @@ def chart(result: dict[str, Any]) -> Figure:
         names = sorted(found["median"], key=found["median"].__getitem__, reverse=True)
         colours = ["#c44e52" if "trimtab" in name else "#8c8c8c" for name in names]
         panel.barh(names, [found["median"][name] for name in names], color=colours)
-        panel.set_title(f"{TITLES[task]} (seconds, less is better)", fontsize="medium", loc="left")
+        panel.set_title(TITLES[task], fontsize="medium", loc="left")
+    figure.supxlabel("seconds, less is better", fontsize="medium")
     return figure
