@@ -41,8 +41,8 @@ class ValueSearch:
     rate: float | int = 0.3
     """Adam's step, as a share of the radius in all directions together."""
     kl: float | int = 0.0625
-    """Weight of KL(unedited || edited) of what is predicted at the subject's last token in "SUBJECT is a": it should stay.
-    The paper and its code take the divergence the other way round; the two agree where it is small."""
+    """Weight of KL(unedited || edited) of what is predicted at the subject's last token in "SUBJECT is a", which should
+    stay. The paper and its code take the divergence the other way round; the two agree where it is small."""
     decay: float | int = 0.5
     """Weight of the norm of what is added, over the squared norm of what is there."""
     batch_size: int = 32
