@@ -277,11 +277,9 @@ def kept(unit: dict[str, Any]) -> dict[str, Any]:
 
 
 def short(value: Any) -> Any:
-    """Return a value of JSON with its numbers to four decimals, without texts, sentences and times."""
+    """Return a value of JSON with its numbers to four decimals, without texts and times."""
     if isinstance(value, dict):
-        return {
-            k: short(v) for k, v in value.items() if k not in ("texts", "sentence", "seconds", "fit_seconds", "tried")
-        }
+        return {k: short(v) for k, v in value.items() if k not in ("texts", "seconds", "fit_seconds", "tried")}
     if isinstance(value, list):
         return [short(inner) for inner in value]
     return round(value, 4) if isinstance(value, float) else value
@@ -297,6 +295,11 @@ COLUMNS = (
     ("behaviour", *(f"{said}: passes, fails" for said in VERDICTS), "right",
      *(f"sides at random: {said}" for said in VERDICTS)),
 )  # fmt: skip
+
+
+def said_of(fitted: dict[str, Any]) -> str:
+    """Return the verdict of a fit; versions before had others of sides that share no direction."""
+    return "does not work" if fitted["consistent"] is False else fitted["verdict"]
 
 
 def tables(units: list[dict[str, Any]]) -> list[str]:
@@ -322,9 +325,9 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
             row.append(f"{by.mean():+.2f}")
             row += [f"{n.sum()} of {len(of)}" for n in (by >= (best - before) / 2, after > means.max(1))]
         controls.append(row)
-        said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
+        said = {verdict: np.array([said_of(u) == verdict for u in of]) for verdict in VERDICTS}
         right = (said["works"] == passes).sum()
-        of_dealt = [u["dealt"]["verdict"] for u in of if "dealt" in u]
+        of_dealt = [said_of(u["dealt"]) for u in of if "dealt" in u]
         dealt = [of_dealt.count(verdict) for verdict in VERDICTS]
         told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
         verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])

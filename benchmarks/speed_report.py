@@ -32,8 +32,10 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"`make bench` on {result['hardware']['threads']} CPU threads ({result['hardware']['machine']}); "
         f"{result['model']}; questions: {result['questions']}. Every peer runs in a process of its own, in turns, "
-        "after a warm-up and after a check that its results equal trimtab's. Seconds are medians; a ratio is the "
-        "median of the rounds' ratios with its 95 % bootstrap interval.",
+        "after a warm-up; where a difference is shown, after a check that its results equal trimtab's (of answers, "
+        "their lengths). Seconds are medians; a ratio is the median of the rounds' ratios with its 95 % bootstrap "
+        "interval.",
+        *(["", f"In a run of their own, later: {', '.join(later)}."] if (later := result.get("later")) else []),
         "",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".",
     ]

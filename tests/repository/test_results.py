@@ -258,7 +258,34 @@ def test_the_tables_of_what_fit_finds_are_made_from_its_record():
         assert all(r["repetition"] <= u["before"]["repetition"] + behaviours.REPEATS for r in weaker)
         assert max(r["mean"] for r in weaker) >= u["after"]["mean"]
     assert {(u["consistent"], u["dealt"]["consistent"]) for u in sweeps} == {(True, False)}
-    assert {u["consistent"] for u in held["embedded"] if u["behaviour"] == "truthful"} == {False}
+    truthful = [u for u in held["embedded"] if u["behaviour"] == "truthful"]
+    assert {u["consistent"] for u in truthful} == {False}
+    weakly = [sum(x["verdict"] == "works weakly" for x in of) for of in (
+        [u["dealt"] for u in sweeps], [u["dealt"] for u in held["embedded"]], truthful,
+    )]  # fmt: skip
+    assert weakly == [52, 4, 7]
+
+
+def test_what_three_fits_came_to_is_in_their_record():
+    held = json.loads((PACKAGE.parent / "benchmarks/results/behaviour_fits.json").read_text(encoding="utf-8"))
+    page, trouble = (
+        (RESULTS.parent / name).read_text(encoding="utf-8") for name in ("how-to/own-data.md", "troubleshooting.md")
+    )
+    (table,) = (t for t in tables(page) if "answers read" in t[0])
+    for cells, of in zip(table[1:], held["fits"], strict=True):
+        assert cells[:-1] == [
+            of["behaviour"], f"{of['seconds']:.0f}", f"layer {of['layer']}", f"{of['strength']:.2f}, {of['kl']:.2f}",
+            f"{of['before']:.2f} -> {of['after']:.2f}",
+            *(f"{of[x]:.2f}" for x in ("random directions", "random places")),
+        ]  # fmt: skip
+        assert cells[-1].split(":")[0] == of["verdict"]
+    greedy, *sampled = held["repetition"].values()
+    figures = [f"{100 * of[who]:.1f}" for who in ("shifted", "unedited") for of in (greedy, *sampled)]
+    pattern = (
+        r"(N) % of word triples\s+came again greedily, (N) and (N) % in two samplings; unedited (N), and (N) and (N)"
+    )
+    said = re.search(pattern.replace("N", r"\d+\.\d"), trouble)
+    assert said is not None and list(said.groups()) == figures
 
 
 def test_what_is_said_of_gemma_is_in_its_record():
@@ -271,6 +298,7 @@ def test_what_is_said_of_gemma_is_in_its_record():
         assert cells == [
             of["behaviour"], of["verdict"], str(of["layer"]), *(f"{of[x]:.2f}" for x in ("kl", "before", "after")),
             f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", " -> ".join(f"{100 * x:.0f} %" for x in of["repetition"]),
+            ", ".join(f"{one['mean']:.2f}" for one in of["random_directions_of_the_same_norm"]),
             f"{min(kls):.1f} to {max(kls):.1f}",
         ]  # fmt: skip
     before, after = held["fits"][2]["no_comment"]

@@ -21,10 +21,10 @@ from trimtab.probes import fit_mass_mean
 from trimtab.protocols import Measured, Meter
 from trimtab.steer import ShiftSpec, places, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
-from trimtab.steer.pipeline import fit
+from trimtab.steer.pipeline import Fitted, fit
 from trimtab.steer.places import FEW, Tries, choose_place
 from trimtab.steer.reading import ReadAnswers, Reader, read_texts
-from trimtab.steer.screen import screen
+from trimtab.steer.screen import Screen, screen
 from trimtab.steer.sites import SiteProbes
 
 
@@ -232,18 +232,26 @@ def test_a_shift_whose_answers_loop_is_not_said_to_work():
     assert outcome_of(swept | {"repeats": {"before": 0.25, "after": 0.33}}).verdict == "works"
 
 
-def test_a_fit_of_sides_that_differ_in_no_common_direction_is_said_not_to_work():
+def test_a_fit_of_sides_that_differ_in_no_common_direction_is_said_not_to_work(tmp_path):
     swept = sweep_of(1.0, 6.0, 1.2, 3.0)
-    assert outcome_of(swept).verdict == "works"
-    found = outcome_of(swept, consistent=False)
-    assert found.verdict == "does not work" and "do not differ in a common direction" in found.sentence
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    fitted = fit(model, tokenizer, PAIRS)
-    assert fitted.screened is not None and fitted.shift.record["sweep"]["kl_budget"] == 0.25
-    common = replace(fitted.screened, consistency=0.2, by_chance=0.1, separation=2.0, separation_by_chance=1.0)
-    of_each = (common, replace(common, consistency=0.09), replace(common, separation=0.9))
-    told = [replace(fitted, screened=one).outcome for one in of_each]
-    assert ["common direction" in one.sentence for one in told if one] == [False, True, True]
+    common = Screen(18, Head(5, 0), 0.2, 0.1, 2.0, 1.0, 0.5, 1.0)
+    others = (
+        replace(common, consistency=0.09), replace(common, separation=0.9),
+        replace(common, consistency=0.0, by_chance=0.0, separation=0.0, separation_by_chance=0.0),
+    )  # fmt: skip
+    for shares in (common, replace(common, consistency=0.1), replace(common, separation=1.0)):
+        assert outcome_of(swept, screened=shares).verdict == "works"
+    for none in others:
+        found = outcome_of(swept, screened=none)
+        assert found.verdict == "does not work" and "common direction (18 items, layer 5)" in found.sentence
+        few = outcome_of(swept, screened=replace(none, n=11))
+        assert few.verdict == "works weakly" and "common direction (11 items" in few.sentence
+    fitted = replace(fit(tiny_model("llama"), tiny_tokenizer(), PAIRS), screened=others[0])
+    assert fitted.shift.record["sweep"]["kl_budget"] == 0.25
+    fitted.save(tmp_path / "fit")
+    again = Fitted.load(tmp_path / "fit")
+    assert again.screened == fitted.screened and again.outcome == fitted.outcome
+    assert again.outcome is not None and "common direction" in again.outcome.sentence
 
 
 def test_a_model_whose_own_answers_are_debris_is_to_be_asked_otherwise():

@@ -56,9 +56,9 @@ def fit(
 
     The questions can be TruthfulQA, folklore (which ships here), or your own file of questions with true and false
     answers, or of contrast pairs ({"prompt": ..., "positive": ..., "negative": ...}). The exact judge knows the
-    questions' listed answers only; a judge of another kind fits models that say other things. The exit code is 3 if
-    it does not work (nothing that was tried beats the unedited model, or the two sides do not differ in a common
-    direction): nothing is written then.
+    questions' listed answers only; a judge of another kind fits models that say other things. Where the strength is
+    chosen, the exit code is 3 if it does not work (nothing that was tried beats the unedited model, or the two sides
+    do not differ in a common direction): nothing is written then.
 
     Example: trimtab fit --model MODEL --data pairs.jsonl --out runs/mine
     """

@@ -14,6 +14,7 @@ from trimtab.compare.bench import Bench
 from trimtab.compare.design import Job, Unit
 from trimtab.compare.record_fields import TEST
 from trimtab.compare.records import RunFolder
+from trimtab.compare.running import able_to_choose
 from trimtab.compare.specification import specification
 from trimtab.errors import TrimtabError
 from trimtab.evaluate.table import instruments, measurements_of
@@ -83,7 +84,7 @@ def estimate(model: Any, tokenizer: Any, job: Job, out: str | Path) -> Plan:
     Raises:
         Incompatible: the folder holds something else, or another comparison.
     """
-    folder, job = RunFolder(out), job.asked(tokenizer)
+    folder, job = RunFolder(out), able_to_choose(model, tokenizer, job.asked(tokenizer))
     changed, bench = folder.changed(specification(job, model)), _Timing(model, tokenizer, job, folder)
     rows = []
     for name in tracked(list(job.methods), "timing"):

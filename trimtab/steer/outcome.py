@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from math import exp
 from typing import Any, Literal
 
+from trimtab.steer.screen import Screen
+
 VISIBLE, BARELY = {"reading": 0.35, "pair_margin": 3.0}, {"reading": 0.1}
 """What a score must gain for a shift to be said to work, and to work at all: of answers, a share of the way that was
 left to the positive texts; of pairs, nats (3: the positive side became 20 times likelier)."""
@@ -15,6 +17,9 @@ REPEATS = 0.1
 AT_RANDOM = "random directions"
 """What a record calls the control of the same norm."""
 
+ENOUGH = 12
+"""Items that directions come from (three fifths of all), from which on it is told that they share none: of fewer, sides
+that differ plainly are often taken for such that do not."""
 DEBRIS = 0.5
 """Where an unedited model repeats more of them than this, it does not answer what it is asked."""
 
@@ -38,13 +43,13 @@ class Outcome:
         return asdict(self)
 
 
-def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool = True) -> Outcome:
+def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", screened: Screen | None = None) -> Outcome:
     """Return what a sweep's record (of `choose_place` or `choose_strength`) says of what it chose.
 
     It works where the score gained as much as `VISIBLE` asks for, beyond chance, and more than twice what random
-    directions gain at the budget's drift, where the record has that control. It does not where what it was fitted on
-    differs in no common direction (`Screen.consistent`): sides dealt at random lean somewhere too, and a model can be
-    moved there, but not to a behaviour.
+    directions gain at the budget's drift, where the record has that control. It does not where the two sides of what
+    it was fitted on, `ENOUGH` items or more, differ in no common direction (`Screen.consistent`): sides dealt at random
+    lean somewhere too, and a model can be moved there, but not to a behaviour. Of fewer items it works weakly at best.
     """
     chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
     sign, gained = (-1 if better == "down" else 1), sweep.get("gain")
@@ -59,13 +64,6 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
         shown = gain / max(1 - before, 0.25)  # of answers that read like the positive texts already little is asked
         figures = f"answers moved {100 * shown:.0f} % of the way that was left to the positive texts"
     figures += f" at a KL of {chosen['kl']:.2f}"
-    if not consistent:
-        return Outcome(
-            "does not work",
-            "does not work: the two sides do not differ in a common direction, so that there is no behaviour to steer "
-            f"to ({figures}). Try pairs of which every positive text shows the behaviour and no negative one "
-            "does, in a language that the model knows",
-        )
     weak = []
     if gained is not None and sign * gained["low" if sign > 0 else "high"] <= 0:
         weak.append(f"within chance of nothing on {gained['n']} items")
@@ -83,6 +81,17 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", consistent: bool
             "a smaller --kl-budget, or pairs that differ in the behaviour alone; sampled answers (--do-sample "
             "--temperature 0.7) loop less than the greedy ones that were read"
         )
+    if screened is not None and not screened.consistent:
+        weak.insert(
+            0, f"the two sides do not differ in a common direction ({screened.n} items, layer {screened.place[0]})"
+        )
+        if screened.n >= ENOUGH:
+            if repeats["before"] <= DEBRIS:
+                advice = (
+                    "items of which every positive (true) text shows one behaviour and no negative (false) one "
+                    "does, in a language that the model knows"
+                )
+            return Outcome("does not work", f"does not work: {'; '.join([*weak, figures])}. Try {advice}")
     if shown <= BARELY.get(metric, 0):
         why = "no setting beats the unedited model" if gain <= 0 else "what was tried hardly shows"
         return Outcome(

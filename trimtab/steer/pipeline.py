@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ class Fitted:
     def outcome(self) -> Outcome | None:
         """Whether it works; None where the strength was given, and nothing tried."""
         sweep = self.shift.record.get("sweep")
-        consistent = self.screened is None or self.screened.consistent
-        return None if sweep is None else outcome_of(sweep, better=sweep.get("better", "up"), consistent=consistent)
+        better = "" if sweep is None else sweep.get("better", "up")
+        return None if sweep is None else outcome_of(sweep, better=better, screened=self.screened)
 
     def save(self, path: str | Path) -> None:
         """Write all to a folder, atomically, as `shift/`, `probes/`, `directions/` and `ranking/`.
@@ -78,7 +79,9 @@ class Fitted:
         if not path.is_dir() or kind_of(path) != KIND:
             raise Incompatible(f"no fit at {path}: expected a folder written by `trimtab fit`")
         parts = load_edit(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions")
-        return cls(*parts, SiteRanking.load(path / "ranking") if (path / "ranking").is_dir() else None)
+        screened = json.loads((path / RECORD).read_text(encoding="utf-8")).get("screen")
+        ranking = SiteRanking.load(path / "ranking") if (path / "ranking").is_dir() else None
+        return cls(*parts, ranking, Screen.from_dict(screened) if screened else None)
 
     def against(
         self, other: Fitted, *, top_k: int | None = None, scores: tuple[MultipleChoice, MultipleChoice] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,13 @@ class Screen:
     def consistent(self) -> bool:
         """Whether the sides differ in a direction that held-out ones share: as much as in 95 of 100 random exchanges.
 
-        Of five items or fewer no exchange is that rare, and the most extreme one passes.
+        Of five items or fewer that directions come from (four held-out ones) no exchange is that rare, and the most
+        extreme one passes.
         """
-        return self.consistency >= self.by_chance and self.separation >= self.separation_by_chance
+        apart = (
+            self.consistency > 0 and self.separation > 0
+        )  # what does not differ at all does as well as its exchanges
+        return apart and self.consistency >= self.by_chance and self.separation >= self.separation_by_chance
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -73,6 +77,12 @@ class Screen:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**vars(self), "place": list(self.place), "remarks": list(self.remarks)}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Screen:
+        """Return what `as_dict` told."""
+        known = {name: told[name] for name in cls.__dataclass_fields__}
+        return cls(**{**known, "place": Head(*told["place"])})
 
 
 def screen(acts: HeadActivations, held: HeadActivations, statements: Sequence[Statement], place: Head) -> Screen:

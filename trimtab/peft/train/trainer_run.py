@@ -161,7 +161,9 @@ def run_trainer(trainer: TuningTrainer, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if one is given; raises `OutOfMemory`, saying what helps, if a GPU has too little."""
     try:
         with contextlib.ExitStack() as shown, _quiet():
-            trainer.add_callback(_StepsShown(shown))
+            steps = _StepsShown(shown)
+            trainer.add_callback(steps)
+            shown.callback(trainer.remove_callback, steps)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as cause:
         if not ran_out_of_memory(cause):
