@@ -28,6 +28,7 @@ from transformers import (
 
 from tests.measuring import random_shift
 from tests.tiny import COMMON, FAMILIES, VOCAB, tiny_model, tiny_tokenizer
+from trimtab import progress
 from trimtab.edits.combined import NoEdit, Stacked
 from trimtab.edits.prompts import Prompted
 from trimtab.edits.vectors import HeadShift, ResidualShift
@@ -102,6 +103,15 @@ def test_plain_transformers_gives_the_live_logits_at_all_positions(family, tmp_p
     record = json.loads((tmp_path / "baked" / "record.json").read_text())
     assert record["kind"] == "merged model"
     assert record["relative"] == baked.relative
+
+
+def test_a_pipe_is_told_how_far_reading_and_comparing_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    model = tiny_model("llama-gqa")
+    checkpoint(model, tiny_tokenizer(), random_shift(model, strength=0.7), tmp_path / "baked", prompts=PROMPTS)
+    err, n = capsys.readouterr().err, len(PROMPTS) + 8
+    for what in ("reading the live edit", "comparing what was written"):
+        assert f"trimtab: {what}: 1 of {n}, about " in err
 
 
 def test_the_bias_is_w_o_times_the_shift_and_the_others_are_zero(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -252,6 +253,10 @@ def test_a_fit_of_sides_that_differ_in_no_common_direction_is_said_not_to_work(t
     again = Fitted.load(tmp_path / "fit")
     assert again.screened == fitted.screened and again.outcome == fitted.outcome
     assert again.outcome is not None and "common direction" in again.outcome.sentence
+    told = json.loads((tmp_path / "fit" / "record.json").read_text())
+    del told["screen"]["separation_by_chance"]  # as a version before left it
+    (tmp_path / "fit" / "record.json").write_text(json.dumps(told))
+    assert Fitted.load(tmp_path / "fit").screened is None
 
 
 def test_a_model_whose_own_answers_are_debris_is_to_be_asked_otherwise():

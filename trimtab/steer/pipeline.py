@@ -79,9 +79,9 @@ class Fitted:
         if not path.is_dir() or kind_of(path) != KIND:
             raise Incompatible(f"no fit at {path}: expected a folder written by `trimtab fit`")
         parts = load_edit(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions")
-        screened = json.loads((path / RECORD).read_text(encoding="utf-8")).get("screen")
+        screened = json.loads((path / RECORD).read_text(encoding="utf-8")).get("screen") or {}
         ranking = SiteRanking.load(path / "ranking") if (path / "ranking").is_dir() else None
-        return cls(*parts, ranking, Screen.from_dict(screened) if screened else None)
+        return cls(*parts, ranking, Screen.from_dict(screened))
 
     def against(
         self, other: Fitted, *, top_k: int | None = None, scores: tuple[MultipleChoice, MultipleChoice] | None = None

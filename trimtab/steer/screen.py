@@ -48,9 +48,8 @@ class Screen:
         Of five items or fewer that directions come from (four held-out ones) no exchange is that rare, and the most
         extreme one passes.
         """
-        apart = (
-            self.consistency > 0 and self.separation > 0
-        )  # what does not differ at all does as well as its exchanges
+        # what does not differ at all does as well as its exchanges
+        apart = self.consistency > 0 and self.separation > 0
         return apart and self.consistency >= self.by_chance and self.separation >= self.separation_by_chance
 
     @property
@@ -79,10 +78,11 @@ class Screen:
         return {**vars(self), "place": list(self.place), "remarks": list(self.remarks)}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Screen:
-        """Return what `as_dict` told."""
-        known = {name: told[name] for name in cls.__dataclass_fields__}
-        return cls(**{**known, "place": Head(*told["place"])})
+    def from_dict(cls, told: Mapping[str, Any]) -> Screen | None:
+        """Return what `as_dict` told; None where a version before told less."""
+        known = {name: told[name] for name in cls.__dataclass_fields__ if name in told}
+        whole = len(known) == len(cls.__dataclass_fields__)
+        return cls(**{**known, "place": Head(*told["place"])}) if whole else None
 
 
 def screen(acts: HeadActivations, held: HeadActivations, statements: Sequence[Statement], place: Head) -> Screen:
