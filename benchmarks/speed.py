@@ -127,6 +127,16 @@ def measured(folder: Path, task: str, rounds: int) -> dict[str, Any]:
     }
 
 
+def difference(one: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of two results."""
+    return float(np.abs(one.reshape(expected.shape) - expected).max())
+
+
+def allowed(task: str, expected: np.ndarray) -> float:
+    """Return how far a peer's results may be from what is expected."""
+    return TOLERANCE[task] * (1.0 if task == "choice" else max(1.0, float(np.abs(expected).max())))
+
+
 def compared(folder: Path, task: str, peers: dict[str, Peer]) -> dict[str, float]:
     """Return every peer's largest difference from trimtab's results; refuse to time those that differ."""
     ours = folder / f"{task}-trimtab.npy"
@@ -138,9 +148,8 @@ def compared(folder: Path, task: str, peers: dict[str, Peer]) -> dict[str, float
         path = folder / f"{task}-{name}.npy"
         if name == "trimtab" or not path.exists():
             continue
-        found[name] = float(np.abs(np.load(path).reshape(expected.shape) - expected).max())
-        scale = 1.0 if task == "choice" else max(1.0, float(np.abs(expected).max()))
-        if not found[name] <= TOLERANCE[task] * scale and name not in INEXACT:
+        found[name] = difference(np.load(path), expected)
+        if not found[name] <= allowed(task, expected) and name not in INEXACT:
             raise SystemExit(f"{task}: {name} differs from trimtab by {found[name]:.2g}; no times are reported")
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import numpy as np
 import pytest
 
 from tests.repository.published_records import PACKAGE, program
@@ -38,6 +37,5 @@ def test_trimtab_s_jobs_run_and_say_the_same(bench, task, ways, n_given):
     given = [one for one in found if one is not None]
     assert len(given) == n_given
     for one in given:
-        scale = 1.0 if task == "choice" else max(1.0, np.abs(given[0]).max())
-        assert np.abs(one - given[0]).max() <= speed.TOLERANCE[task] * scale
+        assert speed.difference(one, given[0]) <= speed.allowed(task, given[0])
     assert task != "report" or (folder / "report").exists()

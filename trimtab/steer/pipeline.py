@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from trimtab.steer.screen import Screen, screen
 from trimtab.steer.sites import SiteProbes, read_sites
 from trimtab.steer.spec import ShiftSpec, are_pairs
 from trimtab.steer.strength import Sweep, choose_strength
-from trimtab.storage import RECORD, kind_of, write_json, written_folder
+from trimtab.storage import RECORD, kind_of, load_record, write_json, written_folder
 
 KIND = "fit"
 PROMPTS = 6
@@ -54,8 +53,9 @@ class Fitted:
     def outcome(self) -> Outcome | None:
         """Whether it works; None where the strength was given, and nothing tried."""
         sweep = self.shift.record.get("sweep")
-        better = "" if sweep is None else sweep.get("better", "up")
-        return None if sweep is None else outcome_of(sweep, better=better, screened=self.screened)
+        if sweep is None:
+            return None
+        return outcome_of(sweep, better=sweep.get("better", "up"), screened=self.screened)
 
     def save(self, path: str | Path) -> None:
         """Write all to a folder, atomically, as `shift/`, `probes/`, `directions/` and `ranking/`.
@@ -79,7 +79,7 @@ class Fitted:
         if not path.is_dir() or kind_of(path) != KIND:
             raise Incompatible(f"no fit at {path}: expected a folder written by `trimtab fit`")
         parts = load_edit(path / "shift"), HeadProbes.load(path / "probes"), MassMean.load(path / "directions")
-        screened = json.loads((path / RECORD).read_text(encoding="utf-8")).get("screen") or {}
+        screened = load_record(path, KIND).get("screen") or {}
         ranking = SiteRanking.load(path / "ranking") if (path / "ranking").is_dir() else None
         return cls(*parts, ranking, Screen.from_dict(screened))
 
