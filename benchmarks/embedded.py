@@ -21,10 +21,10 @@ import torch
 from trimtab.cells import MISSING, number, table_lines
 from trimtab.cli.setup import quiet
 from trimtab.compare.design import Parts
-from trimtab.compare.statistics import spread
+from trimtab.compare.statistics import Measurement, spread
 from trimtab.datasets import folklore
 from trimtab.embedded import EMBEDDED_FOLDER
-from trimtab.evaluate.table import Table, instruments
+from trimtab.evaluate.table import Table, columns_of, instruments
 from trimtab.models import load_model
 from trimtab.peft import LoRA
 from trimtab.protocols import Meter
@@ -105,13 +105,14 @@ def drawn(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [d["details"] for d in details["draws"]] if "draws" in details else [details]
 
 
-def measurements(draws: Sequence[Mapping[str, Any]], instrument: str, meter: Meter) -> dict[str, list[list[float]]]:
-    """Return question (or neutral text) -> its measurements, one a draw, each the columns that the meter sums up."""
-    found: dict[str, list[list[float]]] = {}
-    for details in draws:
-        for place, row in enumerate(details[instrument] or ()):
-            found.setdefault(row.get("question", str(place)), []).append([float(row[c]) for c in meter.columns])
-    return found
+def measurements(draws: Sequence[Mapping[str, Any]], instrument: str, meter: Meter) -> list[Measurement]:
+    """Return each draw's questions (or neutral texts) with the columns that the meter sums up."""
+    several = [
+        {row.get("question", str(place)): row for place, row in enumerate(rows)}
+        for details in draws
+        if (rows := details[instrument])
+    ]
+    return [(list(rows), columns_of(meter, rows)) for rows in several]
 
 
 def markdown(mean: Mapping[str, Mapping[str, Mapping[str, Any] | None]], meters: Sequence[Meter]) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
-from trimtab.compare.statistics import first, holm, over_draws, paired, question_means, spread
+from trimtab.compare.statistics import first, holm, over_draws, paired, paired_each, question_means, spread
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.figure import SUMMARIES
 from trimtab.intervals import share
@@ -21,8 +21,13 @@ def columns(*values):
 
 
 def seeds_of(table):
-    """table[seed][question] -> measurements with one column."""
-    return {s: {f"q{i}": [[float(v)]] for i, v in enumerate(row)} for s, row in enumerate(table)}
+    """table[seed][question] -> a measurement of one column for every seed."""
+    return {s: [measured(**{f"q{i}": [v] for i, v in enumerate(row)})] for s, row in enumerate(table)}
+
+
+def measured(**rows):
+    """item -> columns, as a measurement."""
+    return list(rows), np.array([*rows.values()], dtype=float)
 
 
 def enumerated_p(differences):
@@ -50,13 +55,13 @@ def test_more_seeds_of_the_same_questions_do_not_narrow_the_interval():
 
 
 def test_a_question_measured_twice_under_a_seed_counts_once():
-    values = {0: {"q0": [[1.0], [0.0]], "q1": [[1.0]]}}
+    values = {0: [measured(q0=[1], q1=[1]), measured(q0=[0])]}
     assert float(spread(values).estimate) == 0.75
     assert question_means(values)["q0"] == [0.5]
 
 
 def test_the_product_is_that_of_the_means_and_not_the_mean_of_the_products():
-    values = {0: {"a": [[1.0, 0.0]], "b": [[0.0, 1.0]]}}
+    values = {0: [measured(a=[1, 0], b=[0, 1])]}
     assert float(spread(values, SUMMARIES["product"]).estimate) == 0.25
 
 
@@ -74,7 +79,7 @@ def test_the_spread_of_draws_between_seeds_is_that_of_the_seeds_means():
 
 def test_nothing_measured_is_refused():
     with pytest.raises(BadDataset, match="no question was measured"):
-        spread({0: {}})
+        spread({0: []})
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,19 @@ def test_the_p_value_is_that_of_scipys_permutation_test_with_the_same_seed(n, su
     expected = permutation_test((np.arange(n), np.arange(n) + n), statistic, **options).pvalue
     assert 0.0 < expected < 1.0
     assert paired(columns(*ours), columns(*theirs), reduce, resamples=999, seed=5)[1] == expected
+
+
+def test_pairs_tested_together_have_the_intervals_and_p_values_that_each_has_alone():
+    rng = np.random.default_rng(0)
+    mean, product = SUMMARIES["mean"], SUMMARIES["product"]
+    pairs = [
+        (columns(*rng.random((n, width))), columns(*rng.random((n, width)) + shift), reduce)
+        for n, width, reduce, shift in ((40, 1, mean, 0.2), (40, 2, product, 0.1), (7, 1, mean, 0.3), (25, 2, mean, 0))
+    ]
+    pairs.insert(2, (pairs[0][0], pairs[0][0], mean))  # two that differ nowhere
+    told = [(d.as_dict(), p) for d, p in paired_each(pairs, resamples=999)]
+    assert told == [(d.as_dict(), p) for d, p in (paired(*pair, resamples=999) for pair in pairs)]
+    assert len({p for _, p in told}) == len(pairs)  # the control: each has its own
 
 
 def test_what_is_equal_but_for_rounding_is_a_tie():

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from trimtab.compare.rows import ResultRow, values_of
 from trimtab.compare.run_records import RunRecords
-from trimtab.compare.statistics import RESAMPLES, PairedDifference, holm, moved, paired, question_means
+from trimtab.compare.statistics import RESAMPLES, Means, PairedDifference, holm, moved, paired_each, question_means
 from trimtab.errors import BadValue
 from trimtab.protocols import Meter
 
-Means = Mapping[str, Float[np.ndarray, " column"]]
 LEVEL = 0.05
 """Chance of any false difference among those that a page speaks of."""
 
@@ -62,7 +58,7 @@ def every_two(means: Mapping[str, Means], meter: Meter) -> list[Contrast]:
     """
     pairs = [(one, other) for one, other in combinations(means, 2) if means[one].keys() & means[other].keys()]
     swaps = max(RESAMPLES, round(2.5 * len(pairs) / LEVEL))
-    found = [paired(means[one], means[other], meter.summary, resamples=swaps) for one, other in pairs]
+    found = paired_each([(means[one], means[other], meter.summary) for one, other in pairs], resamples=swaps)
     adjusted = holm([p for _, p in found])
     made = []
     for (one, other), (difference, p), p_holm in zip(pairs, found, adjusted, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,14 @@ from trimtab.cells import number, unit_words
 from trimtab.compare.design import BASELINE
 from trimtab.compare.run_records import RunRecords, Variant
 from trimtab.compare.statistics import (
+    Measurement,
     PairedDifference,
     Spread,
     Values,
     holm,
     moved,
     over_draws,
-    paired,
+    paired_each,
     question_means,
     spread,
 )
@@ -93,9 +94,8 @@ def row_of(run: RunRecords, method: str, size: int | None, variant: Variant) -> 
     each = [(t["seed"], found) for t in used for found in run.measurements(t, variant)]
     figures = {m.name: _of_draws(run, each, m) for m in run.summed} if drawn else {}
     draws = figures[run.main.name][1] if run.main.name in figures else ()
-    metrics = {m.name: figures[m.name][0] if drawn else _of_items(run, used, variant, m) for m in run.summed}
-    tested = [m for m in run.summed if m.tested and m.better != "neither" and not drawn and method != BASELINE]
-    differences = {m.name: d for m in tested if (d := _difference(run, used, variant, m)) is not None}
+    values = {m.name: values_of(run, () if drawn else used, variant, m) for m in run.summed}
+    metrics = {m.name: figures[m.name][0] if drawn else _of_items(values[m.name], m) for m in run.summed}
     settings = Counter(json.dumps(_chosen_knobs(run.trial(t, t[variant])), default=str) for t in used)
     chose = method != BASELINE and not drawn and metrics.get("kl") is not None
     return ResultRow(
@@ -103,7 +103,7 @@ def row_of(run: RunRecords, method: str, size: int | None, variant: Variant) -> 
         variant=variant,
         size=size,
         metrics=metrics,
-        differences=differences,
+        differences={} if method == BASELINE else _differences(run, used, values),
         costs=_costs(run, used, variant),
         settings=tuple(settings.most_common()),
         n_done=len(used),
@@ -122,7 +122,7 @@ def style_row(run: RunRecords, size: int | None) -> ResultRow | None:
     """Return what the answers' words and length give without question or model; None where no meter has it."""
     units = [t for t in run.of(BASELINE, size) if t["status"] == "done" and t.get("without_model")]
     made = [{**t, "best": 0, "measured": {"0": {"rows": t["without_model"]}}} for t in units]
-    metrics = {m.name: s for m in run.summed if (s := _of_items(run, made, "best", m)) is not None}
+    metrics = {m.name: s for m in run.summed if (s := _of_items(values_of(run, made, "best", m), m)) is not None}
     if not metrics:
         return None
     shown = {m.name: metrics.get(m.name) for m in run.summed}
@@ -146,9 +146,8 @@ def _chosen_knobs(trial: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in trial["knobs"].items() if k != "draw" or "measured" not in trial}
 
 
-def _of_items(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter) -> Spread | None:
-    values = values_of(run, used, variant, meter)
-    return spread(values, meter.summary, unit=meter.unit) if any(values.values()) else None
+def _of_items(values: Values, meter: Meter) -> Spread | None:
+    return spread(values, meter.summary, unit=meter.unit) if values else None
 
 
 def _of_draws(
@@ -162,18 +161,22 @@ def _of_draws(
     return over_draws([seed for seed, _ in draws], figures, unit=meter.unit), tuple(figures)
 
 
-def _difference(
-    run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter
-) -> PairedDifference | None:
+def _differences(
+    run: RunRecords, used: Sequence[Mapping[str, Any]], values: Mapping[str, Values]
+) -> dict[str, PairedDifference]:
+    """Return a row's differences to the unedited model, measured in the same folds and seeds, by tested meter."""
     same = {(t["fold"], t["seed"]) for t in used}
     base = [t for t in run.of(BASELINE, used[0]["size"]) if t["status"] == "done"] if used else []
-    theirs = values_of(run, [t for t in base if (t["fold"], t["seed"]) in same], "best", meter)
-    ours = values_of(run, used, variant, meter)
-    if not any(theirs.values()) or not any(ours.values()):
-        return None
-    mine, base = question_means(ours), question_means(theirs)
-    difference, p = paired(mine, base, meter.summary)
-    return PairedDifference(difference, p, p, difference.n, moved(mine, base, meter.summary, sign=meter.sign))
+    base = [t for t in base if (t["fold"], t["seed"]) in same]
+    found = []
+    for meter in (m for m in run.summed if m.tested and m.better != "neither" and values[m.name]):
+        if theirs := question_means(values_of(run, base, "best", meter)):
+            found.append((meter, question_means(values[meter.name]), theirs))
+    tests = paired_each([(ours, theirs, meter.summary) for meter, ours, theirs in found])
+    return {
+        meter.name: PairedDifference(d, p, p, d.n, moved(ours, theirs, meter.summary, sign=meter.sign))
+        for (meter, ours, theirs), (d, p) in zip(found, tests, strict=True)
+    }
 
 
 def _costs(run: RunRecords, used: Sequence[Mapping[str, Any]], variant: Variant) -> dict[str, float | None]:
@@ -207,22 +210,13 @@ def corrected(rows: list[ResultRow], meters: Sequence[Meter]) -> list[ResultRow]
 
 
 def values_of(run: RunRecords, tests: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter) -> Values:
-    """Return seed -> item -> measurements of a meter's columns; empty for what it has nothing to say of."""
-    found: Values = {}
-    for seed, rows in _rows_of(run, tests, variant, meter):
-        items = found.setdefault(seed, {})
-        for item, columns in zip(rows, columns_of(meter, rows).tolist(), strict=True):
-            items.setdefault(item, []).append(columns)
-    return found
-
-
-def _rows_of(
-    run: RunRecords, tests: Sequence[Mapping[str, Any]], variant: Variant, meter: Meter
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Return every seed's measurements of a meter's columns; empty for what it has nothing to say of."""
+    found: dict[int, list[Measurement]] = {}
     for test in tests:
         rows = test["measured"][str(test[variant])]["rows"].get(run.instrument(meter))
         if rows:
-            yield test["seed"], rows
+            found.setdefault(test["seed"], []).append((list(rows), columns_of(meter, rows)))
+    return found
 
 
 def _notes(tests: Sequence[Mapping[str, Any]], variant: Variant, n_units: int) -> tuple[str, ...]:

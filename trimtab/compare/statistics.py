@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from itertools import compress
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,8 +14,12 @@ from jaxtyping import Bool, Float
 from trimtab.errors import BadDataset, BadValue
 from trimtab.intervals import Estimate, Reduce, bootstrap, estimated, first
 
-Values: TypeAlias = dict[int, dict[str, list[list[float]]]]
-"""seed -> item -> its measurements, each a list of columns."""
+Measurement: TypeAlias = tuple[Sequence[str], Float[np.ndarray, "_ column"]]
+"""The items of one measurement, and their columns."""
+Values: TypeAlias = Mapping[int, Sequence[Measurement]]
+"""seed -> its measurements, such as one for every fold."""
+Means: TypeAlias = Mapping[str, Float[np.ndarray, " column"]]
+"""Item -> its columns, averaged over its measurements."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,7 @@ class Moved:
         return right / self.n, wrong / self.n, (self.n - right - wrong) / self.n
 
 
-def moved(
-    row: Mapping[str, Float[np.ndarray, " metric"]],
-    other: Mapping[str, Float[np.ndarray, " metric"]],
-    reduce: Reduce = first,
-    *,
-    sign: int = 1,
-) -> Moved:
+def moved(row: Means, other: Means, reduce: Reduce = first, *, sign: int = 1) -> Moved:
     """Return which of the questions that both rows have moved from the other row to this one, and which way.
 
     Args:
@@ -66,10 +65,10 @@ def moved(
     Raises:
         BadDataset: they share no question.
     """
-    shared = _shared(row, other)
-    change = {q: sign * float(reduce(row[q]) - reduce(other[q])) for q in shared}
-    right, wrong = (tuple(q for q in shared if way * change[q] > EQUAL) for way in (1, -1))
-    return Moved(right, wrong, len(shared))
+    questions, ours, theirs = _shared(row, other)
+    change = sign * (reduce(ours) - reduce(theirs))
+    right, wrong = (tuple(compress(questions, way * change > EQUAL)) for way in (1, -1))
+    return Moved(right, wrong, len(questions))
 
 
 @dataclass(frozen=True)
@@ -104,26 +103,24 @@ class PairedDifference:
         return {**asdict(self), "difference": self.difference.as_dict(), "p_floor": self.floor}
 
 
-def spread(
-    values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]], reduce: Reduce = first, *, unit: str = "share"
-) -> Spread:
+def spread(values: Values, reduce: Reduce = first, *, unit: str = "share") -> Spread:
     """Return a metric's interval and its spread between seeds.
 
     Args:
-        values: seed -> question -> its measurements, each a list of columns. A question may have been measured
-            several times under one seed (a fixed test set, once per fold).
+        values: of every seed. A question may have been measured several times under one (a fixed test set, once per
+            fold).
         reduce: what the columns' means become.
         unit: of the figure; a share has another interval than the rest.
 
     Raises:
         BadDataset: there are no measurements.
     """
-    by_question = question_means(values)
-    if not by_question:
+    seeds = [_averaged(measured) for measured in values.values() if measured]
+    if not seeds:
         raise BadDataset("nothing to average: no question was measured")
-    per_seed = [float(reduce(np.array(list(_means(rows).values())).mean(0))) for rows in values.values() if rows]
+    per_seed = [float(reduce(means.mean(0))) for _, means in seeds]
     return Spread(
-        estimated(np.array(list(by_question.values())), reduce, unit=unit),
+        estimated(_averaged(seeds)[1], reduce, unit=unit),
         float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
     )
 
@@ -144,33 +141,23 @@ def over_draws(seeds: Sequence[int], values: Sequence[float], *, unit: str = "sh
     return Spread(estimated(np.array(values)[:, None], unit=unit), between)
 
 
-def question_means(
-    values: Mapping[int, Mapping[str, Sequence[Sequence[float]]]],
-) -> dict[str, Float[np.ndarray, " metric"]]:
+def question_means(values: Values) -> dict[str, Float[np.ndarray, " column"]]:
     """Return each question's columns, averaged first within a seed and then over the seeds that measured it."""
-    found: dict[str, list[np.ndarray]] = {}
-    for rows in values.values():
-        for question, mean in _means(rows).items():
-            found.setdefault(question, []).append(mean)
-    return _means(found)
+    seeds = [_averaged(measured) for measured in values.values() if measured]
+    return dict(zip(*_averaged(seeds), strict=True)) if seeds else {}
 
 
-def _means(rows: Mapping[str, Sequence[Any]]) -> dict[str, Float[np.ndarray, " metric"]]:
-    """Return each question's columns, averaged over its measurements, all at once."""
-    if not rows:
-        return {}
-    each = np.array([columns for measured in rows.values() for columns in measured], dtype=np.float64)
-    n = np.array([len(measured) for measured in rows.values()])
-    return dict(zip(rows, np.add.reduceat(each, np.cumsum(n) - n) / n[:, None], strict=True))
+def _averaged(measured: Sequence[Measurement]) -> Measurement:
+    """Return all items of several measurements, each one's columns averaged over those that it stands in."""
+    items = [item for names, _ in measured for item in names]
+    place = {item: i for i, item in enumerate(dict.fromkeys(items))}
+    at = np.array([place[item] for item in items])
+    each, n = np.concatenate([columns for _, columns in measured]), np.bincount(at)
+    return list(place), np.add.reduceat(each[np.argsort(at, kind="stable")], np.cumsum(n) - n) / n[:, None]
 
 
 def paired(
-    row: Mapping[str, Float[np.ndarray, " metric"]],
-    baseline: Mapping[str, Float[np.ndarray, " metric"]],
-    reduce: Reduce = first,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    row: Means, baseline: Means, reduce: Reduce = first, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Estimate, float]:
     """Return (difference, p) of a row and the baseline over the questions that both have.
 
@@ -182,31 +169,76 @@ def paired(
     Raises:
         BadDataset: they share no question.
     """
-    shared = _shared(row, baseline)
-    ours, theirs = (np.array([side[q] for q in shared]) for side in (row, baseline))
-    width = ours.shape[1]
-    difference = bootstrap(
-        np.concatenate([ours, theirs], axis=1), lambda means: reduce(means[..., :width]) - reduce(means[..., width:])
-    )
-    if np.array_equal(ours, theirs):
-        return difference, 1.0
-    n, swaps = len(shared), _swaps(len(shared), resamples, seed)
-    change, total = theirs - ours, ours.sum(0) + theirs.sum(0)
+    return paired_each([(row, baseline, reduce)], resamples=resamples, seed=seed)[0]
+
+
+def paired_each(
+    pairs: Sequence[tuple[Means, Means, Reduce]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[tuple[Estimate, float]]:
+    """Return what `paired` says of each of several (row, baseline, reduce), all at once.
+
+    Pairs that share equally many questions swap them in the same ways.
+    """
+    sides = [_Sides(*_shared(row, baseline)[1:], reduce) for row, baseline, reduce in pairs]
+    differing = [i for i, (ours, theirs, _) in enumerate(sides) if not np.array_equal(ours, theirs)]
+    p_values = [1.0] * len(sides)
+    for n in {len(sides[i].ours) for i in differing}:
+        places = [i for i in differing if len(sides[i].ours) == n]
+        found = _sign_flip([sides[i] for i in places], _swaps(n, resamples, seed))
+        for i, p in zip(places, found, strict=True):
+            p_values[i] = p
+    return [(one.difference(), p) for one, p in zip(sides, p_values, strict=True)]
+
+
+class _Sides(NamedTuple):
+    """Two rows on the questions that both have, and what the means of their columns become."""
+
+    ours: Float[np.ndarray, "question column"]
+    theirs: Float[np.ndarray, "question column"]
+    reduce: Reduce
+
+    def difference(self) -> Estimate:
+        """Return ours minus theirs with its interval."""
+        reduce, width = self.reduce, self.ours.shape[1]
+        both = np.concatenate([self.ours, self.theirs], axis=1)
+        return bootstrap(both, lambda means: reduce(means[..., :width]) - reduce(means[..., width:]))
+
+    def swapped(self, more: Float[np.ndarray, "*swap column"]) -> Any:
+        """Return the difference where swaps add so much to the sums of our columns, and take it from theirs."""
+        ours, theirs, n = self.ours.sum(0), self.theirs.sum(0), len(self.ours)
+        sums = ours + more
+        return np.asarray(self.reduce(sums / n) - self.reduce((ours + theirs - sums) / n))
+
+    def tails(self, more: Float[np.ndarray, "swap column"]) -> tuple[int, int]:
+        """Return under how many swaps the difference is no higher, and no lower, than what was seen."""
+        seen, null = self.swapped(np.zeros(self.ours.shape[1])), self.swapped(more)
+        # sums in another order: what is equal but for rounding is equal
+        near = EQUAL * (abs(self.reduce(self.ours.mean(0))) + abs(self.reduce(self.theirs.mean(0))))
+        return int(np.count_nonzero(null <= seen + near)), int(np.count_nonzero(null >= seen - near))
+
+
+def _sign_flip(several: Sequence[_Sides], swaps: Bool[np.ndarray, "swap question"]) -> list[float]:
+    """Return each one's p under the same swaps of questions."""
+    change = np.concatenate([one.theirs - one.ours for one in several], axis=1)
+    ends = np.cumsum([one.ours.shape[1] for one in several])[:-1]
+    tails = np.zeros((len(several), 2), dtype=int)
     # in parts, whose copies as numbers are small
-    sums = ours.sum(0) + np.concatenate([part @ change for part in np.array_split(swaps, 1 + len(swaps) // 1000)])
-    seen, null = (np.asarray(reduce(s / n) - reduce((total - s) / n)) for s in (ours.sum(0), sums))
-    # sums in another order: what is equal but for rounding is equal
-    near = EQUAL * (abs(reduce(ours.mean(0))) + abs(reduce(theirs.mean(0))))
-    drawn = len(swaps) < 2**n
-    tails = [np.count_nonzero(side) + drawn for side in (null <= seen + near, null >= seen - near)]
-    return difference, float(min(1.0, 2 * min(tails) / (len(swaps) + drawn)))
+    for part in np.array_split(swaps, 1 + len(swaps) // 1000):
+        more = np.split(part @ change, ends, axis=1)
+        tails += [one.tails(sums) for one, sums in zip(several, more, strict=True)]
+    drawn = len(swaps) < 2 ** swaps.shape[1]
+    return np.minimum(1.0, 2 * (tails.min(1) + drawn) / (len(swaps) + drawn)).tolist()
 
 
-def _shared(row: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    shared = [question for question in row if question in other]
-    if not shared:
+def _shared(
+    row: Means, other: Means
+) -> tuple[list[str], Float[np.ndarray, "question column"], Float[np.ndarray, "question column"]]:
+    """Return the questions that two rows both have, and each row's columns of them."""
+    questions = [question for question in row if question in other]
+    if not questions:
         raise BadDataset("the two rows share no question: there is nothing to pair")
-    return shared
+    ours, theirs = (np.concatenate([side[q] for q in questions]).reshape(len(questions), -1) for side in (row, other))
+    return questions, ours, theirs
 
 
 EQUAL = 1e-12
@@ -221,8 +253,8 @@ def _swaps(n: int, resamples: int, seed: int) -> Bool[np.ndarray, "swap question
     """
     if 2**n <= resamples:
         return (np.arange(2**n)[:, None] >> np.arange(n)) % 2 > 0
-    rng, order = np.random.default_rng(seed), np.tile(np.arange(2, dtype=np.int8), (n, 1))
-    return np.stack([rng.permuted(order, axis=-1)[:, 0] > 0 for _ in range(resamples)])
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.integers(2**32, size=n, dtype=np.uint32) % 2 == 0 for _ in range(resamples)])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -65,11 +65,14 @@ def pooled_runs(runs: Sequence[Sequence[Run]], meters: Sequence[Meter]) -> dict[
     pooled: dict[str, dict[str, Spread | None]] = {name: {} for name in runs[0][0]}
     for name, instrument in ((name, i) for name in pooled for i in instruments(meters)):
         for meter in instrument.sums:
-            values: Values = {seed: {} for seed in range(len(runs))}
-            for seed, folds in enumerate(runs):
-                for found in (fold[name][instrument.name] for fold in folds):
-                    for item, columns in zip(found.rows, columns_of(meter, found.rows), strict=True) if found else ():
-                        values[seed].setdefault(item, []).append(columns.tolist())
+            values: Values = {
+                seed: [
+                    (list(found.rows), columns_of(meter, found.rows))
+                    for fold in folds
+                    if (found := fold[name][instrument.name]) and found.rows
+                ]
+                for seed, folds in enumerate(runs)
+            }
             pooled[name][meter.name] = spread(values, meter.summary, unit=meter.unit) if any(values.values()) else None
     return pooled
 
