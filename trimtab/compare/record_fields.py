@@ -20,23 +20,23 @@ class _Record(TypedDict):
     status: str
 
 
-class _Failed(TypedDict):
+class _Failed(_Record):
     why: str
 
 
-class _Trial(TypedDict):
+class _Trial(_Record):
     knobs: dict[str, Any]
     made: dict[str, Any]
     validation: dict[str, Any]
 
 
-class _Draw(TypedDict):
+class _Draw(_Record):
     knobs: dict[str, Any]
     made: dict[str, Any]
     measured: _Found
 
 
-class _Measurement(TypedDict):
+class _Measurement(_Record):
     best: int
     within: int | None
     n: dict[str, int]
@@ -85,10 +85,9 @@ class _Specification(TypedDict):
 
 def record_fault(record: Any) -> str | None:
     """Return what is missing or of another type in a record of a trial, a draw or a last measurement, or None."""
-    wrong = fault(record, _Record)
-    if wrong or record["status"] == "failed":
-        return wrong or fault(record, _Failed)
-    if record["step"] != TEST:
+    if not isinstance(record, dict) or record.get("status") == "failed":
+        return fault(record, _Failed)
+    if record.get("step") != TEST:
         return fault(record, _Draw if "measured" in record else _Trial)
     wrong = fault(record, _Measurement)
     if wrong or "follows" in record:
