@@ -61,7 +61,7 @@ def knobs_figure(comparison: Comparison) -> Figure | None:
         joined = any(len(points) > 1 for points in groups)
         positive = min(values) > 0 and max(values) / min(values) >= 4
         axes.set(**limits(comparison.chooser, "y"), xscale="log" if positive else "linear")
-        axes.set_title(f"{method}: {knob}" + ("" if joined else " (never alone)"), fontsize="small")
+        axes.set_title(f"{method}: {knob}" + ("" if joined else " (never alone)"), fontsize="small", y=1)
         axes.set_xticks(values, [f"{v:.2g}" for v in values], fontsize="x-small")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -78,8 +78,8 @@ def _panel(axes: Any, groups: list[Points], highest: float, times: float) -> Non
         values = sorted(points)
         means = [times * float(np.mean([s for s, _ in points[v]])) for v in values]
         axes.plot(values, means, color=PALETTE[0], marker="o")
-        for v in values:
-            axes.plot([v] * len(points[v]), [times * s for s, _ in points[v]], ".", color=PALETTE[0], alpha=0.35)
+        each = [(v, times * s) for v in values for s, _ in points[v]]
+        axes.plot(*zip(*each, strict=True), ".", color=PALETTE[0], alpha=0.35)
         drifts = [[kl for _, kl in points[v] if kl is not None] for v in values]
         if all(drifts):
             other = other or axes.twinx()
