@@ -113,7 +113,7 @@ class Bench:
         order = np.random.default_rng([draw, NAMES.index(name)]).permutation(len(of.pairs))
         pairs = of.pairs.select(sorted(order[: said.pairs].tolist()))
         started = time.perf_counter()
-        fitted = fit(self.model, self.tokenizer, pairs, self.spec)
+        fitted = fit(self.model, self.tokenizer, pairs, self.spec, kl_budget=said.kl_budget)
         seconds = time.perf_counter() - started
         shift: Any = fitted.shift
         before, after = self.counted(of, [NoEdit(), shift])
@@ -156,7 +156,7 @@ class Bench:
         drawn = np.random.default_rng([draw, 7]).permutation([layer for layer in vectors if layer not in shift.layers])
         directions = [shift.randomised(1000 * draw + i) for i in range(said.controls)]
         pairs = of.pairs.where(lambda pair: pair.key in set(shift.fitted_on))
-        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw), self.spec)
+        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw), self.spec, kl_budget=said.kl_budget)
         return {
             "hooks_agree": float(np.mean([a == b for a, b in zip(after["texts"], same["texts"], strict=True)])),
             "random_directions": self.controls(of, directions, kl),
@@ -297,11 +297,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def said_of(fitted: dict[str, Any]) -> str:
-    """Return the verdict of a fit; versions before had others of sides that share no direction."""
-    return "does not work" if fitted["consistent"] is False else fitted["verdict"]
-
-
 def tables(units: list[dict[str, Any]]) -> list[str]:
     """Return tables with a line for each behaviour: what of the claim holds, its controls, and what `fit` says."""
     claims, controls, verdicts = [], [], []
@@ -325,9 +320,9 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
             row.append(f"{by.mean():+.2f}")
             row += [f"{n.sum()} of {len(of)}" for n in (by >= (best - before) / 2, after > means.max(1))]
         controls.append(row)
-        said = {verdict: np.array([said_of(u) == verdict for u in of]) for verdict in VERDICTS}
+        said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
         right = (said["works"] == passes).sum()
-        of_dealt = [said_of(u["dealt"]) for u in of if "dealt" in u]
+        of_dealt = [u["dealt"]["verdict"] for u in of if "dealt" in u]
         dealt = [of_dealt.count(verdict) for verdict in VERDICTS]
         told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
         verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])
@@ -355,6 +350,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     parser.add_argument("--pairs", type=int, default=30, help="in each draw")
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=NAMES)
+    parser.add_argument("--kl-budget", type=float, help="of the fits, if not their default")
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4])
     parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")
     parser.add_argument("--controls", type=int, default=5, help="random directions, and random layers")

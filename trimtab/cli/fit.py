@@ -37,7 +37,7 @@ def fit(
         typer.Option(
             "--kl-budget",
             help="Nats per token that the strength may cost on neutral text.",
-            show_default="0.1; 0.25 for places by effect",
+            show_default="0.1; 0.2 for places by effect",
         ),
     ] = None,
     held_out: Annotated[

@@ -122,7 +122,7 @@ def fit(
             the embedded one does; of contrast pairs, how far answers read like the positive texts (`ReadAnswers`), or
             the margin of the positive side where there are no prompts, or `spec.quick`.
         kl_budget: nats per token that the chosen strength may cost on neutral text; 0.1 for what is ranked by accuracy,
-            0.25 by effect, if not given.
+            0.2 by effect, if not given.
         seed: of the division of the questions.
 
     Raises:

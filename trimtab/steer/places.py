@@ -28,8 +28,8 @@ from trimtab.steer.outcome import AT_RANDOM, REPEATS, repetition
 from trimtab.steer.strength import Trial, require_budget
 
 Shift = TypeVar("Shift", bound=VectorEdit)
-KL_BUDGET = 0.25
-"""Nats per token on neutral text: at more of them answers of a small model loop, and the count moves little further."""
+KL_BUDGET = 0.2
+"""Nats per token on neutral text: at 0.25 some answers of a small model loop (docs/results/behaviours.md)."""
 SLACK = 0.95
 """What is tried of the strength that should meet the budget: what differs from the law of squares has room there."""
 FRACTIONS = (0.25, 0.5, 0.75)
