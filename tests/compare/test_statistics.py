@@ -154,6 +154,18 @@ def test_pairs_tested_together_have_the_intervals_and_p_values_that_each_has_alo
     assert len({p for _, p in told}) == len(pairs)  # the control: each has its own
 
 
+def test_a_share_of_nothing_is_no_evidence_neither_seen_nor_under_swaps():
+    def told(*right):
+        return columns(*((value or 0, value is not None) for value in right))
+
+    ratio = SUMMARIES["ratio"]
+    difference, p = paired(told(*[1] * 12), told(*[None] * 12), ratio)
+    assert np.isnan(float(difference)) and p == 1
+    # two of the four ways to swap leave one side without anything, one is as far as what was seen
+    assert paired(told(1, None), told(None, 0), ratio)[1] == 1
+    assert paired(told(*[1] * 12), told(*[0] * 12), ratio)[1] < 0.01  # the control
+
+
 def test_what_is_equal_but_for_rounding_is_a_tie():
     tenths = [1, 2, 3, -2, 4, -1, 3, 2]
     sums = [abs(np.dot(tenths, signs)) for signs in every((1, -1), repeat=8)]  # of whole numbers: exact

@@ -214,7 +214,8 @@ class _Sides(NamedTuple):
         seen, null = self.swapped(np.zeros(self.ours.shape[1])), self.swapped(more)
         # sums in another order: what is equal but for rounding is equal
         near = EQUAL * (abs(self.reduce(self.ours.mean(0))) + abs(self.reduce(self.theirs.mean(0))))
-        return int(np.count_nonzero(null <= seen + near)), int(np.count_nonzero(null >= seen - near))
+        # what is no number (a share of nothing) is no evidence: it counts in both tails
+        return int(np.count_nonzero(~(null > seen + near))), int(np.count_nonzero(~(null < seen - near)))
 
 
 def _sign_flip(several: Sequence[_Sides], swaps: Bool[np.ndarray, "swap question"]) -> list[float]:
