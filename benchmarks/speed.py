@@ -169,13 +169,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed.json")
     parser.add_argument("--truthfulqa", help="folder that holds mc_task.json")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--tasks", default=";".join(JOBS), help="separated by semicolons")
+    parser.add_argument("--tasks", help="only these, separated by semicolons, for the record that is there")
     parser.add_argument("--docs", type=Path, help="the docs' folder, for the table and the chart")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script out")
     options = parser.parse_args()
     if options.truthfulqa:
         options.truthfulqa = str(Path(options.truthfulqa).resolve())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    tasks = options.tasks.split(";") if options.tasks else list(JOBS)
+    held = json.loads(options.out.read_text(encoding="utf-8")) if options.tasks and options.out.is_file() else {}
+    later = {"later": [*dict.fromkeys([*held.get("later", ()), *tasks])]} if held else {}
     result: dict[str, Any] = {
         "command": command(),
         **setting(),
@@ -183,11 +186,13 @@ def main() -> None:
         "model": "tiny" if options.tiny else "random Llama, 8 layers x 8 heads x 64, float32",
         "questions": questions_of(options.truthfulqa).name,
         "tasks": {},
+        **held,
+        **later,
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_world(folder, options)
-        for task in options.tasks.split(";"):
+        for task in tasks:
             result["tasks"][task] = measured(folder, task, options.rounds)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(options.out.resolve(), result)
