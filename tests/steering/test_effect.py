@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from tests.tiny import tiny_model, tiny_questions, tiny_tokenizer
 from trimtab.activations import Head
 from trimtab.datasets import ContrastPair, PairSet
 from trimtab.edits import HeadShift, ResidualShift
+from trimtab.engine import forwards, slopes
+from trimtab.engine.forwards import run_rows
 from trimtab.engine.slopes import answer_slopes
 from trimtab.errors import BadValue
 from trimtab.evaluate import contrast, drift
@@ -171,3 +174,20 @@ def failing(forward: Any, sizes: list[int], *, above: int) -> Any:
         return forward(**given)
 
     return run
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox", "gemma2"])
+def test_prompts_that_answers_share_are_computed_once_and_without_gradients(family, monkeypatch):
+    model, rng, took = tiny_model(family, dtype=torch.float64), np.random.default_rng(0), list[Any]()
+    opening, *ends = (rng.integers(5, 50, size=n).tolist() for n in (40, 6, 9, 7))
+    prompts = [opening + end for end in ends for _ in range(6)]
+    answers = [AnswerTokens(p + rng.integers(5, 50, size=4).tolist(), len(p), len(p) + 4) for p in prompts]
+    made = every_layer(model)
+    along = {"residual": made.rows.double()[[2, 0, 1], None]}
+    monkeypatch.setattr(slopes, "run_rows", lambda *a, **how: took.append(run_rows(*a, **how)))
+    found = answer_slopes(model, tiny_tokenizer(), answers, along)["residual"]
+    monkeypatch.setattr(forwards, "chosen_mode", lambda *_: ("plain", None))
+    plain = answer_slopes(model, tiny_tokenizer(), answers, along)["residual"]
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+    assert [of.mode for of in took] == ["padded", "plain"] and 4 * took[0].tokens < took[1].tokens
+    assert float(found.abs().max()) > 0.01

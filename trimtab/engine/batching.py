@@ -69,7 +69,7 @@ class Limits:
         """Halve what is held at once; return False where it is small already."""
         if self.tokens <= SMALLEST_BUDGET:
             return False
-        self.tokens, self.cached = self.tokens // 2, self.cached // 2
+        self.tokens, self.cached, self.rows = self.tokens // 2, self.cached // 2, max(1, self.rows // 2)
         self.row_length = min(self.row_length, self.tokens)
         return True
 
@@ -178,7 +178,7 @@ class Batching:
         """Return the rows that are left in groups, longest first where the order is free."""
         units = [unit for whole in self.tree.units if (unit := tuple(row for row in whole if row in left))]
         if self.mode == "plain":
-            return [(row,) for row in sorted((r for u in units for r in u), key=lambda r: -len(self.tree.paths[r]))]
+            return [(row,) for row in sorted(left, key=lambda row: (-len(self.tree.paths[row]), row))]
         if self.mode == "padded":
             return [(row,) for unit in units for row in unit]
         groups: list[Group] = []

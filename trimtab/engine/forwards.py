@@ -19,7 +19,7 @@ from trimtab.engine.sharing import TRIED, chosen_mode
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.engine.tree_forward import Past, TreeForward
 from trimtab.models.anatomy import base_of
-from trimtab.models.calling import entering, inference
+from trimtab.models.calling import differentiable, entering, inference
 from trimtab.models.tokens import require_known
 from trimtab.progress import progress
 from trimtab.protocols import Edit, TokenMask
@@ -112,6 +112,33 @@ def run_tree(
     return computed
 
 
+def run_rows(
+    model: Any,
+    tree: TokenTree,
+    read: Read,
+    enter: Callable[[TokenMask], AbstractContextManager[Any]],
+    *,
+    budget: Budget | None = None,
+    task: str = "computing",
+) -> Computed:
+    """Run the tree's rows, each in a row of its own, with gradients behind each one's split.
+
+    What stands before a split is computed first, without gradients, and once for all rows that begin with it, where
+    that gives the model's plain results, as in `run_tree`.
+
+    Args:
+        enter: puts in place what acts on the rows from their splits on, given the mask that says where these are.
+    """
+    require_known(model, int(tree.tokens.max(initial=0)))
+    limits, computed, mask = Limits.of(model, budget or Budget()), Computed(), TokenMask()
+    mode, _ = chosen_mode(model, tree, 1, partial(trial_logits, model, tree.pad, mask))
+    computed.mode = "plain" if mode == "plain" else "padded"
+    forward = TreeForward(model, tree, computed.mode, mask)
+    run = _Run(model, forward, limits, read, computed, calling=differentiable)
+    run.run({0: partial(enter, mask)}, task)
+    return computed
+
+
 @torch.inference_mode()
 def trial_logits(model: Any, pad: int, mask: TokenMask, mode: Mode, max_rows: int) -> Float[Tensor, "place vocab"]:
     """Return the wanted logits of a few short sequences in this mode, at most so many of them in one forward."""
@@ -140,8 +167,10 @@ class _Run:
         read: Read,
         computed: Computed,
         logits: bool = True,
+        calling: Callable[[Any], AbstractContextManager[None]] = inference,
     ) -> None:
         self.model, self.forward, self.read, self.computed, self.logits = model, forward, read, computed, logits
+        self.calling = calling
         self.tree, self.mode, self.limits = forward.tree, forward.mode, limits
         self.batching = Batching(self.tree, self.mode, limits)
         self.root: Past | None = None
@@ -173,7 +202,7 @@ class _Run:
             todo = [b for b in batches if any((index, row) not in self.done for group in b[0] for row in group)]
             if not todo:
                 continue
-            with enter() as edited, inference(edited):
+            with enter() as edited, self.calling(edited):
                 for batch, past in todo:
                     nodes = self._nodes(batch, without_prompts=prompts_first)
                     step = self._step(batch, nodes)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.engine.batching import Budget, Limits, longest_first
+from trimtab.engine.batching import Budget
 from trimtab.engine.capture import SITES
+from trimtab.engine.forwards import Step, run_rows
+from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.errors import Incompatible
-from trimtab.models.anatomy import input_device, moves_weights
-from trimtab.models.calling import differentiable, require_numbers
+from trimtab.models.anatomy import moves_weights
+from trimtab.models.calling import require_numbers
 from trimtab.models.hooks import Replace, require_uncompiled
 from trimtab.models.processes import over_processes
-from trimtab.models.tokens import AnswerTokens, pad_id, padded_batch
-from trimtab.progress import progress
+from trimtab.models.tokens import AnswerTokens, pad_id
+from trimtab.protocols import TokenMask
 
 Vectors = Mapping[str, Float[Tensor, "layer part width"]]
 """Site (`"heads"`, `"residual"`) -> a vector for each of its places, by layer and head, as `capture_heads` has them."""
@@ -64,59 +65,57 @@ def _slopes(
     model: Any, tokenizer: Any, answers: Sequence[AnswerTokens], along: Vectors, sampled: int | None, batch_size: int
 ) -> list[dict[str, Float[Tensor, "layer part"]]]:
     found: list[dict[str, Tensor]] = [{} for _ in answers]
-    device = input_device(model)
-    ids = [answer.ids[: answer.end] for answer in answers]
-    generator = torch.Generator().manual_seed(sampled or 0)
-    limits = replace(Limits.of(model, Budget(rows=batch_size)), cached=1 << 60)
+    rows = [TreeRow(a.ids[: a.end - 1], a.start - 1, a.start - 1) for a in answers]
+    generator, strengths = torch.Generator().manual_seed(sampled or 0), dict[str, Tensor]()
 
-    def attribute(some: list[int]) -> None:
-        drawing = torch.Generator().set_state(generator.get_state())  # again, where memory runs out after it
-        batch = padded_batch(ids, some, pad=pad_id(tokenizer), device=device)
-        where = torch.arange(batch.input_ids.shape[1], device=device)
-        spans = torch.tensor([[answers[i].start - 1, answers[i].end - 2] for i in batch.indices], device=device)
-        predicts = (where >= spans[:, :1]) & (where <= spans[:, 1:])
-        strengths = {
-            site: torch.zeros(len(batch.indices), *vectors.shape[:2], requires_grad=True)
-            for site, vectors in along.items()
-        }
-        with differentiable(model), contextlib.ExitStack() as stack:
+    @contextlib.contextmanager
+    def added(mask: TokenMask) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
             for site, vectors in along.items():
                 modules = SITES[site].places(model).modules
-                hooks = [(m, _adds(strengths[site][:, i], vectors[i], predicts)) for i, m in enumerate(modules)]
+                hooks = [(m, _adds(strengths, site, i, vectors[i], mask)) for i, m in enumerate(modules)]
                 stack.enter_context(SITES[site].hooks(hooks))
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            draws = None if sampled is None else drawing
-            total = _summed(logits[:, :-1], batch.input_ids[:, 1:], predicts[:, :-1], draws)
-            slopes = torch.autograd.grad(total, list(strengths.values()))
+            yield model
+
+    def read(_: int, step: Step, forward: Callable[[], Any]) -> None:
+        for site, vectors in along.items():
+            strengths[site] = torch.zeros(len(step.rows), *vectors.shape[:2], requires_grad=True)
+        drawing = torch.Generator().set_state(generator.get_state())  # again, where memory runs out after it
+        logits = step.kept(forward().logits)
+        scored = [answers[row] for row in step.rows]
+        targets = torch.tensor([token for a in scored for token in a.ids[a.start : a.end]])
+        total = _summed(logits[step.kept_places.to(logits.device)], targets, None if sampled is None else drawing)
+        slopes = torch.autograd.grad(total, list(strengths.values()))
         for site, of_site in zip(strengths, slopes, strict=True):
             require_numbers(of_site, "gradients")
-            for i, row in zip(batch.indices, of_site, strict=True):
-                found[i][site] = row
+            for row, values in zip(step.rows, of_site, strict=True):
+                found[row][site] = values
         generator.set_state(drawing.get_state())
-        advance(len(some))
 
-    with progress("attributing", len(ids)) as advance:
-        longest_first(list(map(len, ids)), limits, attribute)
+    tree, budget = TokenTree.of(rows, pad_id(tokenizer)), Budget(rows=batch_size)
+    run_rows(model, tree, read, added, budget=budget, task="attributing")
     return found
 
 
-def _adds(strengths: Float[Tensor, "batch part"], vectors: Float[Tensor, "part width"], mask: Tensor) -> Replace:
+def _adds(
+    strengths: Mapping[str, Float[Tensor, "batch layer part"]],
+    site: str,
+    layer: int,
+    vectors: Float[Tensor, "part width"],
+    mask: TokenMask,
+) -> Replace:
     def add(x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
-        added = (strengths[..., None] * vectors).flatten(1).to(x)
-        return x + mask[..., None].to(x) * added[:, None]
+        vector = (strengths[site][:, layer, :, None] * vectors).flatten(1).to(x)
+        assert mask.value is not None
+        return x + mask.value[..., None].to(x) * vector[:, None]
 
     return add
 
 
 def _summed(
-    logits: Float[Tensor, "batch seq vocab"],
-    targets: Int[Tensor, "batch seq"],
-    counted: Tensor,
-    generator: torch.Generator | None,
+    rows: Float[Tensor, "target vocab"], targets: Int[Tensor, " target"], generator: torch.Generator | None
 ) -> Float[Tensor, ""]:
-    rows = logits[counted]
     logprobs = rows.to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(-1)
-    chosen = targets[counted]
     if generator is not None:
-        chosen = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)[:, 0].to(logits.device)
-    return logprobs.gather(-1, chosen[:, None]).sum()
+        targets = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)[:, 0]
+    return logprobs.gather(-1, targets.to(rows.device)[:, None]).sum()
