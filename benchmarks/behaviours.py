@@ -125,9 +125,9 @@ class Bench:
             "strength": float(shift.strength), "kl": kl, "before": before, "after": after,
             "tried": [{k: v for k, v in t.items() if k != "answers"} for t in shift.record["sweep"]["trials"]],
             "consistent": fitted.screened and fitted.screened.consistent, "device": str(self.model.device),
-            "torch": torch.__version__,
+            "torch": torch.__version__, "kl_budget": shift.record["sweep"]["kl_budget"],
         }  # fmt: skip
-        return {**made, **self.beside(of, fitted, kl, after, draw)}
+        return made if said.alone else {**made, **self.beside(of, fitted, kl, after, draw)}
 
     def beside(self, of: Counted, fitted: Any, kl: float, after: dict[str, Any], draw: int) -> dict[str, Any]:
         """Return the sweep, the controls, and what `fit` says where there is nothing to be steered."""
@@ -272,7 +272,12 @@ def best_of(record: dict[str, Any]) -> float:
 
 
 def kept(unit: dict[str, Any]) -> dict[str, Any]:
-    """Return what the tables are made from: of the sweep the settings of at most the fit's drift."""
+    """Return what tables are made from: of a sweep the settings of at most the fit's drift; a fit alone as one row."""
+    if "sweep" not in unit:
+        both = unit["before"], unit["after"]
+        row = {name: unit[name] for name in ("behaviour", "draw", "kl")} | {"budget": unit["kl_budget"]}
+        row |= {name: of["mean"] for name, of in zip(("before", "after"), both, strict=True)}
+        return short({**row, "repeated": [of["repetition"] for of in both]})
     return short({**unit, "sweep": [row for row in unit["sweep"] if row["kl"] <= SAME * unit["kl"]]})
 
 
@@ -338,7 +343,7 @@ def show(folder: Path, record: Path | None) -> None:
         held = json.loads(lzma.decompress(record.read_bytes())) if record.is_file() else {}
         text = json.dumps({**held, folder.name: units}, separators=(",", ":"))
         record.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
-    print("\n".join(tables(units)))
+    print("\n".join(tables([unit for unit in units if "sweep" in unit])))
 
 
 def main() -> None:
@@ -350,6 +355,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     parser.add_argument("--pairs", type=int, default=30, help="in each draw")
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=NAMES)
+    parser.add_argument("--alone", action="store_true", help="fits and their counts, with nothing beside them")
     parser.add_argument("--kl-budget", type=float, help="of the fits, if not their default")
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4])
     parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")

@@ -185,10 +185,12 @@ def main() -> None:
         "peers": peer_versions(),
         "model": "tiny" if options.tiny else "random Llama, 8 layers x 8 heads x 64, float32",
         "questions": questions_of(options.truthfulqa).name,
-        "tasks": {},
-        **held,
+        "tasks": held.get("tasks", {}),
         **later,
     }
+    if held and any(held[what] != result[what] for what in ("versions", "hardware", "model", "questions")):
+        raise SystemExit(f"{options.out} was measured by other versions, or of something else: measure all tasks again")
+    result["command"] = held.get("command", result["command"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_world(folder, options)

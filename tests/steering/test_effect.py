@@ -17,11 +17,12 @@ from trimtab.activations import Head
 from trimtab.datasets import ContrastPair, PairSet
 from trimtab.edits import HeadShift, ResidualShift
 from trimtab.engine import forwards, slopes
-from trimtab.engine.forwards import run_rows
+from trimtab.engine.forwards import run_differentiable
 from trimtab.engine.slopes import answer_slopes
 from trimtab.errors import BadValue
 from trimtab.evaluate import contrast, drift
 from trimtab.models.anatomy import decoder_layers
+from trimtab.models.calling import cache_name
 from trimtab.models.tokens import AnswerTokens
 from trimtab.steer import rank_sites
 
@@ -151,29 +152,47 @@ def test_a_way_to_rank_that_there_is_not_and_a_site_that_the_shift_lacks_are_ref
 
 
 @pytest.mark.parametrize("sampled", [None, 3])
-def test_where_memory_runs_out_the_slopes_are_the_same(sampled, monkeypatch):
-    model, sizes = tiny_model(), list[int]()
-    answers = [AnswerTokens([5, 6, 7, 8 + i, 9][: 3 + i % 3], 2, 3 + i % 3) for i in range(6)]
+@pytest.mark.parametrize("size", [4, 5])
+def test_where_memory_runs_out_the_slopes_are_the_same(sampled, size, monkeypatch):
+    model, sizes, grad = tiny_model(), list[int](), torch.autograd.grad
+    answers = [AnswerTokens([5, 6, 7, 8 + i, 9][: 3 + i % 3], 2, 3 + i % 3) for i in range(10)]
     along = {"residual": torch.ones(len(decoder_layers(model)), 1, model.config.hidden_size)}
     expected = answer_slopes(model, tiny_tokenizer(), answers, along, sampled=sampled, batch_size=2)["residual"]
-    monkeypatch.setattr(model, "forward", failing(model.forward, sizes, above=2))
-    found = answer_slopes(model, tiny_tokenizer(), answers, along, sampled=sampled, batch_size=4)["residual"]
-    assert max(sizes) == 4 and sizes.count(2) == 3
+
+    def failing_once(total: Any, strengths: Any) -> Any:
+        """Run out of memory at the end of the second batch, when its tokens are drawn."""
+        sizes.append(len(strengths[0]))
+        if len(sizes) == 2:
+            raise torch.OutOfMemoryError
+        return grad(total, strengths)
+
+    monkeypatch.setattr(torch.autograd, "grad", failing_once)
+    found = answer_slopes(model, tiny_tokenizer(), answers, along, sampled=sampled, batch_size=size)["residual"]
+    assert sizes[:2] == [size, size] and max(sizes[2:]) == 2 and sum(sizes) - sizes[1] == len(answers)
     torch.testing.assert_close(found, expected)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def failing(forward: Any, sizes: list[int], *, above: int) -> Any:
-    """Return a forward that runs out of memory with more rows."""
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
+def test_a_model_that_reads_a_cache_wrongly_has_each_row_computed_whole(family, monkeypatch):
+    model = tiny_model(family)
+    answers = [AnswerTokens([*range(5, 45), *[7] * (n % 3), 50 + n, 60], 40 + n % 3, 42 + n % 3) for n in range(20)]
+    along = {"residual": every_layer(model).rows[[2, 0, 1], None]}
+    expected = answer_slopes(model, tiny_tokenizer(), answers, along)["residual"]
+    forward, took = model.forward, list[Any]()
 
     @functools.wraps(forward)
-    def run(**given: Any) -> Any:
-        sizes.append(len(given["input_ids"]))
-        if sizes[-1] > above:
-            raise torch.OutOfMemoryError
+    def without_mask(**given: Any) -> Any:
+        mask, past = given.get("attention_mask"), given.get(cache_name(model))
+        if past is not None and past.get_seq_length() and torch.is_tensor(mask) and mask.ndim == 2:
+            given["attention_mask"] = None  # padding is seen
         return forward(**given)
 
-    return run
+    monkeypatch.setattr(model, "forward", without_mask)
+    monkeypatch.setattr(slopes, "run_differentiable", lambda *a, **how: took.append(run_differentiable(*a, **how)))
+    found = answer_slopes(model, tiny_tokenizer(), answers, along)["residual"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert [of.mode for of in took] == ["plain"]
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt-neox", "gemma2"])
@@ -184,9 +203,9 @@ def test_prompts_that_answers_share_are_computed_once_and_without_gradients(fami
     answers = [AnswerTokens(p + rng.integers(5, 50, size=4).tolist(), len(p), len(p) + 4) for p in prompts]
     made = every_layer(model)
     along = {"residual": made.rows.double()[[2, 0, 1], None]}
-    monkeypatch.setattr(slopes, "run_rows", lambda *a, **how: took.append(run_rows(*a, **how)))
+    monkeypatch.setattr(slopes, "run_differentiable", lambda *a, **how: took.append(run_differentiable(*a, **how)))
     found = answer_slopes(model, tiny_tokenizer(), answers, along)["residual"]
-    monkeypatch.setattr(forwards, "chosen_mode", lambda *_: ("plain", None))
+    monkeypatch.setattr(forwards, "chosen_mode", lambda *_, **__: ("plain", None))
     plain = answer_slopes(model, tiny_tokenizer(), answers, along)["residual"]
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
     assert [of.mode for of in took] == ["padded", "plain"] and 4 * took[0].tokens < took[1].tokens

@@ -31,7 +31,7 @@ class Budget:
     """What one forward may hold, as the caller says it; None leaves it to the device."""
 
     tokens: int | None = None
-    """Tokens, cached ones included; halved whenever memory runs out."""
+    """Tokens, cached ones included; halved, as the rows are, whenever memory runs out."""
     rows: int | None = None
 
     def __post_init__(self) -> None:

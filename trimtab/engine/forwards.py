@@ -112,7 +112,7 @@ def run_tree(
     return computed
 
 
-def run_rows(
+def run_differentiable(
     model: Any,
     tree: TokenTree,
     read: Read,
@@ -131,8 +131,8 @@ def run_rows(
     """
     require_known(model, int(tree.tokens.max(initial=0)))
     limits, computed, mask = Limits.of(model, budget or Budget()), Computed(), TokenMask()
-    mode, _ = chosen_mode(model, tree, 1, partial(trial_logits, model, tree.pad, mask))
-    computed.mode = "plain" if mode == "plain" else "padded"
+    tried = partial(trial_logits, model, tree.pad, mask)
+    computed.mode, _ = chosen_mode(model, tree, 1, tried, among=("padded",))
     forward = TreeForward(model, tree, computed.mode, mask)
     run = _Run(model, forward, limits, read, computed, calling=differentiable)
     run.run({0: partial(enter, mask)}, task)
@@ -188,6 +188,9 @@ class _Run:
                     left -= {row for group in together for row in group}
                     advance(sum(map(len, together)))
                 else:
+                    done = {row for row in left if all((index, row) in self.done for index in entries)}
+                    left -= done
+                    advance(len(done))
                     groups = self.batching.groups(left)
 
     def _compute(self, groups: list[Group], entries: Mapping[int, Enter]) -> None:

@@ -33,11 +33,17 @@ def worthwhile(model: Any, n_plain: int, n_shared: int) -> bool:
     return n_plain >= max(WORTHWHILE * n_shared, n_shared + TRYING.get(base_of(model).device.type, TRYING["cuda"]))
 
 
-def chosen_mode(model: Any, tree: TokenTree, n_edits: int, tried: Tried) -> tuple[Mode, str | None]:
+MODES: tuple[Mode, ...] = ("packed", "padded")
+
+
+def chosen_mode(
+    model: Any, tree: TokenTree, n_edits: int, tried: Tried, *, among: tuple[Mode, ...] = MODES
+) -> tuple[Mode, str | None]:
     """Return the fastest way that gives this model's plain results and, if the model lets none share, a note on it.
 
     Args:
         tried: runs the sequences of `TRIED`.
+        among: the ways that share, the fastest first.
     """
     plain = n_edits * sum(map(len, tree.paths))
     n_own = int(tree.own.sum())
@@ -46,7 +52,8 @@ def chosen_mode(model: Any, tree: TokenTree, n_edits: int, tried: Tried) -> tupl
         return "plain", None
     base = base_of(model)
     try:
-        mode, note = remembered(base, "mode", traits(base, model), lambda: _first_that_agrees(model, tried))
+        key = " ".join(("mode", *among))
+        mode, note = remembered(base, key, traits(base, model), lambda: _first_that_agrees(model, tried, among))
     except FloatingPointError:  # whoever reads the outputs says where it comes from
         return "plain", None
     if note is not None:
@@ -54,7 +61,7 @@ def chosen_mode(model: Any, tree: TokenTree, n_edits: int, tried: Tried) -> tupl
     return mode, note
 
 
-def _first_that_agrees(model: Any, tried: Tried) -> tuple[Mode, str | None]:
+def _first_that_agrees(model: Any, tried: Tried, among: tuple[Mode, ...]) -> tuple[Mode, str | None]:
     """Return the mode and, if it is none that shares, a note on it.
 
     Raises:
@@ -64,7 +71,7 @@ def _first_that_agrees(model: Any, tried: Tried) -> tuple[Mode, str | None]:
     if bool(expected.isnan().any()):
         raise FloatingPointError("the model gives NaN")
     failures = []
-    for mode in MODES:
+    for mode in among:
         failure = _failure(model, mode, tried, expected)
         if failure is None:
             return mode, None
@@ -73,7 +80,6 @@ def _first_that_agrees(model: Any, tried: Tried) -> tuple[Mode, str | None]:
     return "plain", f"{name}: prefixes are not shared, every sequence is computed whole ({'; '.join(failures)})"
 
 
-MODES: tuple[Mode, ...] = ("packed", "padded")
 TRIED = (
     TreeRow((9, 4, 11, 7, 5, 3, 8, 6, 10), 7, 7),
     TreeRow((9, 4, 11, 7, 5, 3, 8, 12, 4, 9), 7, 7),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab.engine.batching import Budget
 from trimtab.engine.capture import SITES
-from trimtab.engine.forwards import Step, run_rows
+from trimtab.engine.forwards import Step, run_differentiable
 from trimtab.engine.token_tree import TokenTree, TreeRow
 from trimtab.errors import Incompatible
 from trimtab.models.anatomy import moves_weights
@@ -93,7 +93,7 @@ def _slopes(
         generator.set_state(drawing.get_state())
 
     tree, budget = TokenTree.of(rows, pad_id(tokenizer)), Budget(rows=batch_size)
-    run_rows(model, tree, read, added, budget=budget, task="attributing")
+    run_differentiable(model, tree, read, added, budget=budget, task="attributing")
     return found
 
 
