@@ -135,7 +135,7 @@ def test_a_prompt_that_both_texts_continue_stands_before_them(tmp_path):
 
 
 MALFORMED = {
-    "no JSON": ("a.jsonl", lines(ROW) + "{'question': 1}\n", "line 2: not valid JSON"),
+    "no JSON": ("a.jsonl", lines(ROW) + "{'question': 1}\n", r"line 2: not valid JSON \([^:]*, column 2\)"),
     "cut-off JSON": ("a.jsonl", lines(ROW)[:-5], "line 1: not valid JSON"),
     "JSON list": ("a.jsonl", lines(ROW) + '["Is it so?"]\n', "line 2: expected a JSON object, got list"),
     "JSON document": ("a.jsonl", json.dumps([ROW, OTHER], indent=1), "line 1: not valid JSON"),

@@ -26,6 +26,8 @@ def remark(text: str) -> None:
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """Print a table: drawn for a terminal, as tab-separated lines into a pipe (one line a row, headings first)."""
     if not sys.stdout.isatty():
+        if title:
+            remark(title)
         for line in (headings, *rows):
             typer.echo("\t".join(" ".join(cell.split()) for cell in line))
         return

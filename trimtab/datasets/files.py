@@ -140,7 +140,9 @@ def _json_object(path: Path, line: int, text: str) -> Mapping[str, Any]:
             f"{path}, line {line}: holds half a character ({cause.reason}); write the text again"
         ) from cause
     except (ValueError, RecursionError) as cause:
-        raise BadDataset(f"{path}, line {line}: not valid JSON ({cause}); expected one object in each line") from cause
+        # the line that a decoder counts is of this object alone
+        why = f"{cause.msg}, column {cause.colno}" if isinstance(cause, json.JSONDecodeError) else str(cause)
+        raise BadDataset(f"{path}, line {line}: not valid JSON ({why}); expected one object in each line") from cause
     if not isinstance(row, dict):
         raise BadDataset(f"{path}, line {line}: expected a JSON object, got {type(row).__name__}")
     return row
