@@ -107,12 +107,12 @@ def drawn(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def measurements(draws: Sequence[Mapping[str, Any]], instrument: str, meter: Meter) -> list[Measurement]:
     """Return each draw's questions (or neutral texts) with the columns that the meter sums up."""
-    several = [
-        {row.get("question", str(place)): row for place, row in enumerate(rows)}
-        for details in draws
-        if (rows := details[instrument])
+    several = [{str(place): row for place, row in enumerate(details[instrument] or ())} for details in draws]
+    return [
+        ([row.get("question", place) for place, row in rows.items()], columns_of(meter, rows))
+        for rows in several
+        if rows
     ]
-    return [(list(rows), columns_of(meter, rows)) for rows in several]
 
 
 def markdown(mean: Mapping[str, Mapping[str, Mapping[str, Any] | None]], meters: Sequence[Meter]) -> str:

@@ -178,19 +178,18 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     tasks = options.tasks.split(";") if options.tasks else list(JOBS)
     held = json.loads(options.out.read_text(encoding="utf-8")) if options.tasks and options.out.is_file() else {}
-    later = {"later": [*dict.fromkeys([*held.get("later", ()), *tasks])]} if held else {}
     result: dict[str, Any] = {
         "command": command(),
         **setting(),
         "peers": peer_versions(),
         "model": "tiny" if options.tiny else "random Llama, 8 layers x 8 heads x 64, float32",
         "questions": questions_of(options.truthfulqa).name,
-        "tasks": held.get("tasks", {}),
-        **later,
+        "tasks": {},
     }
-    if held and any(held[what] != result[what] for what in ("versions", "hardware", "model", "questions")):
-        raise SystemExit(f"{options.out} was measured by other versions, or of something else: measure all tasks again")
-    result["command"] = held.get("command", result["command"])
+    if held:
+        if any(held[what] != result[what] for what in ("versions", "hardware", "model", "questions")):
+            raise SystemExit(f"{options.out} is of other versions, or of something else: measure all tasks again")
+        result = {**held, "later": [*dict.fromkeys([*held.get("later", ()), *tasks])]}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_world(folder, options)

@@ -28,8 +28,8 @@ def fits(name):
 
 def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     held = record_of_draws()
-    behaviours, sweeps = program("behaviours"), held["sweeps"]
-    made = [line for of in (sweeps, held["embedded"]) for line in behaviours.tables(of) if line]
+    made_of, sweeps = program("behaviour_tables").tables, held["sweeps"]
+    made = [line for of in (sweeps, held["embedded"]) for line in made_of(of) if line]
     printed = [x for x in printed_in("behaviours.md") if x[0] == "|"]
     assert len(sweeps) == 60 and printed[: len(made)] == made  # others follow
     half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
@@ -44,7 +44,7 @@ def test_the_tables_of_what_fit_finds_are_made_from_its_record():
 
 def test_what_a_budget_of_drift_buys_is_in_the_record():
     held, sweeps = (record_of_draws()[name] for name in ("budgets", "sweeps"))
-    limit, page = program("behaviours").REPEATS, page_text()
+    limit, page = program("behaviour_tables").REPEATS, page_text()
     coherent = {id(of): of["repeated"][1] <= of["repeated"][0] + limit for of in held}
     (table,) = (t for t in tables(page) if "budget" in t[0])
     for name, draws, budget, *cells in table[1:]:

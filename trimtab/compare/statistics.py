@@ -180,14 +180,12 @@ def paired_each(
     Pairs that share equally many questions swap them in the same ways.
     """
     sides = [_Sides(*_shared(row, baseline)[1:], reduce) for row, baseline, reduce in pairs]
-    differing = [i for i, (ours, theirs, _) in enumerate(sides) if not np.array_equal(ours, theirs)]
-    p_values = [1.0] * len(sides)
-    for n in {len(sides[i].ours) for i in differing}:
-        places = [i for i in differing if len(sides[i].ours) == n]
+    p_values: dict[int, float] = {}
+    for n in {len(one.ours) for one in sides}:
+        places = [i for i, one in enumerate(sides) if len(one.ours) == n]
         found = _sign_flip([sides[i] for i in places], _swaps(n, resamples, seed))
-        for i, p in zip(places, found, strict=True):
-            p_values[i] = p
-    return [(one.difference(), p) for one, p in zip(sides, p_values, strict=True)]
+        p_values |= zip(places, found, strict=True)
+    return [(one.difference(), p_values[i]) for i, one in enumerate(sides)]
 
 
 class _Sides(NamedTuple):

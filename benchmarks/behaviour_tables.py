@@ -1,0 +1,92 @@
+"""The tables of the behaviours' benchmark, and what of its units they are made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trimtab.cells import table_lines
+from trimtab.datasets.behaviours import BEHAVIOURS
+from trimtab.steer.outcome import REPEATS
+
+NAMES = (*BEHAVIOURS, "truthful", "reserved")
+SAME = 1.05
+"""How much more drift than the fit's still counts as the same."""
+
+
+def best_of(record: dict[str, Any]) -> float:
+    """Return what is counted at the sweep's best of the fit's drift, chosen and counted on different prompts."""
+    coherent = record["before"]["repetition"] + REPEATS
+    rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
+    if not rows:
+        return record["before"]["mean"]
+    counts = np.array([row["counts"] for row in rows])
+    halves = [counts[:, 0::2].mean(1), counts[:, 1::2].mean(1)]
+    return float(np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]]))
+
+
+def kept(unit: dict[str, Any]) -> dict[str, Any]:
+    """Return what tables are made from: of a sweep the settings of at most the fit's drift; a fit alone as one row."""
+    if "sweep" not in unit:
+        before, after = unit["before"], unit["after"]
+        return short({
+            "behaviour": unit["behaviour"], "draw": unit["draw"], "budget": unit["kl_budget"], "kl": unit["kl"],
+            "before": before["mean"], "after": after["mean"], "repeated": [before["repetition"], after["repetition"]],
+        })  # fmt: skip
+    return short({**unit, "sweep": [row for row in unit["sweep"] if row["kl"] <= SAME * unit["kl"]]})
+
+
+def short(value: Any) -> Any:
+    """Return a value of JSON with its numbers to four decimals, without texts and times."""
+    if isinstance(value, dict):
+        return {k: short(v) for k, v in value.items() if k not in ("texts", "seconds", "fit_seconds", "tried")}
+    if isinstance(value, list):
+        return [short(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+CONTROLS = ("random_directions", "random_places")
+VERDICTS = ("works", "works weakly", "does not work")
+COLUMNS = (
+    ("behaviour, count", "KL", "before", "after", "sweep's best", "half of it reached", "coherent", "both",
+     "word triples repeated"),
+    ("behaviour", "random directions", "reach half", "behind `fit`, all five", "random layers", "reach half",
+     "behind `fit`, all five"),
+    ("behaviour", *(f"{said}: passes, fails" for said in VERDICTS), "right",
+     *(f"sides at random: {said}" for said in VERDICTS)),
+)  # fmt: skip
+
+
+def tables(units: list[dict[str, Any]]) -> list[str]:
+    """Return tables with a line for each behaviour: what of the claim holds, its controls, and what `fit` says."""
+    claims, controls, verdicts = [], [], []
+    for name in [name for name in NAMES if any(u["behaviour"] == name for u in units)]:
+        of = [u for u in units if u["behaviour"] == name]
+        before, after = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after"))
+        best = np.array([best_of(u) for u in of])
+        moved, repeated = after - before, [np.array([u[w]["repetition"] for u in of]) for w in ("before", "after")]
+        half, coherent = (moved > 0) & (moved >= (best - before) / 2), repeated[1] <= repeated[0] + REPEATS
+        passes = half & coherent
+        count = f"{name}, {'share of answers' if of[0]['unit'] == 'share' else of[0]['unit']}"
+        claims.append([
+            count, *(f"{n.mean():.2f}" for n in (np.array([u["kl"] for u in of]), before, after, best)),
+            *(f"{n.sum()} of {len(of)}" for n in (half, coherent, passes)),
+            " -> ".join(f"{100 * n.mean():.0f} %" for n in repeated),
+        ])  # fmt: skip
+        row = [name]
+        for kind in CONTROLS:
+            means = np.array([[one["mean"] for one in u[kind]] for u in of])
+            by = means.mean(1) - before
+            row.append(f"{by.mean():+.2f}")
+            row += [f"{n.sum()} of {len(of)}" for n in (by >= (best - before) / 2, after > means.max(1))]
+        controls.append(row)
+        said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
+        right = (said["works"] == passes).sum()
+        of_dealt = [u["dealt"]["verdict"] for u in of if "dealt" in u]
+        dealt = [of_dealt.count(verdict) for verdict in VERDICTS]
+        told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
+        verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])
+    return [
+        line for made in zip(COLUMNS, (claims, controls, verdicts), strict=True) for line in ("", *table_lines(*made))
+    ]
