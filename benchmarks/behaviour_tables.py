@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,23 +27,27 @@ def best_of(record: dict[str, Any]) -> float:
     return float(np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]]))
 
 
-def kept(unit: dict[str, Any]) -> dict[str, Any]:
-    """Return what tables are made from: of a sweep the settings of at most the fit's drift; a fit alone as one row."""
+def kept(unit: dict[str, Any], texts: bool = False) -> dict[str, Any]:
+    """Return what tables are made from: of a sweep the settings of at most the fit's drift; a fit alone as one row.
+
+    With texts, the answers are kept too.
+    """
     if "sweep" not in unit:
         before, after = unit["before"], unit["after"]
         return short({
             "behaviour": unit["behaviour"], "draw": unit["draw"], "budget": unit["kl_budget"], "kl": unit["kl"],
             "before": before["mean"], "after": after["mean"], "repeated": [before["repetition"], after["repetition"]],
         })  # fmt: skip
-    return short({**unit, "sweep": [row for row in unit["sweep"] if row["kl"] <= SAME * unit["kl"]]})
+    without = ("seconds", "fit_seconds", "tried", *([] if texts else ["texts"]))
+    return short({**unit, "sweep": [row for row in unit["sweep"] if row["kl"] <= SAME * unit["kl"]]}, without)
 
 
-def short(value: Any) -> Any:
-    """Return a value of JSON with its numbers to four decimals, without texts and times."""
+def short(value: Any, without: Sequence[str] = ()) -> Any:
+    """Return a value of JSON with its numbers to four decimals, without the values of some names."""
     if isinstance(value, dict):
-        return {k: short(v) for k, v in value.items() if k not in ("texts", "seconds", "fit_seconds", "tried")}
+        return {k: short(v, without) for k, v in value.items() if k not in without}
     if isinstance(value, list):
-        return [short(inner) for inner in value]
+        return [short(inner, without) for inner in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

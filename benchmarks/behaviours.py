@@ -60,6 +60,8 @@ from trimtab.steer.outcome import repetition
 from trimtab.steer.spec import ShiftSpec
 from trimtab.storage import write_json
 
+STRENGTHS = (0.1, 0.16, 0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0)
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -256,9 +258,9 @@ def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
     return None
 
 
-def show(folder: Path, record: Path | None) -> None:
+def show(folder: Path, record: Path | None, texts: bool = False) -> None:
     """Print the tables of the units that are there; keep what they are made from in a record, by the folder's name."""
-    units = [kept(json.loads(path.read_text())) for path in sorted(folder.glob("*-*.json"))]
+    units = [kept(json.loads(path.read_text()), texts) for path in sorted(folder.glob("*-*.json"))]
     if record is not None:
         held = json.loads(lzma.decompress(record.read_bytes())) if record.is_file() else {}
         text = json.dumps({**held, folder.name: units}, separators=(",", ":"))
@@ -277,7 +279,7 @@ def main() -> None:
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=NAMES)
     parser.add_argument("--alone", action="store_true", help="fits and their counts, with nothing beside them")
     parser.add_argument("--kl-budget", type=float, help="of the fits, if not their default")
-    parser.add_argument("--strengths", nargs="+", type=float, default=[0.25, 0.4, 0.6, 0.85, 1.2, 1.7, 2.4, 3.4])
+    parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS, help="of the sweep")
     parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")
     parser.add_argument("--controls", type=int, default=5, help="random directions, and random layers")
     parser.add_argument("--texts", type=int, default=24, help="neutral texts for the drift")
@@ -288,6 +290,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--record", type=Path, help="a file that keeps what the tables are made from")
+    parser.add_argument("--texts-too", action="store_true", help="keep the answers in the record")
     said = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -313,7 +316,7 @@ def main() -> None:
             write_json(path, {**record, "seconds": time.perf_counter() - started})
             moved = f"{record['before']['mean']:.2f} -> {record['after']['mean']:.2f}"
             print(f"{path.stem}: {moved} in {time.perf_counter() - started:.0f} s", flush=True)
-    show(said.out, said.record)
+    show(said.out, said.record, said.texts_too)
 
 
 if __name__ == "__main__":

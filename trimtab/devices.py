@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -95,20 +96,23 @@ def in_bytes(size: int) -> str:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread(library: str = "torch") -> Iterator[None]:
     """Let BLAS and OpenMP use one thread in the block, or in a function that it decorates.
 
     A regression on some thousand short rows, or their means, is many small sums: on a machine of 64 cores its threads
     wait for each other ten to a hundred times longer than one of them computes.
+
+    Args:
+        library: what computes there, which is imported beforehand, since only pools that are loaded can be limited.
     """
-    with _thread_pools().limit(limits=1):
+    with _thread_pools(library).limit(limits=1):
         yield
 
 
 @functools.cache
-def _thread_pools() -> Any:
-    """Return the libraries' pools of threads; to look for them takes longer than a small regression does."""
-    import sklearn  # noqa: F401, which loads the last of them
+def _thread_pools(library: str) -> Any:
+    """Return the pools of threads that are loaded; to look for them takes longer than a small regression does."""
     from threadpoolctl import ThreadpoolController
 
+    importlib.import_module(library)
     return ThreadpoolController()

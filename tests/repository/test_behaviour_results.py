@@ -11,6 +11,7 @@ from scipy.stats import fisher_exact
 
 from tests.repository.published_records import RESULTS, printed_in, program, tables
 from tests.repository.source import PACKAGE
+from trimtab.datasets.behaviours import behaviour
 from trimtab.intervals import bootstrap_mean
 
 
@@ -29,7 +30,7 @@ def fits(name):
 def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     held = record_of_draws()
     made_of, sweeps = program("behaviour_tables").tables, held["sweeps"]
-    made = [line for of in (sweeps, held["embedded"]) for line in made_of(of) if line]
+    made = [line for of in (sweeps, held["gemma"], held["embedded"]) for line in made_of(of) if line]
     printed = [x for x in printed_in("behaviours.md") if x[0] == "|"]
     assert len(sweeps) == 60 and printed[: len(made)] == made  # others follow
     half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
@@ -94,18 +95,36 @@ def test_what_three_fits_came_to_is_in_their_record():
     assert said is not None and list(said.groups()) == figures
 
 
-def test_what_is_said_of_gemma_is_in_its_record():
-    held = fits("gemma_fits.json")
-    page = page_text()
-    (table,) = (t for t in tables(page) if "`fit` says" in t[0])
-    for cells, of in zip(table[1:], held["fits"], strict=True):
-        mean, low, high = of["moved"]
-        kls = [one["kl"] for one in of["random_directions_of_the_same_norm"]]
-        assert cells == [
-            of["behaviour"], of["verdict"], str(of["layer"]), *(f"{of[x]:.2f}" for x in ("kl", "before", "after")),
-            f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", " -> ".join(f"{100 * x:.0f} %" for x in of["repetition"]),
-            ", ".join(f"{one['mean']:.2f}" for one in of["random_directions_of_the_same_norm"]),
-            f"{min(kls):.1f} to {max(kls):.1f}",
-        ]  # fmt: skip
-    before, after = held["fits"][2]["no_comment"]
-    assert f'{after} of the 24 answers\nare "I have no comment." ({before} unedited)' in page
+def test_what_is_said_of_gemma_and_the_embedded_model_is_in_the_record():
+    held, page = record_of_draws(), " ".join(page_text().split())
+    of = {name: [u for u in held["gemma"] if u["behaviour"] == name] for name in ("cheerful", "casual", "unsure")}
+
+    def ahead(units, control):
+        by = bootstrap_mean([u["after"]["mean"] - np.mean([one["mean"] for one in u[control]]) for u in units])
+        return f"{abs(float(by)):.2f}", f"[{by.low:.2f}, {by.high:.2f}]"
+
+    assert (
+        "cheerful by {} more than these {}, casual by {} {}, unsure by {} {}".format(
+            *(said for units in of.values() for said in ahead(units, "random_places"))
+        )
+        in page
+    )
+    assert (
+        "by {} ({} less {})".format(
+            "0.11", *ahead([u for u in held["embedded"] if u["behaviour"] == "truthful"], "random_directions")
+        )
+        in page
+    )
+    drifted = program("behaviour_tables").SAME
+    best = [
+        max((r for r in u["sweep"] if r["kl"] <= drifted * u["kl"]), key=lambda r: r["mean"]) for u in of["cheerful"]
+    ]
+    assert [row["layer"] for row in best].count(17) == 9
+    assert [u["layers"] for u in of["cheerful"]].count([17]) == 4
+    unsure = behaviour("unsure")
+    less = [np.mean([unsure.count(t.replace("no comment", "")) for t in u["after"]["texts"]]) for u in of["unsure"]]
+    assert (
+        less.count(0) == 6
+        and f"{np.mean(less):.2f} in place of {np.mean([u['after']['mean'] for u in of['unsure']]):.2f}" in page
+    )
+    assert [sum("no comment" in t for t in u["before"]["texts"]) for u in of["unsure"]] == [1] * 10

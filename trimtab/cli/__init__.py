@@ -32,13 +32,20 @@ from trimtab.cli.reproduce import reproduce
 from trimtab.cli.trace import trace
 from trimtab.cli.tune import tune
 
+_WRONG_COMMAND: Any = typer.BadParameter.__mro__[1]
+"""What is raised for a command line that cannot be read; typer exports only this kind of it."""
+
 
 class _Guarded(TyperGroup):
     """Prints a user's mistake, or what the disk refuses, in one sentence and exits with 2; Ctrl-C exits with 130."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the options before the verb."""
+        with _in_one_sentence():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
-        from trimtab.errors import TrimtabError, first_line
         from trimtab.noise import without_kernel_advice
         from trimtab.progress import one_pace
 
@@ -49,32 +56,43 @@ class _Guarded(TyperGroup):
                 noted.add(str(message))
                 typer.echo(f"trimtab: note: {message}", err=True)
 
-        try:
-            with one_pace(), without_kernel_advice(), warnings.catch_warnings():
-                warnings.showwarning = note
-                return super().invoke(ctx)
-        except TrimtabError as mistake:
-            typer.echo(f"trimtab: {mistake}", err=True)
-            raise typer.Exit(2) from None
-        except (RuntimeError, MemoryError) as cause:
-            from trimtab.devices import ran_out_of_memory
+        with _in_one_sentence(), one_pace(), without_kernel_advice(), warnings.catch_warnings():
+            warnings.showwarning = note
+            return super().invoke(ctx)
 
-            if not ran_out_of_memory(cause):
-                raise
-            said = (
-                f"trimtab: there was too little memory: {first_line(cause)[:200]}; use a smaller --batch-size, --dtype"
-            )
-            typer.echo(f"{said} bfloat16, or a device with more room", err=True)
-            raise typer.Exit(2) from None
-        except OSError as cause:
-            if cause.errno is None or cause.errno == errno.EPIPE:  # a closed pipe is no mistake: typer ends quietly
-                raise
-            place = f"{cause.filename}: " if cause.filename else ""
-            typer.echo(f"trimtab: {place}{cause.strerror}; name another place or mend this one", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("trimtab: interrupted", err=True)
-            raise typer.Exit(130) from None
+
+@contextlib.contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    from trimtab.errors import TrimtabError, first_line
+
+    try:
+        yield
+        return
+    except TrimtabError as mistake:
+        said = str(mistake)
+    except _WRONG_COMMAND as mistake:
+        of: Any = mistake
+        verb = "trimtab" if of.ctx is None else of.ctx.command_path
+        said = f"{of.format_message().rstrip('.')}; {verb} -h says what it takes"
+    except (RuntimeError, MemoryError) as cause:
+        from trimtab.devices import ran_out_of_memory
+
+        if not ran_out_of_memory(cause):
+            raise
+        said = (
+            f"there was too little memory: {first_line(cause)[:200]}; use a smaller --batch-size, --dtype bfloat16, or "
+            "a device with more room"
+        )
+    except OSError as cause:
+        if cause.errno is None or cause.errno == errno.EPIPE:  # a closed pipe is no mistake: typer ends quietly
+            raise
+        place = f"{cause.filename}: " if cause.filename else ""
+        said = f"{place}{cause.strerror}; name another place or mend this one"
+    except KeyboardInterrupt:
+        typer.echo("trimtab: interrupted", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"trimtab: {said}", err=True)
+    raise typer.Exit(2)
 
 
 app = typer.Typer(

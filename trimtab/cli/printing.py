@@ -24,7 +24,10 @@ def remark(text: str) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """Print a table: drawn for a terminal, as tab-separated lines into a pipe (one line a row, headings first)."""
+    """Print a table: drawn for a terminal, as tab-separated lines into a pipe (one line a row, headings first).
+
+    What is too wide for the terminal continues beneath, behind the first column.
+    """
     if not sys.stdout.isatty():
         if title:
             remark(title)
@@ -35,12 +38,31 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table, highlight=False, markup=False)
+    console = Console()
+    for columns in _beneath_each_other(headings, rows, console.width):
+        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for i in columns:
+            table.add_column(headings[i], justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for row in rows:
+            table.add_row(*(row[i] for i in columns))
+        console.print(table, highlight=False, markup=False)
+        title = ""
+
+
+def _beneath_each_other(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Return the columns of each part of a table that is wider than the terminal; the first stands in all of them."""
+    from rich.cells import cell_len
+
+    first, *others = (2 + max(map(cell_len, column)) for column in zip(headings, *rows, strict=True))
+    left = width - min(first, width // 3) - 1
+    parts, used = [[0]], 0
+    for i, needed in enumerate(others, 1):
+        if used + needed > left and len(parts[-1]) > 1:
+            parts.append([0])
+            used = 0
+        parts[-1].append(i)
+        used += needed
+    return parts
 
 
 def save_picture(figure: "Figure", path: Path) -> None:

@@ -19,7 +19,7 @@ class AnswerStyle:
     are worded (Evans, Chua & Lin 2025 reach 79.6 % on TruthfulQA's pairs so).
     """
 
-    @one_thread()
+    @one_thread("sklearn")
     def __init__(self, statements: Sequence[Statement]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -32,7 +32,7 @@ class AnswerStyle:
         model = make_pipeline(make_union(words, length), LogisticRegression(C=4.0, max_iter=1000))
         self.model: Any = model.fit([s.answer for s in statements], [s.label for s in statements])
 
-    @one_thread()
+    @one_thread("sklearn")
     def logprobs(self, answers: Sequence[str]) -> Float[np.ndarray, " answer"]:
         """Return the log-probability that each answer is a true one."""
         return self.model.predict_log_proba(list(answers))[:, 1]

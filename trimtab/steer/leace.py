@@ -64,7 +64,7 @@ def _shrunk(centred: Tensor, covariance: Tensor, shrinkage: Shrinkage) -> Float[
         from sklearn.covariance import ledoit_wolf_shrinkage
 
         standard = centred / deviation.clamp(min=torch.finfo(torch.float64).tiny)
-        with one_thread():
+        with one_thread("sklearn"):
             shrinkage = float(ledoit_wolf_shrinkage(standard.numpy(), assume_centered=True))
     if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
         raise BadValue(f"shrinkage is a share from 0 to 1 or 'ledoit-wolf', got {shrinkage!r:.40}")

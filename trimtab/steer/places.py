@@ -127,9 +127,10 @@ def choose_place(
 
     findings, bounds = Findings(), (0, FEW // 2, FEW, len(texts))
 
-    def kls_of(settings: Sequence[_Setting], n: int = FEW) -> list[float]:
-        """Return the drift on the first n texts, for n of `bounds`: these parts run unedited once for all calls."""
-        edits, parts = [s.made for s in settings], [texts[a:b] for a, b in pairwise(bounds) if a < min(n, len(texts))]
+    def kls_of(settings: Sequence[_Setting], start: int = 0, stop: int = FEW) -> list[float]:
+        """Return the drift on texts of a range of `bounds`: parts between them run unedited once for all calls."""
+        edits = [s.made for s in settings]
+        parts = [texts[a:b] for a, b in pairwise(bounds) if start <= a < min(stop, len(texts))]
         how: dict[str, Any] = {"max_tokens": tries.max_tokens, "findings": findings}
         found = [drifts(model, tokenizer, edits, texts=part, **how) for part in parts]
         return [float(np.mean([kl for d in of_edit for _, kl in d.per_text])) for of_edit in zip(*found, strict=True)]
@@ -140,7 +141,7 @@ def choose_place(
 
     steps = tracked(range(4), "trying places")
     next(steps)
-    settings = _at_budget(_settings(shift, ranking, tries), lambda some: kls_of(some, FEW // 2), tries.kl_budget)
+    settings = _at_budget(_settings(shift, ranking, tries), lambda some: kls_of(some, stop=FEW // 2), tries.kl_budget)
     next(steps)
     kls = kls_of(settings)
     unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
@@ -165,7 +166,8 @@ def choose_place(
 
     def stays(i: int) -> bool:
         if kls[i] > NEAR * tries.kl_budget and len(texts) > FEW:
-            kls[i] = kls_of([settings[i]], len(texts))[0]
+            rest = kls_of([settings[i]], FEW, len(texts))[0]
+            kls[i] = float(np.average([kls[i], rest], weights=[FEW, len(texts) - FEW]))
         return kls[i] <= tries.kl_budget
 
     candidates = filter(stays, reversed(within))

@@ -88,7 +88,7 @@ class _Trained(NamedTuple):
     majority: float
 
 
-@one_thread()
+@one_thread("sklearn")
 def _trained(rows: list[Graded], seed: int, path: Path) -> _Trained:
     train, test = divided_by_question(rows, seed, str(path))
     try:
