@@ -21,7 +21,7 @@ def best_of(record: dict[str, Any]) -> float:
     coherent = record["before"]["repetition"] + REPEATS
     rows = [r for r in record["sweep"] if r["kl"] <= SAME * record["kl"] and r["repetition"] <= coherent]
     if not rows:
-        return record["before"]["mean"]
+        return float(np.mean(record["before"]["counts"]))
     counts = np.array([row["counts"] for row in rows])
     halves = [counts[:, 0::2].mean(1), counts[:, 1::2].mean(1)]
     return float(np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]]))
@@ -68,10 +68,11 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
     claims, controls, verdicts = [], [], []
     for name in [name for name in NAMES if any(u["behaviour"] == name for u in units)]:
         of = [u for u in units if u["behaviour"] == name]
-        before, after = (np.array([u[when]["mean"] for u in of]) for when in ("before", "after"))
+        before, after = (np.array([np.mean(u[when]["counts"]) for u in of]) for when in ("before", "after"))
         best = np.array([best_of(u) for u in of])
         moved, repeated = after - before, [np.array([u[w]["repetition"] for u in of]) for w in ("before", "after")]
-        half, coherent = (moved > 0) & (moved >= (best - before) / 2), repeated[1] <= repeated[0] + REPEATS
+        least = (best - before) / 2 - 1e-9  # of a share half may be met exactly
+        half, coherent = (moved > 0) & (moved >= least), repeated[1] <= repeated[0] + REPEATS
         passes = half & coherent
         count = f"{name}, {'share of answers' if of[0]['unit'] == 'share' else of[0]['unit']}"
         claims.append([
@@ -81,10 +82,10 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
         ])  # fmt: skip
         row = [name]
         for kind in CONTROLS:
-            means = np.array([[one["mean"] for one in u[kind]] for u in of])
+            means = np.array([[np.mean(one["counts"]) for one in u[kind]] for u in of])
             by = means.mean(1) - before
             row.append(f"{by.mean():+.2f}")
-            row += [f"{n.sum()} of {len(of)}" for n in (by >= (best - before) / 2, after > means.max(1))]
+            row += [f"{n.sum()} of {len(of)}" for n in (by >= least, after > means.max(1))]
         controls.append(row)
         said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
         right = (said["works"] == passes).sum()

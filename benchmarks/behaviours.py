@@ -153,15 +153,18 @@ class Bench:
             row["kl"] = found[row["layer"], row["strength"]]
         drawn = np.random.default_rng([draw, 7]).permutation([layer for layer in vectors if layer not in shift.layers])
         directions = [shift.randomised(1000 * draw + i) for i in range(said.controls)]
-        pairs = of.pairs.where(lambda pair: pair.key in set(shift.fitted_on))
-        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw), self.spec, kl_budget=said.kl_budget)
-        return {
+        found_beside = {
             "hooks_agree": float(np.mean([a == b for a, b in zip(after["texts"], same["texts"], strict=True)])),
             "random_directions": self.controls(of, directions, kl),
             "random_places": self.controls(of, [at(int(layer)) for layer in drawn[: said.controls]], kl),
             "sweep": [{k: v for k, v in row.items() if k != "texts"} for row in sweep], "layers_swept": len(swept),
-            "dealt": {**dealt.outcome.as_dict(), "consistent": dealt.screened and dealt.screened.consistent},
         }  # fmt: skip
+        if said.without_dealt:
+            return found_beside
+        pairs = of.pairs.where(lambda pair: pair.key in set(shift.fitted_on))
+        dealt = fit(self.model, self.tokenizer, pairs.shuffled(draw), self.spec, kl_budget=said.kl_budget)
+        of_dealt = {**dealt.outcome.as_dict(), "consistent": dealt.screened and dealt.screened.consistent}
+        return {**found_beside, "dealt": of_dealt}
 
     def kls(self, edits: Sequence[Edit]) -> list[float]:
         """Return the drift of every edit."""
@@ -278,6 +281,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30, help="in each draw")
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS), choices=NAMES)
     parser.add_argument("--alone", action="store_true", help="fits and their counts, with nothing beside them")
+    parser.add_argument("--without-dealt", action="store_true", help="no fits of sides that are dealt at random")
     parser.add_argument("--kl-budget", type=float, help="of the fits, if not their default")
     parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS, help="of the sweep")
     parser.add_argument("--every", type=int, default=1, help="sweep every so many layers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -87,6 +88,24 @@ def test_settings_and_controls_meet_the_budget_whatever_power_of_the_strength_dr
     tried = [places._Setting(0.2, "", 1.0), places._Setting(7.0, places.AT_RANDOM, 1.0)]
     found = places._at_budget(tried, kls_of, 0.05)
     assert kls_of(found) == pytest.approx([0.05 * places.SLACK**power] * 2)
+
+
+@pytest.mark.parametrize("later", [1.0, 1.3])
+def test_what_does_best_and_drifts_too_much_on_all_texts_is_brought_within_the_budget(monkeypatch, later):
+    def drifts(_model, _tokenizer, edits, *, texts, **_):
+        kls = [[(t, strength_of(e) ** 2 * (later if int(t) >= FEW else 1.0)) for t in texts] for e in edits]
+        return [SimpleNamespace(per_text=of_edit) for of_edit in kls]
+
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shift = every_layer(model)
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    monkeypatch.setattr(places, "drifts", drifts)
+    monkeypatch.setattr(places, "answers_many", lambda *_, **__: [["so it is"]] * 2)
+    tries = Tries(1, 0.05, 2, texts=[str(i) for i in range(18)])
+    found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, metric=ByStrength(), tries=tries)
+    chosen = found.record["sweep"]["chosen"]
+    assert chosen["kl"] == pytest.approx(0.05 * places.SLACK**2)
+    assert chosen["score"] == found.strength == pytest.approx((chosen["kl"] / (1 + 2 * later) * 3) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -348,6 +367,27 @@ def test_each_neutral_text_runs_unedited_once_however_often_drift_is_measured(mo
 
 def at(shift: Any, trial: dict[str, Any]) -> Any:
     return shift.on(trial["sites"]).scaled(trial["strength"])
+
+
+def test_a_huge_coordinate_that_varies_with_everything_does_not_decide_what_is_read():
+    draw = torch.Generator().manual_seed(0)
+    huge, signal = 1, 6
+
+    def sides(n: int) -> torch.Tensor:
+        values = torch.randn(2 * n, 8, generator=draw)
+        values[::2, signal] += 6
+        values[:, huge] *= 500
+        return values
+
+    train, held, others = (sides(18), sides(12), sides(200))
+    reader = Reader.of(activations(train), activations(held))
+    assert reader.separation > 3
+
+    def says(direction: torch.Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([others.double() @ direction, others[:, signal].double()]))[0, 1])
+
+    plain = (train[::2] - train[1::2]).double().mean(0)
+    assert says(reader.direction) > 0.9 and says(plain) < 0.5  # the control
 
 
 def test_a_reader_is_learnt_from_pairs_and_ends_where_the_measured_ones_lie():

@@ -193,7 +193,10 @@ def _pair(where: str, row: Mapping[str, Any]) -> ContrastPair:
 def _field(where: str, row: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> Any:
     value = row.get(name)
     if value is None:
-        raise BadDataset(f"{where}: field {name!r} is missing; found {', '.join(map(str, row)) or 'none'}")
+        raise BadDataset(
+            f"{where}: field {name!r} is missing; found {', '.join(map(str, row)) or 'none'}; expected question, "
+            "correct and incorrect, or of a contrast pair positive, negative and prompt"
+        )
     if not isinstance(value, kinds) or not value or (isinstance(value, str) and not value.strip()):
         expected = " or ".join({str: "a text", list: "a list of texts"}[k] for k in kinds)
         raise BadDataset(f"{where}: field {name!r} must be {expected}, not empty; got {value!r:.60}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -36,6 +36,8 @@ FRACTIONS = (0.25, 0.5, 0.75)
 """Weaker strengths that are tried of the best place."""
 FEW, NEAR = 6, 0.75
 """Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
+OVER = 1.2
+"""Times the budget up to which what is over it is brought within, if it does best."""
 BEYOND = 1.5
 """A stronger one, which is over the budget and shows what comes next."""
 LONG, CHECKED = 48, 4
@@ -139,14 +141,14 @@ def choose_place(
         found = meter.instrument.measure(model, tokenizer, items, edits, asking=items.asking)
         return [_score(meter, of) for of in found]
 
-    steps = tracked(range(4), "trying places")
+    steps = tracked(range(6), "trying places")
     next(steps)
     settings = _at_budget(_settings(shift, ranking, tries), lambda some: kls_of(some, stop=FEW // 2), tries.kl_budget)
     next(steps)
     kls = kls_of(settings)
     unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
     next(steps)
-    near = [i for i, s in enumerate(settings) if not s.control and kls[i] <= 1.2 * tries.kl_budget]
+    near = [i for i, s in enumerate(settings) if not s.control and kls[i] <= OVER * tries.kl_budget]
     if not near:  # weaker ones may stay within it
         near = [min((i for i, s in enumerate(settings) if not s.control), key=kls.__getitem__)]
     best = settings[max(near, key=lambda i: meter.sign * scores[i].value)]
@@ -154,8 +156,7 @@ def choose_place(
     next(steps)
     settings, kls = [*settings, *weaker], [*kls, *kls_of(weaker)]
     scores += scores_of([s.made for s in weaker])
-    within = [i for i, s in enumerate(settings) if not s.control and kls[i] <= tries.kl_budget]
-    within.sort(key=lambda i: (meter.sign * scores[i].value, -kls[i]))
+    waiting = [i for i, s in enumerate(settings) if not s.control and kls[i] <= OVER * tries.kl_budget]
 
     def repeated(*edits: Edit) -> list[float]:
         if not unedited.answers or not edits:
@@ -164,16 +165,29 @@ def choose_place(
         several = answers_many(model, tokenizer, asked, edits, asking=items.asking, settings=settings)
         return [sum(map(repetition, texts)) / len(texts) for texts in several]
 
-    def stays(i: int) -> bool:
-        if kls[i] > NEAR * tries.kl_budget and len(texts) > FEW:
-            rest = kls_of([settings[i]], FEW, len(texts))[0]
-            kls[i] = float(np.average([kls[i], rest], weights=[FEW, len(texts) - FEW]))
-        return kls[i] <= tries.kl_budget
+    def within() -> Iterator[int]:
+        """Yield what is within the budget on all texts, best first; what is beyond is brought there and tried anew."""
+        brought = set[int]()
+        while waiting:
+            i = max(waiting, key=lambda i: (meter.sign * scores[i].value, -kls[i]))
+            if NEAR * tries.kl_budget < kls[i] and i not in brought and len(texts) > FEW:
+                rest = kls_of([settings[i]], FEW, len(texts))[0]
+                kls[i] = float(np.average([kls[i], rest], weights=[FEW, len(texts) - FEW]))
+            if kls[i] > tries.kl_budget and i not in brought:
+                settings[i] = _towards(settings[i], kls[i], tries.kl_budget)
+                kls[i], scores[i] = kls_of([settings[i]], stop=len(texts))[0], scores_of([settings[i].made])[0]
+                brought.add(i)
+                continue
+            waiting.remove(i)
+            if kls[i] <= tries.kl_budget:
+                yield i
 
-    candidates = filter(stays, reversed(within))
+    next(steps)
+    candidates = within()
     first = next(candidates, None)
     if first is None:
         raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
+    next(steps)
     before, *shares = repeated(NoEdit(), settings[first].made)
     repeats = {first: shares[0]}
     if shares[0] > before + REPEATS:
@@ -216,11 +230,13 @@ def _at_budget(
             steps = zip(logs, before[0], now, before[1], strict=True)
             exponents = [min(6.0, max(1.0, (y - v) / (x - u))) if abs(x - u) > 0.05 else 2.0 for x, u, y, v in steps]
         before = logs, now
-        wanted = [
-            math.log(SLACK) + x + (math.log(budget) - y) / n for x, y, n in zip(logs, now, exponents, strict=True)
-        ]
-        settings = [s._replace(strength=math.exp(x)) for s, x in zip(settings, wanted, strict=True)]
+        settings = [_towards(*of, budget, n) for *of, n in zip(settings, map(math.exp, now), exponents, strict=True)]
     return list(settings)
+
+
+def _towards(setting: _Setting, kl: float, budget: float | int, exponent: float = 2.0) -> _Setting:
+    """Return the setting at the strength that should meet the budget, where its drift is known at its own."""
+    return setting._replace(strength=SLACK * setting.strength * (budget / kl) ** (1 / exponent))
 
 
 def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:

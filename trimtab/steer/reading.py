@@ -38,15 +38,20 @@ class Reader:
     def of(cls, acts: HeadActivations, held: HeadActivations) -> Reader:
         """Return the reader of the layer that tells held-out texts apart best.
 
+        Its direction is the mean difference of activations standardised over all texts, or that over each
+        coordinate's variance: a few huge ones that vary with everything, as some models have them, would otherwise
+        decide (in Gemma 3 readings then said nothing of the answers: docs/results/behaviours.md).
+
         Args:
             acts: of the residual stream, averaged over each text, of the items that the direction comes from.
             held: of other items.
         """
-        directions = item_differences(acts).mean(0)[:, 0]
+        spread = acts.values[:, :, 0].double().var(0, correction=0)
+        directions = item_differences(acts).mean(0)[:, 0] / spread.clamp_min(1e-12)
         along = torch.einsum("nld,ld->nl", held.values[:, :, 0].double(), directions)
         true, false = along[held.labels], along[~held.labels]
-        spread = ((true.var(0, correction=0) + false.var(0, correction=0)) / 2).sqrt().clamp_min(1e-12)
-        separation = (true.mean(0) - false.mean(0)) / spread
+        noise = ((true.var(0, correction=0) + false.var(0, correction=0)) / 2).sqrt().clamp_min(1e-12)
+        separation = (true.mean(0) - false.mean(0)) / noise
         best = int(separation.argmax())
         ends = float(false[:, best].mean()), float(true[:, best].mean())
         return cls(acts.layers[best], directions[best], ends, float(separation[best]))
