@@ -27,19 +27,27 @@ def best_of(record: dict[str, Any]) -> float:
     return float(np.mean([halves[1][halves[0].argmax()], halves[0][halves[1].argmax()]]))
 
 
-def kept(unit: dict[str, Any], texts: bool = False) -> dict[str, Any]:
-    """Return what tables are made from: of a sweep the settings of at most the fit's drift; a fit alone as one row.
+KEPT = ("sweeps", "answers", "rows")
+"""What a record holds of each unit: counts, of a sweep those of at most the fit's drift; the answers, too; one row."""
 
-    With texts, the answers are kept too.
-    """
-    if "sweep" not in unit:
+
+def kept(unit: dict[str, Any], what: str = "sweeps") -> dict[str, Any]:
+    """Return what tables are made from; a fit with nothing beside it is one row, unless its answers are wanted."""
+    if what == "rows" or ("sweep" not in unit and what == "sweeps"):
         before, after = unit["before"], unit["after"]
-        return short({
-            "behaviour": unit["behaviour"], "draw": unit["draw"], "budget": unit["kl_budget"], "kl": unit["kl"],
-            "before": before["mean"], "after": after["mean"], "repeated": [before["repetition"], after["repetition"]],
-        })  # fmt: skip
-    without = ("seconds", "fit_seconds", "tried", *([] if texts else ["texts"]))
-    return short({**unit, "sweep": [row for row in unit["sweep"] if row["kl"] <= SAME * unit["kl"]]}, without)
+        row = {
+            "behaviour": unit["behaviour"], "draw": unit["draw"], "budget": unit.get("kl_budget"), "kl": unit["kl"],
+            "before": np.mean(before["counts"]).item(), "after": np.mean(after["counts"]).item(),
+            "repeated": [before["repetition"], after["repetition"]],
+        }  # fmt: skip
+        if "sweep" in unit:
+            row |= {"best": best_of(unit), "verdict": unit["verdict"], "layer": unit["layers"][0]}
+            row |= {"consistent": unit["consistent"], "dealt": unit["dealt"]} if "dealt" in unit else {}
+        return short(row)
+    without = ("seconds", "fit_seconds", "tried", *(["texts"] if what == "sweeps" else []))
+    if "sweep" in unit:
+        unit = {**unit, "sweep": [row for row in unit["sweep"] if row["kl"] <= SAME * unit["kl"]]}
+    return short(unit, without)
 
 
 def short(value: Any, without: Sequence[str] = ()) -> Any:
@@ -58,8 +66,7 @@ COLUMNS = (
      "word triples repeated"),
     ("behaviour", "random directions", "reach half", "behind `fit`, all five", "random layers", "reach half",
      "behind `fit`, all five"),
-    ("behaviour", *(f"{said}: passes, fails" for said in VERDICTS), "right",
-     *(f"sides at random: {said}" for said in VERDICTS)),
+    ("behaviour", *(f"{said}: passes, fails" for said in VERDICTS), "right"),
 )  # fmt: skip
 
 
@@ -89,10 +96,8 @@ def tables(units: list[dict[str, Any]]) -> list[str]:
         controls.append(row)
         said = {verdict: np.array([u["verdict"] == verdict for u in of]) for verdict in VERDICTS}
         right = (said["works"] == passes).sum()
-        of_dealt = [u["dealt"]["verdict"] for u in of if "dealt" in u]
-        dealt = [of_dealt.count(verdict) for verdict in VERDICTS]
         told = [f"{(s & passes).sum()}, {(s & ~passes).sum()}" for s in said.values()]
-        verdicts.append([name, *told, f"{right} of {len(of)}", *map(str, dealt)])
+        verdicts.append([name, *told, f"{right} of {len(of)}"])
     return [
         line for made in zip(COLUMNS, (claims, controls, verdicts), strict=True) for line in ("", *table_lines(*made))
     ]

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from behaviour_tables import NAMES, SAME, kept, tables
+from behaviour_tables import KEPT, NAMES, SAME, kept, tables
 from transformers.utils import logging
 
 from trimtab.datasets.asking import asking_for
@@ -261,9 +261,9 @@ def reached(row: Sequence[tuple[float, float]], kl: float) -> float | None:
     return None
 
 
-def show(folder: Path, record: Path | None, texts: bool = False) -> None:
+def show(folder: Path, record: Path | None, what: str) -> None:
     """Print the tables of the units that are there; keep what they are made from in a record, by the folder's name."""
-    units = [kept(json.loads(path.read_text()), texts) for path in sorted(folder.glob("*-*.json"))]
+    units = [kept(json.loads(path.read_text()), what) for path in sorted(folder.glob("*-*.json"))]
     if record is not None:
         held = json.loads(lzma.decompress(record.read_bytes())) if record.is_file() else {}
         text = json.dumps({**held, folder.name: units}, separators=(",", ":"))
@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--record", type=Path, help="a file that keeps what the tables are made from")
-    parser.add_argument("--texts-too", action="store_true", help="keep the answers in the record")
+    parser.add_argument("--keep", default="sweeps", choices=KEPT, help="what the record holds of each unit")
     said = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -320,7 +320,7 @@ def main() -> None:
             write_json(path, {**record, "seconds": time.perf_counter() - started})
             moved = f"{record['before']['mean']:.2f} -> {record['after']['mean']:.2f}"
             print(f"{path.stem}: {moved} in {time.perf_counter() - started:.0f} s", flush=True)
-    show(said.out, said.record, said.texts_too)
+    show(said.out, said.record, said.keep)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import lzma
 import re
 
 import numpy as np
-from scipy.stats import fisher_exact
+from scipy.stats import fisher_exact, mannwhitneyu
 
-from tests.repository.published_records import RESULTS, printed_in, program, tables
+from tests.repository.published_records import RESULTS, program, tables
 from tests.repository.source import PACKAGE
-from trimtab.datasets.behaviours import behaviour
+from trimtab.datasets.behaviours import BEHAVIOURS, behaviour
 from trimtab.intervals import bootstrap_mean
 
 
@@ -27,24 +27,118 @@ def fits(name):
     return json.loads((PACKAGE.parent / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
 
+def counted(units, control=None):
+    """Return the count of each unit's answers, or the mean of those under its controls."""
+    return np.array([
+        np.mean(u["after"]["counts"]) if control is None else np.mean([np.mean(c["counts"]) for c in u[control]])
+        for u in units
+    ])  # fmt: skip
+
+
+def of_behaviour(units, name):
+    return [unit for unit in units if unit["behaviour"] == name]
+
+
 def test_the_tables_of_what_fit_finds_are_made_from_its_record():
-    held = record_of_draws()
-    made_of, sweeps = program("behaviour_tables").tables, held["sweeps"]
-    made = [line for of in (sweeps, held["gemma"], held["embedded"]) for line in made_of(of) if line]
-    printed = [x for x in printed_in("behaviours.md") if x[0] == "|"]
-    assert len(sweeps) == 60 and printed[: len(made)] == made  # others follow
-    half, _, both = (sum(int(line.split(" | ")[n].split()[0]) for line in made[2:5]) for n in (5, 6, 7))
-    assert half == both
-    for page in (PACKAGE.parent / "README.md", PACKAGE.parent / "docs" / "how-to" / "own-data.md"):
-        text = " ".join(page.read_text(encoding="utf-8").split())
-        assert f"{half} of sixty draws" in text and "all of them coherently" in text
-    assert {(u["consistent"], u["dealt"]["consistent"]) for u in sweeps} == {(True, False)}
-    truthful = [u["consistent"] for u in held["embedded"] if u["behaviour"] == "truthful"]
-    assert truthful.count(False) == 8 and "in eight of the ten draws" in page_text()
+    held, page, made_of = record_of_draws(), page_text(), program("behaviour_tables").tables
+    made = {
+        name: "\n".join(made_of(held[name])).strip().split("\n\n") for name in ("sweeps", "embedded", "gemma_earlier")
+    }
+    made["gemma_earlier"].pop()  # what a version before said of itself
+    assert all(table in page for of in made.values() for table in of)
+    half, _, both = (
+        sum(int(x.split(" | ")[n].split()[0]) for x in made["sweeps"][0].splitlines()[2:]) for n in (5, 6, 7)
+    )
+    assert half == both and len(held["sweeps"]) == 30
+    for name in ("README.md", "docs/how-to/own-data.md"):
+        text = " ".join((PACKAGE.parent / name).read_text(encoding="utf-8").split())
+        assert f"{half} of thirty draws" in text and "all of them coherently" in text
+    assert {(u["consistent"], u["dealt"]["consistent"]) for u in held["earlier"]} == {(True, False)}
+    assert all(u["consistent"] for u in held["sweeps"]) and "is said of none" in page
+    limit = program("behaviour_tables").REPEATS
+    passed = [
+        sum(u["after"] - u["before"] >= (u["best"] - u["before"]) / 2 for u in of_behaviour(held["earlier"], name))
+        for name in BEHAVIOURS
+    ]
+    assert "passed in {}, {} and {}.".format(*passed) in page
+    assert all(u["repeated"][1] <= u["repeated"][0] + limit for u in held["earlier"])
+
+
+def test_how_far_fit_is_ahead_of_random_layers_is_in_the_record():
+    held, page = record_of_draws()["sweeps"], " ".join(page_text().split())
+    ahead = []
+    for name in ("cheerful", "casual"):
+        of = of_behaviour(held, name)
+        by = bootstrap_mean((counted(of) - counted(of, "random_places")).tolist())
+        ahead.append(f"{float(by):.2f} [{by.low:.2f}, {by.high:.2f}]")
+    assert "{} and {} of the count".format(*ahead) in page
+
+
+def test_what_is_said_of_gemma_is_in_the_record():
+    held, page = record_of_draws(), " ".join(page_text().split())
+    (table,) = (t for t in tables(page_text()) if "best of the earlier sweeps" in t[0])
+    best_of = program("behaviour_tables").best_of
+    for name, cells in zip(BEHAVIOURS, table[1:], strict=True):
+        of, earlier = (of_behaviour(held[key], name) for key in ("gemma", "gemma_earlier"))
+        after, before = counted(of), np.mean(of[0]["before"]["counts"])
+        best = np.mean([best_of(u) for u in earlier])
+        repeated = [f"{100 * np.mean([u[when]['repetition'] for u in of]):.0f} %" for when in ("before", "after")]
+        said = [u["verdict"] for u in of]
+        assert cells[0].startswith(name) and cells[1:] == [
+            f"{np.mean([u['kl'] for u in of]):.2f}", *(f"{x:.2f}" for x in (before, after.mean(), best)),
+            f"{(after - before >= (best - before) / 2).sum()} of 10", " -> ".join(repeated),
+            ", ".join(str(said.count(verdict)) for verdict in ("works", "works weakly", "does not work")),
+        ]  # fmt: skip
+    now, earlier = (of_behaviour(held[key], "cheerful") for key in ("gemma", "gemma_earlier"))
+    assert [[u["layers"] for u in of].count([17]) for of in (now, earlier)] == [6, 4]
+    best = [max(u["sweep"], key=lambda row: row["mean"])["layer"] for u in earlier]
+    assert best.count(17) == 9
+    p = mannwhitneyu(counted(now), counted(earlier)).pvalue
+    means = counted(now).mean(), counted(earlier).mean()
+    assert (
+        "({:.2f} in place of {:.2f}) ten draws of each do not show (Mann-Whitney, p = {:.2f})".format(*means, p) in page
+    )
+    unsure, of = behaviour("unsure"), of_behaviour(held["gemma"], "unsure")
+    less = [np.mean([unsure.count(t.replace("no comment", "")) for t in u["after"]["texts"]]) for u in of]
+    words = "Without it {} of these ten draws count nothing, and all ten together an eighth of the answers"
+    words += f" in place of {counted(of).mean():.2f}"
+    assert words.format({5: "five"}[less.count(0)]) in page and np.isclose(np.mean(less), 1 / 8)
+    assert [sum("no comment" in t for t in u["before"]["texts"]) for u in of] == [1] * 10
+
+
+def test_what_is_said_of_the_embedded_model_is_in_the_record():
+    held, earlier = (record_of_draws()[name] for name in ("embedded", "embedded_earlier"))
+    page = " ".join(page_text().split())
+    truthful = of_behaviour(held, "truthful")
+    moved, by_chance = (
+        x - np.mean(truthful[0]["before"]["counts"])
+        for x in (counted(truthful), counted(truthful, "random_directions"))
+    )
+    less = bootstrap_mean((moved - by_chance).tolist())
+    figures = moved.mean(), by_chance.mean(), float(less), less.low, less.high
+    words = "of the {:.2f} that the fits move it by, random directions at the same drift move it by {:.2f}"
+    assert f"{words} ({{:+.2f}} [{{:+.2f}}, {{:+.2f}}])".format(*figures) in page
+    no_direction = [u["consistent"] for u in truthful].count(False)
+    assert f"in all {no_direction} of the draws" in page and no_direction == len(truthful)
+    passed = [
+        sum(u["after"] - u["before"] >= (u["best"] - u["before"]) / 2 - 1e-4 for u in of_behaviour(earlier, name))
+        for name in ("reserved", "truthful")
+    ]
+    assert passed == [9, 9] and "passed in nine and nine" in page
+
+
+def test_how_answers_are_read_is_in_its_record():
+    held = fits("readers.json")
+    (table,) = (t for t in tables(page_text()) if "standardised" in t[0])
+    rows = [(model, row) for model in ("smollm2", "gemma3-270m") for row in held[model]["rows"]]
+    for cells, (model, row) in zip(table[1:], rows, strict=True):
+        label = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma-3-270M"}[model]
+        figures = (f"{row[kind]:.2f}" for kind in ("plain", "standardised"))
+        assert cells == [f"{label}, {row['behaviour']}", str(row["answers"]), *figures]
 
 
 def test_what_a_budget_of_drift_buys_is_in_the_record():
-    held, sweeps = (record_of_draws()[name] for name in ("budgets", "sweeps"))
+    held, earlier = (record_of_draws()[name] for name in ("budgets", "earlier"))
     limit, page = program("behaviour_tables").REPEATS, page_text()
     coherent = {id(of): of["repeated"][1] <= of["repeated"][0] + limit for of in held}
     (table,) = (t for t in tables(page) if "budget" in t[0])
@@ -57,7 +151,7 @@ def test_what_a_budget_of_drift_buys_is_in_the_record():
             *(f"{np.mean([u[x] for u in of]):.2f}" for x in ("kl", "before", "after")),
             f"{sum(coherent[id(u)] for u in of)} of {len(of)}", " -> ".join(repeated),
         ]  # fmt: skip
-    fresh = [u["after"]["repetition"] > u["before"]["repetition"] + limit for u in sweeps if u["behaviour"] == "unsure"]
+    fresh = [u["repeated"][1] > u["repeated"][0] + limit for u in of_behaviour(earlier, "unsure")]
     loops = {
         budget: [not coherent[id(u)] for u in held if (u["behaviour"], u["budget"]) == ("unsure", budget)]
         for budget in (0.2, 0.25)
@@ -93,38 +187,3 @@ def test_what_three_fits_came_to_is_in_their_record():
     )
     said = re.search(pattern.replace("N", r"\d+\.\d"), trouble)
     assert said is not None and list(said.groups()) == figures
-
-
-def test_what_is_said_of_gemma_and_the_embedded_model_is_in_the_record():
-    held, page = record_of_draws(), " ".join(page_text().split())
-    of = {name: [u for u in held["gemma"] if u["behaviour"] == name] for name in ("cheerful", "casual", "unsure")}
-
-    def ahead(units, control):
-        by = bootstrap_mean([u["after"]["mean"] - np.mean([one["mean"] for one in u[control]]) for u in units])
-        return f"{abs(float(by)):.2f}", f"[{by.low:.2f}, {by.high:.2f}]"
-
-    assert (
-        "cheerful by {} more than these {}, casual by {} {}, unsure by {} {}".format(
-            *(said for units in of.values() for said in ahead(units, "random_places"))
-        )
-        in page
-    )
-    assert (
-        "by {} ({} less {})".format(
-            "0.11", *ahead([u for u in held["embedded"] if u["behaviour"] == "truthful"], "random_directions")
-        )
-        in page
-    )
-    drifted = program("behaviour_tables").SAME
-    best = [
-        max((r for r in u["sweep"] if r["kl"] <= drifted * u["kl"]), key=lambda r: r["mean"]) for u in of["cheerful"]
-    ]
-    assert [row["layer"] for row in best].count(17) == 9
-    assert [u["layers"] for u in of["cheerful"]].count([17]) == 4
-    unsure = behaviour("unsure")
-    less = [np.mean([unsure.count(t.replace("no comment", "")) for t in u["after"]["texts"]]) for u in of["unsure"]]
-    assert (
-        less.count(0) == 6
-        and f"{np.mean(less):.2f} in place of {np.mean([u['after']['mean'] for u in of['unsure']]):.2f}" in page
-    )
-    assert [sum("no comment" in t for t in u["before"]["texts"]) for u in of["unsure"]] == [1] * 10
