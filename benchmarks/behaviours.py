@@ -183,10 +183,18 @@ class Bench:
         """Return what is counted under edits that are brought to a drift."""
         if not edits:
             return []
-        for _ in range(3):  # drift is about a square of the strength
-            now = self.kls(edits)
-            edits = [e.scaled((kl / max(k, 1e-9)) ** 0.5) for e, k in zip(edits, now, strict=True)]
-        now = self.kls(edits)
+        now, powers = self.kls(edits), [2.0] * len(edits)
+        for _ in range(4):  # drift is about a square of the strength, and where it is not, of a power that is found out
+            factors = [min(4.0, max(0.25, (kl / max(k, 1e-9)) ** (1 / n))) for k, n in zip(now, powers, strict=True)]
+            edits = [e.scaled(factor) for e, factor in zip(edits, factors, strict=True)]
+            before, now = now, self.kls(edits)
+            powers = [
+                min(
+                    8.0,
+                    max(0.5, float(np.log(max(k, 1e-9) / max(b, 1e-9)) / np.log(f))) if abs(np.log(f)) > 0.02 else n,
+                )
+                for b, k, f, n in zip(before, now, factors, powers, strict=True)
+            ]
         rows = self.counted(of, edits)
         return [
             {"kl": k, "strength": float(e.strength), **{n: v for n, v in row.items() if n != "texts"}}

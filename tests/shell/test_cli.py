@@ -162,6 +162,7 @@ def test_an_earlier_result_stays_unless_it_may_be_overwritten(path, tmp_path, mo
         (("dmo",), "dmo"),
         (("--nope",), "--nope"),
         (("fit", "--strength", "strong"), "--strength"),
+        (("fit", "--limit"), "fit -h says"),
     ],
 )
 def test_wrong_input_exits_with_2_and_says_what_was_wrong(arguments, words, tmp_path, monkeypatch, small_world):
@@ -188,21 +189,37 @@ def test_a_user_s_mistake_prints_one_line_and_an_interrupt_exits_with_130(monkey
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("arguments", [(), ("judge",), ("convert",)])
+def test_a_verb_without_arguments_has_its_help_and_no_sentence(arguments):
+    said = run(*arguments).output
+    assert "Usage: " in said and not re.search(r"^trimtab: ", said, re.MULTILINE)
+
+
+def test_the_version_is_said_without_what_computes():
+    said = "import sys; from trimtab.cli import app; app(['--version'], standalone_mode=False)"
+    made = subprocess.run(
+        [sys.executable, "-c", f"{said}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert made.stdout.splitlines()[-1] == "False"
+
+
 def test_a_table_wider_than_the_terminal_goes_on_beneath_and_nothing_of_it_is_cut(monkeypatch, capsys):
     from trimtab.cli.printing import print_table
 
-    headings = ["method", *(f"figure {i}" for i in range(6))]
-    rows = [[name, *(f"{name[0]}{i} [0.123, 0.456]" for i in range(6))] for name in ("ITI", "Baseline")]
+    headings = ["method", *(f"figure {i}" for i in range(6)), "answer"]
+    long = "so it goes on and " * 8
+    rows = [[name, *(f"{name[0]}{i} [0.123, 0.456]" for i in range(6)), long] for name in ("ITI", "Baseline")]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     parts = {}
     for columns in (80, 200):
         monkeypatch.setenv("COLUMNS", str(columns))
         print_table(headings, rows, title="Of three questions")
         said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
-        assert all(cell in said for row in rows for cell in row) and "\N{HORIZONTAL ELLIPSIS}" not in said
+        assert all(cell in said for row in rows for cell in row[:-1]) and "\N{HORIZONTAL ELLIPSIS}" not in said
+        assert said.split().count("goes") == long.split().count("goes") * len(rows)
         assert max(map(len, said.splitlines())) <= columns and said.count("Of three questions") == 1
         parts[columns] = said.count("Baseline")
-    assert parts == {80: 2, 200: 1}
+    assert parts == {80: 3, 200: 2}
 
 
 def test_version_and_warnings_are_one_line_each(monkeypatch, tmp_path):

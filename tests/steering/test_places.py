@@ -108,6 +108,25 @@ def test_what_does_best_and_drifts_too_much_on_all_texts_is_brought_within_the_b
     assert chosen["score"] == found.strength == pytest.approx((chosen["kl"] / (1 + 2 * later) * 3) ** 0.5)
 
 
+@pytest.mark.parametrize("n", [1, 4, 6, 7])
+def test_few_neutral_texts_do_as_well_and_where_no_strength_stays_within_it_is_said(monkeypatch, n):
+    def drifts(_model, _tokenizer, edits, *, texts, **_):
+        return [SimpleNamespace(per_text=[(t, strength_of(e) if t != "far" else 9.0) for t in texts]) for e in edits]
+
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shift = every_layer(model)
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    monkeypatch.setattr(places, "drifts", drifts)
+    monkeypatch.setattr(places, "answers_many", lambda *_, **__: [["so it is"]] * 2)
+    how: dict[str, Any] = {"metric": ByStrength(), "tries": Tries(1, 0.05, 2, texts=["near"] * n)}
+    found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
+    assert 0.75 * 0.05 < found.record["sweep"]["chosen"]["kl"] <= 0.05
+    if n < FEW:  # of more, the settings far below the budget are taken by the first ones
+        how["tries"] = replace(how["tries"], texts=["near"] * n + ["far"])
+        with pytest.raises(BadValue, match="nothing that was tried stays within"):
+            choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
+
+
 @dataclass(frozen=True)
 class AllAlike(ByStrength):
     """Finds nothing to choose between."""

@@ -56,23 +56,28 @@ class _Guarded(TyperGroup):
                 noted.add(str(message))
                 typer.echo(f"trimtab: note: {message}", err=True)
 
-        with _in_one_sentence(), one_pace(), without_kernel_advice(), warnings.catch_warnings():
+        with _in_one_sentence(ctx), one_pace(), without_kernel_advice(), warnings.catch_warnings():
             warnings.showwarning = note
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _in_one_sentence() -> Iterator[None]:
+def _in_one_sentence(context: Any = None) -> Iterator[None]:
     from trimtab.errors import TrimtabError, first_line
 
     try:
         yield
         return
+    except (typer.Exit, typer.Abort):  # no mistakes, though one of them is a RuntimeError
+        raise
     except TrimtabError as mistake:
         said = str(mistake)
     except _WRONG_COMMAND as mistake:
         of: Any = mistake
-        verb = "trimtab" if of.ctx is None else of.ctx.command_path
+        if type(of).__name__ == "NoArgsIsHelpError":
+            raise
+        called = [] if context is None else [context.command_path, context.invoked_subcommand]
+        verb = of.ctx.command_path if of.ctx else " ".join(filter(None, called)) or "trimtab"
         said = f"{of.format_message().rstrip('.')}; {verb} -h says what it takes"
     except (RuntimeError, MemoryError) as cause:
         from trimtab.devices import ran_out_of_memory

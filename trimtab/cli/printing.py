@@ -42,7 +42,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title
     for columns in _beneath_each_other(headings, rows, console.width):
         table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for i in columns:
-            table.add_column(headings[i], justify="left" if i == 0 else "right", no_wrap=i > 0)
+            alone = len(columns) == 2  # and perhaps wider than the terminal
+            table.add_column(headings[i], justify="left" if i == 0 else "right", no_wrap=i > 0 and not alone)
         for row in rows:
             table.add_row(*(row[i] for i in columns))
         console.print(table, highlight=False, markup=False)

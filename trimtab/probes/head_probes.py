@@ -125,7 +125,7 @@ def joined(parts: Iterable[HeadProbes]) -> HeadProbes:
     return replace(parts[0], layers=tuple(layer for part in parts for layer in part.layers), **whole)
 
 
-@one_thread()
+@one_thread("scipy.stats")
 def measured(
     coef: Float[Tensor, "head d_head"],
     intercept: Float[Tensor, " head"],

@@ -36,8 +36,9 @@ FRACTIONS = (0.25, 0.5, 0.75)
 """Weaker strengths that are tried of the best place."""
 FEW, NEAR = 6, 0.75
 """Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
-OVER = 1.2
-"""Times the budget up to which what is over it is brought within, if it does best."""
+OVER, ATTEMPTS = 1.2, 2
+"""Times the budget, on the first texts, up to which what is over it is brought within if it does best, in how many
+attempts."""
 BEYOND = 1.5
 """A stronger one, which is over the budget and shows what comes next."""
 LONG, CHECKED = 48, 4
@@ -105,12 +106,13 @@ def choose_place(
 ) -> Shift:
     """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
 
-    The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can be
-    compared; weaker strengths are tried of the best. Beside them stand controls:
-    sites drawn at random and random directions at the first sites, brought to the same drift. The record
-    keeps all under "sweep", as that of `choose_strength`, with the gain over the unedited model under "gain". Where the
-    meter goes by generated texts, longer ones are looked at before a setting is taken: of settings whose answers repeat
-    themselves `REPEATS` more than the unedited model's none is taken while one of the `CHECKED` best does not.
+    The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can
+    be compared; weaker strengths are tried of the best. What does best and is over the budget on all texts is
+    brought within and tried as a setting of its own. Beside them stand controls: sites drawn at random and random
+    directions at the first sites, brought to the same drift. The record keeps all under "sweep", as that of
+    `choose_strength`, with the gain over the unedited model under "gain". Where the meter goes by generated texts,
+    longer ones are looked at before a setting is taken: of settings whose answers repeat themselves `REPEATS` more
+    than the unedited model's none is taken while one of the `CHECKED` best does not.
 
     Args:
         items: questions or pairs.
@@ -166,21 +168,28 @@ def choose_place(
         return [sum(map(repetition, texts)) / len(texts) for texts in several]
 
     def within() -> Iterator[int]:
-        """Yield what is within the budget on all texts, best first; what is beyond is brought there and tried anew."""
-        brought = set[int]()
+        """Yield what is within the budget on all texts, best first; what is beyond is brought there, as one more."""
+        whole = set[int]()
         while waiting:
             i = max(waiting, key=lambda i: (meter.sign * scores[i].value, -kls[i]))
-            if NEAR * tries.kl_budget < kls[i] and i not in brought and len(texts) > FEW:
+            waiting.remove(i)
+            if NEAR * tries.kl_budget < kls[i] and i not in whole and len(texts) > FEW:
                 rest = kls_of([settings[i]], FEW, len(texts))[0]
                 kls[i] = float(np.average([kls[i], rest], weights=[FEW, len(texts) - FEW]))
-            if kls[i] > tries.kl_budget and i not in brought:
-                settings[i] = _towards(settings[i], kls[i], tries.kl_budget)
-                kls[i], scores[i] = kls_of([settings[i]], stop=len(texts))[0], scores_of([settings[i].made])[0]
-                brought.add(i)
-                continue
-            waiting.remove(i)
             if kls[i] <= tries.kl_budget:
                 yield i
+                continue
+            setting, kl = settings[i], kls[i]
+            for _ in range(ATTEMPTS):
+                setting = _towards(setting, kl, tries.kl_budget)
+                kl = kls_of([setting], stop=len(texts))[0]
+                if kl <= tries.kl_budget:
+                    whole.add(len(settings))
+                    waiting.append(len(settings))
+                    settings.append(setting)
+                    kls.append(kl)
+                    scores.extend(scores_of([setting.made]))
+                    break
 
     next(steps)
     candidates = within()

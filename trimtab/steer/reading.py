@@ -38,9 +38,10 @@ class Reader:
     def of(cls, acts: HeadActivations, held: HeadActivations) -> Reader:
         """Return the reader of the layer that tells held-out texts apart best.
 
-        Its direction is the mean difference of activations standardised over all texts, or that over each
-        coordinate's variance: a few huge ones that vary with everything, as some models have them, would otherwise
-        decide (in Gemma 3 readings then said nothing of the answers: docs/results/behaviours.md).
+        Its direction is the mean difference of standardised activations; of activations as they are, the mean
+        difference over each coordinate's variance. Huge coordinates that vary with everything, as some models have
+        them, would otherwise decide: in Gemma 3 readings moved less with what was counted in the answers
+        (docs/results/behaviours.md).
 
         Args:
             acts: of the residual stream, averaged over each text, of the items that the direction comes from.
