@@ -29,17 +29,6 @@ from trimtab.storage import versions, write_json
 RECORD = Path("benchmarks/results/readers.json")
 
 
-def plain_reader(acts: Any, held: Any) -> Reader:
-    """Return the reader of the mean difference, coordinates as they are."""
-    directions = item_differences(acts).mean(0)[:, 0]
-    along = np.einsum("nld,ld->nl", held.values[:, :, 0].double().numpy(), directions.numpy())
-    true, false = along[held.labels.numpy()], along[~held.labels.numpy()]
-    apart = (true.mean(0) - false.mean(0)) / np.sqrt((true.var(0) + false.var(0)) / 2).clip(1e-12)
-    best = int(apart.argmax())
-    ends = float(false[:, best].mean()), float(true[:, best].mean())
-    return Reader(acts.layers[best], directions[best], ends, float(apart[best]))
-
-
 def compared(model: Any, tokenizer: Any, name: str, units: list[dict[str, Any]], said: argparse.Namespace) -> dict:
     """Return both readers' figures of one behaviour."""
     of, form = behaviour(name), asking_for(said.asking, tokenizer)
@@ -57,7 +46,8 @@ def compared(model: Any, tokenizer: Any, name: str, units: list[dict[str, Any]],
         order = np.random.default_rng([seed, 99]).permutation(len(of.pairs)).tolist()
         parts = (of.pairs.select(sorted(some)).asked_as(said.asking, tokenizer) for some in (order[:18], order[18:30]))
         acts = [read_texts(model, tokenizer, part.statements()) for part in parts]
-        for kind, reader in (("standardised", Reader.of(*acts)), ("plain", plain_reader(*acts))):
+        plain = Reader.along(item_differences(acts[0]).mean(0)[:, 0], acts[1])
+        for kind, reader in (("standardised", Reader.of(*acts)), ("plain", plain)):
             read = dict(zip(answered, reader.read(model, tokenizer, told), strict=True))
             values = np.array([[read[both] for both in zip(of.prompts, texts, strict=True)] for texts in sets])
             moved = [(rows[1:] - rows[0]).ravel() for rows in (values, counts)]

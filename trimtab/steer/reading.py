@@ -48,14 +48,18 @@ class Reader:
             held: of other items.
         """
         spread = acts.values[:, :, 0].double().var(0, correction=0)
-        directions = item_differences(acts).mean(0)[:, 0] / spread.clamp_min(1e-12)
+        return cls.along(item_differences(acts).mean(0)[:, 0] / spread.clamp_min(1e-12), held)
+
+    @classmethod
+    def along(cls, directions: Float[Tensor, "layer d_model"], held: HeadActivations) -> Reader:
+        """Return the reader along one layer's direction: of the layer that tells held-out texts apart best."""
         along = torch.einsum("nld,ld->nl", held.values[:, :, 0].double(), directions)
         true, false = along[held.labels], along[~held.labels]
         noise = ((true.var(0, correction=0) + false.var(0, correction=0)) / 2).sqrt().clamp_min(1e-12)
         separation = (true.mean(0) - false.mean(0)) / noise
         best = int(separation.argmax())
         ends = float(false[:, best].mean()), float(true[:, best].mean())
-        return cls(acts.layers[best], directions[best], ends, float(separation[best]))
+        return cls(held.layers[best], directions[best], ends, float(separation[best]))
 
     def read(self, model: Any, tokenizer: Any, said: Sequence[Statement]) -> list[float]:
         """Return for each answer where it lies: about 0 as the negative texts, about 1 as the positive ones."""
