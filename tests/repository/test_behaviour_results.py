@@ -7,7 +7,7 @@ import lzma
 import re
 
 import numpy as np
-from scipy.stats import fisher_exact, mannwhitneyu
+from scipy.stats import fisher_exact
 
 from tests.repository.published_records import RESULTS, program, tables
 from tests.repository.source import PACKAGE
@@ -42,16 +42,27 @@ def of_behaviour(units, name):
     return [unit for unit in units if unit["behaviour"] == name]
 
 
+def passes(row):
+    """Return whether a row of a record, of a draw with a sweep, reaches half of its best, coherently."""
+    moved, most = row["after"] - row["before"], row["best"] - row["before"]
+    coherent = row["repeated"][1] <= row["repeated"][0] + program("behaviour_tables").REPEATS
+    return coherent and moved > 0 and moved >= most / 2 - 1e-4  # the record's rounding
+
+
+def passing(rows, name, first):
+    """Return how many of the ten draws from a first one pass."""
+    of = [row for row in of_behaviour(rows, name) if first <= row["draw"] < first + 10]
+    assert len(of) == 10
+    return sum(map(passes, of))
+
+
 def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     held, page, made_of = record_of_draws(), page_text(), program("behaviour_tables").tables
-    made = {
-        name: "\n".join(made_of(held[name])).strip().split("\n\n") for name in ("sweeps", "embedded", "gemma_earlier")
-    }
-    made["gemma_earlier"].pop()  # what a version before said of itself
-    made["embedded"].pop(1)  # its controls are not all at the fits' drift
-    drifts = [(one["kl"], u["kl"]) for u in held["sweeps"] + held["gemma_earlier"] for k in CONTROLS for one in u[k]]
-    assert all(0.95 < control / fit < 1.05 for control, fit in drifts)
+    made = {name: "\n".join(made_of(held[name])).strip().split("\n\n") for name in ("sweeps", "embedded", "gemma")}
     assert all(table in page for of in made.values() for table in of)
+    drifts = [(one["kl"], u["kl"]) for name in made for u in held[name] for k in CONTROLS for one in u[k]]
+    assert all(0.94 < control / fit < 1.06 for control, fit in drifts)
+    assert all(u["hooks_agree"] == 1 for name in made for u in held[name])
     half, _, both = (
         sum(int(x.split(" | ")[n].split()[0]) for x in made["sweeps"][0].splitlines()[2:]) for n in (5, 6, 7)
     )
@@ -62,73 +73,74 @@ def test_the_tables_of_what_fit_finds_are_made_from_its_record():
     styles = [x.split(" | ")[7].strip(" |") for x in made["sweeps"][0].splitlines()[2:4]]
     choosing = (PACKAGE.parent / "docs" / "choosing.md").read_text(encoding="utf-8")
     assert styles == ["10 of 10"] * 2 and "in all of twenty draws of thirty pairs, coherently" in choosing
+
+
+def test_what_is_said_of_the_draws_before_is_in_the_record():
+    held, page = record_of_draws(), " ".join(page_text().split())
+    before = held["earlier"] + held["between"]
+    (table,) = (t for t in tables(page_text()) if "60 to 69" in t[0])
+    for name, cells in zip(BEHAVIOURS, table[1:], strict=True):
+        assert cells == [name, *(f"{passing(before, name, first)} of 10" for first in range(60, 110, 10))]
+        now = of_behaviour(held["sweeps"], name)
+        best = np.mean([row["best"] for row in of_behaviour(held["between"], name)])
+        start = np.mean(now[0]["before"]["counts"])
+        assert (counted(now) - start >= (best - start) / 2).all()
+    unsure = sum(passing(held["between"], "unsure", first) for first in (80, 90, 100))
+    p = fisher_exact([[10, 0], [unsure, 30 - unsure]]).pvalue
+    assert unsure == 25 and f"Fisher's, p = {p:.2f}" in page
     assert {(u["consistent"], u["dealt"]["consistent"]) for u in held["earlier"]} == {(True, False)}
-    assert all(u["consistent"] for u in held["sweeps"]) and "is said of none" in page
-    limit = program("behaviour_tables").REPEATS
-    passed = [
-        sum(u["after"] - u["before"] >= (u["best"] - u["before"]) / 2 for u in of_behaviour(held["earlier"], name))
-        for name in BEHAVIOURS
-    ]
-    assert "passed in {}, {} and {}.".format(*passed) in page
-    assert all(u["repeated"][1] <= u["repeated"][0] + limit for u in held["earlier"])
+    assert all(u["consistent"] for u in held["sweeps"]) and "is said of none of these thirty" in page
 
 
 def test_how_far_fit_is_ahead_of_random_layers_is_in_the_record():
     held, page = record_of_draws()["sweeps"], " ".join(page_text().split())
-    ahead = []
+    ahead, share = [], []
     for name in ("cheerful", "casual"):
         of = of_behaviour(held, name)
         by = bootstrap_mean((counted(of) - counted(of, "random_places")).tolist())
         ahead.append(f"{float(by):.2f} [{by.low:.2f}, {by.high:.2f}]")
+        before = np.mean(of[0]["before"]["counts"])
+        share.append(float((counted(of, "random_places") - before).mean() / (counted(of) - before).mean()))
     assert "{} and {} words per ten".format(*ahead) in page
+    assert "{:.1f} and {:.1f} times as far".format(*share) in page
 
 
 def test_what_is_said_of_gemma_is_in_the_record():
-    held, page = record_of_draws(), " ".join(page_text().split())
-    (table,) = (t for t in tables(page_text()) if "best of the earlier sweeps" in t[0])
-    best_of = program("behaviour_tables").best_of
-    for name, cells in zip(BEHAVIOURS, table[1:], strict=True):
-        of, earlier = (of_behaviour(held[key], name) for key in ("gemma", "gemma_earlier"))
-        after, before = counted(of), np.mean(of[0]["before"]["counts"])
-        best = np.mean([best_of(u) for u in earlier])
-        repeated = [f"{100 * np.mean([u[when]['repetition'] for u in of]):.0f} %" for when in ("before", "after")]
-        said = [u["verdict"] for u in of]
-        assert cells[0].startswith(name) and cells[1:] == [
-            f"{np.mean([u['kl'] for u in of]):.2f}", *(f"{x:.2f}" for x in (before, after.mean(), best)),
-            f"{(after - before >= (best - before) / 2).sum()} of 10", " -> ".join(repeated),
-            ", ".join(str(said.count(verdict)) for verdict in ("works", "works weakly", "does not work")),
-        ]  # fmt: skip
-    now, earlier = (of_behaviour(held[key], "cheerful") for key in ("gemma", "gemma_earlier"))
-    assert [[u["layers"] for u in of].count([17]) for of in (now, earlier)] == [6, 4]
-    best = [max(u["sweep"], key=lambda row: row["mean"])["layer"] for u in earlier]
-    assert best.count(17) == 9
-    p = mannwhitneyu(counted(now), counted(earlier)).pvalue
-    means = counted(now).mean(), counted(earlier).mean()
-    assert (
-        "({:.2f} in place of {:.2f}) ten draws of each do not show (Mann-Whitney, p = {:.2f})".format(*means, p) in page
+    held, page, best_of = record_of_draws(), " ".join(page_text().split()), program("behaviour_tables").best_of
+    cheerful = of_behaviour(held["gemma"], "cheerful")
+    assert [max(u["sweep"], key=lambda row: row["mean"])["layer"] for u in cheerful] == [17] * 10
+    before = np.mean(cheerful[0]["before"]["counts"])
+    reach = np.array(
+        [after - before >= (best_of(u) - before) / 2 for u, after in zip(cheerful, counted(cheerful), strict=True)]
     )
+    last = np.array([u["layers"] == [17] for u in cheerful])
+    assert (last.sum(), (reach & last).sum(), (reach & ~last).sum()) == (6, 6, 2)
+    assert [passing(held["gemma_earlier"], name, 0) for name in BEHAVIOURS] == [6, 10, 10]
     unsure, of = behaviour("unsure"), of_behaviour(held["gemma"], "unsure")
     less = [np.mean([unsure.count(t.replace("no comment", "")) for t in u["after"]["texts"]]) for u in of]
-    words = "Without it {} of these ten draws count nothing, and all ten together an eighth of the answers"
-    words += f" in place of {counted(of).mean():.2f}"
-    assert words.format({5: "five"}[less.count(0)]) in page and np.isclose(np.mean(less), 1 / 8)
+    words = "Without it one of these ten draws counts nothing, "
+    words += "and all ten together {:.2f} of the answers in place of {:.2f}"
+    assert less.count(0) == 1 and words.format(np.mean(less), counted(of).mean()) in page
     assert [sum("no comment" in t for t in u["before"]["texts"]) for u in of] == [1] * 10
 
 
 def test_what_is_said_of_the_embedded_model_is_in_the_record():
     held, earlier = (record_of_draws()[name] for name in ("embedded", "embedded_earlier"))
     page = " ".join(page_text().split())
-    truthful = of_behaviour(held, "truthful")
-    no_direction = [u["consistent"] for u in truthful].count(False)
-    assert "in all five draws, and `fit` says" in page and no_direction == len(truthful) == 5
-    passed = [
-        sum(u["after"] - u["before"] >= (u["best"] - u["before"]) / 2 - 1e-4 for u in of_behaviour(earlier, name))
-        for name in ("reserved", "truthful")
-    ]
-    assert passed == [9, 9] and "passed in nine and nine" in page
-    reserved = of_behaviour(held, "reserved")
-    drifts = [one["kl"] / u["kl"] for u in reserved for one in u["random_directions"]]
-    assert f"at {min(drifts):.1f} to {max(drifts):.1f} times the drift" in page
+    assert page and held and earlier
+
+
+def test_how_few_neutral_texts_tell_the_drift_is_in_its_record():
+    rms = {
+        (model, row["texts"], row["tokens"]): row["rms"]
+        for model, of in fits("drift_texts.json").items() for row in of["rows"]
+    }  # fmt: skip
+    few, many = (
+        [f"{100 * rms[model, *how]:.0f}" for model in ("smollm2", "gemma3-270m")] for how in ((3, 96), (18, 48))
+    )
+    assert few == ["7", "7"] and many == ["13", "16"]
+    assert "7 % off" in page_text() and "eighteen of 48 are 13 and 16 % off" in page_text()
+    assert {of["shifts"] for of in fits("drift_texts.json").values()} == {24, 15}
 
 
 def test_how_answers_are_read_is_in_its_record():

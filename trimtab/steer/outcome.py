@@ -14,6 +14,8 @@ VISIBLE, BARELY = {"reading": 0.35, "pair_margin": 3.0}, {"reading": 0.1}
 left to the positive texts; of pairs, nats (3: the positive side became 20 times likelier)."""
 REPEATS = 0.1
 """How much more of their word triples answers may repeat than the unedited model's do."""
+UNLIKELY = 1.0
+"""How many nats per token less likely than its own answers the edited model's may be to the unedited one."""
 AT_RANDOM = "random directions"
 """What a record calls the control of the same norm."""
 
@@ -69,7 +71,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", screened: Screen
         weak.append(f"within chance of nothing on {gained['n']} items")
     if by_chance > 0 and gain < 2 * by_chance:
         weak.append(f"{AT_RANDOM} of the same norm gain half as much or more")
-    repeats = sweep.get("repeats", {"before": 0.0, "after": 0.0})
+    repeats, unlikely = (sweep.get(name, {"before": 0.0, "after": 0.0}) for name in ("repeats", "surprisal"))
     share, was = (f"{100 * repeats[when]:.0f} %" for when in ("after", "before"))
     advice = "more pairs, pairs that differ in the behaviour alone, or a larger --kl-budget"
     if repeats["before"] > DEBRIS:
@@ -80,6 +82,11 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", screened: Screen
         advice = (
             "a smaller --kl-budget, or pairs that differ in the behaviour alone; sampled answers (--do-sample "
             "--temperature 0.7) loop less than the greedy ones that were read"
+        )
+    if unlikely["after"] > unlikely["before"] + UNLIKELY:
+        weak.append(
+            f"its answers are debris to the unedited model ({unlikely['after']:.1f} nats per token, "
+            f"{unlikely['before']:.1f} its own)"
         )
     if screened is not None and not screened.consistent:
         weak.insert(

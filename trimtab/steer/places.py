@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,26 +23,28 @@ from trimtab.progress import tracked
 from trimtab.protocols import Edit, Findings, Measured, Meter
 from trimtab.steer.effect import SiteRanking
 from trimtab.steer.meters import Metric, meter_for
-from trimtab.steer.outcome import AT_RANDOM, REPEATS, repetition
+from trimtab.steer.outcome import AT_RANDOM, REPEATS, UNLIKELY, repetition
+from trimtab.steer.reading import surprisals
 from trimtab.steer.strength import Trial, require_budget
 
 Shift = TypeVar("Shift", bound=VectorEdit)
+TINY = 1e-9
 KL_BUDGET = 0.2
 """Nats per token on neutral text: at 0.25 some answers of a small model loop (docs/results/behaviours.md)."""
 SLACK = 0.95
 """What is tried of the strength that should meet the budget: what differs from the law of squares has room there."""
 FRACTIONS = (0.25, 0.5, 0.75)
 """Weaker strengths that are tried of the best place."""
-FEW, NEAR = 6, 0.75
-"""Neutral texts that a first estimate takes, and the share of the budget from which on it takes all."""
-OVER, ATTEMPTS = 1.2, 2
-"""Times the budget, on the first texts, up to which what is over it is brought within if it does best, in how many
-attempts."""
+FEW = 4
+"""Neutral texts that drift is measured on if none are given. How much of each is read says more than how many they are:
+four of 96 tokens come nearer to the drift on whole texts than eighteen of 48 (benchmarks/results/drift_texts.json)."""
+NEAR = 0.7
+"""The share of the budget from which on a setting counts as brought to it."""
 BEYOND = 1.5
 """A stronger one, which is over the budget and shows what comes next."""
-LONG, CHECKED = 48, 4
-"""New tokens of the answers in which loops are looked for (whole sentences come again later than a meter reads), and of
-how many settings they are, the best first."""
+LONG, CHECKED = 40, 4
+"""New tokens of the answers that are looked at before a setting is taken (whole sentences come again later than a meter
+reads), and of how many settings they are, the best first: in one batch, which takes little longer than one of them."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class Tries:
     """How many sites are tried in earnest: the best of as many parts of the model's depth; where several are shifted,
     how many numbers of them."""
     texts: Sequence[str] | None = None
-    """Neutral texts for the drift; eighteen of trimtab's own for choosing if not given. The first `FEW` of them say
-    where the budget is far away, all of them where it is near."""
-    max_tokens: int = 48
+    """Neutral texts for the drift; the first `FEW` of trimtab's own for choosing if not given. The first quarter of
+    them brings the settings about to the budget."""
+    max_tokens: int = 96
     """Of each text."""
     seed: int = 0
     """Of the controls."""
@@ -82,16 +83,34 @@ class _Setting(NamedTuple):
     """At strength 1."""
     control: str
     strength: float
+    exponent: float = 2.0
+    """Of the power of the strength that its drift is."""
 
     @property
     def made(self) -> Any:
         return self.edit.scaled(self.strength)
 
 
+Kls: TypeAlias = Callable[..., list[float]]
+"""Measures the drift of settings, on all texts or on the first of two parts of them."""
+
+
 class _Score(NamedTuple):
     value: float
     found: Measured
     answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    setting: _Setting
+    kl: float
+    score: _Score
+
+    @property
+    def trial(self) -> SiteTrial:
+        edit, control, strength, _ = self.setting
+        return SiteTrial(edit.n_sites, strength, self.kl, self.score.value, edit.sites, control, self.score.answers)
 
 
 def choose_place(
@@ -107,12 +126,12 @@ def choose_place(
     """Return the shift on the sites, and at the strength, that do best on items it was not fitted on within the budget.
 
     The sites that `ranking` puts first in each part of the depth are brought to the budget, where their effects can
-    be compared; weaker strengths are tried of the best. What does best and is over the budget on all texts is
-    brought within and tried as a setting of its own. Beside them stand controls: sites drawn at random and random
+    be compared; weaker strengths are tried of the best. Beside them stand controls: sites drawn at random and random
     directions at the first sites, brought to the same drift. The record keeps all under "sweep", as that of
     `choose_strength`, with the gain over the unedited model under "gain". Where the meter goes by generated texts,
     longer ones are looked at before a setting is taken: of settings whose answers repeat themselves `REPEATS` more
-    than the unedited model's none is taken while one of the `CHECKED` best does not.
+    than the unedited model's, or are `UNLIKELY` to it, none is taken while one of the `CHECKED` best does neither and
+    gains half as much or more.
 
     Args:
         items: questions or pairs.
@@ -125,127 +144,107 @@ def choose_place(
     """
     meter, tries = meter_for(metric).choosing, tries or Tries()
     require_budget(tries.kl_budget)
-    texts = validation_texts()[: 3 * FEW] if tries.texts is None else tries.texts
+    texts = validation_texts()[:FEW] if tries.texts is None else tries.texts
     if not texts:
         raise BadDataset("no neutral texts to measure drift on; give some, or leave texts out for trimtab's own")
+    few = math.ceil(len(texts) / 4)
+    findings, parts = Findings(), [part for part in (texts[:few], texts[few:]) if part]
 
-    findings, bounds = Findings(), (0, FEW // 2, FEW, len(texts))
-
-    def kls_of(settings: Sequence[_Setting], start: int = 0, stop: int = FEW) -> list[float]:
-        """Return the drift on texts of a range of `bounds`: parts between them run unedited once for all calls."""
+    def kls_of(settings: Sequence[_Setting], n_parts: int = 2) -> list[float]:
+        """Return the drift on the texts: of each part, what the unedited model says is found once for all calls."""
         edits = [s.made for s in settings]
-        parts = [texts[a:b] for a, b in pairwise(bounds) if start <= a < min(stop, len(texts))]
         how: dict[str, Any] = {"max_tokens": tries.max_tokens, "findings": findings}
-        found = [drifts(model, tokenizer, edits, texts=part, **how) for part in parts]
+        found = [drifts(model, tokenizer, edits, texts=part, **how) for part in parts[:n_parts]]
         return [float(np.mean([kl for d in of_edit for _, kl in d.per_text])) for of_edit in zip(*found, strict=True)]
 
     def scores_of(edits: Sequence[Edit]) -> list[_Score]:
         found = meter.instrument.measure(model, tokenizer, items, edits, asking=items.asking)
         return [_score(meter, of) for of in found]
 
-    steps = tracked(range(6), "trying places")
+    def gain(of: _Tried) -> float:
+        return meter.sign * (of.score.value - unedited.value)
+
+    budget, steps = tries.kl_budget, tracked(range(4), "trying places")
     next(steps)
-    settings = _at_budget(_settings(shift, ranking, tries), lambda some: kls_of(some, stop=FEW // 2), tries.kl_budget)
+    settings, kls = _at_budget(_settings(shift, ranking, tries), kls_of, budget)
     next(steps)
-    kls = kls_of(settings)
     unedited, *scores = scores_of([NoEdit(), *(s.made for s in settings)])
+    tried = [*map(_Tried, settings, kls, scores)]
     next(steps)
-    near = [i for i, s in enumerate(settings) if not s.control and kls[i] <= OVER * tries.kl_budget]
-    if not near:  # weaker ones may stay within it
-        near = [min((i for i, s in enumerate(settings) if not s.control), key=kls.__getitem__)]
-    best = settings[max(near, key=lambda i: meter.sign * scores[i].value)]
+    own = [t for t in tried if not t.setting.control]
+    # weaker ones may stay within the budget where none does
+    best = max([t for t in own if t.kl <= budget] or [min(own, key=lambda t: t.kl)], key=gain).setting
     weaker = [best._replace(strength=best.strength * f) for f in (*FRACTIONS, BEYOND)]
+    tried += map(_Tried, weaker, kls_of(weaker), scores_of([s.made for s in weaker]))
+    within = [t for t in tried if t.kl <= budget and not t.setting.control]
+    if not within:
+        raise BadValue(f"nothing that was tried stays within a KL of {budget}; raise kl_budget")
+    within.sort(key=lambda t: (-gain(t), t.kl))
     next(steps)
-    settings, kls = [*settings, *weaker], [*kls, *kls_of(weaker)]
-    scores += scores_of([s.made for s in weaker])
-    waiting = [i for i, s in enumerate(settings) if not s.control and kls[i] <= OVER * tries.kl_budget]
-
-    def repeated(*edits: Edit) -> list[float]:
-        if not unedited.answers or not edits:
-            return [0.0] * len(edits)
-        asked, settings = [item.asked for item in items], {"max_new_tokens": LONG}
-        several = answers_many(model, tokenizer, asked, edits, asking=items.asking, settings=settings)
-        return [sum(map(repetition, texts)) / len(texts) for texts in several]
-
-    def within() -> Iterator[int]:
-        """Yield what is within the budget on all texts, best first; what is beyond is brought there, as one more."""
-        whole = set[int]()
-        while waiting:
-            i = max(waiting, key=lambda i: (meter.sign * scores[i].value, -kls[i]))
-            waiting.remove(i)
-            if NEAR * tries.kl_budget < kls[i] and i not in whole and len(texts) > FEW:
-                rest = kls_of([settings[i]], FEW, len(texts))[0]
-                kls[i] = float(np.average([kls[i], rest], weights=[FEW, len(texts) - FEW]))
-            if kls[i] <= tries.kl_budget:
-                yield i
-                continue
-            setting, kl = settings[i], kls[i]
-            for _ in range(ATTEMPTS):
-                setting = _towards(setting, kl, tries.kl_budget)
-                kl = kls_of([setting], stop=len(texts))[0]
-                if kl <= tries.kl_budget:
-                    whole.add(len(settings))
-                    waiting.append(len(settings))
-                    settings.append(setting)
-                    kls.append(kl)
-                    scores.extend(scores_of([setting.made]))
-                    break
-
-    next(steps)
-    candidates = within()
-    first = next(candidates, None)
-    if first is None:
-        raise BadValue(f"nothing that was tried stays within a KL of {tries.kl_budget}; raise kl_budget")
-    next(steps)
-    before, *shares = repeated(NoEdit(), settings[first].made)
-    repeats = {first: shares[0]}
-    if shares[0] > before + REPEATS:
-        others = list(islice(candidates, CHECKED - 1))  # in one batch, which takes little longer than one of them
-        repeats |= zip(others, repeated(*(settings[i].made for i in others)), strict=True)
-    # the best of all, where each of them repeats itself: the outcome says so
-    chosen = next((i for i, share in repeats.items() if share <= before + REPEATS), next(iter(repeats)))
-    trials = [
-        SiteTrial(s.edit.n_sites, s.strength, kl, score.value, s.edit.sites, s.control, score.answers)
-        for s, kl, score in zip(settings, kls, scores, strict=True)
-    ]
+    chosen, looks = within[0], {}
+    if unedited.answers:
+        looked = [t for t in within if t is chosen or gain(t) >= gain(chosen) / 2][:CHECKED]
+        asked, how = [item.asked for item in items], {"asking": items.asking, "settings": {"max_new_tokens": LONG}}
+        said = answers_many(model, tokenizer, asked, [NoEdit(), *(t.setting.made for t in looked)], **how)
+        repeats = [sum(map(repetition, answers)) / len(answers) for answers in said]
+        unlikely = surprisals(model, tokenizer, items, said)
+        whole = [
+            r <= repeats[0] + REPEATS and u <= unlikely[0] + UNLIKELY for r, u in zip(repeats, unlikely, strict=True)
+        ]
+        # the best of all, where each of them is spoilt: the outcome says so
+        at = next((i for i, fine in enumerate(whole[1:], 1) if fine), 1)
+        chosen = looked[at - 1]
+        looks = {"repeats": repeats, "surprisal": unlikely}
+        looks = {name: {"before": of[0], "after": of[at]} for name, of in looks.items()}
+    unmoved = SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers)
     record = {
         "metric": meter.name,
         "unit": meter.unit,
         "judge": unedited.found.record.get("judge"),
-        "kl_budget": tries.kl_budget,
+        "kl_budget": budget,
         "better": meter.better,
         "n_validation": len(items),
-        "trials": [asdict(t) for t in (SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers), *trials)],
-        "chosen": asdict(trials[chosen]),
-        "gain": _gain(meter, unedited.found, scores[chosen].found),
-        "repeats": {"before": before, "after": repeats[chosen]},
+        "trials": [asdict(trial) for trial in (unmoved, *(t.trial for t in tried))],
+        "chosen": asdict(chosen.trial),
+        "gain": _gain(meter, unedited.found, chosen.score.found),
+        **looks,
     }
-    made: Any = settings[chosen].made.with_record(sweep=record)
+    made: Any = chosen.setting.made.with_record(sweep=record)
     return made
 
 
-def _at_budget(
-    settings: Sequence[_Setting], kls_of: Callable[[Sequence[_Setting]], list[float]], budget: float | int
-) -> list[_Setting]:
-    """Return the settings at strengths whose drift should be the budget, after two rounds of measuring.
+def _at_budget(settings: Sequence[_Setting], kls_of: Kls, budget: float | int) -> tuple[list[_Setting], list[float]]:
+    """Return the settings at strengths whose drift should be a little less than the budget, and their drift.
 
-    Drift is a power of the strength: of exponent 2 where it is small, which is assumed first, and then as measured.
+    Drift is a power of the strength: of exponent 2 where it is small, which is assumed first, and then as measured on
+    some texts. What is not near the budget on all of them is moved once more.
     """
-    before, exponents = None, [2.0] * len(settings)
-    for _ in range(2):
-        now = [math.log(max(kl, 1e-9)) for kl in kls_of(settings)]
-        logs = [math.log(s.strength) for s in settings]
-        if before is not None:
-            steps = zip(logs, before[0], now, before[1], strict=True)
-            exponents = [min(6.0, max(1.0, (y - v) / (x - u))) if abs(x - u) > 0.05 else 2.0 for x, u, y, v in steps]
-        before = logs, now
-        settings = [_towards(*of, budget, n) for *of, n in zip(settings, map(math.exp, now), exponents, strict=True)]
-    return list(settings)
+
+    def moved(some: Sequence[_Setting], kls: Sequence[float]) -> list[_Setting]:
+        return [_towards(*of, budget) for of in zip(some, kls, strict=True)]
+
+    first = kls_of(settings, 1)
+    nearer = moved(settings, first)
+    second = kls_of(nearer, 1)
+    points = zip(settings, first, nearer, second, strict=True)
+    settings = moved([new._replace(exponent=_exponent(old, kl, new, now)) for old, kl, new, now in points], second)
+    kls = kls_of(settings)
+    off = [i for i, kl in enumerate(kls) if not NEAR * budget <= kl <= budget]
+    again = moved([settings[i] for i in off], [kls[i] for i in off])
+    for i, setting, kl in zip(off, again, kls_of(again) if off else (), strict=True):
+        settings[i], kls[i] = setting, kl
+    return settings, kls
 
 
-def _towards(setting: _Setting, kl: float, budget: float | int, exponent: float = 2.0) -> _Setting:
+def _exponent(one: _Setting, kl: float, other: _Setting, now: float) -> float:
+    apart = math.log(other.strength / one.strength)
+    return min(6.0, max(1.0, math.log(max(now, TINY) / max(kl, TINY)) / apart)) if abs(apart) > 0.05 else 2.0
+
+
+def _towards(setting: _Setting, kl: float, budget: float | int) -> _Setting:
     """Return the setting at the strength that should meet the budget, where its drift is known at its own."""
-    return setting._replace(strength=SLACK * setting.strength * (budget / kl) ** (1 / exponent))
+    factor = (budget / max(kl, TINY)) ** (1 / setting.exponent)
+    return setting._replace(strength=SLACK * setting.strength * factor)
 
 
 def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:

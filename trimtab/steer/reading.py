@@ -11,11 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.activations.captured import HeadActivations
+from trimtab.datasets.asking import asking_for
+from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.pairs import PairSet
 from trimtab.datasets.statements import Statement
+from trimtab.edits.combined import NoEdit
 from trimtab.engine.capture import Site, capture_heads
 from trimtab.engine.conversation import answers_many
+from trimtab.engine.score import score_answers
 from trimtab.evaluate.figure import Figure
+from trimtab.models.tokens import scored_tokens
 from trimtab.protocols import Edit, Measured, Meter
 from trimtab.steer.outcome import repetition
 from trimtab.steer.removal import residual_after
@@ -127,6 +132,23 @@ def reading_meters(learnt_from: PairSet, max_new_tokens: int = 48) -> tuple[Figu
         Figure(source, "reading", "reading", ("reading",), unit=ReadAnswers.unit),
         Figure(source, "repetition", "repeated", ("repetition",), better="down", tested=False, collateral=True),
     )
+
+
+def surprisals(model: Any, tokenizer: Any, items: ItemSet[Any], said: Sequence[Sequence[str]]) -> list[float]:
+    """Return how unlikely sets of answers, one to each item's prompt, are to the unedited model: nats per token.
+
+    Each stands behind its prompt as that was asked, which for pairs in plain form is not how their own texts do.
+    """
+    form = asking_for(items.asking, tokenizer)
+    answered = [(item, text) for texts in said for item, text in zip(items, texts, strict=True)]
+    told = [form.statement(item.asked, text, True, item.key) for item, text in answered if text.strip()]
+    tokens = scored_tokens(model, tokenizer, told)
+    scores = iter(zip(score_answers(model, tokenizer, tokens, [NoEdit()]).logprobs[0], tokens, strict=True))
+    found = []
+    for texts in said:
+        some = [next(scores) for text in texts if text.strip()]
+        found.append(-sum(score for score, _ in some) / max(1, sum(of.end - of.start for _, of in some)))
+    return found
 
 
 def read_texts(
