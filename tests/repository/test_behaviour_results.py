@@ -13,6 +13,7 @@ from tests.repository.published_records import RESULTS, program, tables
 from tests.repository.source import PACKAGE
 from trimtab.datasets.behaviours import BEHAVIOURS, behaviour
 from trimtab.intervals import bootstrap_mean
+from trimtab.steer.outcome import VISIBLE
 
 
 def page_text():
@@ -87,9 +88,28 @@ def test_what_is_said_of_the_draws_before_is_in_the_record():
         assert (counted(now) - start >= (best - start) / 2).all()
     unsure = sum(passing(held["between"], "unsure", first) for first in (80, 90, 100))
     p = fisher_exact([[10, 0], [unsure, 30 - unsure]]).pvalue
+    fifty = unsure + sum(passing(held["earlier"], "unsure", first) for first in (60, 70))
+    choosing = (PACKAGE.parent / "docs" / "choosing.md").read_text(encoding="utf-8")
+    assert f"in all of ten draws, by versions before in {fifty} of fifty" in choosing
     assert unsure == 25 and f"Fisher's, p = {p:.2f}" in page
     assert {(u["consistent"], u["dealt"]["consistent"]) for u in held["earlier"]} == {(True, False)}
     assert all(u["consistent"] for u in held["sweeps"]) and "is said of none of these thirty" in page
+
+
+def test_what_fit_would_say_by_its_limit_of_now_is_in_the_record():
+    held, page, made_of = record_of_draws(), " ".join(page_text().split()), program("behaviour_tables")
+    weak = re.compile(
+        r"works weakly: answers moved (\d+) % of the way [^;]*; too little to show in most answers\. Try .*"
+    )
+    for name, more in (("sweeps", 4), ("gemma", 4)):
+        found = [(u, weak.fullmatch(u["sentence"])) for u in held[name]]
+        some = [u for u, match in found if match and int(match[1]) >= 25]
+        assert len(some) == more
+        for u in some:
+            after, before = (np.mean(u[when]["counts"]) for when in ("after", "before"))
+            assert after - before >= (made_of.best_of(u) - before) / 2
+    works = [u["verdict"] for u in held["sweeps"]].count("works")
+    assert works == 20 and VISIBLE["reading"] == 0.25 and f"so {works + 4} of these 30 would be right" in page
 
 
 def test_how_far_fit_is_ahead_of_random_layers_is_in_the_record():
@@ -126,8 +146,19 @@ def test_what_is_said_of_gemma_is_in_the_record():
 
 def test_what_is_said_of_the_embedded_model_is_in_the_record():
     held, earlier = (record_of_draws()[name] for name in ("embedded", "embedded_earlier"))
-    page = " ".join(page_text().split())
-    assert page and held and earlier
+    page, best_of = " ".join(page_text().split()), program("behaviour_tables").best_of
+    reserved, truthful = (of_behaviour(held, name) for name in ("reserved", "truthful"))
+    before = np.mean(reserved[0]["before"]["counts"])
+    reach = [after - before >= (best_of(u) - before) / 2 for u, after in zip(reserved, counted(reserved), strict=True)]
+    assert {(u["layers"][0], bool(of)) for u, of in zip(reserved, reach, strict=True)} == {(7, True), (5, False)}
+    assert sum(reach) == 8 and "passes in eight of ten draws" in page
+    of_before = [passing(earlier, "reserved", first) for first in (20, 30, 40, 50)]
+    words = "{} (draws 20 to 29), {} (30 to 39), {} (40 to 49) and {} of ten (50 to 59)"
+    assert words.format(*of_before) in page
+    assert f"p = {fisher_exact([[8, 2], [of_before[-1], 10 - of_before[-1]]]).pvalue:.2f})" in page
+    none = [u["consistent"] for u in truthful].count(False)
+    assert f"of {('eight', 'nine')[none - 8]} draws `fit` says that the sides" in page
+    assert all(u["verdict"] == "does not work" for u in truthful if not u["consistent"])
 
 
 def test_how_few_neutral_texts_tell_the_drift_is_in_its_record():
@@ -139,7 +170,8 @@ def test_how_few_neutral_texts_tell_the_drift_is_in_its_record():
         [f"{100 * rms[model, *how]:.0f}" for model in ("smollm2", "gemma3-270m")] for how in ((3, 96), (18, 48))
     )
     assert few == ["7", "7"] and many == ["13", "16"]
-    assert "7 % off" in page_text() and "eighteen of 48 are 13 and 16 % off" in page_text()
+    page = " ".join(page_text().split())
+    assert "three texts of 96 tokens are 7 % off" in page and "eighteen of 48 are 13 and 16 % off" in page
     assert {of["shifts"] for of in fits("drift_texts.json").values()} == {24, 15}
 
 
@@ -196,6 +228,8 @@ def test_what_three_fits_came_to_is_in_their_record():
             *(f"{of[x]:.2f}" for x in ("random directions", "random places")),
         ]  # fmt: skip
         assert cells[-1].split(":")[0] == of["verdict"]
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    assert f"Thirty pairs, {held['readme']['seconds']:.0f} seconds on two idle CPU cores" in readme
     greedy, *sampled = held["repetition"].values()
     figures = [f"{100 * of[who]:.1f}" for who in ("shifted", "unedited") for of in (greedy, *sampled)]
     pattern = (

@@ -16,7 +16,7 @@ from tests.steering.test_effect import PAIRS, TEXTS, every_head, every_layer, ma
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
 from trimtab.datasets import ContrastPair, PairSet, Statement
-from trimtab.datasets.asking import PLAIN
+from trimtab.datasets.asking import asking_for
 from trimtab.edits.combined import NoEdit
 from trimtab.engine.conversation import prompt_ids
 from trimtab.errors import BadDataset, BadValue
@@ -75,11 +75,17 @@ def strength_of(edit: Any) -> float:
 class ByStrength(Meter):
     """Goes by texts, and finds stronger shifts better."""
 
+    start: float = 0.0
+    slope: float = 1.0
     name: ClassVar[str] = "by strength"
     shown: ClassVar[Sequence[str]] = ("text",)
 
+    @property
+    def better(self):
+        return "up" if self.slope > 0 else "down"
+
     def measure(self, model, tokenizer, items, edits, *, asking="plain", seed=0):
-        rows = [{"text": "said", self.name: strength_of(edit)} for edit in edits]
+        rows = [{"text": "said", self.name: self.start + self.slope * strength_of(edit)} for edit in edits]
         return [Measured({item.key: row for item in items}) for row in rows]
 
 
@@ -94,6 +100,16 @@ def test_settings_and_controls_meet_the_budget_whatever_power_of_the_strength_dr
     assert kls == kls_of(found) and all(s.exponent == pytest.approx(power) for s in found)
     far = later * places.SLACK**power
     assert kls == pytest.approx([0.05 * (far if places.NEAR <= far <= 1 else places.SLACK**power)] * 2)
+
+
+def test_a_setting_that_its_last_move_takes_beyond_the_budget_stays_where_it_was_within():
+    def kls_of(settings: Sequence[places._Setting], n_parts: int = 2) -> list[float]:
+        return [s.strength ** (1.7 if n_parts == 1 else 2.6) * (0.5 if n_parts == 2 else 1.0) for s in settings]
+
+    (found,), (kl,) = places._at_budget([places._Setting(0.0, "", 1.0)], kls_of, 0.5)
+    assert kl == kls_of([found])[0] <= 0.5
+    once = places._towards(found._replace(exponent=1.7), kl, 0.5)
+    assert kls_of([once])[0] > 0.5  # as the move would have done
 
 
 @pytest.mark.parametrize("later", [1.0, 1.3])
@@ -114,6 +130,19 @@ def test_what_does_best_and_drifts_too_much_on_all_texts_is_brought_within_the_b
     chosen = found.record["sweep"]["chosen"]
     assert chosen["kl"] == pytest.approx(0.05 * places.SLACK**2)
     assert chosen["score"] == found.strength == pytest.approx((chosen["kl"] / (1 + 3 * later) * 4) ** 0.5)
+
+
+def test_neutral_texts_of_less_than_two_tokens_are_left_out():
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shift = every_layer(model)
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    chosen = [
+        choose_place(model, tokenizer, PAIRS, shift, ranking, tries=Tries(1, 0.05, 2, texts=texts)).record["sweep"][
+            "chosen"
+        ]
+        for texts in (TEXTS, ["", *TEXTS, ""])
+    ]
+    assert chosen[0] == chosen[1]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
@@ -155,30 +184,53 @@ def test_of_settings_that_score_alike_the_one_that_drifts_least_is_taken():
     assert sweep["chosen"]["kl"] == min(t["kl"] for t in sweep["trials"][1:] if not t["control"])
 
 
+@pytest.mark.parametrize(("start", "slope"), [(0.0, 1.0), (9.0, 1.0), (9.0, -1.0)])
 @pytest.mark.parametrize("spoilt", ["I do not know. " * 8, "debris of words"])
 @pytest.mark.parametrize("spoilt_from", [0.0, 0.4, 0.7, 9.0])
 def test_of_settings_whose_longer_answers_are_spoilt_none_is_taken_while_another_does_half_as_much(
-    monkeypatch, spoilt_from, spoilt
+    monkeypatch, spoilt_from, spoilt, start, slope
 ):
+    looked_at: list[int] = []
+
     def answers_many(_model, _tokenizer, asked, edits, **_):
         spoils = [not isinstance(edit, NoEdit) and strength_of(edit) / strongest >= spoilt_from for edit in edits]
-        plain = "one plain sentence of words that never come again"
-        return [[spoilt if spoils_it else plain] * len(asked) for spoils_it in spoils]
+        looked_at.append(len(edits) - 1)
+        return [[spoilt if spoils_it else PLAINLY] * len(asked) for spoils_it in spoils]
 
     model, tokenizer, strongest = tiny_model("llama"), tiny_tokenizer(), float("inf")
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
-    how = {"metric": ByStrength(), "tries": Tries(1, 0.05, 2, texts=TEXTS)}
+    how = {"metric": ByStrength(start, slope), "tries": Tries(1, 0.05, 3, texts=TEXTS)}
     monkeypatch.setattr(places, "answers_many", answers_many)
-    monkeypatch.setattr(
-        places, "surprisals", lambda _m, _t, _i, said: [2.1 if "debris" in of[0] else 1.0 for of in said]
-    )
+    monkeypatch.setattr(places, "surprisals", lambda *of: [4.1 if "debris" in said[0] else 3.0 for said in of[-1]])
     strongest = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how).strength
     found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
+    sweep = found.record["sweep"]
     assert (found.strength < 0.7 * strongest) == (spoilt_from == 0.7)
     assert found.strength >= 0.5 * strongest  # what is whole at 0.4 does too little
-    after = found.record["sweep"]["surprisal" if "debris" in spoilt else "repeats"]["after"]
-    assert (after == (2.1 if "debris" in spoilt else pytest.approx(0.83, abs=0.1))) == (spoilt_from < 0.5)
+    passed = ("unlikely" if "debris" in spoilt else "repeats itself") if spoilt_from < 0.5 else ""
+    assert sweep["chosen"]["spoilt"] == passed and max(looked_at) == places.CHECKED
+    assert any(t["spoilt"] for t in sweep["trials"]) == (spoilt_from < 9)
+    own = repetition(PLAINLY)
+    assert sweep["repeats"] == {"before": own, "after": repetition(spoilt) if passed else own}
+    assert sweep["surprisal"] == {"before": 3.0, "after": 4.1 if passed == "unlikely" else 3.0}
+
+
+@pytest.mark.parametrize("said", ["a word and a word and a word and more, once", ""])
+def test_what_the_unedited_model_does_itself_spoils_nothing(monkeypatch, said):
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shift = every_layer(model)
+    ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
+    monkeypatch.setattr(places, "answers_many", lambda _m, _t, asked, edits, **_: [[said] * len(asked)] * len(edits))
+    worse = ByStrength(0.0, -1.0)  # and nothing beats it
+    monkeypatch.setattr(ByStrength, "better", "up")
+    how = {"metric": worse, "tries": Tries(1, 0.05, 2, texts=TEXTS)}
+    sweep = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how).record["sweep"]
+    assert sweep["repeats"]["before"] == repetition(said) and not any(t["spoilt"] for t in sweep["trials"])
+    assert sweep["chosen"]["score"] < 0 and (sweep["surprisal"]["before"] is None) == (said == "")
+
+
+PLAINLY = "one plain sentence of words, and one plain sentence of words that never come again"
 
 
 def activations(values: torch.Tensor) -> HeadActivations:
@@ -288,11 +340,16 @@ def test_a_shift_whose_answers_loop_is_not_said_to_work():
     assert outcome_of(swept | {"repeats": {"before": 0.25, "after": 0.33}}).verdict == "works"
 
 
-def test_a_shift_whose_answers_are_debris_is_not_said_to_work():
+def test_a_shift_whose_answers_are_unlikely_or_empty_is_not_said_to_work():
     swept = sweep_of(1.0, 6.0, 1.2, 3.0)
     said = outcome_of(swept | {"surprisal": {"before": 0.1, "after": 2.0}}).sentence
-    assert said.startswith("works weakly") and "debris to the unedited model (2.0 nats per token, 0.1 its own)" in said
-    assert outcome_of(swept | {"surprisal": {"before": 1.1, "after": 2.0}}).verdict == "works"
+    assert said.startswith("works weakly") and "(2.0 nats per token, 0.1 its own): they may be debris" in said
+    assert "a smaller --kl-budget" in said and "larger" not in said
+    assert "empty" in outcome_of(swept | {"surprisal": {"before": 0.1, "after": None}}).sentence
+    for before, after in ((1.1, 2.0), (None, 2.0), (None, None)):
+        assert outcome_of(swept | {"surprisal": {"before": before, "after": after}}).verdict == "works"
+    swept |= {"repeats": {"before": 0.9, "after": 0.9}, "surprisal": {"before": 0.1, "after": 2.0}}
+    assert "--asking primer" in outcome_of(swept).sentence  # what the unedited model lacks comes first
 
 
 def test_a_fit_of_sides_that_differ_in_no_common_direction_is_said_not_to_work(tmp_path):
@@ -380,17 +437,20 @@ def test_a_reader_puts_held_out_texts_of_both_sides_at_its_ends():
     assert reader.read(model, tokenizer, [Statement("Why?", " ", True, "a")]) == [0.0]
 
 
-def test_how_unlikely_answers_are_is_the_unedited_model_s_mean_over_their_tokens():
+@pytest.mark.parametrize("asking", ["plain", "bare"])
+def test_how_unlikely_answers_are_is_the_unedited_model_s_mean_over_their_tokens(asking):
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    items = PAIRS[:2]
+    items = PAIRS[:2].asked_as(asking, tokenizer)
     said = [["so it is", "the sea"], ["", "a cow"], ["", " "]]
+
+    form = asking_for(asking, tokenizer)
 
     def by_hand(texts: list[str]) -> float:
         total, n = 0.0, 0
         for item, text in zip(items, texts, strict=True):
             if not text.strip():
                 continue
-            (tokens,) = scored_tokens(model, tokenizer, [PLAIN.statement(item.asked, text, True, item.key)])
+            (tokens,) = scored_tokens(model, tokenizer, [form.statement(item.asked, text, True, item.key)])
             assert tokens.ids[: tokens.start] == prompt_ids(tokenizer, item.asked, asking=items.asking)
             with torch.inference_mode():
                 logprobs = model(torch.tensor([tokens.ids])).logits[0].log_softmax(-1)
@@ -398,8 +458,9 @@ def test_how_unlikely_answers_are_is_the_unedited_model_s_mean_over_their_tokens
             n += tokens.end - tokens.start
         return -total / max(1, n)
 
-    found = surprisals(model, tokenizer, items, said)
-    assert found == pytest.approx([by_hand(texts) for texts in said], abs=1e-4) and found[0] > found[2] == 0
+    *found, of_none = surprisals(model, tokenizer, items, said)
+    assert found == pytest.approx([by_hand(texts) for texts in said[:2]], abs=1e-4)
+    assert of_none == float("inf")  # not the likeliest of all
 
 
 @pytest.mark.parametrize(("moved", "verdict"), [(0.05, "does not work"), (0.2, "works weakly"), (0.6, "works")])

@@ -143,7 +143,7 @@ def _print(fitted: "Fitted", held_back: int, items: str) -> None:
                 f"{t['strength']:.3g}",
                 f"{t['kl']:.3f}",
                 f"{t['score']:.3f}",
-                "chosen" if t == sweep["chosen"] else "over budget" if t["kl"] > sweep["kl_budget"] else "",
+                "chosen" if t == sweep["chosen"] else "over budget" if t["kl"] > sweep["kl_budget"] else t["spoilt"],
             )
             for t in sweep["trials"]
         ]

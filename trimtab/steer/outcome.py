@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import exp
+from math import exp, inf
 from typing import Any, Literal
 
 from trimtab.steer.screen import Screen
 
-VISIBLE, BARELY = {"reading": 0.35, "pair_margin": 3.0}, {"reading": 0.1}
+VISIBLE, BARELY = {"reading": 0.25, "pair_margin": 3.0}, {"reading": 0.1}
 """What a score must gain for a shift to be said to work, and to work at all: of answers, a share of the way that was
 left to the positive texts; of pairs, nats (3: the positive side became 20 times likelier)."""
 REPEATS = 0.1
@@ -22,8 +22,16 @@ AT_RANDOM = "random directions"
 ENOUGH = 12
 """Items that directions come from (three fifths of all), from which on it is told that they share none: of fewer, sides
 that differ plainly are often taken for such that do not."""
-DEBRIS = 0.5
+OWN_REPEATS = 0.5
 """Where an unedited model repeats more of them than this, it does not answer what it is asked."""
+
+
+def is_unlikely(surprisal: float, own: float) -> bool:
+    """Return whether answers are much less likely to the unedited model than its own are, in nats per token.
+
+    Empty ones have no surprisal (infinity): where its own are such, nothing is to be said.
+    """
+    return surprisal > own + UNLIKELY
 
 
 def repetition(text: str) -> float:
@@ -51,7 +59,8 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", screened: Screen
     It works where the score gained as much as `VISIBLE` asks for, beyond chance, and more than twice what random
     directions gain at the budget's drift, where the record has that control. It does not where the two sides of what
     it was fitted on, `ENOUGH` items or more, differ in no common direction (`Screen.consistent`): sides dealt at random
-    lean somewhere too, and a model can be moved there, but not to a behaviour. Of fewer items it works weakly at best.
+    lean somewhere too, and a model can be moved there, but not to a behaviour. Of fewer items it works weakly at best,
+    and so does a shift whose answers repeat themselves or are unlikely to the unedited model.
     """
     chosen, before, metric = sweep["chosen"], sweep["trials"][0]["score"], sweep["metric"]
     sign, gained = (-1 if better == "down" else 1), sweep.get("gain")
@@ -71,10 +80,11 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", screened: Screen
         weak.append(f"within chance of nothing on {gained['n']} items")
     if by_chance > 0 and gain < 2 * by_chance:
         weak.append(f"{AT_RANDOM} of the same norm gain half as much or more")
-    repeats, unlikely = (sweep.get(name, {"before": 0.0, "after": 0.0}) for name in ("repeats", "surprisal"))
+    repeats, surprisal = (sweep.get(name, {"before": 0.0, "after": 0.0}) for name in ("repeats", "surprisal"))
+    nats = {when: inf if value is None else value for when, value in surprisal.items()}
     share, was = (f"{100 * repeats[when]:.0f} %" for when in ("after", "before"))
     advice = "more pairs, pairs that differ in the behaviour alone, or a larger --kl-budget"
-    if repeats["before"] > DEBRIS:
+    if repeats["before"] > OWN_REPEATS:
         weak.append(f"the unedited model's own answers repeat themselves ({was} of word triples)")
         advice = "another form of asking (--asking primer shows a model that is no chat model what an answer is)"
     elif repeats["after"] > repeats["before"] + REPEATS:
@@ -83,17 +93,20 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", screened: Screen
             "a smaller --kl-budget, or pairs that differ in the behaviour alone; sampled answers (--do-sample "
             "--temperature 0.7) loop less than the greedy ones that were read"
         )
-    if unlikely["after"] > unlikely["before"] + UNLIKELY:
+    elif is_unlikely(nats["after"], nats["before"]):
         weak.append(
-            f"its answers are debris to the unedited model ({unlikely['after']:.1f} nats per token, "
-            f"{unlikely['before']:.1f} its own)"
+            f"the unedited model finds its answers unlikely ({nats['after']:.1f} nats per token, "
+            f"{nats['before']:.1f} its own): they may be debris"
+            if nats["after"] < inf
+            else "its answers are empty"
         )
+        advice = "later layers (--layers), a smaller --kl-budget, or pairs that differ in the behaviour alone"
     if screened is not None and not screened.consistent:
         weak.insert(
             0, f"the two sides do not differ in a common direction ({screened.n} items, layer {screened.place[0]})"
         )
         if screened.n >= ENOUGH:
-            if repeats["before"] <= DEBRIS:
+            if repeats["before"] <= OWN_REPEATS:
                 advice = (
                     "items of which every positive (true) text shows one behaviour and no negative (false) one "
                     "does, in a language that the model knows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -19,16 +19,16 @@ from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.table import columns_of, summed_up
 from trimtab.intervals import bootstrap_mean
+from trimtab.models.tokens import encode
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Findings, Measured, Meter
-from trimtab.steer.effect import SiteRanking
+from trimtab.steer.effect import TINY, SiteRanking
 from trimtab.steer.meters import Metric, meter_for
-from trimtab.steer.outcome import AT_RANDOM, REPEATS, UNLIKELY, repetition
+from trimtab.steer.outcome import AT_RANDOM, REPEATS, is_unlikely, repetition
 from trimtab.steer.reading import surprisals
 from trimtab.steer.strength import Trial, require_budget
 
 Shift = TypeVar("Shift", bound=VectorEdit)
-TINY = 1e-9
 KL_BUDGET = 0.2
 """Nats per token on neutral text: at 0.25 some answers of a small model loop (docs/results/behaviours.md)."""
 SLACK = 0.95
@@ -37,7 +37,8 @@ FRACTIONS = (0.25, 0.5, 0.75)
 """Weaker strengths that are tried of the best place."""
 FEW = 4
 """Neutral texts that drift is measured on if none are given. How much of each is read says more than how many they are:
-four of 96 tokens come nearer to the drift on whole texts than eighteen of 48 (benchmarks/results/drift_texts.json)."""
+three of 96 tokens come nearer to the drift on others of 128 than eighteen of 48 (benchmarks/results/drift_texts.json).
+"""
 NEAR = 0.7
 """The share of the budget from which on a setting counts as brought to it."""
 BEYOND = 1.5
@@ -56,6 +57,8 @@ class SiteTrial(Trial):
     """Of a control, what it is; it cannot be chosen."""
     answers: tuple[str, ...] = ()
     """What was said, where the meter goes by generated texts."""
+    spoilt: str = ""
+    """What is wrong with its longer answers, where they were looked at."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class _Setting(NamedTuple):
 
 
 Kls: TypeAlias = Callable[..., list[float]]
-"""Measures the drift of settings, on all texts or on the first of two parts of them."""
+"""Measures the drift of settings, on all texts or (given 1) on the first of their two parts."""
 
 
 class _Score(NamedTuple):
@@ -130,8 +133,8 @@ def choose_place(
     directions at the first sites, brought to the same drift. The record keeps all under "sweep", as that of
     `choose_strength`, with the gain over the unedited model under "gain". Where the meter goes by generated texts,
     longer ones are looked at before a setting is taken: of settings whose answers repeat themselves `REPEATS` more
-    than the unedited model's, or are `UNLIKELY` to it, none is taken while one of the `CHECKED` best does neither and
-    gains half as much or more.
+    than the unedited model's, or are unlikely to it (`is_unlikely`), none is taken while one of the `CHECKED` best
+    does neither and gains half as much or more.
 
     Args:
         items: questions or pairs.
@@ -147,6 +150,7 @@ def choose_place(
     texts = validation_texts()[:FEW] if tries.texts is None else tries.texts
     if not texts:
         raise BadDataset("no neutral texts to measure drift on; give some, or leave texts out for trimtab's own")
+    texts = [text for text in texts if len(encode(tokenizer, text)) > 1] or texts  # shorter ones have no drift
     few = math.ceil(len(texts) / 4)
     findings, parts = Findings(), [part for part in (texts[:few], texts[few:]) if part]
 
@@ -181,21 +185,22 @@ def choose_place(
         raise BadValue(f"nothing that was tried stays within a KL of {budget}; raise kl_budget")
     within.sort(key=lambda t: (-gain(t), t.kl))
     next(steps)
-    chosen, looks = within[0], {}
+    looked, faults = within[:1], [""]
+    repeats = surprisal = [0.0, 0.0]
     if unedited.answers:
-        looked = [t for t in within if t is chosen or gain(t) >= gain(chosen) / 2][:CHECKED]
+        looked = [t for t in within if t is within[0] or gain(t) >= gain(within[0]) / 2][:CHECKED]
         asked, how = [item.asked for item in items], {"asking": items.asking, "settings": {"max_new_tokens": LONG}}
         said = answers_many(model, tokenizer, asked, [NoEdit(), *(t.setting.made for t in looked)], **how)
         repeats = [sum(map(repetition, answers)) / len(answers) for answers in said]
-        unlikely = surprisals(model, tokenizer, items, said)
-        whole = [
-            r <= repeats[0] + REPEATS and u <= unlikely[0] + UNLIKELY for r, u in zip(repeats, unlikely, strict=True)
+        surprisal = surprisals(model, tokenizer, items, said)
+        faults = [
+            "repeats itself" if r > repeats[0] + REPEATS else "unlikely" if is_unlikely(u, surprisal[0]) else ""
+            for r, u in zip(repeats[1:], surprisal[1:], strict=True)
         ]
-        # the best of all, where each of them is spoilt: the outcome says so
-        at = next((i for i, fine in enumerate(whole[1:], 1) if fine), 1)
-        chosen = looked[at - 1]
-        looks = {"repeats": repeats, "surprisal": unlikely}
-        looks = {name: {"before": of[0], "after": of[at]} for name, of in looks.items()}
+    # the best of all, where each of them is spoilt: the outcome says so
+    at = faults.index("") if "" in faults else 0
+    chosen, spoilt = looked[at], dict(zip(map(id, looked), faults, strict=True))
+    trials = [replace(t.trial, spoilt=spoilt.get(id(t), "")) for t in tried]
     unmoved = SiteTrial(0, 0.0, 0.0, unedited.value, answers=unedited.answers)
     record = {
         "metric": meter.name,
@@ -204,10 +209,11 @@ def choose_place(
         "kl_budget": budget,
         "better": meter.better,
         "n_validation": len(items),
-        "trials": [asdict(trial) for trial in (unmoved, *(t.trial for t in tried))],
-        "chosen": asdict(chosen.trial),
+        "trials": [asdict(trial) for trial in (unmoved, *trials)],
+        "chosen": asdict(trials[tried.index(chosen)]),
         "gain": _gain(meter, unedited.found, chosen.score.found),
-        **looks,
+        "repeats": {"before": repeats[0], "after": repeats[1 + at]},
+        "surprisal": {"before": _finite(surprisal[0]), "after": _finite(surprisal[1 + at])},
     }
     made: Any = chosen.setting.made.with_record(sweep=record)
     return made
@@ -232,11 +238,13 @@ def _at_budget(settings: Sequence[_Setting], kls_of: Kls, budget: float | int) -
     off = [i for i, kl in enumerate(kls) if not NEAR * budget <= kl <= budget]
     again = moved([settings[i] for i in off], [kls[i] for i in off])
     for i, setting, kl in zip(off, again, kls_of(again) if off else (), strict=True):
-        settings[i], kls[i] = setting, kl
+        if kl <= budget or kls[i] > budget:  # what was within it stays there
+            settings[i], kls[i] = setting, kl
     return settings, kls
 
 
 def _exponent(one: _Setting, kl: float, other: _Setting, now: float) -> float:
+    """Return the exponent between two strengths; that of small ones where they are too near to tell it."""
     apart = math.log(other.strength / one.strength)
     return min(6.0, max(1.0, math.log(max(now, TINY) / max(kl, TINY)) / apart)) if abs(apart) > 0.05 else 2.0
 
@@ -268,6 +276,11 @@ def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:
     if drawn:
         found.append(setting(shift.on(drawn), "random places"))
     return [*found, setting(shift.on(groups[0]).randomised(tries.seed), AT_RANDOM)]
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON has, or None."""
+    return value if math.isfinite(value) else None
 
 
 def _score(meter: Meter, found: Measured | None) -> _Score:

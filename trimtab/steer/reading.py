@@ -137,7 +137,8 @@ def reading_meters(learnt_from: PairSet, max_new_tokens: int = 48) -> tuple[Figu
 def surprisals(model: Any, tokenizer: Any, items: ItemSet[Any], said: Sequence[Sequence[str]]) -> list[float]:
     """Return how unlikely sets of answers, one to each item's prompt, are to the unedited model: nats per token.
 
-    Each stands behind its prompt as that was asked, which for pairs in plain form is not how their own texts do.
+    Each stands behind its prompt as that was asked, which for pairs in plain form is not how their own texts do. Where
+    all of a set are empty it is infinity.
     """
     form = asking_for(items.asking, tokenizer)
     answered = [(item, text) for texts in said for item, text in zip(items, texts, strict=True)]
@@ -147,7 +148,8 @@ def surprisals(model: Any, tokenizer: Any, items: ItemSet[Any], said: Sequence[S
     found = []
     for texts in said:
         some = [next(scores) for text in texts if text.strip()]
-        found.append(-sum(score for score, _ in some) / max(1, sum(of.end - of.start for _, of in some)))
+        n_tokens = sum(of.end - of.start for _, of in some)
+        found.append(-sum(score for score, _ in some) / n_tokens if n_tokens else float("inf"))
     return found
 
 
