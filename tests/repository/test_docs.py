@@ -190,6 +190,14 @@ def test_the_notebook_s_cells_run(name, folder, capsys):
     assert trimtab.datasets.behaviour("cheerful").counted in said
 
 
+def test_pages_link_to_what_their_site_has():
+    docs = ROOT / "docs"
+    for page in docs.rglob("*.md"):
+        for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+            found = (page.parent / target).resolve()
+            assert found.exists() and found.is_relative_to(docs), f"{page.name}: {target}"
+
+
 @pytest.mark.slow
 def test_the_pages_build_without_a_broken_reference(tmp_path):
     pytest.importorskip("mkdocs")
