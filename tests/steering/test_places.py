@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -15,20 +15,16 @@ import torch
 from tests.steering.test_effect import PAIRS, TEXTS, every_head, every_layer, margin
 from tests.tiny import tiny_model, tiny_tokenizer
 from trimtab.activations import Head, HeadActivations
-from trimtab.datasets import ContrastPair, PairSet, Statement
-from trimtab.datasets.asking import asking_for
+from trimtab.datasets import ContrastPair, PairSet
 from trimtab.edits.combined import NoEdit
-from trimtab.engine.conversation import prompt_ids
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate import divergence, drift
-from trimtab.models.tokens import scored_tokens
 from trimtab.probes import fit_mass_mean
 from trimtab.protocols import Measured, Meter
-from trimtab.steer import ShiftSpec, places, rank_sites
+from trimtab.steer import ShiftSpec, looks, places, rank_sites
 from trimtab.steer.outcome import outcome_of, repetition
 from trimtab.steer.pipeline import Fitted, fit
 from trimtab.steer.places import Tries, choose_place
-from trimtab.steer.reading import ReadAnswers, Reader, read_texts, surprisals
 from trimtab.steer.screen import Screen, screen
 from trimtab.steer.sites import SiteProbes
 
@@ -89,6 +85,11 @@ class ByStrength(Meter):
         return [Measured({item.key: row for item in items}) for row in rows]
 
 
+def all_alike(text: str) -> Callable[..., list[list[str]]]:
+    """Return what answers every prompt under every edit with a text."""
+    return lambda _model, _tokenizer, asked, edits, **_: [[text] * len(asked) for _ in edits]
+
+
 @pytest.mark.parametrize("power", [1.5, 3.0])
 @pytest.mark.parametrize("later", [0.5, 1.0, 2.0])
 def test_settings_and_controls_meet_the_budget_whatever_power_of_the_strength_drift_is(power, later):
@@ -122,9 +123,7 @@ def test_what_does_best_and_drifts_too_much_on_all_texts_is_brought_within_the_b
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
     monkeypatch.setattr(places, "drifts", drifts)
-    monkeypatch.setattr(
-        places, "answers_many", lambda _m, _t, asked, edits, **_: [["so it is"] * len(asked) for _ in edits]
-    )
+    monkeypatch.setattr(looks, "answers_many", all_alike("so it is"))
     tries = Tries(1, 0.05, 2, texts=[str(i) for i in range(8)])
     found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, metric=ByStrength(), tries=tries)
     chosen = found.record["sweep"]["chosen"]
@@ -136,13 +135,11 @@ def test_neutral_texts_of_less_than_two_tokens_are_left_out():
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
-    chosen = [
-        choose_place(model, tokenizer, PAIRS, shift, ranking, tries=Tries(1, 0.05, 2, texts=texts)).record["sweep"][
-            "chosen"
-        ]
+    found = [
+        choose_place(model, tokenizer, PAIRS, shift, ranking, tries=Tries(1, 0.05, 2, texts=texts))
         for texts in (TEXTS, ["", *TEXTS, ""])
     ]
-    assert chosen[0] == chosen[1]
+    assert found[0].record["sweep"]["chosen"] == found[1].record["sweep"]["chosen"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
@@ -154,9 +151,7 @@ def test_few_neutral_texts_do_as_well_and_where_no_strength_stays_within_it_is_s
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
     monkeypatch.setattr(places, "drifts", drifts)
-    monkeypatch.setattr(
-        places, "answers_many", lambda _m, _t, asked, edits, **_: [["so it is"] * len(asked)] * len(edits)
-    )
+    monkeypatch.setattr(looks, "answers_many", all_alike("so it is"))
     how: dict[str, Any] = {"metric": ByStrength(), "tries": Tries(1, 0.05, 2, texts=["near"] * n)}
     found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
     assert 0.75 * 0.05 < found.record["sweep"]["chosen"]["kl"] <= 0.05
@@ -201,8 +196,8 @@ def test_of_settings_whose_longer_answers_are_spoilt_none_is_taken_while_another
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
     how = {"metric": ByStrength(start, slope), "tries": Tries(1, 0.05, 3, texts=TEXTS)}
-    monkeypatch.setattr(places, "answers_many", answers_many)
-    monkeypatch.setattr(places, "surprisals", lambda *of: [4.1 if "debris" in said[0] else 3.0 for said in of[-1]])
+    monkeypatch.setattr(looks, "answers_many", answers_many)
+    monkeypatch.setattr(looks, "surprisals", lambda *of: [4.1 if "debris" in said[0] else 3.0 for said in of[-1]])
     strongest = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how).strength
     found = choose_place(model, tokenizer, PAIRS, shift.on(ranking.sites), ranking, **how)
     sweep = found.record["sweep"]
@@ -221,7 +216,7 @@ def test_what_the_unedited_model_does_itself_spoils_nothing(monkeypatch, said):
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     shift = every_layer(model)
     ranking = rank_sites(model, tokenizer, PAIRS, shift, texts=TEXTS)
-    monkeypatch.setattr(places, "answers_many", lambda _m, _t, asked, edits, **_: [[said] * len(asked)] * len(edits))
+    monkeypatch.setattr(looks, "answers_many", all_alike(said))
     worse = ByStrength(0.0, -1.0)  # and nothing beats it
     monkeypatch.setattr(ByStrength, "better", "up")
     how = {"metric": worse, "tries": Tries(1, 0.05, 2, texts=TEXTS)}
@@ -427,42 +422,6 @@ def test_named_places_are_shifted_and_nothing_else():
     assert among.shift.sites == among.ranking.sites[:1]
 
 
-def test_a_reader_puts_held_out_texts_of_both_sides_at_its_ends():
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    train, held = PAIRS[:2], PAIRS[2:]
-    reader = Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in (train, held)))
-    for label, end in ((True, 1.0), (False, 0.0)):
-        found = reader.read(model, tokenizer, [s for s in held.statements() if s.label is label])
-        assert sum(found) / len(found) == pytest.approx(end, abs=1e-4)
-    assert reader.read(model, tokenizer, [Statement("Why?", " ", True, "a")]) == [0.0]
-
-
-@pytest.mark.parametrize("asking", ["plain", "bare"])
-def test_how_unlikely_answers_are_is_the_unedited_model_s_mean_over_their_tokens(asking):
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    items = PAIRS[:2].asked_as(asking, tokenizer)
-    said = [["so it is", "the sea"], ["", "a cow"], ["", " "]]
-
-    form = asking_for(asking, tokenizer)
-
-    def by_hand(texts: list[str]) -> float:
-        total, n = 0.0, 0
-        for item, text in zip(items, texts, strict=True):
-            if not text.strip():
-                continue
-            (tokens,) = scored_tokens(model, tokenizer, [form.statement(item.asked, text, True, item.key)])
-            assert tokens.ids[: tokens.start] == prompt_ids(tokenizer, item.asked, asking=items.asking)
-            with torch.inference_mode():
-                logprobs = model(torch.tensor([tokens.ids])).logits[0].log_softmax(-1)
-            total += sum(float(logprobs[i - 1, tokens.ids[i]]) for i in range(tokens.start, tokens.end))
-            n += tokens.end - tokens.start
-        return -total / max(1, n)
-
-    *found, of_none = surprisals(model, tokenizer, items, said)
-    assert found == pytest.approx([by_hand(texts) for texts in said[:2]], abs=1e-4)
-    assert of_none == float("inf")  # not the likeliest of all
-
-
 @pytest.mark.parametrize(("moved", "verdict"), [(0.05, "does not work"), (0.2, "works weakly"), (0.6, "works")])
 def test_answers_that_hardly_show_it_are_no_success(moved, verdict):
     found = outcome_of({**sweep_of(0.1, 0.1 + moved, 0.1, moved / 2), "metric": "reading"})
@@ -493,48 +452,3 @@ def test_each_neutral_text_runs_unedited_once_however_often_drift_is_measured(mo
 
 def at(shift: Any, trial: dict[str, Any]) -> Any:
     return shift.on(trial["sites"]).scaled(trial["strength"])
-
-
-def test_a_huge_coordinate_that_varies_with_everything_does_not_decide_what_is_read():
-    draw = torch.Generator().manual_seed(0)
-    huge, signal = 1, 6
-
-    def sides(n: int) -> torch.Tensor:
-        values = torch.randn(2 * n, 8, generator=draw)
-        values[::2, signal] += 6
-        values[:, huge] *= 500
-        return values
-
-    train, held, others = (sides(18), sides(12), sides(200))
-    reader = Reader.of(activations(train), activations(held))
-    assert reader.separation > 3
-
-    def says(direction: torch.Tensor) -> float:
-        return float(torch.corrcoef(torch.stack([others.double() @ direction, others[:, signal].double()]))[0, 1])
-
-    plain = (train[::2] - train[1::2]).double().mean(0)
-    assert says(reader.direction) > 0.9 and says(plain) < 0.5  # the control
-
-
-def test_a_reader_is_learnt_from_pairs_and_ends_where_the_measured_ones_lie():
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    train, held = PAIRS.split(test=0.4, seed=0)
-    by_hand = Reader.of(*(read_texts(model, tokenizer, part.statements()) for part in (train, held)))
-    wanted, found = (
-        ReadAnswers(reader, max_new_tokens=4).measure(model, tokenizer, held, [every_layer(model)])[0].rows
-        for reader in (by_hand, train)
-    )
-    assert found == wanted and len({row["reading"] for row in found.values()}) > 1
-
-
-def test_answers_under_several_edits_are_read_as_under_each_alone():
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    meter = ReadAnswers(Reader(1, torch.linspace(-1, 1, 48).double(), (-1.0, 1.0), 1.0), max_new_tokens=4)
-    edits = [NoEdit(), every_layer(model).scaled(4.0), every_layer(model).scaled(-4.0)]
-    together = meter.measure(model, tokenizer, PAIRS, edits)
-    alone = [meter.measure(model, tokenizer, PAIRS, [edit])[0] for edit in edits]
-    assert len({str(found.rows) for found in together}) == len(edits)
-    for one, other in zip(together, alone, strict=True):
-        for item, row in other.rows.items():
-            assert one.rows[item]["text"] == row["text"]
-            assert one.rows[item]["reading"] == pytest.approx(row["reading"], abs=1e-4)

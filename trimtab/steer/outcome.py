@@ -26,6 +26,11 @@ OWN_REPEATS = 0.5
 """Where an unedited model repeats more of them than this, it does not answer what it is asked."""
 
 
+def is_repetitive(share: float, own: float) -> bool:
+    """Return whether answers repeat much more of their word triples than the unedited model's own do."""
+    return share > own + REPEATS
+
+
 def is_unlikely(surprisal: float, own: float) -> bool:
     """Return whether answers are much less likely to the unedited model than its own are, in nats per token.
 
@@ -87,7 +92,7 @@ def outcome_of(sweep: Mapping[str, Any], *, better: str = "up", screened: Screen
     if repeats["before"] > OWN_REPEATS:
         weak.append(f"the unedited model's own answers repeat themselves ({was} of word triples)")
         advice = "another form of asking (--asking primer shows a model that is no chat model what an answer is)"
-    elif repeats["after"] > repeats["before"] + REPEATS:
+    elif is_repetitive(repeats["after"], repeats["before"]):
         weak.append(f"its answers repeat themselves ({share} of word triples, {was} unedited)")
         advice = (
             "a smaller --kl-budget, or pairs that differ in the behaviour alone; sampled answers (--do-sample "

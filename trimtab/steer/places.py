@@ -14,7 +14,6 @@ from trimtab.datasets.item_set import ItemSet
 from trimtab.datasets.prose import validation_texts
 from trimtab.edits.combined import NoEdit
 from trimtab.edits.vectors import VectorEdit
-from trimtab.engine.conversation import answers_many
 from trimtab.errors import BadDataset, BadValue
 from trimtab.evaluate.drift import drifts
 from trimtab.evaluate.table import columns_of, summed_up
@@ -23,9 +22,9 @@ from trimtab.models.tokens import encode
 from trimtab.progress import tracked
 from trimtab.protocols import Edit, Findings, Measured, Meter
 from trimtab.steer.effect import TINY, SiteRanking
+from trimtab.steer.looks import Look, looks_of
 from trimtab.steer.meters import Metric, meter_for
-from trimtab.steer.outcome import AT_RANDOM, REPEATS, is_unlikely, repetition
-from trimtab.steer.reading import surprisals
+from trimtab.steer.outcome import AT_RANDOM
 from trimtab.steer.strength import Trial, require_budget
 
 Shift = TypeVar("Shift", bound=VectorEdit)
@@ -43,9 +42,9 @@ NEAR = 0.7
 """The share of the budget from which on a setting counts as brought to it."""
 BEYOND = 1.5
 """A stronger one, which is over the budget and shows what comes next."""
-LONG, CHECKED = 40, 4
-"""New tokens of the answers that are looked at before a setting is taken (whole sentences come again later than a meter
-reads), and of how many settings they are, the best first: in one batch, which takes little longer than one of them."""
+CHECKED = 4
+"""Of how many settings longer answers are looked at, the best first: in one batch, which takes little longer than one
+of them."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,9 @@ def choose_place(
     be compared; weaker strengths are tried of the best. Beside them stand controls: sites drawn at random and random
     directions at the first sites, brought to the same drift. The record keeps all under "sweep", as that of
     `choose_strength`, with the gain over the unedited model under "gain". Where the meter goes by generated texts,
-    longer ones are looked at before a setting is taken: of settings whose answers repeat themselves `REPEATS` more
-    than the unedited model's, or are unlikely to it (`is_unlikely`), none is taken while one of the `CHECKED` best
-    does neither and gains half as much or more.
+    longer ones are looked at before a setting is taken (`Look`): of settings whose answers repeat themselves more than
+    the unedited model's, or are unlikely to it, none is taken while one of the `CHECKED` best does neither and gains
+    half as much or more.
 
     Args:
         items: questions or pairs.
@@ -185,18 +184,11 @@ def choose_place(
         raise BadValue(f"nothing that was tried stays within a KL of {budget}; raise kl_budget")
     within.sort(key=lambda t: (-gain(t), t.kl))
     next(steps)
-    looked, faults = within[:1], [""]
-    repeats = surprisal = [0.0, 0.0]
+    looked = [t for t in within if t is within[0] or gain(t) >= gain(within[0]) / 2][:CHECKED]
+    own_look, *looks = [Look()] * (1 + len(looked))
     if unedited.answers:
-        looked = [t for t in within if t is within[0] or gain(t) >= gain(within[0]) / 2][:CHECKED]
-        asked, how = [item.asked for item in items], {"asking": items.asking, "settings": {"max_new_tokens": LONG}}
-        said = answers_many(model, tokenizer, asked, [NoEdit(), *(t.setting.made for t in looked)], **how)
-        repeats = [sum(map(repetition, answers)) / len(answers) for answers in said]
-        surprisal = surprisals(model, tokenizer, items, said)
-        faults = [
-            "repeats itself" if r > repeats[0] + REPEATS else "unlikely" if is_unlikely(u, surprisal[0]) else ""
-            for r, u in zip(repeats[1:], surprisal[1:], strict=True)
-        ]
+        own_look, *looks = looks_of(model, tokenizer, items, [NoEdit(), *(t.setting.made for t in looked)])
+    faults = [look.fault(own_look) for look in looks]
     # the best of all, where each of them is spoilt: the outcome says so
     at = faults.index("") if "" in faults else 0
     chosen, spoilt = looked[at], dict(zip(map(id, looked), faults, strict=True))
@@ -212,8 +204,8 @@ def choose_place(
         "trials": [asdict(trial) for trial in (unmoved, *trials)],
         "chosen": asdict(trials[tried.index(chosen)]),
         "gain": _gain(meter, unedited.found, chosen.score.found),
-        "repeats": {"before": repeats[0], "after": repeats[1 + at]},
-        "surprisal": {"before": _finite(surprisal[0]), "after": _finite(surprisal[1 + at])},
+        "repeats": {"before": own_look.repeats, "after": looks[at].repeats},
+        "surprisal": {"before": own_look.nats, "after": looks[at].nats},
     }
     made: Any = chosen.setting.made.with_record(sweep=record)
     return made
@@ -276,11 +268,6 @@ def _settings(shift: Any, ranking: SiteRanking, tries: Tries) -> list[_Setting]:
     if drawn:
         found.append(setting(shift.on(drawn), "random places"))
     return [*found, setting(shift.on(groups[0]).randomised(tries.seed), AT_RANDOM)]
-
-
-def _finite(value: float) -> float | None:
-    """Return a number that JSON has, or None."""
-    return value if math.isfinite(value) else None
 
 
 def _score(meter: Meter, found: Measured | None) -> _Score:
